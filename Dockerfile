@@ -1,7 +1,7 @@
 # Three images from one file: `web` and `predict` have no TensorFlow, `train` has.
 #   docker build --target predict -t hemoscan-predict .
 
-ARG PYTHON_IMAGE=python:3.12-slim
+ARG PYTHON_IMAGE=python:3.12-slim@sha256:2f17fc044b579bab302c2e8054d3a686e2cb9a83de48e70534b94cd8ebbe06a9
 FROM ${PYTHON_IMAGE} AS base
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -20,9 +20,11 @@ FROM base AS web
 COPY webapp webapp
 COPY migrations migrations
 # Setup puts the starter models into storage; of `ml` the web application knows these modules only.
-COPY ml/__init__.py ml/catalogue.py ml/errors.py ml/verdict.py ml/
+COPY ml/__init__.py ml/catalogue.py ml/errors.py ml/expected_time.py ml/named_points.py ml/verdict.py ml/
 COPY ml/starter ml/starter
 COPY ml/starter_series ml/starter_series
+# Once here, as nobody may write into /app later: otherwise each process would compile all of it.
+RUN python -m compileall -q webapp ml migrations
 USER 10001
 EXPOSE 8000
 CMD ["python", "-m", "gunicorn", "--config", "webapp/gunicorn.conf.py", "webapp:create_app()"]
@@ -33,6 +35,8 @@ RUN pip install --no-cache-dir --require-hashes -r worker/requirements.txt
 COPY webapp webapp
 COPY ml ml
 COPY worker worker
+COPY listener listener
+RUN python -m compileall -q webapp ml worker listener
 USER 10001
 
 FROM base AS train
@@ -41,4 +45,5 @@ RUN pip install --no-cache-dir --require-hashes -r ml/requirements.txt
 COPY webapp webapp
 COPY ml ml
 COPY worker worker
+RUN python -m compileall -q webapp ml worker
 USER 10001

@@ -7,9 +7,12 @@ SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # The first interpreter that will do; name another with PYTHON=….
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do $$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 ARGS ?=
+# All tests take two processes, in the order of the folders: tests/e2e has the longest, with which one process would be left
+# alone at the end. Those that ARGS picks are quicker in one.
+TESTS = $(if $(ARGS),$(ARGS),-n 2 --dist loadfile --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test sure bench screenshots chaos fuzz lock audit web worker-predict worker-train beat
+.PHONY: help install run test sure bench screenshots chaos fuzz lock audit web worker-predict worker-train beat dicom-listen
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+( [a-z-]+)*:.*## / {printf "make %-42s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,19 +23,23 @@ run: $(VENV)/.installed  ## Start everything on http://127.0.0.1:8000 (PORT and 
 	@exec $(PY) -m webapp.embedded
 
 test: $(VENV)/.installed-tests  ## Run all tests; ARGS="-k login" picks some.
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest $(TESTS)
 
 sure: $(VENV)/.installed-tests  ## Check format, lint and types, then run all tests: what CI does.
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest $(TESTS)
 
 bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails where a limit is broken.
 	@$(PY) -m bench.models
 	@$(PY) -m bench.series
+	@$(PY) -m bench.peers
+	@$(PY) -m bench.services
 	@$(PY) -m bench.service $(ARGS)
+	@$(PY) -m bench.start
 	@$(PY) -m bench.claims
+	@$(PY) -m bench.growth
 	@$(PY) -m bench.worklist
 	@$(PY) -m bench.scale
 	@$(PY) -m bench.overload
@@ -46,7 +53,7 @@ chaos: $(VENV)/.installed  ## Kill, pause and cut off everything while 1,000 sca
 fuzz: $(VENV)/.installed-tests  ## Send 10,000 spoiled uploads, and requests that nobody should make; fails where one does harm.
 	@nice $(PY) -m bench.fuzz $(ARGS)
 
-web worker-predict worker-train beat: $(VENV)/.installed  ## Start one process with the settings of the environment.
+web worker-predict worker-train beat dicom-listen: $(VENV)/.installed  ## Start one process with the settings of the environment.
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; export PATH; exec $(shell sed -n 's/^$@: //p' Procfile)
 
 # The largest set first; the others take its versions, so that every image and every test runs the same code.
@@ -70,12 +77,26 @@ $(VENV)/.made:
 	@$(PYTHON) -m venv $(VENV) || { echo "Python could not make $(VENV); on Debian and Ubuntu it needs the package python3-venv." >&2; exit 1; }
 	@touch $@
 
+PIP = $(PY) -m pip install --disable-pip-version-check
+# Says how far pip is, every 20 packages. Where pip fails, this fails and shows what pip complained of; where it succeeds,
+# its warnings help nobody.
+# $(1): the requirements file; $(2): the files that name its packages.
+INSTALL = { $(PIP) --progress-bar off --require-hashes -r $(1) 2>$(VENV)/.pip-errors && echo "pip is done"; } | { \
+	count=0; is_done=; total=$$(sed -n 's/^\([A-Za-z0-9._-]*\).*==.*/\1/p' $(2) | sort -u | wc -l | tr -d ' '); \
+	while IFS= read -r line; do case "$$line" in \
+		"Collecting "*|"Processing "*|"Requirement already satisfied: "*) count=$$((count + 1)); \
+			[ $$((count % 20)) -ne 0 ] || echo "  $$count of about $$total packages are downloaded" ;; \
+		"Installing collected packages: "*) echo "  all are downloaded and are being unpacked; this takes about a minute" ;; \
+		"pip is done") is_done=1 ;; \
+	esac; done; [ "$$is_done" ] || { cat $(VENV)/.pip-errors >&2; exit 1; }; }
+
 $(VENV)/.installed: $(VENV)/.made requirements.txt webapp/requirements.txt worker/requirements.txt ml/requirements.txt
 	@echo "Installing Hemoscan's requirements into $(VENV); the first time this takes a few minutes ..."
-	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(call INSTALL,requirements.txt,webapp/requirements.txt worker/requirements.txt ml/requirements.txt)
 	@touch $@
 
-$(VENV)/.installed-tests: $(VENV)/.made tests/requirements.txt
+$(VENV)/.installed-tests: $(VENV)/.made tests/requirements.txt clients/python/pyproject.toml
 	@echo "Installing what the tests need into $(VENV); the first time this takes a few minutes ..."
-	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r tests/requirements.txt
+	@$(call INSTALL,tests/requirements.txt,tests/requirements.txt)
+	@$(PIP) --quiet --quiet --no-deps --no-build-isolation --editable clients/python
 	@touch $@

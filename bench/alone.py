@@ -1,12 +1,18 @@
-"""Run each case in its own process, so that cases do not share memory and caches."""
+"""What benchmarks share: cases in processes of their own, which share no memory or caches, the
+models that they measure, and the verdict on their figures.
+"""
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
+
+from webapp.config import PROJECT_ROOT
 
 Figures = dict[str, float]
 
@@ -40,3 +46,24 @@ def judge(
         f"{title}: {'BROKEN: ' + '; '.join(broken) if broken else 'all limits hold'}\n"
     )
     return 1 if broken else 0
+
+
+def report(figures: Figures, limits: Mapping[str, float]) -> int:
+    """Print figures, those with an upper limit beside it, and in the last line whether all limits
+    hold; return the exit status.
+    """
+    for name, value in figures.items():
+        limit = f"  (limit {limits[name]:g})" if name in limits else ""
+        sys.stdout.write(f"{name:24} {value:9.2f}{limit}\n")
+    broken = [name for name, limit in limits.items() if figures[name] > limit]
+    sys.stdout.write(f"broken: {', '.join(broken)}\n" if broken else "all limits held\n")
+    return 1 if broken else 0
+
+
+def models_named(description: str | None) -> list[Path]:
+    """Return the model folders on the command line, those that ship without any."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    shipped = [PROJECT_ROOT / "ml" / name for name in ("starter", "starter_series")]
+    parser.add_argument("models", type=Path, nargs="*", default=shipped)
+    models: list[Path] = parser.parse_args().models
+    return models

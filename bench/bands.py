@@ -72,7 +72,7 @@ def main() -> int:
         fitted = Sample(
             labels[~here], probabilities[~here], balanced_weights(labels[~here], sources[~here])
         )
-        judged = Sample(
+        sample = Sample(
             labels[here], probabilities[here], balanced_weights(labels[here], sources[here])
         )
         bands = {
@@ -80,7 +80,7 @@ def main() -> int:
             "conformal": conformal_band(fitted),
         }
         for name, band in bands.items():
-            share, npv, ppv = measured(judged, *band)
+            share, npv, ppv = measured(sample, *band)
             sys.stdout.write(f"{source:12}  {name:10}  {share:12.3f}  {npv:.3f}  {ppv:.3f}\n")
     return 0
 

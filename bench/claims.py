@@ -45,7 +45,7 @@ def postgres_database(server: str) -> Iterator[str]:
             admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
-def claim_ms(database: str, home: Path, people: int) -> list[float]:
+def claim_ms(database: str, home: Path, people: int, queued: int = QUEUED) -> list[float]:
     """Return the milliseconds per claim including the commit; every other scan belongs to the first
     user.
     """
@@ -62,14 +62,14 @@ def claim_ms(database: str, home: Path, people: int) -> list[float]:
         users = [User(username=f"person {number}", password="bench") for number in range(people)]
         db.session.add_all(users)
         db.session.flush()
-        owners = [users[number % people if number % 2 else 0].id for number in range(QUEUED)]
+        owners = [users[number % people if number % 2 else 0].id for number in range(queued)]
         db.session.execute(
             insert(Scan),
             [{"user_id": owner, "kind": "png", "original_key": "none"} for owner in owners],
         )
         done = [
             {
-                "user_id": owners[number % QUEUED],
+                "user_id": owners[number % queued],
                 "kind": "png",
                 "original_key": "none",
                 "status": "done",

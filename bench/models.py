@@ -10,7 +10,6 @@ the content. Linux only.
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import statistics
@@ -19,8 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.alone import Figures, judge
-from webapp.config import PROJECT_ROOT
+from bench.alone import Figures, judge, models_named
 
 LIMITS = {"load_s": 1.0, "slice_median_ms": 120.0, "memory_mb": 500.0}
 SLICES, REPEATS = 40, 25
@@ -30,6 +28,7 @@ def measure(folder: Path) -> Figures:
     """Return the results of one model, measured in this process."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    # Imported here because libraries count the processors that they may use when they are loaded.
     from ml.inference.predictor import Predictor
     from ml.scans.phantoms import phantom, write_png
     from ml.scans.read import read_series
@@ -68,14 +67,7 @@ def measure(folder: Path) -> Figures:
 
 def main() -> int:
     """Measure each model and print results and verdict."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument(
-        "models",
-        type=Path,
-        nargs="*",
-        default=[PROJECT_ROOT / "ml" / "starter", PROJECT_ROOT / "ml" / "starter_series"],
-    )
-    models: list[Path] = parser.parse_args().models
+    models = models_named(__doc__)
     return judge(
         "models", measure, {folder.name: (folder,) for folder in models}, lambda _case: LIMITS
     )

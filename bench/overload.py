@@ -5,7 +5,7 @@
 Starts the processes of `make run` and measures what people wait for who only read: with nothing
 else going on, while uploads of few bytes that cost much work come in at once (ZIP archives of JPEG
 files with 49,900 empty segments each, and NIfTI files that expand ten thousand times), and while
-many clients upload a slice at once. Those for whom there is no time must be told so with 429 and
+many clients upload a slice at once. Those for whom there is no time must get 429 and
 `Retry-After`. The last line is the verdict; the exit status is 1 if a limit is exceeded.
 """
 
@@ -211,17 +211,17 @@ def main() -> int:
     )
     parser.add_argument("--uploads", type=int, default=40, help="of cheap bytes (default 40)")
     parser.add_argument("--clients", type=int, default=500, help="of the crowd (default 500)")
-    given = parser.parse_args()
+    options = parser.parse_args()
     sys.stdout.write(
         f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python"
         f" {platform.python_version()}\n"
     )
     broken = []
-    for case, figures in measure(given.uploads, given.clients).items():
+    for case, figures in measure(options.uploads, options.clients).items():
         for name, value in figures.items():
             limit = LIMITS.get(name)
-            told = "" if limit is None else f"  (limit {limit:g})"
-            sys.stdout.write(f"{case:32} {name:20} {value:9.2f}{told}\n")
+            allowed = "" if limit is None else f"  (limit {limit:g})"
+            sys.stdout.write(f"{case:32} {name:20} {value:9.2f}{allowed}\n")
             if limit is not None and value > limit:
                 broken.append(f"{case}, {name}")
     sys.stdout.write(f"broken: {'; '.join(broken)}\n" if broken else "all limits held\n")

@@ -205,7 +205,7 @@ def cores_for_polling(service: Service, seconds: float) -> dict[str, float]:
     clients poll a page, then the API.
     """
     ids = service.queue(CLIENTS)
-    made = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "webapp", "create-token", "admin"],
         cwd=PROJECT_ROOT,
         env=service.environ,
@@ -213,7 +213,7 @@ def cores_for_polling(service: Service, seconds: float) -> dict[str, float]:
         capture_output=True,
         text=True,
     )
-    token = made.stdout.strip().splitlines()[-1]
+    token = completed.stdout.strip().splitlines()[-1]
     web = service.run("gunicorn", "--config", "webapp/gunicorn.conf.py", "webapp:create_app()")
     try:
         seconds_until(lambda: is_ready(service.port, "/healthz"), 60)
@@ -260,7 +260,6 @@ class Polling:
             path,
             headers,
         )
-        self.asked = 0
         self.answers: dict[int, int] = {}
         self._counting = threading.Lock()
 

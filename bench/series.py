@@ -11,7 +11,6 @@ exceeded. Slices are phantoms of 512 x 512. Linux only.
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import sys
@@ -19,13 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.alone import Figures, judge
-from webapp.config import PROJECT_ROOT
+from bench.alone import Figures, judge, models_named
 
 SCANS = {"40 DICOM": (40, 5.0), "200 thin DICOM": (200, 1.0), "200 PNG": (200, None)}
 """Number of slices and their spacing in mm, None for single images."""
 LIMITS = {40: 6.0, 200: 20.0}
-MEMORY_MB = 1000.0
+MEMORY_MB, DECODER_MB = 700.0, 1000.0
 HEADS = 10  # number of different phantoms, which are repeated in a scan
 
 
@@ -33,6 +31,7 @@ def measure(folder: Path, slices: int, distance_mm: float | None) -> Figures:
     """Return the results of one model on one scan, measured in this process."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+    # Imported here because libraries count the processors that they may use when they are loaded.
     from ml.inference.predictor import Predictor
     from ml.scans.phantoms import phantom, write_dicom, write_png
     from ml.scans.volume import write_volume
@@ -78,20 +77,13 @@ def measure(folder: Path, slices: int, distance_mm: float | None) -> Figures:
 
 def main() -> int:
     """Measure each model on each scan and print results and verdict."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument(
-        "models",
-        type=Path,
-        nargs="*",
-        default=[PROJECT_ROOT / "ml" / "starter", PROJECT_ROOT / "ml" / "starter_series"],
-    )
-    models: list[Path] = parser.parse_args().models
+    models = models_named(__doc__)
     cases = {
         f"{folder.name}, {name}": (folder, *scan)
         for folder in models
         for name, scan in SCANS.items()
     }
-    memory = {"memory_mb": MEMORY_MB, "decoder_memory_mb": MEMORY_MB}
+    memory = {"memory_mb": MEMORY_MB, "decoder_memory_mb": DECODER_MB}
     return judge(
         "series",
         measure,

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.alone import report
 from ml.scans.phantoms import phantom, write_dicom
 from webapp.config import PROJECT_ROOT
 
@@ -62,11 +63,12 @@ class Refused(RuntimeError):
 
 
 class Client:
-    """A keep-alive connection to the JSON API."""
+    """A keep-alive connection to the JSON API; files go to the path `scans`."""
 
-    def __init__(self, port: int, token: str) -> None:
+    def __init__(self, port: int, token: str, scans: str = "/api/v1/scans") -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         self.headers = {"Authorization": f"Bearer {token}"}
+        self.scans = scans
 
     def call(
         self,
@@ -84,8 +86,8 @@ class Client:
         response = self.connection.getresponse()
         content = response.read()
         if response.status >= 400:
-            told = content.decode(errors="replace")
-            raise Refused(response.status, told, response.headers.get("Retry-After", ""))
+            text = content.decode(errors="replace")
+            raise Refused(response.status, text, response.headers.get("Retry-After", ""))
         answer: dict[str, Any] = json.loads(content)
         return answer
 
@@ -97,7 +99,7 @@ class Client:
         body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
         return self.call(
             "POST",
-            "/api/v1/scans",
+            self.scans,
             body,
             {"Content-Type": f"multipart/form-data; boundary={boundary}"},
         )
@@ -135,7 +137,7 @@ def is_ready(port: int, path: str = "/readyz") -> bool:
 
 def commands() -> dict[int, tuple[int, str]]:
     """Return parent and command line of every process."""
-    found = {}
+    processes = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -144,8 +146,8 @@ def commands() -> dict[int, tuple[int, str]]:
                 parent = int(re.search(r"^PPid:\s+(\d+)", status, re.M).group(1))  # type: ignore[union-attr]
             except (OSError, AttributeError):
                 continue
-            found[int(entry.name)] = (parent, command)
-    return found
+            processes[int(entry.name)] = (parent, command)
+    return processes
 
 
 def descendants(root_pid: int) -> dict[int, str]:
@@ -311,7 +313,7 @@ def is_drawn(scan: dict[str, Any]) -> bool:
     return result is None or result["heatmap_url"] is None or bool(result["heatmap_slices"])
 
 
-def predict_worker_ready_s(environ: dict[str, str]) -> float:
+def predict_worker_ready_s(environ: dict[str, str], limit_s: float = 60) -> float:
     """Return the seconds from the start of a second predict worker until its heartbeat is in the
     database.
     """
@@ -344,7 +346,7 @@ def predict_worker_ready_s(environ: dict[str, str]) -> float:
         command, cwd=PROJECT_ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        return seconds_until(lambda: workers() > before, 60)
+        return seconds_until(lambda: workers() > before, limit_s)
     finally:
         worker.terminate()
         worker.wait(30)
@@ -360,12 +362,7 @@ def main() -> int:
     sys.stdout.write(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n"
     )
-    for name, value in figures.items():
-        limit = f"  (limit {LIMITS[name]:g})" if name in LIMITS else ""
-        sys.stdout.write(f"{name:24} {value:9.2f}{limit}\n")
-    broken = [name for name, limit in LIMITS.items() if figures[name] > limit]
-    sys.stdout.write(f"broken: {', '.join(broken)}\n" if broken else "all limits held\n")
-    return 1 if broken else 0
+    return report(figures, LIMITS)
 
 
 if __name__ == "__main__":

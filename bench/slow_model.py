@@ -16,7 +16,7 @@ from celery import signals
 from worker.app import celery as celery  # `-A` looks for it here
 
 if TYPE_CHECKING:  # The Celery parent loads nothing that cannot be forked.
-    from ml.inference.predictor import Finding
+    from ml.inference.predictor import ScanResult
     from ml.scans.slices import FloatArray, Series
 
 SECONDS_PER_SLICE = 0.05
@@ -27,20 +27,24 @@ class SlowModel:
 
     gives_outlines = False
 
-    def predict_many(self, series: Sequence[Series], *_: Any) -> list[Finding]:
-        """Return a finding for each scan after the delay."""
-        from ml.inference.predictor import Finding
+    def predict_many(self, series: Sequence[Series], *_: Any) -> list[ScanResult]:
+        """Return a result for each scan after the delay."""
+        # Imported here, in the child, because it loads what cannot be forked.
+        from ml.inference.predictor import ScanResult
 
         time.sleep(SECONDS_PER_SLICE * sum(len(one.slices) for one in series))
-        return [Finding(0.25, 0.5, False, False, (0.25,) * len(one.slices), ()) for one in series]
+        return [
+            ScanResult(0.25, 0.5, False, False, (0.25,) * len(one.slices), ()) for one in series
+        ]
 
-    def heatmaps(self, series: Series, indices: Sequence[int]) -> list[FloatArray]:
+    def heatmaps(self, series: Series, indices: Sequence[int], *_: Any) -> list[FloatArray]:
         """Return empty heat maps."""
         return [0 * series.slices[index].pixels for index in indices]
 
 
 def stand_in(**_: object) -> None:
     """Replace the predictor by the stub in the pool's child process."""
+    # Imported here, in the child, because they load what cannot be forked.
     from worker import heat_maps, prediction
 
     for module in (heat_maps, prediction):

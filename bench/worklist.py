@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
+from flask.testing import FlaskClient
 from sqlalchemy import insert, text
 
 from bench.claims import postgres_database
@@ -36,7 +37,7 @@ from webapp.worklist_query import COLUMNS
 
 MOST_MS = 200.0
 SERIES, TIMES, AT_ONCE = 4, 5, 5_000
-PASSWORD = new_id()
+PASSWORD = "only for this benchmark"
 FILTERS = {
     "suspected": "verdict=suspected",
     "STAT, waiting": "priority=stat&status=queued",
@@ -49,11 +50,10 @@ FILTERS = {
 
 def addresses(scans: int) -> Iterator[tuple[str, str]]:
     """Yield what each measured address shows, and the address."""
-    last = max(1, scans // 100)
     for order in ("newest", "risk", "uncertainty", *COLUMNS, *(f"-{name}" for name in COLUMNS)):
         yield f"by {order}", f"/scans?order={order}"
-    yield "last page", f"/scans?page={last}"
-    yield "last page by title", f"/scans?page={last}&order=title"
+    yield "last page", last_page_of(scans)
+    yield "last page by title", f"{last_page_of(scans)}&order=title"
     for what, query in FILTERS.items():
         yield what, f"/scans?{query}"
         yield f"{what}, by -probability", f"/scans?{query}&order=-probability"
@@ -88,9 +88,9 @@ def some_scans(user_id: str, count: int) -> Iterator[dict[str, Any]]:
             number += 1
 
 
-def fill(app: Flask, scans: int) -> None:
+def fill(database: str, home: Path, scans: int) -> None:
     """Make a person with so many scans."""
-    with app.app_context():
+    with application(database, home).app_context():
         db.create_all()
         user = User(username="reader", email="reader@example.org", name="Reader", password=PASSWORD)
         db.session.add(user)
@@ -103,6 +103,8 @@ def fill(app: Flask, scans: int) -> None:
             autocommit = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             with autocommit as connection:
                 connection.execute(text("VACUUM ANALYZE scan"))
+        db.session.remove()
+        db.engine.dispose()
 
 
 def processor_s(pids: list[int]) -> float:
@@ -120,11 +122,9 @@ def sessions(app: Flask) -> list[int]:
         return list(db.session.scalars(mine))
 
 
-def measured(database: str, home: Path, scans: int) -> dict[str, tuple[float, float]]:
-    """Return of each address how many milliseconds the fastest request took, since other programs
-    only add to them, and how many of a processor it used.
-    """
-    app = create_app(
+def application(database: str, home: Path) -> Flask:
+    """Return the application on that database, without a broker."""
+    return create_app(
         {
             "SECRET_KEY": "bench",
             "HEMOSCAN_HOME": home,
@@ -134,12 +134,30 @@ def measured(database: str, home: Path, scans: int) -> dict[str, tuple[float, fl
             "RATELIMIT_ENABLED": False,
         }
     )
-    fill(app, scans)
-    client = app.test_client()
+
+
+def a_reader(database: str, home: Path) -> FlaskClient:
+    """Return the browser of the person, who is logged in."""
+    client = application(database, home).test_client()
     client.post("/login", data={"username": "reader", "password": PASSWORD})
     client.get("/scans")
+    return client
+
+
+def last_page_of(scans: int) -> str:
+    """Return the address of the last page of a worklist."""
+    return f"/scans?page={max(1, scans // 100)}"
+
+
+def measured(database: str, home: Path, scans: int) -> dict[str, tuple[float, float]]:
+    """Return of each address how many milliseconds the fastest request took, since other programs
+    only add to them, and how many of a processor it used.
+    """
+    fill(database, home, scans)
+    client = a_reader(database, home)
+    app = client.application
     pids = sessions(app)
-    found = {}
+    figures = {}
     for what, address in addresses(scans):
         took, used = [], []
         for _ in range(TIMES):
@@ -149,11 +167,11 @@ def measured(database: str, home: Path, scans: int) -> dict[str, tuple[float, fl
             took.append((time.perf_counter() - began) * 1000)
             if answer.status_code != 200:
                 raise RuntimeError(f"{address} was answered with {answer.status}.")
-        found[what] = min(took), min(used)
+        figures[what] = min(took), min(used)
     with app.app_context():
         db.session.remove()
         db.engine.dispose()
-    return found
+    return figures
 
 
 def main() -> int:

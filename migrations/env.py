@@ -26,7 +26,7 @@ with extension.db.engine.connect() as connection:
         render_item=render_item,
         **extension.configure_args,
     )
-    # SQLite's driver is told in webapp/extensions.py to leave transactions to us, so its tables
+    # webapp/extensions.py configures SQLite's driver to leave transactions to us, so its tables
     # change all or nothing too.
     context.get_context().impl.transactional_ddl = True
     with context.begin_transaction():

@@ -15,11 +15,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0, or 2 after a sentence on standard error, or 130
     when interrupted.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(given)
+    command_line = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(command_line)
     try:
         with ExitStack() as stack:
-            COMMANDS[options.command](options, stack, given)
+            COMMANDS[options.command](options, stack, command_line)
     except KeyboardInterrupt:
         sys.stderr.write("\nStopped; run the same command again to resume.\n")
         return 130

@@ -100,20 +100,21 @@ class Architecture:
     learns_scans: bool = False
     encoder: EncoderName | None = "alexnet"
 
-    def parse_settings(self, given: Mapping[str, object]) -> dict[str, int | float | str]:
+    def parse_settings(self, values: Mapping[str, object]) -> dict[str, int | float | str]:
         """Return every setting of this architecture, defaults filled in.
 
         Raises:
             SettingError: a setting is unknown or out of range.
         """
         known = {setting.name: setting for setting in self.settings}
-        unknown = sorted(set(given) - set(known))
+        unknown = sorted(set(values) - set(known))
         if unknown:
             raise SettingError(
                 f"{self.name} has no setting {unknown[0]!r}; it has {', '.join(known)}."
             )
         return {
-            name: setting.parse(given.get(name, setting.default)) for name, setting in known.items()
+            name: setting.parse(values.get(name, setting.default))
+            for name, setting in known.items()
         }
 
 
@@ -209,7 +210,7 @@ EVALUATION_SETTINGS = (
         "choice",
         "balanced",
         "balanced: the threshold with the highest sensitivity + specificity on held-out data"
-        " (Youden). sensitivity: the one that reaches the target sensitivity. specific: 95 %"
+        " (Youden). sensitivity: the one that reaches the target sensitivity. specific: 95%"
         " specificity. one half: a calibrated probability of 0.5.",
         choices=("balanced", "sensitivity", "specific", "one half"),
     ),
@@ -342,7 +343,7 @@ MACHINE = (
         "pca",
         "choice",
         "none",
-        "Replace the features by the principal components that explain 95 % of the variance; auto:"
+        "Replace the features by the principal components that explain 95% of the variance; auto:"
         " if inner cross-validation favors it.",
         choices=("none", "auto"),
     ),
@@ -634,10 +635,77 @@ def architecture_named(name: str) -> Architecture:
     """Return the entry of the catalogue with that name.
 
     Raises:
-        SettingError: there is none.
+        SettingError: no architecture has this name.
     """
     if name not in ARCHITECTURES:
         raise SettingError(
             f"There is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}."
         )
     return ARCHITECTURES[name]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings for a purpose; those that are not named have their defaults."""
+
+    name: str
+    title: str
+    help: str
+    settings: Mapping[str, int | float | str]
+
+
+OF_THE_PAPER: dict[str, dict[str, int | float | str]] = {
+    "alexnet_svm": {},
+    "alexnet": {"fully_connected": 4096},
+    "cnn_lstm": {"reads": "maps", "layer": "pool5"},
+    "cnn_gru": {"reads": "maps", "layer": "pool5"},
+    "autoencoder": {},
+}
+"""The architectures of the paper, with what differs from the defaults there."""
+
+
+def presets_of(architecture: Architecture) -> tuple[Preset, ...]:
+    """Return the presets of an architecture, the quickest first."""
+    own = {setting.name: setting for setting in architecture.settings}
+
+    def known(values: Mapping[str, int | float | str]) -> dict[str, int | float | str]:
+        return {name: value for name, value in values.items() if name in own}
+
+    epochs = int(own["epochs"].default) if "epochs" in own else 0
+    quick = known({"folds": 3, "controls": "none", "epochs": max(epochs // 5, 1)})
+    if not epochs:
+        quick.pop("epochs", None)
+    presets = [
+        Preset(
+            "quick",
+            "Quick look",
+            "Three folds, few epochs, no controls: a quick check that training works. Not for a"
+            " model that is to be promoted.",
+            quick,
+        )
+    ]
+    if architecture.name in OF_THE_PAPER:
+        paper: dict[str, int | float | str] = {
+            "restructure": "autoencoder",
+            "augmentation": 10,
+            "threshold": "one half",
+        }
+        presets.append(
+            Preset(
+                "paper",
+                "The paper’s",
+                "As the paper describes: restructured by an autoencoder, ten copies of each image,"
+                " positive from a probability of one half; but with folds by patient.",
+                {**known(paper), **OF_THE_PAPER[architecture.name], "controls": "cheap"},
+            )
+        )
+    presets.append(
+        Preset(
+            "careful",
+            "Careful",
+            "Five folds, repeated where fits are cheap, with all controls: for a model that is to"
+            " be promoted.",
+            known({"folds": 5, "repeats": 1 if epochs else 3, "controls": "all"}),
+        )
+    )
+    return tuple(presets)

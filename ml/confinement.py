@@ -1,12 +1,12 @@
-"""The rights that a process gives up before it decodes untrusted files, as far as the kernel allows
-it without root. Linux only; elsewhere nothing is given up.
+"""Give up rights and bound the memory of a process before it decodes untrusted files, as far as the
+kernel allows it without root. Linux only; other systems are not confined.
 
-    python -m ml.confinement          lists what holds on this machine
+    python -m ml.confinement          lists the measures that this machine allows
 
-Each measure stands alone, since hosts allow different ones: Docker forbids new namespaces, and
-kernels before 5.13 have no Landlock. With both, a decoder that a file has taken over reads nothing
-but code and its folder, writes nothing but its folder, sees no other process and no network, and
-starts no process.
+The measures are independent, since hosts allow different ones: Docker forbids new namespaces, and
+kernels before 5.13 have no Landlock. With both, a decoder that a malicious file controls can read
+only code and its folder, write only to its folder, access no other process and no network, and
+start no process.
 
 Sources: man pages landlock(7), user_namespaces(7), pid_namespaces(7), capabilities(7), prctl(2).
 """
@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 OPEN_FILES = 64
-"""A decoder has one file of a scan open at a time, beside the modules that it loads."""
+"""A decoder has one file of a scan open at a time, and the modules that it loads."""
 
 NEW_NAMESPACES = 0x10000000 | 0x20000000 | 0x40000000 | 0x08000000
 """CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET and CLONE_NEWIPC."""
@@ -40,7 +40,7 @@ TCP, ABSTRACT_SOCKETS_AND_SIGNALS = 0b11, 0b11
 TCP_SINCE, SCOPES_SINCE = 4, 6
 
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/dev/urandom")
-"""What loading a module may need, beside Python's own folders."""
+"""Paths that loading a module may need, in addition to Python's own folders."""
 
 
 class _Ruleset(ctypes.Structure):
@@ -60,55 +60,59 @@ class _CapabilityHeader(ctypes.Structure):
     _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
 
 
-def confine(folder: Path, *, file_bytes: int) -> list[str]:
-    """Give up what decoding does not need; return the names of what holds from now on.
+def confine(folder: Path, *, file_bytes: int, memory_bytes: int) -> list[str]:
+    """Give up the rights that decoding does not need; return the names of the measures in effect.
 
     To be called with a single thread, once all usual modules are loaded. No thread can be started
     afterwards.
 
     Args:
-        folder: the only one that may be written to, and that may be read beside Python's modules.
-        file_bytes: how large a file may become that is written.
+        folder: the only folder that may be written to, and read apart from Python's modules.
+        file_bytes: maximum size of a file that is written.
+        memory_bytes: maximum private writable memory (heap, anonymous mappings); allocations beyond
+            fail with a MemoryError. RLIMIT_DATA, not RLIMIT_AS: the limit does not depend on the
+            mapped libraries or on the size of the output file. Linux enforces it since 4.7.
     """
     if sys.platform != "linux":
         return []
     measures: dict[str, Callable[[], None]] = {
-        "no new privileges": _gain_no_privileges,
+        "no new privileges": _forbid_new_privileges,
         "namespaces": _leave_namespaces,
-        "Landlock": lambda: _keep_to(folder),
+        "Landlock": lambda: _restrict_to(folder),
         "process limit": lambda: _limit(resource.RLIMIT_NPROC, 0),
         "open files": lambda: _limit(resource.RLIMIT_NOFILE, OPEN_FILES),
         "file size": lambda: _limit(resource.RLIMIT_FSIZE, file_bytes),
         "no capabilities": _drop_capabilities,
+        "memory limit": lambda: _limit(resource.RLIMIT_DATA, memory_bytes),
     }
-    holding = []
+    in_effect = []
     for name, measure in measures.items():
         with suppress(OSError):
             measure()
-            holding.append(name)
-    return holding
+            in_effect.append(name)
+    return in_effect
 
 
 def code_folders() -> list[Path]:
-    """Return where modules and libraries lie; of this project only `ml`, since a home folder with a
-    database and keys may lie beside it.
+    """Return the folders of modules and libraries; of this project only `ml`, since the same folder
+    may contain a database and keys.
     """
     own = Path(__file__).resolve().parent
-    # Without -P Python looks for modules where it was started, too.
+    # Without -P, Python also searches the current folder for modules.
     project = {own.parent, Path.cwd()}
     on_path = (Path(entry) for entry in sys.path if entry and Path(entry).resolve() not in project)
     return [own, Path(sys.prefix), Path(sys.base_prefix), *on_path, *map(Path, SYSTEM)]
 
 
-def _gain_no_privileges() -> None:
+def _forbid_new_privileges() -> None:
     _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def _leave_namespaces() -> None:
-    """Enter namespaces of one's own: no network, no rights over other processes, no new ones.
+    """Enter new namespaces, without network, rights over other processes, or new processes.
 
-    The first process of a PID namespace has ended when this returns, and the kernel starts no other
-    in such a namespace: unlike RLIMIT_NPROC, this holds for root, too.
+    The first process of the PID namespace has ended when this returns, and the kernel starts no
+    other process in such a namespace: unlike RLIMIT_NPROC, this also applies to root.
     """
     _call("unshare", NEW_NAMESPACES)
     first = os.fork()
@@ -117,21 +121,21 @@ def _leave_namespaces() -> None:
     os.waitpid(first, 0)
 
 
-def _keep_to(folder: Path) -> None:
-    """Let nothing be read but code and `folder`, and nothing be written or run but in `folder`.
+def _restrict_to(folder: Path) -> None:
+    """Allow reading only of code and `folder`, and writing only to `folder`.
 
-    Programs cannot be run, sockets of TCP and abstract ones not be connected, other processes not
-    be signaled or looked into.
+    Programs cannot be run, TCP and abstract sockets cannot be connected, and other processes cannot
+    be signaled or inspected.
     """
     version = _call("syscall", CREATE_RULESET, None, ctypes.c_size_t(0), ASK_VERSION)
     files = ALL_OF_FILES[max(known for known in ALL_OF_FILES if known <= version)]
-    asked = _Ruleset(
+    rules = _Ruleset(
         files,
         TCP if version >= TCP_SINCE else 0,
         ABSTRACT_SOCKETS_AND_SIGNALS if version >= SCOPES_SINCE else 0,
     )
-    size = ctypes.c_size_t(ctypes.sizeof(asked))
-    ruleset = _call("syscall", CREATE_RULESET, ctypes.byref(asked), size, 0)
+    size = ctypes.c_size_t(ctypes.sizeof(rules))
+    ruleset = _call("syscall", CREATE_RULESET, ctypes.byref(rules), size, 0)
     try:
         _allow(ruleset, code_folders(), READ_FILE | READ_DIR)
         _allow(ruleset, [Path("/dev/null")], READ_FILE | WRITE_FILE)
@@ -144,7 +148,7 @@ def _keep_to(folder: Path) -> None:
 
 def _allow(ruleset: int, paths: Iterable[Path], rights: int) -> None:
     for path in filter(Path.exists, paths):
-        # Folders have rights that files have not.
+        # Some rights exist for folders only.
         allowed = rights if path.is_dir() else rights & ~(READ_DIR | MAKE_REG)
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
@@ -160,7 +164,7 @@ def _limit(which: int, most: int) -> None:
 
 
 def _drop_capabilities() -> None:
-    """Give up root's rights, those in a namespace of one's own included."""
+    """Give up the rights of root, including those in the new namespaces."""
     header = _CapabilityHeader(CAPABILITY_VERSION_3, 0)
     _call("capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
 
@@ -181,4 +185,5 @@ def _call(name: str, *arguments: object) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n".join(confine(Path(tempfile.gettempdir()), file_bytes=2**20)) + "\n")
+    measures = confine(Path(tempfile.gettempdir()), file_bytes=2**20, memory_bytes=2**30)
+    sys.stdout.write("\n".join(measures) + "\n")

@@ -21,7 +21,6 @@ process.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -38,49 +37,37 @@ from ml.confinement import confine
 from ml.errors import ImageError
 from ml.preprocessing.redaction import covered
 from ml.scans.read import read_series
-from ml.scans.slices import Series
+from ml.scans.slices import FloatArray, Series
 
 PIXELS = "pixels.npy"
 
 
 def main(arguments: list[str]) -> int:
-    """Answer requests until there are no more."""
+    """Respond to requests until the input ends."""
     memory_bytes, folder = int(arguments[0]) * 2**20, Path(arguments[1])
     # a core dump would contain a patient's images
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    cv2.setNumThreads(0)  # None can be started.
-    # What is written was in the memory.
-    confine(folder, file_bytes=memory_bytes)
-    bound_memory(memory_bytes)
+    cv2.setNumThreads(0)  # no thread can be started afterwards
+    # everything that is written was in memory before
+    confine(folder, file_bytes=memory_bytes, memory_bytes=memory_bytes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Nothing that a library prints may be mistaken for an answer.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # The output of a library must not be mistaken for a response.
+    responses = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
         # The alarm is not handled, so it kills this process even if a decoder hangs and nobody
         # waits for it.
         signal.alarm(request["limit_s"])
-        answer = answer_to(request)
+        response = respond_to(request)
         signal.alarm(0)
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        responses.write(json.dumps(response) + "\n")
+        responses.flush()
     return 0
 
 
-def bound_memory(limit_bytes: int) -> None:
-    """Make allocations beyond the limit fail.
-
-    RLIMIT_DATA, not RLIMIT_AS: it counts private writable memory (heap, anonymous mappings), so the
-    limit does not depend on the mapped libraries or on the size of the output file. Linux enforces
-    it since 4.7; on systems that do not, such as macOS, only the time limit applies.
-    """
-    with contextlib.suppress(ValueError):  # a lower limit was already set
-        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
-
-
-def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the pixels of one request and return its answer."""
+def respond_to(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the pixels of one request and return its response."""
     try:
         series = read_series([Path(path) for path in request["paths"]], **request["limits"])
         if request.get("redact"):
@@ -103,14 +90,22 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_pixels(series: Series, path: Path) -> None:
-    """Write all slices as one array, float32 (n, height, width), a slice at a time."""
+    """Write all slices as one array (n, height, width), slice by slice: int16 if that represents
+    every value, as it does the Hounsfield units of most scanners, else float32.
+    """
     shape = (len(series.slices), *series.slices[0].pixels.shape)
+    kind = "<i2" if all(_are_int16(slice_.pixels) for slice_ in series.slices) else "<f4"
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(
-            file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+            file, {"descr": kind, "fortran_order": False, "shape": shape}
         )
         for slice_ in series.slices:
-            file.write(slice_.pixels.astype("<f4", order="C", copy=False).data)
+            file.write(slice_.pixels.astype(kind, order="C", copy=False).data)
+
+
+def _are_int16(pixels: FloatArray) -> bool:
+    with np.errstate(invalid="ignore"):  # out-of-range values and NaN, which then differ
+        return np.array_equal(pixels, pixels.astype(np.int16))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval.
+    """A figure with its 95% interval.
 
     Attributes:
         value: the figure; None where it is undefined.

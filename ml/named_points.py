@@ -1,5 +1,5 @@
-"""The named operating points of a model's card: what makes them sound, and what a threshold means
-per 100 scans.
+"""The named operating points of a model's card: what makes them sound, what a threshold means per
+100 scans, and how sure that is.
 
 Standard library only, because the web application imports this module.
 """
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 from ml.errors import ArtifactError
 
 POINTS = ("sensitive", "balanced", "specific")
-"""The named operating points: 95 % sensitivity (or the target set), equal care for both errors, and
-95 % specificity.
+"""The named operating points: 95% sensitivity (or the target set), equal care for both errors, and
+95% specificity.
 """
 PREVALENCES = (0.02, 0.1, 0.5)
 """Shares of scans that bleed for which predictive values are reported."""
@@ -23,9 +24,124 @@ PERCENTAGES = tuple(f"{prevalence * 100:g}" for prevalence in PREVALENCES)
 """The same as the card's keys."""
 NOUNS = {"patient": "scans", "slice": "slices"}
 """The levels of a card, with what is counted at each."""
+COUNTED = {"patient": "people", "slice": "slices"}
+"""What the figures of each level are of."""
+SHARES = (
+    *("accuracy", "sensitivity", "specificity", "ppv", "npv"),
+    *("hottest_beats_random", "hottest_in_or_beside_mask", "without_outline"),
+)
+"""Figures of a card that are shares of `n`."""
+Z = NormalDist().inv_cdf(0.975)
+ROUNDING = 1e-9
 
 BLEEDING, HEALTHY = 10, 90
 """Of 100 scans, as the sentences count them."""
+
+
+def wilson(count: float, n: float) -> tuple[float, float]:
+    """Return the 95% interval of the share count / n, n > 0 (E. B. Wilson 1927); `n` may be an
+    effective number. SciPy's takes whole numbers only, and the web application has no SciPy; a test
+    compares them.
+    """
+    share, spread = count / n, Z**2 / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return max(0.0, middle - half) if count else 0.0, min(1.0, middle + half) if count < n else 1.0
+
+
+def with_widths(figures: Any, name: str = "") -> Any:
+    """Return figures as JSON, a card or any part of one, in which every share has an honest
+    interval.
+
+    A bootstrap of all or none, such as 25 of 25, never varies, however few they are: Wilson's
+    interval takes its place. The predictive values of a point follow from it. An interval that does
+    not contain its figure, as earlier versions wrote for calibration errors, is left out.
+
+    Args:
+        name: the key of `figures` in its parent.
+    """
+    if isinstance(figures, list):
+        return [with_widths(part, name) for part in figures]
+    if not isinstance(figures, dict):
+        return figures
+    if name in SHARES and _is_without_width(figures):
+        low, high = wilson(figures["value"] * figures["n"], figures["n"])
+        return {**figures, "low": low, "high": high}
+    if _is_outside(figures):
+        return {**figures, "low": None, "high": None}
+    wide = {key: with_widths(part, key) for key, part in figures.items()}
+    rates = [figures.get(rate) for rate in ("sensitivity", "specificity")]
+    if "ppv" in figures and any(_is_without_width(rate) for rate in rates):
+        wide |= predictive_values(wide)
+    return wide
+
+
+def _is_without_width(figure: Any) -> bool:
+    return (
+        isinstance(figure, dict)
+        and figure.get("value") in (0, 1)
+        and figure.get("low") == figure.get("high") == figure["value"]
+        and (figure.get("n") or 0) > 0
+    )
+
+
+def _is_outside(figure: Mapping[str, Any]) -> bool:
+    value, low, high = (figure.get(name) for name in ("value", "low", "high"))
+    if not all(isinstance(end, int | float) for end in (value, low, high)):
+        return False
+    return not low - ROUNDING <= value <= high + ROUNDING  # type: ignore[operator]
+
+
+def predictive_values(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the predictive values of a point by prevalence, "ppv" and "npv", from the ends of its
+    sensitivity and specificity, with which both rise; empty where these are not by prevalence.
+    """
+    rates = [point["sensitivity"], point["specificity"]]
+    if any(rate[end] is None for rate in rates for end in ("value", "low", "high")):
+        return {}
+    values: dict[str, Any] = {}
+    for name, value_of in (("ppv", _ppv), ("npv", _npv)):
+        measured = point[name]
+        if not isinstance(measured, dict) or "value" in measured:
+            return {}
+        values[name] = dict(measured)
+        for prevalence, percent in zip(PREVALENCES, PERCENTAGES, strict=True):
+            ends = [value_of(prevalence, *(rate[end] for rate in rates)) for end in ("low", "high")]
+            if measured[percent]["value"] is not None:
+                low, high = (measured[percent]["value"] if end is None else end for end in ends)
+                values[name][percent] = {**measured[percent], "low": low, "high": high}
+    return values
+
+
+def _ppv(prevalence: float, sensitivity: float, specificity: float) -> float | None:
+    right, called = prevalence * sensitivity, (1 - prevalence) * (1 - specificity)
+    return right / (right + called) if right + called else None
+
+
+def _npv(prevalence: float, sensitivity: float, specificity: float) -> float | None:
+    return _ppv(1 - prevalence, specificity, sensitivity)
+
+
+def meaning_of_threshold(
+    card: Mapping[str, Any], level: str, threshold: float, is_trained: bool
+) -> str:
+    """Return what a threshold means per 100, in a sentence, or empty where the card does not say;
+    in cards without points only the trained one has figures, those by patient.
+
+    Args:
+        card: of it "points", "curves", "metrics" and "patient_metrics".
+        level: "patient" or "slice".
+        is_trained: whether it is the card's own threshold of that level.
+    """
+    if card.get("points"):
+        return meaning_at(
+            card["points"], level, threshold, (card.get("curves") or {}).get(level, ())
+        )
+    metrics = card["metrics"] if level == "slice" else card.get("patient_metrics") or {}
+    rates = {name: metrics.get(name, {}) for name in ("sensitivity", "specificity")}
+    if not is_trained or any(rate.get("value") is None for rate in rates.values()):
+        return ""
+    return meaning_of(rates, level)
 
 
 def meaning_at(
@@ -34,7 +150,8 @@ def meaning_at(
     threshold: float,
     curve: Sequence[Mapping[str, float]] = (),
 ) -> str:
-    """Return what a threshold means per 100 scans or slices, in a sentence.
+    """Return what a threshold means per 100 scans or slices, and how many people that was measured
+    on, in two sentences.
 
     That of a named point is its own; for any other, the two points around it say what to expect.
 
@@ -50,12 +167,10 @@ def meaning_at(
         if math.isclose(point["threshold"], threshold, rel_tol=1e-9):
             return meaning_of(point, level)
     if curve:
-        found = found_at(curve, threshold)
-        return per_hundred(
-            NOUNS[level],
-            (found["sensitivity"], found["sensitivity"]),
-            (found["specificity"], found["specificity"]),
-        )
+        rates = point_at(curve, threshold)
+        known = ordered[0][1]  # Of the same people at each threshold.
+        with_it, without = (known[name].get("n") for name in ("sensitivity", "specificity"))
+        return meaning_of_rates(rates, with_it, without, level)
     below = [(name, point) for name, point in ordered if point["threshold"] < threshold][-1:]
     above = [(name, point) for name, point in ordered if point["threshold"] > threshold][:1]
     for _, point in below + above:
@@ -75,28 +190,74 @@ def meaning_at(
         where = f"Above the threshold of {below[0][0]}."
     else:
         where = f"Below the threshold of {above[0][0]}."
-    return f"{where} {per_hundred(NOUNS[level], sensitivity, specificity)}"
+    meaning = f"{where} {per_hundred(NOUNS[level], sensitivity, specificity)}"
+    measured = (below or above)[0][1]
+    counts = {name: {"n": measured[name].get("n")} for name in ("sensitivity", "specificity")}
+    return meaning + _measured(counts, level)
 
 
-def found_at(curve: Sequence[Mapping[str, float]], threshold: float) -> Mapping[str, float]:
+def point_at(curve: Sequence[Mapping[str, float]], threshold: float) -> Mapping[str, float]:
     """Return the point of a curve, ascending and not empty, that calls the same answers positive as
     the threshold: the first one at or above it.
     """
     return next((point for point in curve if point["threshold"] >= threshold), curve[-1])
 
 
+def meaning_of_rates(
+    rates: Mapping[str, float], with_it: int | None, without: int | None, level: str
+) -> str:
+    """Return what a point of a curve means per 100, as `meaning_of` does, where it was found among
+    so many people or slices with hemorrhage and without.
+    """
+    point: dict[str, dict[str, Any]] = {}
+    for name, n in (("sensitivity", with_it), ("specificity", without)):
+        point[name] = {"value": rates[name], "n": n}
+        # Slices of a person depend on each other, which only a bootstrap of people respects.
+        if n and level == "patient":
+            low, high = wilson(rates[name] * n, n)
+            point[name] |= {"low": low, "high": high}
+    return meaning_of(point, level)
+
+
 def meaning_of(point: Mapping[str, Any], level: str) -> str:
-    """Return what sensitivity and specificity mean per 100 scans or slices, in a sentence.
+    """Return what sensitivity and specificity mean per 100 scans or slices, and how sure that is,
+    in two sentences.
 
     Args:
-        point: "sensitivity" and "specificity", each {"value", ...}; null with a "reason" where
-            undefined.
+        point: "sensitivity" and "specificity", each {"value", "low", "high", "n"}; null with a
+            "reason" where undefined.
         level: a key of `NOUNS`.
     """
     if (reason := _undefined(point)) is not None:
         return f"Not measured: {reason}."
     sensitivity, specificity = (point[name]["value"] for name in ("sensitivity", "specificity"))
-    return per_hundred(NOUNS[level], (sensitivity, sensitivity), (specificity, specificity))
+    meaning = per_hundred(NOUNS[level], (sensitivity, sensitivity), (specificity, specificity))
+    return meaning + _measured(point, level)
+
+
+def _measured(point: Mapping[str, Any], level: str) -> str:
+    """Return in a sentence on how many the figures of a point were measured, and their intervals
+    where there are some; empty where the card does not say.
+    """
+    with_it, without = (point[name].get("n") for name in ("sensitivity", "specificity"))
+    if not with_it or not without:
+        return ""
+    noun = COUNTED[level]
+    measured = f" Measured on {with_it:,} {noun} with hemorrhage and {without:,} without"
+    wide = with_widths({name: point[name] for name in ("sensitivity", "specificity")})
+    detected, clear = ([wide[name].get(end) for end in ("low", "high")] for name in wide)
+    if None in detected + clear:
+        return f"{measured}."
+    flagged = _range(HEALTHY * (1 - share) for share in reversed(clear))
+    return (
+        f"{measured}: {_range(BLEEDING * share for share in detected)} found and {flagged} flagged"
+        " are plausible (95% intervals)."
+    )
+
+
+def _range(ends: Iterable[float]) -> str:
+    low, high = map(round, ends)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def per_hundred(
@@ -107,18 +268,18 @@ def per_hundred(
     """
     least, most = (round(BLEEDING * share) for share in sensitivity)
     if least == most == BLEEDING:
-        found = f"finds {'all' if min(sensitivity) == 1 else 'nearly all'} {BLEEDING}"
+        detections = f"finds {'all' if min(sensitivity) == 1 else 'nearly all'} {BLEEDING}"
     elif least == most:
-        found = f"finds {most}, misses {BLEEDING - most}"
+        detections = f"finds {most}, misses {BLEEDING - most}"
     else:
-        found = f"finds {least} to {most}, misses {BLEEDING - most} to {BLEEDING - least}"
+        detections = f"finds {least} to {most}, misses {BLEEDING - most} to {BLEEDING - least}"
     fewest, many = (round(HEALTHY * (1 - share)) for share in reversed(specificity))
     if many == 0:
         flagged = "none" if min(specificity) == 1 else "fewer than 1"
     else:
         flagged = f"{many}" if fewest == many else f"{fewest} to {many}"
     return (
-        f"Of 100 {noun}, {BLEEDING} of them with hemorrhage: {found}, flags {flagged} of the"
+        f"Of 100 {noun}, {BLEEDING} of them with hemorrhage: {detections}, flags {flagged} of the"
         f" {HEALTHY} without."
     )
 
@@ -157,9 +318,11 @@ def _require_complete(point: Any, what: str) -> None:
         )
     figures = {name: point.get(name) for name in ("sensitivity", "specificity")}
     for name in ("ppv", "npv"):
-        given = point.get(name)
+        by_prevalence = point.get(name)
         figures |= {
-            f"{name} at {percent} %": given.get(percent) if isinstance(given, dict) else None
+            f"{name} at {percent}%": by_prevalence.get(percent)
+            if isinstance(by_prevalence, dict)
+            else None
             for percent in PERCENTAGES
         }
     for name, figure in figures.items():
@@ -194,11 +357,11 @@ def _require_order(points: Mapping[str, Any], names: tuple[str, str], level: str
         "specificity": (first["specificity"]["value"], second["specificity"]["value"]),
     }
     falling = {"sensitivity": (first["sensitivity"]["value"], second["sensitivity"]["value"])}
-    for name, (one, other) in (rising | falling).items():
-        if one is None or other is None:
+    for name, (earlier, later) in (rising | falling).items():
+        if earlier is None or later is None:
             continue
-        if (one - other if name in rising else other - one) > 1e-9:
+        if (earlier - later if name in rising else later - earlier) > 1e-9:
             raise ArtifactError(
                 f"The model's operating points by {level} contradict each other: the {name} of"
-                f" {names[0]!r} is {one:.3f}, that of {names[1]!r} {other:.3f}."
+                f" {names[0]!r} is {earlier:.3f}, that of {names[1]!r} {later:.3f}."
             )

@@ -25,16 +25,16 @@ class JsonError(ValueError):
 def to_json(value: Any) -> Any:
     """Return dataclasses, mappings and sequences as what `json.dumps` takes."""
     if is_dataclass(value) and not isinstance(value, type):
-        held = {item.name: (getattr(value, item.name), item.default) for item in fields(value)}
+        items = {item.name: (getattr(value, item.name), item.default) for item in fields(value)}
         return {
-            name: to_json(one)
-            for name, (one, default) in held.items()
-            if not (one is None and default is None)
+            name: to_json(item_value)
+            for name, (item_value, default) in items.items()
+            if not (item_value is None and default is None)
         }
     if isinstance(value, Mapping):
-        return {key: to_json(one) for key, one in value.items()}
+        return {key: to_json(item_value) for key, item_value in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_json(one) for one in value]
+        return [to_json(item_value) for item_value in value]
     return value
 
 
@@ -47,5 +47,7 @@ def from_json(kind: type[T], value: object) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as err:
-        said = str(err).replace(" - at ", " at ")
-        raise JsonError(f"does not have the expected form: {said[0].lower()}{said[1:]}") from err
+        message = str(err).replace(" - at ", " at ")
+        raise JsonError(
+            f"does not have the expected form: {message[0].lower()}{message[1:]}"
+        ) from err

@@ -8,7 +8,8 @@ Standard library only, because the web application imports this module.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 State = Literal["suspected", "inconclusive", "not found"]
 STATES: tuple[State, ...] = ("suspected", "inconclusive", "not found")
@@ -21,3 +22,26 @@ def state_of(*, positive: bool, uncertain: bool) -> State:
     if uncertain:
         return "inconclusive"
     return "suspected" if positive else "not found"
+
+
+def inconclusive_band(
+    card: Mapping[str, Any], threshold: float, *, of_series: bool
+) -> tuple[float, float] | None:
+    """Return the band of probabilities (low, high) within which a verdict at this threshold is
+    inconclusive; None where the card does not say.
+
+    Args:
+        card: a model's card as JSON (`ml.artifacts.card.Card`); of it the fields whose names begin
+            with "uncertain_", "scan_uncertain_" and "scan_threshold".
+        of_series: the verdict is on a scan of several slices.
+    """
+    # A card without a threshold for scans, which is then -1, has one band for both.
+    prefix = "scan_" if of_series and card.get("scan_threshold", -1.0) >= 0 else ""
+    low, high = card.get(f"{prefix}uncertain_low"), card.get(f"{prefix}uncertain_high")
+    return None if low is None or high is None else widened((low, high), threshold)
+
+
+def widened(band: tuple[float, float], threshold: float) -> tuple[float, float]:
+    """Return the band with a threshold in it, which may have been chosen outside."""
+    low, high = band
+    return min(low, threshold), max(high, threshold)

@@ -20,8 +20,8 @@ def statements() -> Iterator[list[Statement]]:
     """
     sent: list[Statement] = []
 
-    def note(*asked: Any) -> None:
-        sent.append(asked[2:4])
+    def note(*args: Any) -> None:
+        sent.append(args[2:4])
 
     event.listen(db.engine, "before_cursor_execute", note)
     try:

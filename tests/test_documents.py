@@ -9,12 +9,15 @@ import pytest
 
 from webapp import config
 from webapp.config import PROJECT_ROOT
+from webapp.jobs import QUEUE_OF_TABLE
+from webapp.logs import ids_field
 
 DOCUMENTS = [
     PROJECT_ROOT / "README.md",
     PROJECT_ROOT / "CONTRIBUTING.md",
     PROJECT_ROOT / "CHANGELOG.md",
     PROJECT_ROOT / "bench" / "README.md",
+    PROJECT_ROOT / "clients" / "python" / "README.md",
     *sorted((PROJECT_ROOT / "docs").rglob("*.md")),
 ]
 
@@ -33,6 +36,13 @@ def test_every_setting_is_documented() -> None:
 
     assert len(texts) > 5
     assert named <= documented
+
+
+def test_every_table_of_jobs_is_named_where_operators_read_of_metrics_and_logs() -> None:
+    operations = (PROJECT_ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    for table in QUEUE_OF_TABLE:
+        assert f"`{table.__tablename__}`" in operations
+        assert f"`{ids_field(table)}`" in operations
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

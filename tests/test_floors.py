@@ -11,7 +11,15 @@ from webapp.config import PROJECT_ROOT
 
 FLOORS = (
     {"errors", "confinement"},
-    {"checkpoints", "catalogue", "named_points", "verdict", "figures", "typed_json"},
+    {
+        "checkpoints",
+        "catalogue",
+        "expected_time",
+        "named_points",
+        "verdict",
+        "figures",
+        "typed_json",
+    },
     {"scans"},
     {"preprocessing"},
     {"artifacts"},
@@ -25,10 +33,6 @@ FLOORS = (
     {"__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-LATE = {"ml/cli/commands.py", "ml/training/run_card.py"}
-"""Where an import inside a function has a reason: a command loads what it needs when it runs, so
-that `python -m ml card` need not wait for TensorFlow, and only a training loads Keras.
-"""
 
 
 def rooms_entered(path: Path) -> set[str]:
@@ -64,13 +68,3 @@ def test_a_room_imports_only_what_lies_below_it(room: str) -> None:
         if room_of(path) == room:
             others = rooms_entered(path) - {room}
             assert {other for other in others if FLOOR[other] >= FLOOR[room]} == set(), path
-
-
-def test_imports_stand_at_the_top() -> None:
-    for path in modules():
-        if path.relative_to(PROJECT_ROOT).as_posix() in LATE:
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                inside = [n for n in ast.walk(node) if isinstance(n, (ast.Import, ast.ImportFrom))]
-                assert not inside, f"{path}:{node.lineno}"

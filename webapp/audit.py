@@ -60,8 +60,12 @@ def whose_request() -> str | None:
 
 
 def address() -> str:
-    """Return the client's IP address, or "command line" outside of requests."""
-    return (request.remote_addr or "")[:45] if has_request_context() else "command line"
+    """Return the client's IP address; outside of requests, the AE title that a study came from, or
+    "command line".
+    """
+    if has_request_context():
+        return (request.remote_addr or "")[:45]
+    return str(g.get("dicom_sender", "command line"))[:45]
 
 
 def record_refusal(answer: Response) -> Response:

@@ -20,7 +20,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 
 from webapp.audit import record, whose_request
 from webapp.deletion import StillNeeded, delete_account
-from webapp.extensions import db, limiter, utc_now
+from webapp.extensions import db, utc_now
 from webapp.forms import (
     ChangeFactorForm,
     ChangePasswordForm,
@@ -50,10 +50,11 @@ from webapp.models import (
     Channel,
     LoginSession,
     PasswordReset,
+    Scope,
     User,
     choices_of,
 )
-from webapp.models.accounts import TooManyTokens, add_token, lock_person, secret_hash
+from webapp.models.accounts import TokenRefused, add_token, lock_person, secret_hash
 from webapp.notifications import channels_offered, newest_notifications
 from webapp.second_factors import (
     await_code,
@@ -61,6 +62,7 @@ from webapp.second_factors import (
     lacks_required_factor,
     recovery_codes_left,
 )
+from webapp.web_extensions import limiter
 
 blueprint = Blueprint("auth", __name__)
 
@@ -239,7 +241,7 @@ def end_login(login_id: str) -> WerkzeugResponse:
         abort(404)
     record(Act.LOGINS_ENDED, login_id)
     db.session.commit()
-    flash("The session has been logged out.", "success")
+    flash("Session logged out.", "success")
     return redirect(url_for("auth.account"))
 
 
@@ -260,7 +262,7 @@ def end_other_logins() -> WerkzeugResponse:
 @limiter.limit("20 per minute")
 def make_token() -> str | tuple[str, int] | WerkzeugResponse:
     """Create an API token, after a check of the password, and show it once."""
-    form = TokenForm()
+    form = TokenForm(current_user)
     secret = None
     if form.validate_on_submit():
         user: User = current_user._get_current_object()
@@ -271,13 +273,14 @@ def make_token() -> str | tuple[str, int] | WerkzeugResponse:
             abort(401)
         else:
             try:
-                token, secret = add_token(user.id, form.name.data)
-            except TooManyTokens as err:
+                scopes = [Scope(name) for name in form.scopes.data]
+                token, secret = add_token(user.id, form.name.data, scopes, form.days.data)
+            except TokenRefused as err:
                 form.name.errors = [str(err)]
             else:
-                record(Act.TOKEN_MADE, token.id)
+                record(Act.TOKEN_MADE, token.id, detail=token.scopes)
                 db.session.commit()
-                form = TokenForm(formdata=None)
+                form = TokenForm(current_user, formdata=None)
     page = make_response(account_page(secret, token_form=form))
     page.headers["Cache-Control"] = "no-store"
     return page
@@ -359,7 +362,7 @@ def account_page(secret: str | None = None, **posted: PostedForm) -> str | tuple
     chosen = {channel: wanted.value for channel, wanted in choices_of(current_user.id).items()}
     forms: dict[str, PostedForm] = {
         "form": ChangePasswordForm(current_user.username, formdata=None),
-        "token_form": TokenForm(formdata=None),
+        "token_form": TokenForm(current_user, formdata=None),
         "deletion_form": DeleteAccountForm(formdata=None),
         "notifications_form": NotificationsForm(offered, formdata=None, data=chosen),
         "factor_form": (ChangeFactorForm if factor else SetUpFactorForm)(formdata=None),
@@ -383,7 +386,7 @@ def account_page(secret: str | None = None, **posted: PostedForm) -> str | tuple
         this_login=secret_hash(current_user.login_secret),
         tokens=tokens,
         notifications=newest_notifications(current_user.id, MOST_NOTIFICATIONS),
-        is_told_elsewhere=offered != {Channel.BROWSER},
+        has_external_channels=offered != {Channel.BROWSER},
         secret=secret,
     )
     return (page, 400) if any(form.errors for form in forms.values()) else page

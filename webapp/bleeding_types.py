@@ -33,14 +33,16 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
             "name": name,
             "probability": estimate["probability"],
             "slice_number": most_probable_slice(estimate["slices"]),
-            "trust": trust_in(evaluated.get(name, {})),
+            "trust": detection_of(evaluated.get(name, {})),
         }
         for name, estimate in (prediction.types or {}).items()
     ]
     types.sort(key=lambda type: -type["probability"])
     return {
         "types": types,
-        "unreported_types": [name for name, found in evaluated.items() if not found.get("given")],
+        "unreported_types": [
+            name for name, evaluation in evaluated.items() if not evaluation.get("given")
+        ],
     }
 
 
@@ -51,7 +53,7 @@ def most_probable_slice(probabilities: Sequence[float]) -> int | None:
     return probabilities.index(max(probabilities)) + 1
 
 
-def trust_in(evaluated: Mapping[str, Any]) -> str:
+def detection_of(evaluated: Mapping[str, Any]) -> str:
     """Return how well a model detects one type, according to its card, as a sentence."""
     if not evaluated:
         return "This type has not been evaluated."
@@ -72,9 +74,9 @@ def trust_in(evaluated: Mapping[str, Any]) -> str:
     )
 
 
-def _figure(found: Mapping[str, Any]) -> str:
-    if found.get("value") is None:
+def _figure(figure: Mapping[str, Any]) -> str:
+    if figure.get("value") is None:
         return "unknown"
-    if found.get("low") is None:
-        return f"{found['value']:.2f}"
-    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+    if figure.get("low") is None:
+        return f"{figure['value']:.2f}"
+    return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"

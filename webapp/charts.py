@@ -6,8 +6,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ml.named_points import found_at
+from ml.named_points import point_at
 
+FALSE_POSITIVE_RATE = "False positive rate (1 − specificity)"
+TRUE_POSITIVE_RATE = "True positive rate (sensitivity)"
 TICKS = (0, 0.25, 0.5, 0.75, 1)
 LOWEST_TOP = 0.001
 """Of a histogram's axis, so that a class without pixels has one too."""
@@ -37,16 +39,21 @@ class Axes:
         return self.top + self.height
 
     def x(self, share: float) -> float:
-        """Return where `share` of the width lies, to a tenth of a pixel."""
+        """Return the x coordinate at `share` of the width, to a tenth of a pixel."""
         return round(self.left + share * self.width, 1)
 
     def y(self, share: float) -> float:
-        """Return where `share` of the height lies, counted from below, to a tenth of a pixel."""
+        """Return the y coordinate at `share` of the height from below, to a tenth of a pixel."""
         return round(self.bottom - share * self.height, 1)
 
     def points(self, shares: Iterable[tuple[float, float]]) -> str:
         """Return pairs of such shares as the `points` of a polyline."""
         return " ".join(f"{self.x(across):.1f},{self.y(up):.1f}" for across, up in shares)
+
+
+SQUARE = Axes(left=52, top=20, width=280, height=280)
+"""Of all charts of one share against another."""
+DIAGONAL = SQUARE.points(((0, 0), (1, 1)))
 
 
 @dataclass(frozen=True)
@@ -70,17 +77,22 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class RocChart:
-    """An ROC curve; `operating_point` is None where a class is missing."""
+    """An ROC curve, and chance as a dashed line; `operating_point` is None where a class is
+    missing.
+    """
 
     axes: Axes
     curve: str
     ticks: tuple[Tick, ...]
     operating_point: OperatingPoint | None
+    chance: str = DIAGONAL
+    across: str = FALSE_POSITIVE_RATE
+    up: str = TRUE_POSITIVE_RATE
 
 
 def roc_chart(card: Mapping[str, Any]) -> RocChart:
     """Return the ROC curve of a model card, with the operating point of its confusion matrix."""
-    axes = Axes(left=52, top=20, width=280, height=280)
+    axes = SQUARE
     confusion = card["confusion"]
     positive = confusion["tp"] + confusion["fn"]
     negative = confusion["fp"] + confusion["tn"]
@@ -96,22 +108,17 @@ def roc_chart(card: Mapping[str, Any]) -> RocChart:
     )
 
 
-def scan_roc_chart(card: Mapping[str, Any], threshold: float) -> RocChart | None:
-    """Return the ROC curve by scan of a card with curves, and where a threshold lies on it; None
-    for other cards.
-    """
-    curve = (card.get("curves") or {}).get("patient")
-    if not curve:
-        return None
-    axes = Axes(left=52, top=20, width=280, height=280)
-    found = found_at(curve, threshold)
-    rate = 1 - found["specificity"]
+def roc_at_chart(curve: Curve, threshold: float) -> RocChart:
+    """Return the ROC curve of what thresholds found, and where one of them lies on it."""
+    axes = SQUARE
+    point = point_at(curve, threshold)
+    rate = 1 - point["specificity"]
     return RocChart(
         axes=axes,
         curve=axes.points((1 - point["specificity"], point["sensitivity"]) for point in curve),
         ticks=_ticks(axes),
         operating_point=OperatingPoint(
-            axes.x(rate), axes.y(found["sensitivity"]), found["sensitivity"], rate
+            axes.x(rate), axes.y(point["sensitivity"]), point["sensitivity"], rate
         ),
     )
 
@@ -134,7 +141,7 @@ def roc_overlay(curves: Mapping[str, Curve]) -> Overlay:
     """Return the ROC curves of runs, each given as what thresholds found
     (`ml.figures.CurvePoint`).
     """
-    axes = Axes(left=52, top=20, width=280, height=280)
+    axes = SQUARE
     return Overlay(
         axes,
         _ticks(axes),
@@ -142,9 +149,9 @@ def roc_overlay(curves: Mapping[str, Curve]) -> Overlay:
             name: axes.points((1 - point["specificity"], point["sensitivity"]) for point in curve)
             for name, curve in curves.items()
         },
-        axes.points(((0, 0), (1, 1))),
-        "False positive rate (1 − specificity)",
-        "True positive rate (sensitivity)",
+        DIAGONAL,
+        FALSE_POSITIVE_RATE,
+        TRUE_POSITIVE_RATE,
     )
 
 
@@ -152,7 +159,7 @@ def precision_overlay(curves: Mapping[str, Curve], positive: int, negative: int)
     """Return the precision-recall curves of runs on that many images or patients with and without
     hemorrhage.
     """
-    axes = Axes(left=52, top=20, width=280, height=280)
+    axes = SQUARE
     prevalence = positive / max(positive + negative, 1)
     return Overlay(
         axes,
@@ -170,16 +177,26 @@ def precision_overlay(curves: Mapping[str, Curve], positive: int, negative: int)
 def _precisions(curve: Curve, positive: int, negative: int) -> Iterator[tuple[float, float]]:
     """Yield recall and precision at each threshold that calls something positive."""
     for point in curve:
-        found = point["sensitivity"] * positive
-        flagged = found + (1 - point["specificity"]) * negative
+        detected = point["sensitivity"] * positive
+        flagged = detected + (1 - point["specificity"]) * negative
         if flagged > 0:
-            yield point["sensitivity"], found / flagged
+            yield point["sensitivity"], detected / flagged
+
+
+USUAL_SHARE, OUTLYING = 0.9, 3.0
+"""Where the largest value is so many times that below which this share lies, the chart is cut at
+half of that.
+"""
 
 
 @dataclass(frozen=True)
 class TrainingChart:
     """A metric over a training: a line for each of its stages, such as folds; single points where a
     stage has but one.
+
+    Attributes:
+        is_cut: whether a few values above `highest` are drawn at the upper edge: the loss of the
+            first batches is often many times that of all others, which would be one flat line.
     """
 
     axes: Axes
@@ -188,6 +205,7 @@ class TrainingChart:
     highest: float
     lines: Mapping[str, str]
     dots: tuple[tuple[float, float, str], ...]
+    is_cut: bool = False
 
 
 def training_charts(
@@ -202,19 +220,22 @@ def training_charts(
     of_metric: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for metric, step, value, stage in points:
         of_metric.setdefault(metric, {}).setdefault(stage, []).append((step, value))
-    return tuple(_training_chart(metric, found, steps) for metric, found in of_metric.items())
+    return tuple(_training_chart(metric, stages, steps) for metric, stages in of_metric.items())
 
 
 def _training_chart(
     metric: str, stages: Mapping[str, Sequence[tuple[int, float]]], steps: int
 ) -> TrainingChart:
     axes = Axes(left=58, top=12, width=460, height=170)
-    values = [value for found in stages.values() for _, value in found]
+    values = [value for points in stages.values() for _, value in points]
     lowest, highest = min(0.0, *values), max(values)
+    usual = sorted(values)[int(USUAL_SHARE * (len(values) - 1))]
+    if is_cut := highest > OUTLYING * usual > 0:
+        highest = OUTLYING * usual / 2
     span = (highest - lowest) or 1.0
 
     def place(step: int, value: float) -> tuple[float, float]:
-        return step / steps, (value - lowest) / span
+        return step / steps, min((value - lowest) / span, 1.0)
 
     return TrainingChart(
         axes,
@@ -222,16 +243,17 @@ def _training_chart(
         lowest,
         highest,
         {
-            stage: axes.points(place(*point) for point in found)
-            for stage, found in stages.items()
-            if len(found) > 1
+            stage: axes.points(place(*point) for point in points)
+            for stage, points in stages.items()
+            if len(points) > 1
         },
         tuple(
-            (axes.x(across), axes.y(up), f"{stage}: {found[0][1]:.3f}")
-            for stage, found in stages.items()
-            if len(found) == 1
-            for across, up in [place(*found[0])]
+            (axes.x(across), axes.y(up), f"{stage}: {points[0][1]:.3f}")
+            for stage, points in stages.items()
+            if len(points) == 1
+            for across, up in [place(*points[0])]
         ),
+        is_cut,
     )
 
 
@@ -259,7 +281,7 @@ class CalibrationChart:
 
 def calibration_chart(bins: Sequence[Mapping[str, Any]]) -> CalibrationChart:
     """Return the calibration plot of `ml.evaluation.curves.CalibrationBin` as JSON."""
-    axes = Axes(left=52, top=20, width=280, height=280)
+    axes = SQUARE
     return CalibrationChart(
         axes,
         _ticks(axes),
@@ -275,8 +297,169 @@ def calibration_chart(bins: Sequence[Mapping[str, Any]]) -> CalibrationChart:
             )
             for one in bins
         ),
-        axes.points(((0, 0), (1, 1))),
+        DIAGONAL,
     )
+
+
+@dataclass(frozen=True)
+class DriftMark:
+    """The probabilities of one version in a period: where the median and the ends of its line lie,
+    and a sentence.
+    """
+
+    whose: str
+    x: float
+    low: float
+    median: float
+    high: float
+    title: str
+
+
+@dataclass(frozen=True)
+class DriftChart:
+    """The probabilities of live version and candidate by period, from `first` to `last`."""
+
+    axes: Axes
+    marks: tuple[DriftMark, ...]
+    grid: tuple[tuple[float, float], ...]
+    first: str
+    last: str
+
+
+def drift_chart(periods: Sequence[Any]) -> DriftChart | None:
+    """Return the chart of `webapp.shadow_figures.Period`s in order; None where there is none."""
+    if not periods:
+        return None
+    axes = Axes(left=52, top=12, width=560, height=190)
+    apart = 0.18  # Of a period's place, from its middle to either line.
+
+    def mark(number: int, whose: str) -> DriftMark:
+        period = periods[number]
+        spread = getattr(period, whose)
+        aside = -apart if whose == "live" else apart
+        return DriftMark(
+            whose,
+            axes.x((number + 0.5 + aside) / len(periods)),
+            axes.y(spread.low),
+            axes.y(spread.median),
+            axes.y(spread.high),
+            f"{period.begins}, {whose}: median {spread.median:.2f}, 80% of {period.n} scans from"
+            f" {spread.low:.2f} to {spread.high:.2f}",
+        )
+
+    return DriftChart(
+        axes,
+        tuple(mark(n, whose) for n in range(len(periods)) for whose in ("live", "candidate")),
+        tuple((tick, axes.y(tick)) for tick in TICKS),
+        str(periods[0].begins),
+        str(periods[-1].begins),
+    )
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """A model in the accuracy graph.
+
+    Attributes:
+        model: its name.
+        source: where its figures are from.
+        link: the page that says more.
+        honest, leaked: `ml.figures.Estimate` as JSON; None where there is none.
+    """
+
+    model: str
+    source: str
+    link: str
+    honest: Mapping[str, Any] | None
+    leaked: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class AccuracyMark:
+    """A figure in the accuracy graph: its place, the ends of its interval, and a sentence."""
+
+    protocol: str
+    x: float
+    y: float
+    low: float
+    high: float
+    title: str
+
+
+@dataclass(frozen=True)
+class AccuracyLine:
+    """A model in the accuracy graph with the place of its name and its figures."""
+
+    row: AccuracyRow
+    y: float
+    marks: tuple[AccuracyMark, ...]
+
+
+@dataclass(frozen=True)
+class AccuracyChart:
+    """Figures of models with their intervals, a row each; the axis starts at `lowest`."""
+
+    axes: Axes
+    width: float
+    height: float
+    ticks: tuple[tuple[float, float], ...]
+    lines: tuple[AccuracyLine, ...]
+
+
+ROW_PX, NAME_PX, HONEST_PX, LEAKED_PX = 48, 15, 26, 36
+"""How high a row is, and where in it name and figures stand."""
+
+
+def accuracy_chart(rows: Sequence[AccuracyRow]) -> AccuracyChart:
+    """Return the accuracy graph of models; each has at least one figure."""
+    axes = Axes(left=16, top=4, width=400, height=ROW_PX * len(rows))
+    figures = [figure for row in rows for figure in (row.honest, row.leaked) if figure]
+    least = min(_end(figure, "low") for figure in figures)
+    lowest = max(min(int(least * 10) / 10, 0.5), 0.0)
+    steps = round((1 - lowest) * 10)
+
+    def place(value: float) -> float:
+        return axes.x((value - lowest) / (1 - lowest))
+
+    lines = []
+    for number, row in enumerate(rows):
+        top = axes.top + number * ROW_PX
+        marks = [
+            AccuracyMark(
+                protocol,
+                place(figure["value"]),
+                top + below,
+                place(_end(figure, "low")),
+                place(_end(figure, "high")),
+                _of_row(row, protocol, figure),
+            )
+            for protocol, figure, below in (
+                ("honest", row.honest, HONEST_PX),
+                ("leaked", row.leaked, LEAKED_PX),
+            )
+            if figure
+        ]
+        lines.append(AccuracyLine(row, top + NAME_PX, tuple(marks)))
+    ticks = [round(lowest + step / 10, 1) for step in range(steps + 1)]
+    return AccuracyChart(
+        axes,
+        axes.right + 20,
+        axes.bottom + 30,
+        tuple((tick, place(tick)) for tick in ticks),
+        tuple(lines),
+    )
+
+
+def _end(figure: Mapping[str, Any], name: str) -> float:
+    """Return an end of a figure's interval, the figure itself where it has none."""
+    return float(figure["value"] if figure.get(name) is None else figure[name])
+
+
+def _of_row(row: AccuracyRow, protocol: str, figure: Mapping[str, Any]) -> str:
+    ends = (
+        f" ({figure['low']:.3f} to {figure['high']:.3f})" if figure.get("low") is not None else ""
+    )
+    return f"{row.model}, {protocol}, {row.source}: {figure['value']:.3f}{ends}, n = {figure['n']}"
 
 
 def _ticks(axes: Axes) -> tuple[Tick, ...]:
@@ -339,4 +522,94 @@ def probability_bars(
             index in first_slices,
         )
         for index, probability in enumerate(probabilities)
+    )
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How images are distributed, a line for each series of them; `highest` is the share at the top
+    of the axis, `low` and `high` its ends below.
+    """
+
+    axes: Axes
+    highest: float
+    low: float
+    high: float
+    curves: tuple[tuple[str, str], ...]
+
+
+def distribution_chart(
+    series: Mapping[str, Sequence[float]], low: float, high: float, *, cuts_ends: bool = False
+) -> Distribution | None:
+    """Return a chart of shares by bin, None where there is no series.
+
+    Args:
+        series: for each name the share of its images in each of equal bins from `low` to `high`.
+        low, high: the ends of the axis.
+        cuts_ends: whether the bins at both ends, such as black and white, may rise above the axis,
+            so that they do not flatten the others.
+    """
+    if not series:
+        return None
+    axes = Axes(left=52, top=12, width=400, height=150)
+    inner = [shares[1:-1] if cuts_ends else shares for shares in series.values()]
+    highest = max([LOWEST_TOP, *(share for shares in inner for share in shares)])
+    return Distribution(
+        axes,
+        highest,
+        low,
+        high,
+        tuple((name, axes.points(_steps_of(shares, highest))) for name, shares in series.items()),
+    )
+
+
+def _steps_of(shares: Sequence[float], highest: float) -> Iterator[tuple[float, float]]:
+    """Yield the corners of a histogram's outline, as shares of both axes."""
+    yield 0, 0
+    for number, share in enumerate(shares):
+        up = min(share / highest, 1.0)
+        yield number / len(shares), up
+        yield (number + 1) / len(shares), up
+    yield 1, 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval on an axis from 0 to 1, as a line of its own."""
+
+    name: str
+    x: float
+    low: float
+    high: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Estimates below each other in an SVG of that height; the dashed line is chance."""
+
+    axes: Axes
+    height: float
+    chance: float
+    rows: tuple[Interval, ...]
+
+
+def interval_chart(estimates: Sequence[tuple[str, Mapping[str, Any]]]) -> Intervals:
+    """Return a chart of estimates (`ml.figures.Estimate` as JSON) that have a value."""
+    known = [(name, one) for name, one in estimates if one["value"] is not None]
+    axes = Axes(left=150, top=10, width=300, height=28 * max(len(known), 1))
+    return Intervals(
+        axes,
+        axes.bottom + 24,
+        axes.x(0.5),
+        tuple(
+            Interval(
+                name,
+                axes.x(one["value"]),
+                axes.x(one["value"] if one["low"] is None else one["low"]),
+                axes.x(one["value"] if one["high"] is None else one["high"]),
+                axes.y(1 - (number + 0.5) / len(known)),
+            )
+            for number, (name, one) in enumerate(known)
+        ),
     )

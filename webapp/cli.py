@@ -4,10 +4,8 @@ reset-second-factor | set-role | import-dataset`.
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import secrets
+import re
 import tempfile
 import time
 import zipfile
@@ -16,14 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-import flask_migrate
 from flask import Flask, current_app
 from flask.cli import with_appcontext
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from webapp.audit import record
+from webapp.audit_chain import Head, seal, verify
 from webapp.display import display_term
 from webapp.extensions import db
 from webapp.forms import (
@@ -34,185 +31,27 @@ from webapp.forms import (
     text_problem,
     username_problem,
 )
+from webapp.intake import UploadRejected, accept_dataset
+from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.logins import end_access, end_logins
 from webapp.models import (
     Act,
     Dataset,
     JobStatus,
-    ModelVersion,
+    Replay,
     Role,
-    Scan,
+    Scope,
     User,
     active_admins,
-    compare_newest_with,
-    live_version,
-    new_id,
-    promote,
-    request_comparison,
+    sample_answers,
 )
-from webapp.models.accounts import TooManyTokens, add_token, lock_person
+from webapp.models.accounts import USUAL_SCOPES, TokenRefused, add_token, lock_person
+from webapp.models.replays import MOST_SAMPLED
 from webapp.passwords import password_problem
+from webapp.replay_view import replay_view
 from webapp.second_factors import remove
-from webapp.storage import StorageError, storage
-
-SETUP_LOCK = 0x68656D6F  # "hemo": PostgreSQL's advisory locks are numbers.
-FIRST_ADMIN = "admin"
-PREDICTIONS = "predictions.csv"
-"""A model's out-of-fold answers (`ml.training.shipped_answers`), in its folder and in storage."""
-
-
-@click.command("setup")
-@click.option("--brief", is_flag=True, help="Print only what somebody has to know.")
-@with_appcontext
-def setup(brief: bool) -> None:
-    """Create or update the tables, the first administrator and the starter models. Safe to repeat,
-    and to run more than once at the same time.
-    """
-    with one_at_a_time():
-        flask_migrate.upgrade()
-        ensure_admin()
-        if has_storage():
-            install_starter(STARTER_DIR)
-            if STARTER_SERIES_DIR.is_dir():
-                install_starter(STARTER_SERIES_DIR)
-    if not brief:
-        click.echo("Setup is complete.")
-
-
-def tell_progress(sentence: str) -> None:
-    """Print what was done, unless the command was asked to be brief."""
-    context = click.get_current_context(silent=True)
-    if context is None or not context.params.get("brief"):
-        click.echo(sentence)
-
-
-@contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Let only one setup of a database run at a time."""
-    if db.engine.dialect.name == "postgresql":
-        # In autocommit mode, so that the connection of the lock has no open transaction during the
-        # migrations.
-        with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": SETUP_LOCK})
-            try:
-                yield
-            finally:
-                connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": SETUP_LOCK})
-        return
-    home: Path = current_app.config["HEMOSCAN_HOME"]
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (home / "setup.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def ensure_admin() -> None:
-    """Create the first administrator and print the password, unless there is one already."""
-    if db.session.scalar(select(User.id).where(User.role == Role.ADMIN).limit(1)):
-        return
-    if db.session.scalar(select(User.id).where(User.username_key == FIRST_ADMIN)):
-        click.echo(
-            f"There is no administrator, and the username {FIRST_ADMIN!r} is taken. Create one with"
-            " `flask --app webapp create-admin USERNAME`."
-        )
-        return
-    password = secrets.token_urlsafe(12)
-    admin = User(username=FIRST_ADMIN, password=password, name="Administrator", role=Role.ADMIN)
-    db.session.add(admin)
-    db.session.flush()
-    record(Act.ADMIN_MADE, admin.id)
-    db.session.commit()
-    click.echo(
-        f"The first administrator is {FIRST_ADMIN!r} with the password {password} (shown only this"
-        " once; change it after the first login)."
-    )
-
-
-def has_storage() -> bool:
-    """Return whether the storage is available; that of a new installation is created.
-
-    If the database refers to files, an empty folder is a mount point without its mount, and is left
-    alone.
-    """
-    named = [
-        db.session.scalar(select(table.id).limit(1)) for table in (ModelVersion, Scan, Dataset)
-    ]
-    db.session.commit()
-    if not any(named):
-        storage.start()
-        return True
-    if storage.answers():
-        return True
-    click.echo(
-        "The storage is unavailable or empty, although the database refers to files in it. The"
-        " starter models were not installed; run setup again when the storage is back.",
-        err=True,
-    )
-    return False
-
-
-def install_starter(folder: Path) -> None:
-    """Store a starter model and make it the live model for its kind of input, unless an
-    administrator has promoted a trained one.
-    """
-    if not (folder / "card.json").exists():
-        click.echo(
-            "There is no starter model. All scans will fail until an administrator trains and"
-            " promotes a model.",
-            err=True,
-        )
-        return
-    content = (folder / "card.json").read_bytes()
-    card = json.loads(content)
-    installed = db.session.scalar(
-        select(ModelVersion.storage_prefix).where(
-            ModelVersion.card_id == card["id"], ModelVersion.run_id.is_(None)
-        )
-    )
-    if installed is not None:
-        db.session.commit()
-        if not storage.exists(f"{installed}/{PREDICTIONS}"):
-            store_predictions(folder, installed)
-        return
-    version_id = new_id()
-    prefix = f"models/{version_id}"
-    db.session.commit()  # No transaction stays open while files are stored.
-    for name in card["files"]:
-        storage.put(f"{prefix}/{name}", folder / name)
-    storage.put(f"{prefix}/card.json", content)
-    store_predictions(folder, prefix)
-    version = ModelVersion(
-        id=version_id,
-        card_id=card["id"],
-        architecture=card["architecture"],
-        reads=card["reads"],
-        storage_prefix=prefix,
-        card=card,
-    )
-    db.session.add(version)
-    live = live_version(version.reads)
-    # Only starter models have no run; a trained version stays live.
-    if live is None or live.run_id is None:
-        promote(version, None, "starter")
-        record(Act.VERSION_PROMOTED, version.id)
-        db.session.flush()
-        compare_newest_with(version)
-    else:
-        db.session.flush()
-        request_comparison(version.id, live.id)
-    db.session.commit()
-    tell_progress(
-        f"Installed the starter model {card['id']} ({card['architecture']}, input: one"
-        f" {card['reads']})."
-    )
-
-
-def store_predictions(folder: Path, prefix: str) -> None:
-    """Store the out-of-fold answers that ship with a model, if they do, so that other versions can
-    be compared with it.
-    """
-    if (folder / PREDICTIONS).exists():
-        storage.put(f"{prefix}/{PREDICTIONS}", folder / PREDICTIONS)
+from webapp.setup import setup
+from webapp.storage import StorageError
 
 
 @click.command("create-admin")
@@ -279,8 +118,23 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
 @click.command("create-token")
 @click.argument("username")
 @click.option("--name", default="command line", show_default=True, help="What the token is for.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice([scope.value for scope in Scope]),
+    default=[scope.value for scope in USUAL_SCOPES],
+    show_default=True,
+    help="What it may be used for; repeat for more.",
+)
+@click.option(
+    "--days",
+    type=click.IntRange(0),
+    default=None,
+    help="Days until it expires (default: TOKEN_DAYS); 0: never, where TOKEN_MAX_DAYS is 0.",
+)
 @with_appcontext
-def create_token(username: str, name: str) -> None:
+def create_token(username: str, name: str, scopes: tuple[str, ...], days: int | None) -> None:
     """Print a new API token for USERNAME, alone on the last line. Only its hash is stored."""
     user = db.session.scalar(select(User).where(User.username_key == username.lower()))
     if user is None:
@@ -290,12 +144,16 @@ def create_token(username: str, name: str) -> None:
         raise click.ClickException(problem)
     lock_person(user.id)
     try:
-        token, secret = add_token(user.id, name)
-    except TooManyTokens as err:
+        token, secret = add_token(user.id, name, [Scope(each) for each in scopes], days)
+    except TokenRefused as err:
         raise click.ClickException(str(err)) from err
-    record(Act.TOKEN_MADE, token.id)
+    record(Act.TOKEN_MADE, token.id, detail=token.scopes)
     db.session.commit()
-    click.echo(f"API token for {user.username} (it will not be shown again):")
+    until = f"until {token.expires_at:%Y-%m-%d}" if token.expires_at else "without expiry"
+    click.echo(
+        f"API token for {user.username}, valid {until} for {token.scopes} (it will not be shown"
+        " again):"
+    )
     click.echo(secret)
 
 
@@ -325,7 +183,8 @@ def reset_second_factor(username: str) -> None:
 def set_role(username: str, role: str) -> None:
     """Make USERNAME a user or a reviewer, who sees the scans that are shared with the reviewers.
 
-    Of administrators, all but the last can be made one of these; create-admin makes administrators.
+    Of administrators, all but the last can be made one of these. The page of users makes
+    administrators, and so does create-admin.
     """
     user = db.session.scalar(select(User).where(User.username_key == username.lower()))
     if user is None:
@@ -340,6 +199,78 @@ def set_role(username: str, role: str) -> None:
     user.role = Role(role)
     db.session.commit()
     click.echo(f"{user.username} is now a {role}.")
+
+
+@click.command("audit-verify")
+@click.option(
+    "--head",
+    default=None,
+    help="A head that was printed earlier, as POSITION:HASH; fail if the"
+    " chain no longer contains it.",
+)
+@with_appcontext
+def audit_verify(head: str | None) -> None:
+    """Verify the hash chain over the audit log; fail where it is broken.
+
+    Prints its head. If you store it elsewhere, --head can show later that nothing before it was
+    changed, not even by somebody who can write to the database.
+    """
+    noted = None
+    if head is not None:
+        position, _, hash = head.partition(":")
+        if not position.isdecimal() or not re.fullmatch("[0-9a-f]{64}", hash):
+            raise click.ClickException("A head is a number, a colon and 64 hexadecimal digits.")
+        noted = Head(int(position), hash)
+    while seal():
+        db.session.commit()
+    verification = verify(noted)
+    db.session.commit()
+    if verification.unsealed:
+        click.echo(
+            f"{verification.unsealed} events are not sealed. Is a maintenance worker running?"
+        )
+    if verification.problem:
+        raise click.ClickException(f"The audit log does not verify. {verification.problem}")
+    click.echo(
+        f"{verification.events} events are unchanged. Head of the chain: {verification.head}"
+    )
+
+
+@click.command("replay-sample")
+@click.argument("count", type=click.IntRange(1, MOST_SAMPLED), default=100)
+@click.option(
+    "--wait", is_flag=True, help="Wait for the outcome; fail unless all answers are identical."
+)
+@with_appcontext
+def replay_sample(count: int, wait: bool) -> None:
+    """Have COUNT past answers, drawn at random, computed again by predict workers."""
+    sample, drawn = sample_answers(count, None)
+    if not drawn:
+        raise click.ClickException("There is no answer whose submitted file is still stored.")
+    record(Act.REPLAY_REQUESTED, sample.id, detail=f"{drawn} answers")
+    db.session.commit()
+    nudge(PREDICT_SCANS)
+    click.echo(f"{drawn} answers are queued to be computed again; see Models, Replays.")
+    if wait:
+        wait_for_sample(sample.id, drawn)
+
+
+def wait_for_sample(sample_id: str, drawn: int) -> None:
+    """Return when all answers of a sample were reproduced exactly; exit with what was not."""
+    ended = [status for status in JobStatus if status.is_final]
+    of_sample = select(Replay).where(Replay.sample_id == sample_id)
+    while db.session.scalar(of_sample.where(Replay.status.not_in(ended)).limit(1)) is not None:
+        db.session.commit()  # As below.
+        time.sleep(0.5)
+    unlike = db.session.scalars(of_sample.where(Replay.is_same.is_not(True))).all()
+    for row in unlike:
+        view = replay_view(row)
+        click.echo(f"scan {row.scan_id}: {' '.join([view.headline, *view.details])}")
+    db.session.commit()
+    summary = f"{drawn - len(unlike)} of {drawn} answers were reproduced exactly."
+    if unlike:
+        raise click.ClickException(summary)
+    click.echo(summary)
 
 
 @click.command("import-dataset")
@@ -357,8 +288,6 @@ def set_role(username: str, role: str) -> None:
 @with_appcontext
 def import_dataset(path: Path, name: str | None, wait: bool) -> None:
     """Import the labeled images in PATH, a folder or a ZIP archive."""
-    from webapp.intake import UploadRejected, accept_dataset
-
     try:
         with archive_of(path.resolve()) as archive:
             dataset = accept_dataset(name or path.resolve().stem, archive, None)
@@ -415,5 +344,7 @@ def init_cli(app: Flask) -> None:
         reset_second_factor,
         set_role,
         import_dataset,
+        replay_sample,
+        audit_verify,
     ):
         app.cli.add_command(command)

@@ -13,18 +13,23 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.engine import make_url
+from webapp import dicom_peers
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 LONGEST_SOCKET_PATH = 100  # The kernel allows 107 bytes (103 on macOS).
 
 
+LAST_PORT = 65_535
 NUMBERS = {
     # A login expires after LOGIN_DAYS, or after LOGIN_IDLE_HOURS without a request, which is long
     # enough for a shift and the night after it.
     "LOGIN_DAYS": 14,
     "LOGIN_IDLE_HOURS": 24,
     "RESET_LINK_HOURS": 24,
+    # For how many days an API token is valid unless its owner chooses otherwise, and for how many
+    # at most: a forgotten one must not work forever. 0: no limit.
+    "TOKEN_DAYS": 90,
+    "TOKEN_MAX_DAYS": 365,
     # Number of reverse proxies whose X-Forwarded-* headers are trusted.
     "TRUSTED_PROXIES": 0,
     # A DICOM slice has 0.5 MB, a head CT of thin slices 150 MB.
@@ -46,6 +51,12 @@ NUMBERS = {
     # disk stops the database, and with it logins and the analysis of scans.
     "MIN_FREE_MB": 1024,
     "UPLOADS_PER_MINUTE": 600,
+    # Requests of one person to the API: a hundred scans polled every two seconds are half of it. 0
+    # for no limit.
+    "API_REQUESTS_PER_MINUTE": 6000,
+    # How long a study that DICOMweb stored waits for more of it, since archives send one in several
+    # requests; 0 analyzes what each request brings by itself.
+    "DICOMWEB_QUIET_S": 15,
     # Maximum STAT scans of one person in the queue: if everything is STAT, nothing is.
     "MAX_STAT": 20,
     # Limits on decoding one scan (`worker/decoder.py`); a thousand slices of 512 x 512 need half of
@@ -65,9 +76,22 @@ NUMBERS = {
     # for no limit.
     "KEEP_ORIGINALS_DAYS": 0,
     "KEEP_SCANS_DAYS": 0,
+    # Retention of the audit log in days; 0 for no limit.
+    "KEEP_AUDIT_DAYS": 0,
     # Percentage of the scans shared with the reviewers that the review queue chooses at random:
     # enough for figures of the usual scans, few enough to be read.
     "REVIEW_PERCENT": 10,
+    # Where the DICOM listener waits for studies; it starts only where DICOM_PEERS names somebody.
+    "DICOM_PORT": 11112,
+    # A study is complete after this time without another instance of it: longer than the pauses of
+    # scanners between series that belong together, short enough for an emergency.
+    "DICOM_QUIET_S": 60,
+    # Associations at one time, and the silence after which one is ended.
+    "DICOM_MAX_ASSOCIATIONS": 10,
+    "DICOM_TIMEOUT_S": 30,
+    # How long the encrypted link to the original study is kept at most, for results that could not
+    # be sent yet.
+    "DICOM_KEEP_LINKS_DAYS": 7,
     # Scans per claim: enough to fill a batch, few enough that two workers share a queue of twenty.
     "PREDICT_BATCH": 8,
     # Threads of a predict worker's ONNX session; to scale, start more workers rather than more
@@ -87,7 +111,10 @@ SWITCHES = {
     "CHECK_HEAD_CT": True,
     # Blacks out everything outside the head, where names may be burned in, in all images that are
     # shown or derived; submitted files are not changed.
-    "COVER_BESIDE_HEAD": False,
+    "MASK_OUTSIDE_HEAD": False,
+    # Takes a study for complete as soon as its sender releases the association, for senders that
+    # send a study in one.
+    "DICOM_CLOSE_ON_RELEASE": False,
     # Lets the webhook lead to addresses of private networks and this machine, and use http.
     "NOTIFY_PRIVATE_ADDRESSES": False,
 }
@@ -96,6 +123,9 @@ SWITCHES = {
 CHOICES = {
     # Plain text for people, or one line of JSON per event for a log collector.
     "LOG_FORMAT": ("text", "json"),
+    # Of which DICOM scans results are made as DICOM objects unasked: of those that DICOMweb took
+    # in, or of all, for a viewer that shows what people upload; each takes a worker a second.
+    "DICOM_RESULTS": ("dicomweb", "all"),
 }
 """The settings that are one of several words; the first is the default."""
 
@@ -108,7 +138,12 @@ FIXED = {
     # Logins must work, without delay, while the broker is down.
     "RATELIMIT_STORAGE_OPTIONS": {"socket_connect_timeout": 0.3, "socket_timeout": 0.3},
     "RATELIMIT_IN_MEMORY_FALLBACK_ENABLED": True,
+    # Of requests that wait for the broker when it is given up, one begins to count in memory, and
+    # the others are answered without being counted.
+    "RATELIMIT_SWALLOW_ERRORS": True,
     "RATELIMIT_HEADERS_ENABLED": True,
+    # Not its own name: `webapp.web_extensions.keep_retry_after` sends it where it makes sense.
+    "RATELIMIT_HEADER_RETRY_AFTER": "X-RateLimit-Retry-After",
     # A form left open over a long shift must still be accepted; the login limits its age.
     "WTF_CSRF_TIME_LIMIT": None,
     "API_TITLE": "Hemoscan",
@@ -116,6 +151,7 @@ FIXED = {
     "OPENAPI_VERSION": "3.1.0",
     "OPENAPI_URL_PREFIX": "/api/v1",
     "OPENAPI_JSON_PATH": "openapi.json",
+    "DICOMWEB_URL_PREFIX": "/dicom-web",
 }
 """Configuration of Flask and its extensions that the environment does not change."""
 
@@ -153,6 +189,9 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         # The address at which people reach this service, for links in notifications.
         "PUBLIC_URL": public_url(environ.get("PUBLIC_URL") or ""),
         **notifications(environ, switches["NOTIFY_PRIVATE_ADDRESSES"]),
+        # Websites that browsers let read DICOMweb's answers: where a viewer runs, such as OHIF.
+        "DICOMWEB_ORIGINS": origins(environ.get("DICOMWEB_ORIGINS") or ""),
+        **dicom(environ),
         # Bearer token for /metrics; without it the page does not exist.
         "METRICS_TOKEN": environ.get("METRICS_TOKEN") or "",
         "PERMANENT_SESSION_LIFETIME": timedelta(days=numbers["LOGIN_DAYS"]),
@@ -180,6 +219,8 @@ def locations(environ: Mapping[str, str]) -> dict[str, Any]:
             environ.get("SECRET_KEY")
             or (secret_key_file(home) if is_embedded else missing_secret_key())
         ),
+        # Where uploads wait while they are taken in.
+        "INCOMING_DIR": home / "incoming",
         "SQLALCHEMY_DATABASE_URI": database,
         # Survive a restart of the database, and do not wait long for one that hangs.
         "SQLALCHEMY_ENGINE_OPTIONS": (
@@ -216,7 +257,7 @@ def choice(environ: Mapping[str, str], name: str, choices: Sequence[str]) -> str
     """Return a setting that is one of `choices`; the first is the default.
 
     Raises:
-        ConfigurationError: it is none of them.
+        ConfigurationError: it is another value.
     """
     if (chosen := environ.get(name) or choices[0]) not in choices:
         raise ConfigurationError(f"{name} must be {' or '.join(choices)}, not {chosen!r}.")
@@ -248,7 +289,7 @@ def notifications(environ: Mapping[str, str], allows_private: bool) -> dict[str,
     # Apprise addresses (https://appriseit.com/services): the outgoing mail server, to which the
     # recipient is added, and a chat that everybody's notifications go to.
     email, chat = environ.get("NOTIFY_EMAIL_URL") or "", environ.get("NOTIFY_CHAT_URL") or ""
-    # A program that is told by HTTP POST, signed with the secret.
+    # A program that is notified by HTTP POST, signed with the secret.
     webhook = environ.get("NOTIFY_WEBHOOK_URL") or ""
     secret = environ.get("NOTIFY_WEBHOOK_SECRET") or ""
     if email and not re.match(r"mailtos?://", email):
@@ -276,6 +317,44 @@ def notifications(environ: Mapping[str, str], allows_private: bool) -> dict[str,
     }
 
 
+def dicom(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings of the DICOM listener and of the destinations of results.
+
+    Raises:
+        ConfigurationError: one of them is invalid, or one that it needs is missing.
+    """
+    title = environ.get("DICOM_AE_TITLE") or "HEMOSCAN"
+    if not re.fullmatch(dicom_peers.AE_TITLE, title):
+        raise ConfigurationError(
+            f"DICOM_AE_TITLE must have 1 to 16 characters and no spaces, not {title!r}."
+        )
+    if whole_number(environ, "DICOM_PORT", NUMBERS["DICOM_PORT"]) > LAST_PORT:
+        raise ConfigurationError(f"DICOM_PORT must be at most {LAST_PORT}.")
+    try:
+        destinations = dicom_peers.destinations_of(environ.get("DICOM_DESTINATIONS") or "")
+        peers = dicom_peers.peers_of(environ.get("DICOM_PEERS") or "", destinations)
+    except ValueError as err:
+        raise ConfigurationError(str(err)) from err
+    # PEM files: this service's certificate and key, without which the listener speaks no TLS, and
+    # the authority that peers' certificates must be from.
+    files = {
+        name: environ.get(name) or ""
+        for name in ("DICOM_TLS_CERT", "DICOM_TLS_KEY", "DICOM_TLS_CA")
+    }
+    if bool(files["DICOM_TLS_CERT"]) != bool(files["DICOM_TLS_KEY"]):
+        raise ConfigurationError("DICOM_TLS_CERT and DICOM_TLS_KEY must be set together.")
+    for name, file in files.items():
+        if file and not Path(file).is_file():
+            raise ConfigurationError(f"{name}: there is no file {file!r}.")
+    return {
+        "DICOM_HOST": environ.get("DICOM_HOST") or "0.0.0.0",
+        "DICOM_AE_TITLE": title,
+        "DICOM_PEERS": peers,
+        "DICOM_DESTINATIONS": destinations,
+        **files,
+    }
+
+
 def is_webhook_secret(text: str) -> bool:
     """Return whether this is a secret as Standard Webhooks writes it."""
     try:
@@ -300,13 +379,30 @@ def trusted_hosts(text: str) -> list[str] | None:
     return [*hosts, "127.0.0.1", "localhost"] if hosts else None
 
 
+def origins(text: str) -> list[str]:
+    """Return the origins of websites, as browsers send them.
+
+    Raises:
+        ConfigurationError: one of them is no origin.
+    """
+    listed = [origin.strip() for origin in text.split(",") if origin.strip()]
+    for origin in listed:
+        if not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]+)?", origin):
+            raise ConfigurationError(
+                "DICOMWEB_ORIGINS must be origins separated by commas, such as"
+                f" https://viewer.example.org, not {origin!r}."
+            )
+    return listed
+
+
 def database_url(url: str) -> str:
     """Return the URL with the driver this project installs (psycopg 3 for PostgreSQL).
 
     Raises:
         ConfigurationError: it is neither SQLite nor PostgreSQL.
     """
-    backend = make_url(url).get_backend_name() if "://" in url else url
+    # Not by SQLAlchemy, which the supervisor of `make run` does without.
+    backend = url.partition("://")[0].partition("+")[0]
     if backend == "sqlite":
         return url
     if backend in ("postgres", "postgresql"):

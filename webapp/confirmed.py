@@ -8,7 +8,7 @@ counts in its figures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any
@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import joinedload
 
 from webapp.audit import record
+from webapp.deletion import discard_archive
 from webapp.extensions import db
 from webapp.forms import text_problem
 from webapp.jobs import IMPORT_DATASET, TRAIN_MODEL, nudge
@@ -36,7 +37,7 @@ from webapp.models import (
     votes,
 )
 from webapp.sharing import shared_with_reviewers
-from webapp.storage import new_key, storage
+from webapp.storage import new_key
 
 MAX_DATASET_NAME = 80
 VERSION = "version:"
@@ -44,7 +45,7 @@ VERSION = "version:"
 
 
 class RequestRefused(ValueError):
-    """What an administrator asks for cannot be done; the text is a sentence."""
+    """A request of an administrator cannot be fulfilled; the text is a sentence."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,18 @@ class Filter:
 
     def conditions(self) -> list[ColumnElement[bool]]:
         """Return what is true of the scans that it lets through, but for the opinions."""
-        found: list[ColumnElement[bool]] = []
+        conditions: list[ColumnElement[bool]] = []
         if self.since:
             first = datetime.combine(date.fromisoformat(self.since), time.min, UTC)
-            found.append(Scan.created_at >= first)
+            conditions.append(Scan.created_at >= first)
         if self.until:
             last = datetime.combine(date.fromisoformat(self.until), time.max, UTC)
-            found.append(Scan.created_at <= last)
+            conditions.append(Scan.created_at <= last)
         if self.kind:
-            found.append(Scan.slice_count > 1 if self.kind == "series" else Scan.slice_count == 1)
-        return found
+            conditions.append(
+                Scan.slice_count > 1 if self.kind == "series" else Scan.slice_count == 1
+            )
+        return conditions
 
 
 EVERYTHING = Filter()
@@ -86,12 +89,12 @@ def filter_of(made_from: Mapping[str, Any]) -> Filter:
 
 def confirmed_scans(chosen: Filter = EVERYTHING) -> Select[Scan]:
     """Return the statement for the confirmed scans that a filter lets through, the oldest first."""
-    said = votes()
-    surplus = said.c.present - said.c.absent
-    most = case((surplus > 0, said.c.present), else_=said.c.absent)
+    voted = votes()
+    surplus = voted.c.present - voted.c.absent
+    most = case((surplus > 0, voted.c.present), else_=voted.c.absent)
     return (
         select(Scan)
-        .join(said, said.c.scan_id == Scan.id)
+        .join(voted, voted.c.scan_id == Scan.id)
         .where(
             Scan.id.in_(shared_with_reviewers()),
             Scan.status == JobStatus.DONE,
@@ -103,27 +106,22 @@ def confirmed_scans(chosen: Filter = EVERYTHING) -> Select[Scan]:
     )
 
 
-def study_of(scan: Scan) -> str:
-    """Return what stands for the patient of a scan: scans of one study are not independent."""
-    return scan.study_id
-
-
 def confirmed_counts() -> dict[str, int]:
     """Return how many scans are confirmed "present" and "absent", and how many are "disputed" by as
     many people as support each.
     """
-    said = votes()
+    voted = votes()
     shared = Scan.id.in_(shared_with_reviewers())
     which = {
-        "present": said.c.present > said.c.absent,
-        "absent": said.c.absent > said.c.present,
-        "disputed": (said.c.present == said.c.absent) & (said.c.present > 0),
+        "present": voted.c.present > voted.c.absent,
+        "absent": voted.c.absent > voted.c.present,
+        "disputed": (voted.c.present == voted.c.absent) & (voted.c.present > 0),
     }
     return {
         name: db.session.scalar(
             select(func.count())
             .select_from(Scan)
-            .join(said, said.c.scan_id == Scan.id)
+            .join(voted, voted.c.scan_id == Scan.id)
             .where(shared, Scan.status == JobStatus.DONE, holds)
         )
         or 0
@@ -135,44 +133,49 @@ def disputed_scans(limit: int) -> list[tuple[Scan, int, int]]:
     """Return scans on which people contradict each other, the newest first, with how many say
     present and absent.
     """
-    said = votes()
-    found = db.session.execute(
-        select(Scan, said.c.present, said.c.absent)
-        .join(said, said.c.scan_id == Scan.id)
-        .where(Scan.id.in_(shared_with_reviewers()), said.c.present > 0, said.c.absent > 0)
+    voted = votes()
+    rows = db.session.execute(
+        select(Scan, voted.c.present, voted.c.absent)
+        .join(voted, voted.c.scan_id == Scan.id)
+        .where(Scan.id.in_(shared_with_reviewers()), voted.c.present > 0, voted.c.absent > 0)
         .options(joinedload(Scan.user))
         .order_by(Scan.created_at.desc(), Scan.id)
         .limit(limit)
     )
-    return [(scan, present, absent) for scan, present, absent in found]
+    return [(scan, present, absent) for scan, present, absent in rows]
 
 
-def learned_from(version: ModelVersion) -> set[str]:
-    """Return the ids of the scans that a version learned from: those of the data sets of its
-    training, or calibration, and of all versions that it began with.
+def studies_learned_from(version: ModelVersion) -> set[str]:
+    """Return the ids of the studies that a version learned from: those of the data sets of its
+    training, or calibration, and of all versions that it began with, whether or not their scans are
+    still there. Scans of one study are of one patient.
     """
-    runs: set[str] = set()
-    run_id = version.run_id
-    while run_id is not None and run_id not in runs:
-        runs.add(run_id)
-        weights = db.session.scalar(
-            select(TrainingRun.initial_weights).where(TrainingRun.id == run_id)
+    trained = {
+        row.id: row
+        for row in db.session.execute(
+            select(ModelVersion.id, ModelVersion.run_id, TrainingRun.initial_weights).join(
+                TrainingRun, TrainingRun.id == ModelVersion.run_id
+            )
         )
-        began_with = (weights or "").removeprefix(VERSION)
-        run_id = db.session.scalar(select(ModelVersion.run_id).where(ModelVersion.id == began_with))
+    }
+    runs: set[str] = set()
+    ancestor = trained.get(version.id)
+    while ancestor is not None and ancestor.run_id not in runs:
+        runs.add(ancestor.run_id)
+        ancestor = trained.get(ancestor.initial_weights.removeprefix(VERSION))
     used = select(training_run_dataset.c.dataset_id).where(
         training_run_dataset.c.training_run_id.in_(runs)
     )
     return set(
         db.session.scalars(
-            select(dataset_scan.c.scan_id).where(dataset_scan.c.dataset_id.in_(used))
+            select(dataset_scan.c.study_id).where(dataset_scan.c.dataset_id.in_(used))
         )
     )
 
 
 def request_dataset(name: str, chosen: Filter, user_id: str) -> tuple[Dataset, bool]:
     """Queue a data set to be made of the confirmed scans that a filter lets through; return it, and
-    whether a worker could be told.
+    whether a worker could be notified.
 
     Raises:
         RequestRefused: the name is taken or none, or there is no such scan.
@@ -205,13 +208,13 @@ def request_dataset(name: str, chosen: Filter, user_id: str) -> tuple[Dataset, b
         db.session.rollback()
         raise RequestRefused(f"A data set named “{name}” already exists.") from err
     if replaced:
-        storage.discard(replaced.archive_key)
+        discard_archive(replaced.archive_key)
     return dataset, nudge(IMPORT_DATASET)
 
 
 def request_figures(user_id: str | None) -> bool:
     """Queue a computation of the site figures unless one waits; return whether a worker could be
-    told.
+    notified.
     """
     waits = SiteFigures.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
     if db.session.scalar(select(SiteFigures.id).where(waits).limit(1)) is None:
@@ -240,9 +243,17 @@ def opinions_since(figures: SiteFigures) -> int:
     return db.session.scalar(changed) or 0
 
 
-def request_calibration(version: ModelVersion, dataset: Dataset, user_id: str) -> tuple[str, bool]:
+def request_calibration(
+    version: ModelVersion,
+    dataset: Dataset,
+    user_id: str,
+    before_commit: Callable[[TrainingRun], None] = lambda _: None,
+) -> tuple[str, bool]:
     """Queue a calibration of a version to a data set; return the id of the run, and whether a
-    worker could be told.
+    worker could be notified.
+
+    Args:
+        before_commit: is called with the new row in its transaction.
 
     Raises:
         RequestRefused: the data set is not ready.
@@ -261,5 +272,6 @@ def request_calibration(version: ModelVersion, dataset: Dataset, user_id: str) -
     )
     db.session.add(run)
     record(Act.VERSION_CALIBRATED, run.id)
+    before_commit(run)
     db.session.commit()
     return run.id, nudge(TRAIN_MODEL)

@@ -20,11 +20,16 @@ from webapp.models import (
     Evaluation,
     Heatmap,
     JobStatus,
+    PaperExperiment,
     Prediction,
+    Preview,
     Report,
     Scan,
     User,
     active_admins,
+    preview_file,
+    sample_file,
+    thumbnails_file,
 )
 from webapp.pictures import heatmap_key
 from webapp.storage import storage
@@ -107,7 +112,7 @@ def delete_dataset(dataset_id: str) -> bool:
     """Delete a data set that is not in use, commit, then delete its files; return False if some
     files are left to `worker.orphaned_files`.
 
-    Its evaluations are deleted with it.
+    Its evaluations and experiments are deleted with it.
 
     Raises:
         StillNeeded: it is being imported or evaluated on, or a training run used it.
@@ -118,9 +123,21 @@ def delete_dataset(dataset_id: str) -> bool:
         raise StillNeeded(
             "An evaluation on this data set has not ended. Cancel it first, or wait for it."
         )
+    of_paper = PaperExperiment.dataset_id == dataset_id
+    is_open = PaperExperiment.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
+    if db.session.scalar(select(PaperExperiment.id).where(of_paper, is_open).limit(1)):
+        raise StillNeeded(
+            "The paper’s experiment runs on this data set. Cancel it first, or wait for it."
+        )
+    checkpoints = [
+        row.checkpoint_key for row in db.session.scalars(select(PaperExperiment).where(of_paper))
+    ]
     folders = [
         row.storage_prefix for row in db.session.scalars(select(Evaluation).where(of_dataset))
     ]
+    previews = db.session.scalars(select(Preview.id).where(Preview.dataset_id == dataset_id))
+    folders += map(preview_file, previews)
+    folders += [thumbnails_file(dataset_id), sample_file(dataset_id)]
     ended = Dataset.status.in_([status for status in JobStatus if status.is_final])
     row = (
         delete(Dataset)
@@ -139,14 +156,25 @@ def delete_dataset(dataset_id: str) -> bool:
         ) from err
     if deleted is None:
         raise StillNeeded("This data set is being imported. Cancel the import first.")
-    return discard([*filter(None, deleted), *folders])
+    archive_key, sheet_key = deleted
+    is_removed = discard_archive(archive_key)
+    return discard([*filter(None, (sheet_key,)), *folders, *checkpoints]) and is_removed
+
+
+def discard_archive(key: str) -> bool:
+    """Delete the archive of a data set that is gone, unless another version of it has the same one;
+    return False if that is left to `worker.orphaned_files`.
+    """
+    needed = db.session.scalar(select(Dataset.id).where(Dataset.archive_key == key).limit(1))
+    db.session.commit()
+    return needed is not None or storage.discard(key)
 
 
 def files_of(which: ColumnElement[bool]) -> list[str]:
     """Return the storage keys of all files of these scans, including images that a worker may have
     stored before any row refers to them; their keys are derived from ids.
     """
-    found = db.session.execute(
+    rows = db.session.execute(
         select(
             Scan.id,
             Scan.original_key,
@@ -159,7 +187,7 @@ def files_of(which: ColumnElement[bool]) -> list[str]:
         .where(which)
     )
     keys: dict[str | None, None] = {}
-    for scan in found:
+    for scan in rows:
         keys |= dict.fromkeys(
             (
                 scan.original_key,
@@ -173,7 +201,9 @@ def files_of(which: ColumnElement[bool]) -> list[str]:
             of_slices = [heatmap_key(scan.heatmap_id, index) for index in scan.slices or ()]
             keys |= dict.fromkeys((scan.image_key, f"heatmaps/{scan.heatmap_id}.png", *of_slices))
     reports = db.session.scalars(select(Report).join(Report.scan).where(which))
-    keys |= dict.fromkeys(report.file_key for report in reports)
+    keys |= dict.fromkeys(key for report in reports for key in report.file_keys)
+    of_scans = select(Preview.id).join(Scan, Preview.scan_id == Scan.id).where(which)
+    keys |= dict.fromkeys(map(preview_file, db.session.scalars(of_scans)))
     return [key for key in keys if key]
 
 

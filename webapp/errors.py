@@ -30,15 +30,17 @@ SENTENCES = {
     401: "Please log in first.",
     403: "You do not have permission to do this.",
     404: "Not found, or you do not have access.",
-    405: "This page does not support that request method.",
+    405: "This address does not support that request method.",
     413: "The upload is larger than {MAX_UPLOAD_MB} MB, the maximum upload size.",
     429: "Too many attempts. Please wait a minute and try again.",
     500: "Something went wrong on our side. The error has been logged; please try again.",
     503: "Part of the service is unavailable. Please try again later.",
 }
+TOO_MANY_FIELDS = "The request has too many fields, or too long ones."
 EXPIRED_FORM = "This form has expired. Please go back, reload the page and submit it again."
 BUSY = "The database is busy. Please try again in a few seconds."
 BUSY_S = 5
+STORAGE_AWAY_S = 30
 OVERLOADED = "Too many uploads are arriving at once. Please send this one again in a few seconds."
 OTHER_HOST = "This service is not available under that host name."
 DISK_FULL = "The server's disk is full. Please try again later."
@@ -74,7 +76,10 @@ def refuse(error: HTTPException) -> Response | HTTPException:
         if name.lower() not in ("content-type", "content-length"):
             response.headers[name] = value  # Allow, Retry-After.
     sentence, more = _sentence(error), _details(error)
-    is_for_program = request.path.startswith(current_app.config["OPENAPI_URL_PREFIX"] + "/")
+    prefixes = ("OPENAPI_URL_PREFIX", "DICOMWEB_URL_PREFIX")
+    is_for_program = any(
+        request.path.startswith(f"{current_app.config[prefix]}/") for prefix in prefixes
+    )
     if is_for_program or request.accept_mimetypes.best == "application/json":
         title = HTTP_STATUS_CODES.get(error.code, "Error")
         problem = {
@@ -103,7 +108,7 @@ def refuse(error: HTTPException) -> Response | HTTPException:
 @lru_cache(maxsize=64)  # The main loop of the web server makes them.
 def overload_answer(app: Flask, for_program: bool, retry_after_s: int) -> bytes:
     """Return the whole HTTP response to an upload for which there is no time (`webapp.serving`):
-    429, and when to try again; no request is at hand, and nobody asks the database.
+    429, and when to try again; there is no request context, and the database is not queried.
     """
     if for_program:
         problem = {
@@ -134,7 +139,7 @@ def refuse_for_storage(error: StorageError) -> Response | HTTPException:
     log.error("The storage failed at %s: %s", request.endpoint, type(error.__cause__).__name__)
     if isinstance(error, StorageFull):
         return refuse(InsufficientStorage(str(error)))
-    return refuse(ServiceUnavailable(str(error)))
+    return refuse(ServiceUnavailable(str(error), retry_after=STORAGE_AWAY_S))
 
 
 def refuse_for_database(error: OperationalError) -> Response | HTTPException:
@@ -177,22 +182,30 @@ def _sentence(error: HTTPException) -> str:
         return EXPIRED_FORM
     if isinstance(error, SecurityError):
         return OTHER_HOST
-    said = getattr(error, "data", None) or {}  # flask-smorest's and webargs' abort(…, message=…)
-    given = said.get("message")
+    details = getattr(error, "data", None) or {}  # flask-smorest's and webargs' abort(…, message=…)
+    text = details.get("message")
     if (
-        given is None
+        text is None
         and error.code not in (429, 500)
         and error.description != type(error).description
     ):
-        given = error.description
+        text = error.description
+    if text is None and isinstance(error, RequestEntityTooLarge) and _is_within_limit():
+        return TOO_MANY_FIELDS
     usual = SENTENCES.get(error.code or 500) or type(error).description or SENTENCES[400]
-    return str(given) if given else usual.format_map(current_app.config)
+    return str(text) if text else usual.format_map(current_app.config)
+
+
+def _is_within_limit() -> bool:
+    """True if the body of a request says that it is no larger than an upload may be."""
+    most, length = request.max_content_length, request.content_length
+    return length is not None and (most is None or length <= most)
 
 
 def _details(error: HTTPException) -> dict[str, object]:
     """Return the invalid fields, if a schema rejected the request."""
-    said = getattr(error, "data", None) or {}
-    errors = said.get("errors") or said.get("messages")
+    details = getattr(error, "data", None) or {}
+    errors = details.get("errors") or details.get("messages")
     return {"errors": errors} if errors else {}
 
 

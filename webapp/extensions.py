@@ -1,4 +1,6 @@
-"""The Flask extensions, and the database settings that apply to every process."""
+"""The database of every process, and its settings; `webapp/web_extensions.py` has the extensions of
+pages and API.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,8 @@ from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import Error as SQLiteError
 from typing import Any
 
-from flask import Flask, has_request_context, request
-from flask_limiter import Limiter
-from flask_limiter.util import get_remote_address
-from flask_login import LoginManager
-from flask_migrate import Migrate
+from flask import Flask, has_request_context
 from flask_sqlalchemy import SQLAlchemy
-from flask_wtf import CSRFProtect
 from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
@@ -26,6 +23,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeDecorator
+from werkzeug.local import LocalProxy
 
 
 class Base(DeclarativeBase):
@@ -44,10 +42,6 @@ class Base(DeclarativeBase):
 
 # Rows stay readable after a commit, since views commit before they store files.
 db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
-migrate = Migrate(render_as_batch=True)
-login_manager = LoginManager()
-csrf = CSRFProtect()
-limiter = Limiter(get_remote_address)
 
 BUSY_MS = 15_000
 """How long a statement waits for SQLite's write lock."""
@@ -147,8 +141,8 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
         # Not by a statement of the transaction, which waits for this long itself.
-        patience_ms = REQUEST_BUSY_MS if has_request_context() else BUSY_MS
-        connection.connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
+        busy_ms = REQUEST_BUSY_MS if has_request_context() else BUSY_MS
+        connection.connection.execute(f"PRAGMA busy_timeout = {busy_ms}")
         # A transaction that reads first and writes later fails immediately if another process wrote
         # in between.
         connection.exec_driver_sql("BEGIN" if reads_only.get() else "BEGIN IMMEDIATE")
@@ -205,18 +199,18 @@ def _emptied_log() -> bool:
         connection.close()
 
 
-def init_extensions(app: Flask) -> None:
-    """Initialize all extensions for `app`."""
+def init_database(app: Flask) -> None:
+    """Connect `app` with its database, and with its migrations when they are first needed: Alembic
+    would take a tenth of the time that each process needs to start.
+    """
+
+    def load_migrations() -> Any:
+        # Imported here because of the time that Alembic takes.
+        from flask_migrate import Migrate
+
+        # Takes the place of the proxy below.
+        Migrate(app, db, directory=str(app.config["MIGRATIONS_DIR"]), render_as_batch=True)
+        return app.extensions["migrate"]
+
     db.init_app(app)
-    migrate.init_app(app, db, directory=str(app.config["MIGRATIONS_DIR"]))
-    login_manager.init_app(app)
-    csrf.init_app(app)
-    limiter.init_app(app)
-
-    @app.before_request
-    def mark_reading_requests() -> None:
-        reads_only.set(request.method in ("GET", "HEAD", "OPTIONS"))
-
-    @app.teardown_request
-    def unmark(_error: BaseException | None) -> None:
-        reads_only.set(False)  # Code that runs in this thread after the request may write.
+    app.extensions["migrate"] = LocalProxy(load_migrations)

@@ -6,9 +6,10 @@ import math
 import re
 import unicodedata
 from collections.abc import Collection
+from datetime import UTC, datetime
 from typing import Any
 
-from flask import request
+from flask import current_app, request
 from flask_wtf import FlaskForm
 from werkzeug.datastructures import CombinedMultiDict, FileStorage, MultiDict
 from wtforms import (
@@ -30,7 +31,8 @@ from wtforms.widgets import CheckboxInput
 
 from ml.catalogue import BLEEDING_TYPES
 from ml.verdict import STATES
-from webapp.models import Channel, Finding, JobStatus, Wanted
+from webapp.models import Channel, Finding, JobStatus, Scope, User, Wanted
+from webapp.models.accounts import USUAL_SCOPES, scopes_open_to, usual_token_days
 from webapp.passwords import MIN_PASSWORD, password_problem
 
 MAX_USERNAME, MAX_NAME, MAX_EMAIL, MAX_PHONE, MAX_TITLE, MAX_TOKEN_NAME = 64, 120, 254, 40, 80, 80
@@ -47,6 +49,17 @@ def is_id(text: str) -> bool:
     PostgreSQL rejects NUL characters.
     """
     return re.match(ID, text) is not None
+
+
+def moment_of(text: str) -> datetime | None:
+    """Return the point in time that the text names in ISO 8601, in UTC unless it says otherwise;
+    None if it names none, or one outside the calendar's years 1 to 9999.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def text_problem(text: str, longest: int) -> str | None:
@@ -227,9 +240,18 @@ class DeleteAccountForm(PostedForm):
     )
 
 
+TOKEN_DAYS = (7, 30, 90, 180, 365)
+SCOPE_LABELS = {
+    Scope.READ: "Read scans, results and reports",
+    Scope.SUBMIT: "Submit scans; change, share and delete your own",
+    Scope.REVIEW: "Give opinions and read the review queue",
+    Scope.ADMIN: "Administer: models, data sets, training, users",
+}
+
+
 class TokenForm(PostedForm):
-    """The name of an API token, and the password again, so that a browser left open cannot create
-    one.
+    """What an API token is for, what it may do and for how long, and the password again, so that a
+    browser left open cannot create one.
     """
 
     name = TextField(
@@ -237,9 +259,28 @@ class TokenForm(PostedForm):
         [required, at_most(MAX_TOKEN_NAME)],
         description="What you will use the token for, such as “research script”.",
     )
+    scopes = SelectMultipleField(
+        "It may",
+        [DataRequired("Please choose what the token may be used for.")],
+        option_widget=CheckboxInput(),
+        default=[scope.value for scope in USUAL_SCOPES],
+    )
+    days = SelectField("It expires after", coerce=int)
     token_password = PasswordField(
         "Your password", [required], render_kw={"autocomplete": "current-password"}
     )
+
+    def __init__(self, owner: User, **kwargs: Any) -> None:
+        usual, most = usual_token_days(), current_app.config["TOKEN_MAX_DAYS"]
+        super().__init__(**{"data": {"days": usual}, **kwargs})
+        self.scopes.choices = [
+            SelectChoice(scope.value, SCOPE_LABELS[scope]) for scope in scopes_open_to(owner)
+        ]
+        offered = {days for days in (*TOKEN_DAYS, usual) if days and (not most or days <= most)}
+        self.days.choices = [
+            *(SelectChoice(days, f"{days} days") for days in sorted(offered)),
+            *([] if most else [SelectChoice(0, "Never")]),
+        ]
 
 
 class SetUpFactorForm(PostedForm):
@@ -251,7 +292,7 @@ class SetUpFactorForm(PostedForm):
 
 
 class CodeForm(PostedForm):
-    """A code of the authenticator app, or where it stands for one, a recovery code."""
+    """A code of the authenticator app, or a recovery code in its place."""
 
     code = StringField(
         "Code",
@@ -329,7 +370,7 @@ class OpinionForm(PostedForm):
     queue = HiddenField()
 
     def validate_finding(self, field: RadioField) -> None:
-        """Reject what no opinion says."""
+        """Reject values that are not findings."""
         if field.data not in list(Finding):
             raise ValidationError("Please choose whether hemorrhage is present.")
 
@@ -347,8 +388,22 @@ class ShareForm(PostedForm):
 SHARED = "shared"
 
 
-class WorklistFilterForm(Form):
-    """What a worklist shows; it is in the address. A field with an error is not applied."""
+class FilterForm(Form):
+    """What a page shows, as its address says. A field with an error is not applied."""
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Return the valid values that were given."""
+        self.validate()
+        return {
+            name: field.data
+            for name, field in self._fields.items()
+            if field.data and not field.errors
+        }
+
+
+class WorklistFilterForm(FilterForm):
+    """What a worklist shows."""
 
     whose = SelectField(
         "Scans",
@@ -362,7 +417,7 @@ class WorklistFilterForm(Form):
     )
     title = TextField("Title", [Optional(), at_most(MAX_TITLE)], render_kw={"type": "search"})
     status = SelectField(
-        "State",
+        "Status",
         choices=[
             SelectChoice("", "Any"),
             SelectChoice(JobStatus.QUEUED.value, "Waiting"),
@@ -394,24 +449,14 @@ class WorklistFilterForm(Form):
     until = DateField("To", [Optional()])
     study = TextField("Study", [Optional(), Regexp(ID, message="There is no such study.")])
 
-    @property
-    def chosen(self) -> dict[str, Any]:
-        """Return the valid values that were given."""
-        self.validate()
-        return {
-            name: field.data
-            for name, field in self._fields.items()
-            if field.data and not field.errors
-        }
-
 
 class NotificationsForm(PostedForm):
-    """Of which results a person wants to be told, for each channel that is offered."""
+    """Of which results a person wants to be notified, for each channel that is offered."""
 
     browser = SelectField("In this browser, while a page is open")
     email = SelectField("By email", description="To the address of your account.")
-    chat = SelectField("In the chat", description="Everybody’s messages go to the same chat.")
-    webhook = SelectField("By webhook", description="To the program that the operator set up.")
+    chat = SelectField("In the chat", description="Everyone’s messages go to the same chat.")
+    webhook = SelectField("By webhook", description="To the program that your operator set up.")
 
     def __init__(self, offered: Collection[Channel], **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -8,11 +8,12 @@ from flask import Blueprint, Response, current_app, jsonify
 from sqlalchemy import exists, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from webapp.extensions import database_now, db, limiter
+from webapp.extensions import database_now, db
 from webapp.jobs import PREDICT
 from webapp.models import Worker
 from webapp.space import has_room
 from webapp.storage import storage
+from webapp.web_extensions import limiter
 
 blueprint = Blueprint("health", __name__)
 limiter.exempt(blueprint)

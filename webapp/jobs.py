@@ -14,12 +14,18 @@ from kombu.exceptions import OperationalError
 from webapp.models import (
     Comparison,
     Dataset,
+    DatasetAnalysis,
     Evaluation,
     Heatmap,
     Leased,
     Notification,
+    PaperExperiment,
+    Preview,
+    Replay,
     Report,
+    ResultDelivery,
     Scan,
+    ShadowAnswer,
     SiteFigures,
     TrainingRun,
 )
@@ -32,28 +38,39 @@ PREDICT_SCANS = "hemoscan.predict_scans"
 TRAIN_MODEL = "hemoscan.train_model"
 IMPORT_DATASET = "hemoscan.import_dataset"
 SWEEP = "hemoscan.sweep"
-TIDY = "hemoscan.tidy"
+CLEAN_UP = "hemoscan.clean_up"
 
 QUEUE_OF_TASK = {
     PREDICT_SCANS: PREDICT,
     TRAIN_MODEL: TRAIN,
     IMPORT_DATASET: TRAIN,
     SWEEP: MAINTENANCE,
-    TIDY: MAINTENANCE,
+    CLEAN_UP: MAINTENANCE,
 }
 
 QUEUE_OF_TABLE: dict[type[Leased], str] = {
     Scan: PREDICT,
     Heatmap: PREDICT,
     Report: PREDICT,
+    Replay: PREDICT,
+    ShadowAnswer: PREDICT,
+    Preview: PREDICT,
     Notification: MAINTENANCE,
+    ResultDelivery: MAINTENANCE,
     Dataset: TRAIN,
+    DatasetAnalysis: TRAIN,
     SiteFigures: TRAIN,
     Comparison: TRAIN,
     Evaluation: TRAIN,
     TrainingRun: TRAIN,
+    PaperExperiment: TRAIN,
 }
 """Which workers claim the rows of which table."""
+
+IN_BACKGROUND: frozenset[type[Leased]] = frozenset({Replay, ShadowAnswer})
+"""Tables whose rows nobody waits for: workers claim them when there is nothing else to do, so that
+one that waits for hours is no fault.
+"""
 
 
 def make_celery(app: Flask) -> Celery:

@@ -18,12 +18,13 @@ from sqlalchemy import ColumnElement, delete, or_, select, update
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from webapp.audit import address, record, record_seldom
-from webapp.extensions import db, limiter, login_manager, noting, utc_now
+from webapp.extensions import db, noting, utc_now
 from webapp.forms import MAX_USERNAME, text_problem
 from webapp.models import Act, ApiToken, AuditEvent, LoginSession, User
 from webapp.models.accounts import hasher, new_secret, secret_hash
 from webapp.passwords import MAX_PASSWORD
 from webapp.security_headers import cookie_name, over_tls
+from webapp.web_extensions import limiter, login_manager
 
 NOTED_S = 60
 """`used_at` of a login or token is updated at most once in this time."""
@@ -52,7 +53,7 @@ P = ParamSpec("P")
 @login_manager.user_loader
 def user_of_login(secret: str) -> User | None:
     """Return the person with this login; None if it has ended or the account is disabled."""
-    found = db.session.execute(
+    row = db.session.execute(
         select(LoginSession, User)
         .join(User, LoginSession.user_id == User.id)
         .where(
@@ -61,9 +62,9 @@ def user_of_login(secret: str) -> User | None:
             User.disabled_at.is_(None),
         )
     ).one_or_none()
-    if found is None:
+    if row is None:
         return None
-    login, user = found
+    login, user = row
     user.login_secret = secret
     # A page left open polls by itself; that does not count as use.
     if not request.headers.get("HX-Request"):

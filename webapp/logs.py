@@ -1,9 +1,11 @@
 """Logging as lines of JSON for log collectors (`LOG_FORMAT=json`); the default is plain text.
 
 Each line is an object with `time`, `level`, `logger` and `message`, the `worker` that wrote it, and
-the ids of the rows it is about as lists: `scan_ids`, `heatmap_ids`, `report_ids`, `dataset_ids`,
-`comparison_ids`, `evaluation_ids`, `run_ids`, `notification_ids`. Any other fields of a log record
-are dropped, because they may contain file names or personal data.
+the ids of the rows it is about as lists: `scan_ids`, `heatmap_ids`, `report_ids`, `preview_ids`,
+`replay_ids`, `shadow_answer_ids`, `notification_ids`, `result_delivery_ids`, `dataset_ids`,
+`dataset_analysis_ids`, `site_figures_ids`, `comparison_ids`, `paper_experiment_ids`,
+`evaluation_ids`, `run_ids`. Any other fields of a log record are dropped, because they may contain
+file names or personal data.
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ def json_logging(level: int | str = "WARNING") -> dict[str, Any]:
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {
-            **{package: {"level": "INFO"} for package in ("webapp", "worker", "ml")},
+            **{package: {"level": "INFO"} for package in ("webapp", "worker", "listener", "ml")},
             "gunicorn.error": {"level": level, "handlers": [], "propagate": True},
             # Its lines contain URLs, and thus the secrets of reset links.
             "gunicorn.access": {"level": "WARNING"},

@@ -16,9 +16,11 @@ from prometheus_client.registry import Collector
 from sqlalchemy import ColumnElement, Float, extract, func, literal, select, type_coerce, union_all
 from sqlalchemy.exc import SQLAlchemyError
 
-from webapp.extensions import database_now, db, limiter
-from webapp.jobs import QUEUE_OF_TABLE, QUEUES
+from webapp.audit_chain import newest_check
+from webapp.extensions import database_now, db
+from webapp.jobs import IN_BACKGROUND, QUEUE_OF_TABLE, QUEUES
 from webapp.models import JobStatus, Leased, Worker
+from webapp.web_extensions import limiter
 
 blueprint = Blueprint("metrics", __name__)
 limiter.exempt(blueprint)
@@ -55,14 +57,14 @@ def metrics() -> Response:
 
 
 class Rows(Collector):
-    """Collects metrics from the database, in three SQL statements."""
+    """Collects metrics from the database, in four SQL statements."""
 
     def describe(self) -> list[Metric]:
         """Return nothing, so that registering does not read the database."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Read the states of all jobs, the durations of the last hour and the workers."""
+        """Read the states of all jobs, durations of the last hour, workers, and the audit log."""
         jobs = GaugeMetricFamily(
             "hemoscan_jobs", "Jobs by table and state.", labels=["table", "state"]
         )
@@ -71,10 +73,12 @@ class Rows(Collector):
             "Attempts of the current jobs that ended with the death of a worker.",
             labels=["table"],
         )
-        depth = GaugeMetricFamily("hemoscan_queue_depth", "Queued jobs.", labels=["queue"])
+        depth = GaugeMetricFamily(
+            "hemoscan_queue_depth", "Queued jobs that somebody waits for.", labels=["queue"]
+        )
         age = GaugeMetricFamily(
             "hemoscan_queue_oldest_age_seconds",
-            "Age of the oldest queued job, 0 if there is none.",
+            "Age of the oldest queued job that somebody waits for, 0 if there is none.",
             labels=["queue"],
         )
         counts: dict[tuple[str, JobStatus], int] = {}
@@ -105,12 +109,16 @@ class Rows(Collector):
             for state in JobStatus:
                 jobs.add_metric([_name(table), state.value], counts.get((_name(table), state), 0))
         for queue in dict.fromkeys(QUEUE_OF_TABLE.values()):
-            names = [_name(table) for table in QUEUE_OF_TABLE if QUEUE_OF_TABLE[table] == queue]
+            names = [
+                _name(table)
+                for table, of in QUEUE_OF_TABLE.items()
+                if of == queue and table not in IN_BACKGROUND
+            ]
             depth.add_metric(
                 [queue], sum(counts.get((name, JobStatus.QUEUED), 0) for name in names)
             )
             age.add_metric([queue], max(ages.get(name, 0.0) for name in names))
-        yield from (jobs, attempts, depth, age, *_durations(), *_workers())
+        yield from (jobs, attempts, depth, age, *_durations(), *_workers(), *_audit_log())
 
 
 def _durations() -> tuple[Metric, Metric]:
@@ -127,7 +135,7 @@ def _durations() -> tuple[Metric, Metric]:
         "Total time of these jobs from claim to result.",
         labels=["table"],
     )
-    found = db.session.execute(
+    rows = db.session.execute(
         union_all(
             *(
                 select(
@@ -143,7 +151,7 @@ def _durations() -> tuple[Metric, Metric]:
             )
         )
     )
-    for name, number, seconds in found:
+    for name, number, seconds in rows:
         count.add_metric([name], number)
         total.add_metric([name], round(float(seconds), 3))
     return count, total
@@ -166,12 +174,31 @@ def _workers() -> tuple[Metric, Metric]:
         .where(Worker.seen_at > database_now(-current_app.config["LEASE_S"]))
         .group_by(Worker.queue)
     )
-    found = {queue: counts for queue, *counts in db.session.execute(alive)}
+    by_queue = {queue: counts for queue, *counts in db.session.execute(alive)}
     for queue in QUEUES:
-        number, with_alarm = found.get(queue, (0, 0))
+        number, with_alarm = by_queue.get(queue, (0, 0))
         family.add_metric([queue], number)
         alarms.add_metric([queue], with_alarm)
     return family, alarms
+
+
+def _audit_log() -> Iterator[Metric]:
+    """Yield whether the audit log's hash chain was intact when it was last verified, and when; none
+    before the first time.
+    """
+    check = newest_check()
+    if check is None:
+        return
+    intact = GaugeMetricFamily(
+        "hemoscan_audit_log_intact",
+        "1 if the hash chain over the audit log was intact when last verified, else 0.",
+    )
+    intact.add_metric([], float(check.problem is None))
+    verified = GaugeMetricFamily(
+        "hemoscan_audit_log_verified_timestamp_seconds", "When it was last verified."
+    )
+    verified.add_metric([], check.at.timestamp())
+    yield from (intact, verified)
 
 
 def _seconds(table: type[Leased]) -> ColumnElement[float]:

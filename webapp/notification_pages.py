@@ -4,28 +4,28 @@ that are open ask for.
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
 
 from flask import Blueprint, Response, abort, flash, jsonify, redirect, request, url_for
 from flask_login import current_user, login_required
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from webapp.audit import whose_request
 from webapp.auth import account_page
-from webapp.extensions import db, limiter
+from webapp.extensions import db
 from webapp.forms import NotificationsForm
 from webapp.models import Channel, Wanted, choose
 from webapp.models.accounts import lock_person
 from webapp.notifications import channels_offered, news_since, queue_test
+from webapp.rates import per_person, within_settings_rate
 
 blueprint = Blueprint("notifications", __name__)
 
 
 @blueprint.post("/account/notifications")
 @login_required
+@within_settings_rate
 def save() -> str | tuple[str, int] | WerkzeugResponse:
-    """Save which results a person wants to be told of, and how."""
+    """Save which results a person wants to be notified of, and how."""
     form = NotificationsForm(channels_offered())
     if not form.validate_on_submit():
         return account_page(notifications_form=form)
@@ -40,36 +40,33 @@ def save() -> str | tuple[str, int] | WerkzeugResponse:
 
 @blueprint.post("/account/notifications/test")
 @login_required
-@limiter.limit("6 per minute", key_func=lambda: str(whose_request()))
+@per_person("6 per minute", "test messages")
 def send_test() -> WerkzeugResponse:
     """Queue a test message for each channel that the person chose."""
     queued = queue_test(current_user.id)
     db.session.commit()
     if queued:
-        flash("A test message is on its way; see below whether it arrived.", "success")
+        flash("A test message is being sent; its status is shown below.", "success")
     else:
-        flash("Choose a channel first, and save it.", "warning")
+        flash("Choose a channel and save it first.", "warning")
     return _back()
 
 
 @blueprint.get("/notifications/news")
 @login_required
 def news() -> Response:
-    """Return the addresses of results that came after a point in time (`after`), and the point to
-    ask from next.
+    """Return the addresses of results that came after a point in time (`after`) or shortly before
+    it, and the point to ask from next.
     """
     try:
         after = datetime.fromisoformat(request.args.get("after", ""))
         if after.tzinfo is None:
             raise ValueError
-    except ValueError:
+        scan_ids, now = news_since(current_user.id, after.astimezone(UTC))
+    except (ValueError, OverflowError):  # The calendar ends in the year 9999.
         abort(400, "Unknown point in time.")
-    scan_ids, now = news_since(current_user.id, after)
-    told: dict[str, Any] = {
-        "now": now.isoformat(),
-        "results": [url_for("scans.show", scan_id=scan_id) for scan_id in scan_ids],
-    }
-    answer = jsonify(told)
+    results = [url_for("scans.show", scan_id=scan_id) for scan_id in scan_ids]
+    answer = jsonify({"now": now.isoformat(), "results": results})
     answer.headers["Cache-Control"] = "no-store"
     return answer
 

@@ -5,7 +5,7 @@ pages that are open. `worker/deliveries.py` sends what is queued.
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from flask import current_app
 from sqlalchemy import insert, or_, select
@@ -22,8 +22,12 @@ from webapp.models import (
     new_id,
 )
 
-MOST_NEWS = 20
-"""Results that a page is told of at once."""
+MOST_NEWS = 200
+"""The most results that a page is notified of at once."""
+OVERLAP_S = 10
+"""By how much each answer repeats the one before. A result has the time at which it was written and
+is seen when its transaction commits, at most so much later; pages drop what they know.
+"""
 
 
 def channels_offered() -> set[Channel]:
@@ -39,7 +43,8 @@ def channels_offered() -> set[Channel]:
 
 
 def queue_notifications(scan_ids: Collection[str]) -> None:
-    """Queue a message for everybody who wants to be told of these scans, which just got a result;
+    """Queue a message for everybody who wants to be notified of these scans, which just got a
+    result;
     in the caller's transaction, in a number of statements that does not depend on theirs.
     """
     offered = channels_offered() - {Channel.BROWSER}
@@ -83,8 +88,10 @@ def newest_notifications(user_id: str, most: int) -> list[Notification]:
 
 
 def news_since(user_id: str, after: datetime) -> tuple[list[str], datetime]:
-    """Return the ids of a person's scans that got a result after that time and that the person
-    wants to be told of in the browser, the newest first; and until when the database was asked.
+    """Return the ids of a person's scans that got a result after that time, or `OVERLAP_S` before
+    it, that they have not opened since and want to be notified of in the browser, the newest
+    first; and
+    until when the database was asked, which is the time to ask from next.
     """
     now: datetime = db.session.scalars(select(database_now())).one()
     wanted = choices_of(user_id)[Channel.BROWSER]
@@ -92,8 +99,9 @@ def news_since(user_id: str, after: datetime) -> tuple[list[str], datetime]:
         select(Scan.id)
         .where(
             Scan.user_id == user_id,
-            Scan.finished_at > after,
+            Scan.finished_at > after - timedelta(seconds=OVERLAP_S),
             Scan.finished_at <= now,
+            or_(Scan.opened_at.is_(None), Scan.opened_at < Scan.finished_at),
             Scan.status == JobStatus.DONE,
             wanted.covers(),
         )

@@ -8,12 +8,14 @@ from flask import Blueprint, abort, flash, redirect, render_template, request, u
 from flask.typing import ResponseReturnValue
 from flask_login import current_user, login_required
 
+from webapp.display import finding_label
 from webapp.extensions import db
 from webapp.forms import OpinionForm, ShareForm, is_id
 from webapp.models import Finding
-from webapp.opinions import GONE, OpinionRefused, Said, ScanGone, give, withdraw
+from webapp.opinions import GONE, NewOpinion, OpinionRefused, ScanGone, give, withdraw
+from webapp.rates import within_opinion_rate, within_sharing_rate
 from webapp.review import counts_for, next_in_queue, queue_of, random_share
-from webapp.scans import own_scan, scan_page, visible_scan
+from webapp.scans import opinions_panel, own_scan, scan_page, visible_scan
 from webapp.sharing import THE_REVIEWERS, SharingRefused, end_share, share
 
 blueprint = Blueprint("opinions", __name__)
@@ -23,14 +25,15 @@ QUEUE_SHOWN = 25
 
 @blueprint.post("/scans/<scan_id>/opinions")
 @login_required
+@within_opinion_rate
 def save(scan_id: str) -> ResponseReturnValue:
     """Give or change one's own opinion on a scan or on one of its slices."""
     form = OpinionForm()
     if not is_id(scan_id):
         abort(404, "Scan not found.")
     if not form.validate_on_submit():
-        return scan_page(visible_scan(scan_id), form), 400
-    said = Said(
+        return _refused(scan_id, form)
+    opinion = NewOpinion(
         finding=Finding(form.finding.data),
         slice_index=None if form.slice.data is None else form.slice.data - 1,
         types=tuple(form.types.data or ()),
@@ -41,7 +44,7 @@ def save(scan_id: str) -> ResponseReturnValue:
         give(
             scan_id,
             current_user.id,
-            said,
+            opinion,
             from_queue=bool(form.queue.data),
             only_finding="comment" not in request.form,
         )
@@ -51,59 +54,64 @@ def save(scan_id: str) -> ResponseReturnValue:
     except OpinionRefused as err:
         db.session.rollback()
         form.form_errors.append(str(err))
-        return scan_page(visible_scan(scan_id), form), 400
+        return _refused(scan_id, form)
     db.session.commit()
+    saved = f"Saved: {finding_label(opinion.finding).lower()}{_where(opinion.slice_index)}."
     if form.queue.data and current_user.is_reviewer:
-        return _next()
-    flash("Your opinion has been saved.", "success")
+        return _next(saved)
+    if _wants_panel():
+        return {"message": saved, "panel": opinions_panel(visible_scan(scan_id))}
+    flash(saved, "success")
     return redirect(url_for("scans.show", scan_id=scan_id, _anchor="opinions"))
 
 
 @blueprint.post("/scans/<scan_id>/opinions/<opinion_id>/withdraw")
 @login_required
-def take_back(scan_id: str, opinion_id: str) -> ResponseReturnValue:
+@within_opinion_rate
+def withdraw_opinion(scan_id: str, opinion_id: str) -> ResponseReturnValue:
     """Withdraw one's own opinion."""
     scan = visible_scan(scan_id)
     if not is_id(opinion_id) or not withdraw(scan.id, opinion_id, current_user.id):
         db.session.rollback()
         abort(404, "Opinion not found.")
     db.session.commit()
-    flash("Your opinion has been withdrawn.", "success")
+    flash("Opinion withdrawn.", "success")
     return redirect(url_for("scans.show", scan_id=scan_id, _anchor="opinions"))
 
 
 @blueprint.post("/scans/<scan_id>/shares")
 @login_required
+@within_sharing_rate
 def add_share(scan_id: str) -> ResponseReturnValue:
     """Share an own scan with the reviewers, if `reviewers` was posted, or with the person named."""
     scan = own_scan(scan_id)
     form = ShareForm()
     name = None if "reviewers" in request.form else form.username.data or ""
     if not form.validate_on_submit():
-        flash(" ".join(form.username.errors) or "Please enter a username.", "error")
-        return scan_page(scan), 400
+        return scan_page(scan, share_form=form), 400
     try:
-        made = share(scan, name)
+        created = share(scan, name)
     except SharingRefused as err:
         db.session.rollback()
-        flash(str(err), "error")
-        return scan_page(own_scan(scan_id)), 400
+        form.username.errors = [str(err)]
+        return scan_page(own_scan(scan_id), share_form=form), 400
     db.session.commit()
-    whom = made.with_user.username if made.with_user else THE_REVIEWERS
+    whom = created.with_user.username if created.with_user else THE_REVIEWERS
     flash(f"The scan is now shared with {whom}.", "success")
     return redirect(url_for("scans.show", scan_id=scan_id, _anchor="opinions"))
 
 
 @blueprint.post("/scans/<scan_id>/shares/<share_id>/end")
 @login_required
+@within_sharing_rate
 def remove_share(scan_id: str, share_id: str) -> ResponseReturnValue:
     """Take back what an own scan was shared with."""
     scan = own_scan(scan_id)
     if not is_id(share_id) or not end_share(scan.id, share_id):
         db.session.rollback()
-        abort(404, "The scan is no longer shared like this.")
+        abort(404, "This scan is no longer shared like that.")
     db.session.commit()
-    flash("The scan is no longer shared like this. Opinions that were given remain.", "success")
+    flash("Sharing stopped. Existing opinions remain.", "success")
     return redirect(url_for("scans.show", scan_id=scan_id, _anchor="opinions"))
 
 
@@ -133,9 +141,31 @@ def _require_reviewer() -> None:
         abort(404)
 
 
-def _next() -> ResponseReturnValue:
+def _next(saved: str = "") -> ResponseReturnValue:
+    """Go to the next scan of the queue, and say what was `saved` of the one before."""
     scan_id = next_in_queue(current_user.id)
-    if scan_id is None:
-        flash("You have reviewed everything in the queue.", "success")
-        return redirect(url_for("opinions.review"))
-    return redirect(url_for("scans.show", scan_id=scan_id, queue=1))
+    sentences = [saved] * bool(saved) + ["That was the last one in the queue."] * (scan_id is None)
+    if sentences:
+        flash(" ".join(sentences), "success")
+    address = (
+        url_for("opinions.review")
+        if scan_id is None
+        else url_for("scans.show", scan_id=scan_id, queue=1)
+    )
+    return {"next": address} if _wants_panel() else redirect(address)
+
+
+def _wants_panel() -> bool:
+    """True for opinions.js, which stays on the page and shows the panel anew."""
+    return request.accept_mimetypes.best == "application/json"
+
+
+def _refused(scan_id: str, form: OpinionForm) -> ResponseReturnValue:
+    scan = visible_scan(scan_id)
+    if _wants_panel():
+        return {"panel": opinions_panel(scan, form)}, 400
+    return scan_page(scan, form), 400
+
+
+def _where(slice_index: int | None) -> str:
+    return "" if slice_index is None else f" in slice {slice_index + 1}"

@@ -1,8 +1,8 @@
-"""Opinions on scans: giving, changing and withdrawing them, and what they say together."""
+"""Opinions on scans: giving, changing and withdrawing them, and their consensus."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from webapp.extensions import db, utc_now
 from webapp.forms import MAX_COMMENT, OpinionForm, ShareForm, lines_problem
 from webapp.models import Act, Finding, Opinion, Scan, User
 from webapp.models.accounts import lock_person
-from webapp.review import sampling_of
+from webapp.review import sampling_for
 from webapp.sharing import shares_of, visible_to
 
 GONE = "This scan was deleted, or is no longer shared with you, so your opinion was not saved."
@@ -24,20 +24,20 @@ DIGITS = 4
 
 
 class OpinionRefused(ValueError):
-    """An opinion makes no sense; the text is a sentence for its author."""
+    """An opinion is invalid; the text is a sentence for its author."""
 
 
 class ScanGone(LookupError):
-    """The scan is not there any more, or not to be seen by this person."""
+    """The scan does not exist, or is not visible to this user."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a person says of a scan, or of the slice `slice_index`, counted from 0.
+class NewOpinion:
+    """An opinion on a scan, or on the slice `slice_index` (from 0).
 
     Attributes:
-        types: of `ml.catalogue.BLEEDING_TYPES`.
-        region: an ellipse on the slice as `Opinion.region` has it.
+        types: names in `ml.catalogue.BLEEDING_TYPES`.
+        region: an ellipse on the slice, as in `Opinion.region`.
     """
 
     finding: Finding
@@ -47,7 +47,7 @@ class Said:
     region: dict[str, float] | None = None
 
     def require_sound(self, slice_count: int) -> None:
-        """Check an opinion on a scan of so many slices.
+        """Check an opinion on a scan with `slice_count` slices.
 
         Raises:
             OpinionRefused: a part is missing, unknown or contradicts another.
@@ -76,8 +76,8 @@ class Said:
 
 @dataclass(frozen=True)
 class Consensus:
-    """How many people say of the whole scan that hemorrhage is present, and how many that it is
-    absent.
+    """The number of people in whose opinion the whole scan shows hemorrhage, and of those in whose
+    opinion it does not.
     """
 
     present: int
@@ -85,8 +85,8 @@ class Consensus:
 
     @property
     def finding(self) -> Finding | None:
-        """What most of them say, which confirms the scan; None where nobody decided or as many say
-        the opposite.
+        """The finding of the majority, which confirms the scan; None if nobody decided or the votes
+        are tied.
         """
         if self.present == self.absent:
             return None
@@ -94,45 +94,53 @@ class Consensus:
 
     @property
     def voters(self) -> int:
-        """How many people decided."""
+        """The number of people who decided."""
         return self.present + self.absent
 
     @property
     def is_disputed(self) -> bool:
-        """True where people contradict each other."""
+        """True if people contradict each other."""
         return self.present > 0 and self.absent > 0
 
 
 def consensus_of(opinions: Iterable[Opinion]) -> Consensus:
-    """Return what these opinions on one scan say together of the whole scan."""
-    of_scan = [each.finding for each in opinions if each.slice_index is None]
+    """Return the consensus of these opinions on one scan about the whole scan."""
+    of_scan = [opinion.finding for opinion in opinions if opinion.slice_index is None]
     return Consensus(of_scan.count(Finding.PRESENT), of_scan.count(Finding.ABSENT))
 
 
 def opinions_of(scan: Scan) -> list[Opinion]:
-    """Return all opinions on a scan with their authors: those on the whole scan first, then slice
-    by slice, each in the order in which they were first given.
+    """Return all opinions on a scan with their authors: on the whole scan first, then slice by
+    slice, in the order in which they were first given.
     """
-    found = (
+    return opinions_on([scan.id])[scan.id]
+
+
+def opinions_on(scan_ids: Collection[str]) -> dict[str, list[Opinion]]:
+    """Return the opinions on each of these scans, as `opinions_of` does."""
+    opinions = (
         select(Opinion)
-        .where(Opinion.scan_id == scan.id)
+        .where(Opinion.scan_id.in_(scan_ids))
         .options(joinedload(Opinion.author))
         .order_by(
             Opinion.slice_index.is_not(None), Opinion.slice_index, Opinion.created_at, Opinion.id
         )
     )
-    return list(db.session.scalars(found))
+    on: dict[str, list[Opinion]] = {scan_id: [] for scan_id in scan_ids}
+    for opinion in db.session.scalars(opinions):
+        on[opinion.scan_id].append(opinion)
+    return on
 
 
-def slices_of(scan: Scan) -> int:
-    """Return how many slices of a scan can be spoken of: those that were analyzed."""
+def reviewable_slices(scan: Scan) -> int:
+    """Return the number of slices on which opinions can be given: those that were analyzed."""
     return len(scan.prediction.slices) if scan.prediction else 0
 
 
 def give(
     scan_id: str,
     author_id: str,
-    said: Said,
+    new: NewOpinion,
     *,
     from_queue: bool = False,
     only_finding: bool = False,
@@ -141,20 +149,21 @@ def give(
     commits.
 
     Args:
-        from_queue: the review queue led the author to this scan.
-        only_finding: an earlier opinion keeps its comment and mark, and its types where hemorrhage
-            is still present.
+        from_queue: the author came from the review queue; recorded only if the queue offers this
+            scan to the author.
+        only_finding: an earlier opinion keeps its comment and mark, and its types if hemorrhage is
+            still present.
 
     Raises:
-        ScanGone: the author sees no such scan.
-        OpinionRefused: it makes no sense.
+        ScanGone: the author cannot see the scan.
+        OpinionRefused: the opinion is invalid.
     """
     scan = _locked_scan(scan_id, author_id)
     if scan.prediction is None:
         raise OpinionRefused("You can give an opinion once the scan has a result.")
-    count = slices_of(scan)
-    said.require_sound(count)
-    index = None if count == 1 else said.slice_index  # A single slice is the whole scan.
+    count = reviewable_slices(scan)
+    new.require_sound(count)
+    index = None if count == 1 else new.slice_index  # a single slice is the whole scan
     opinion = db.session.scalar(
         select(Opinion).where(
             Opinion.scan_id == scan_id,
@@ -162,40 +171,52 @@ def give(
             Opinion.slice_index.is_(None) if index is None else Opinion.slice_index == index,
         )
     )
-    region = said.region and {name: round(said.region[name], DIGITS) for name in REGION}
+    region = new.region and {name: round(new.region[name], DIGITS) for name in REGION}
     columns: dict[str, Any] = {
-        "finding": said.finding,
-        "types": sorted(set(said.types)),
-        "comment": said.comment,
+        "finding": new.finding,
+        "types": sorted(set(new.types)),
+        "comment": new.comment,
         "region": region,
     }
     if opinion is None:
         opinion = Opinion(scan_id=scan_id, author_id=author_id, slice_index=index, **columns)
-        opinion.author = db.session.get_one(User, author_id)
-        if from_queue and index is None and scan.user_id != author_id:
-            opinion.sampling = sampling_of(scan)
-        db.session.add(opinion)
-        record(Act.OPINION_GIVEN, scan_id, detail=f"{_place(index)}: {said.finding}")
+        _create(opinion, scan, from_queue)
     else:
         if only_finding:
-            types = opinion.types if said.finding == Finding.PRESENT else []
-            columns = {"finding": said.finding, "types": types}
-        changed = [name for name, value in columns.items() if getattr(opinion, name) != value]
-        if not changed:
+            types = opinion.types if new.finding == Finding.PRESENT else []
+            columns = {"finding": new.finding, "types": types}
+        if not _update(opinion, columns):
             return opinion
-        was = opinion.finding
-        for name in changed:
-            setattr(opinion, name, columns[name])
-        opinion.updated_at = utc_now()
-        others = ", ".join(name for name in changed if name != "finding")
-        detail = f"{_place(index)}: {was} → {said.finding}" + (f"; {others}" if others else "")
-        record(Act.OPINION_CHANGED, scan_id, detail=detail)
-    _note_answer(opinion, scan)
+    _record_result(opinion, scan)
     return opinion
 
 
+def _create(opinion: Opinion, scan: Scan, from_queue: bool) -> None:
+    opinion.author = db.session.get_one(User, opinion.author_id)
+    if from_queue and opinion.slice_index is None:
+        opinion.sampling = sampling_for(opinion.author, scan)
+    db.session.add(opinion)
+    place = _place(opinion.slice_index)
+    record(Act.OPINION_GIVEN, scan.id, detail=f"{place}: {opinion.finding}")
+
+
+def _update(opinion: Opinion, columns: Mapping[str, Any]) -> bool:
+    """Set these columns; return False if nothing changes."""
+    changed = [name for name, value in columns.items() if getattr(opinion, name) != value]
+    if not changed:
+        return False
+    detail = f"{_place(opinion.slice_index)}: {opinion.finding} → {columns['finding']}"
+    if others := ", ".join(name for name in changed if name != "finding"):
+        detail += f"; {others}"
+    for name in changed:
+        setattr(opinion, name, columns[name])
+    opinion.updated_at = utc_now()
+    record(Act.OPINION_CHANGED, opinion.scan_id, detail=detail)
+    return True
+
+
 def withdraw(scan_id: str, opinion_id: str, author_id: str) -> bool:
-    """Withdraw an own opinion on a scan; False if there is none. The caller commits."""
+    """Withdraw the author's own opinion; False if there is none. The caller commits."""
     opinion = db.session.scalar(
         select(Opinion)
         .where(Opinion.id == opinion_id)
@@ -210,11 +231,17 @@ def withdraw(scan_id: str, opinion_id: str, author_id: str) -> bool:
     return True
 
 
-def panel(scan: Scan, reader_id: str, form: OpinionForm | None = None) -> dict[str, Any]:
-    """Return what the part of a scan's page shows that has the opinions, to `reader_id`.
+def panel(
+    scan: Scan,
+    reader_id: str,
+    form: OpinionForm | None = None,
+    share_form: ShareForm | None = None,
+) -> dict[str, Any]:
+    """Return the template context of the opinions panel as seen by `reader_id`.
 
     Args:
         form: an opinion that was refused, to be corrected.
+        share_form: a name that was refused, likewise.
     """
     opinions = opinions_of(scan)
     own = [each for each in opinions if each.author_id == reader_id]
@@ -239,16 +266,17 @@ def panel(scan: Scan, reader_id: str, form: OpinionForm | None = None) -> dict[s
         ],
         "own_finding": next((each.finding for each in own if each.slice_index is None), None),
         "opinion_form": form or OpinionForm(formdata=None),
-        "spoken_slices": slices_of(scan),
+        "reviewable_slices": reviewable_slices(scan),
         "is_owner": is_owner,
         "shares": shares_of(scan.id) if is_owner else [],
-        "share_form": ShareForm(formdata=None) if is_owner else None,
+        "share_form": (share_form or ShareForm(formdata=None)) if is_owner else None,
     }
 
 
 def _locked_scan(scan_id: str, reader_id: str) -> Scan:
-    """Return a scan that this person sees with its prediction. Both are locked until the caller
-    commits, so that neither is deleted and no other opinion on the scan is written meanwhile.
+    """Return a scan that is visible to this user, with its prediction. Both are locked until the
+    caller commits, so that neither is deleted and no other opinion on the scan is written
+    meanwhile.
     """
     if lock_person(reader_id) is None:
         raise ScanGone
@@ -265,15 +293,16 @@ def _locked_scan(scan_id: str, reader_id: str) -> Scan:
     return scan
 
 
-def _note_answer(opinion: Opinion, scan: Scan) -> None:
-    """Note which answer the author sees."""
+def _record_result(opinion: Opinion, scan: Scan) -> None:
+    """Record the result that the author sees."""
     prediction = scan.prediction
     if prediction is None:
         return
     opinion.model_version_id = prediction.model_version_id
     if opinion.slice_index is None:
         opinion.model_probability = prediction.probability
-        opinion.model_positive = prediction.positive
+        # One cannot agree with an answer that is inconclusive.
+        opinion.model_positive = None if prediction.uncertain else prediction.positive
     else:
         opinion.model_probability = prediction.slices[opinion.slice_index]
 

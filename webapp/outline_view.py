@@ -18,35 +18,47 @@ NOT_COMPARED = "How well the outlines of this model agree with annotated ones wa
 
 @dataclass(frozen=True)
 class OutlineView:
-    """What a page tells of an outline.
+    """What a page says about an outline.
 
     Attributes:
         volume: such as "about 12 mL"; empty where it is unknown.
-        no_volume_because: then a sentence why.
+        volume_sentence: the same as a sentence, or why it is unknown.
         agreement: a sentence about Dice's coefficient on test data.
         is_drawn: something is outlined.
     """
 
     volume: str
-    no_volume_because: str
+    volume_sentence: str
     agreement: str
     is_drawn: bool
 
 
 def outline_view(prediction: Prediction | None) -> OutlineView | None:
-    """Return what is told of the outline of a scan; None where its model gives none, or found no
-    hemorrhage.
+    """Return what a page shows of the outline of a scan; None where its model gives none, or found
+    no hemorrhage.
     """
     if prediction is None or prediction.outlined_slices is None:
         return None
     outlines = select(ModelVersion.card["outlines"])
-    judged = db.session.scalar(outlines.where(ModelVersion.id == prediction.model_version_id))
+    measured = db.session.scalar(outlines.where(ModelVersion.id == prediction.model_version_id))
     return OutlineView(
         volume="" if prediction.volume_ml is None else volume_text(prediction.volume_ml),
-        no_volume_because=prediction.no_volume_because or "",
-        agreement=agreement(judged or {}),
+        volume_sentence=volume_sentence(prediction),
+        agreement=agreement(measured or {}),
         is_drawn=bool(prediction.outlined_slices),
     )
+
+
+def volume_sentence(prediction: Prediction) -> str:
+    """Return the volume of what is outlined, or why it is unknown, in a sentence; empty where the
+    model gives no outlines, or found no hemorrhage.
+    """
+    if prediction.outlined_slices is None:
+        return ""
+    if prediction.volume_ml is not None:
+        return f"The volume of what the model outlines is {volume_text(prediction.volume_ml)}."
+    because = prediction.no_volume_because
+    return f"No volume: {because}" if because else ""
 
 
 def volume_text(volume_ml: float) -> str:
@@ -57,21 +69,21 @@ def volume_text(volume_ml: float) -> str:
     return f"about {rounded:.0f} mL"
 
 
-def agreement(judged: Mapping[str, Mapping[str, Any]]) -> str:
+def agreement(measured: Mapping[str, Mapping[str, Any]]) -> str:
     """Return how well outlines agree with annotated ones, in a sentence.
 
     Args:
-        judged: `ml.artifacts.card.Card.outlines` as JSON.
+        measured: `ml.artifacts.card.Card.outlines` as JSON.
     """
-    told = [
+    overlaps = [
         f"{dice['value']:.2f} ({dice['low']:.2f} to {dice['high']:.2f}) on {dice['n']} patients of"
         f" {name}"
-        for name, dice in ((name, found["patient_dice"]) for name, found in judged.items())
+        for name, dice in ((name, figures["patient_dice"]) for name, figures in measured.items())
         if None not in (dice["value"], dice["low"], dice["high"])
     ]
-    if not told:
+    if not overlaps:
         return NOT_COMPARED
     return (
         "On patients that the model had not seen, the overlap with annotated outlines (Dice’s"
-        f" coefficient, 1 at best) was {'; '.join(told)}."
+        f" coefficient, 1 at best) was {'; '.join(overlaps)}."
     )

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from webapp.volume import Color, open_volume, png
+from webapp.stored_volume import Color, open_volume, png
 
 CONTOUR: tuple[Color, Color] = ((0, 0, 0, 0), (0, 229, 255, 255))
 """Nothing, and a blue that neither a slice nor a heat map has."""
@@ -24,7 +24,7 @@ def contour(key: str, index: int) -> bytes:
     """
     stored = open_volume(key)
     width = max(1, round(max(stored.columns, stored.rows) / SIDE_PER_PIXEL))
-    # Turned by 180 degrees, as in `webapp.volume.Volume.png`.
+    # Turned by 180 degrees, as in `webapp.stored_volume.Volume.png`.
     shown = stored.voxels(index, 1)[::-1]
     return png(_around(shown, stored.columns, width), stored.columns, CONTOUR)
 

@@ -32,6 +32,6 @@ def requested_page(total: int, per_page: int) -> PageNumbers:
     """
     text = request.args.get("page", "1")
     # Nine digits are more pages than anybody has, and an OFFSET that every database can count to.
-    asked = max(1, int(text)) if re.fullmatch(r"[0-9]{1,9}", text) else 1
+    number = max(1, int(text)) if re.fullmatch(r"[0-9]{1,9}", text) else 1
     pages = max(1, -(-total // per_page))
-    return PageNumbers(min(asked, pages), pages)
+    return PageNumbers(min(number, pages), pages)

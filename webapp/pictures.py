@@ -22,7 +22,7 @@ from webapp.models import Heatmap, Prediction, Scan
 from webapp.outlines import contour
 from webapp.sharing import visible_to
 from webapp.storage import storage
-from webapp.volume import WINDOWS, Window, open_volume
+from webapp.stored_volume import WINDOWS, Window, open_volume
 
 NO_OUTLINE = "Nothing is outlined in this slice."
 OUTLINE = (
@@ -226,17 +226,17 @@ def private_response(
     tag = hashlib.sha256(name.encode()).hexdigest()[:32]
     answer.set_etag(tag)
     if not request.if_none_match.contains(tag):
-        made = content()
+        body = content()
         # No middleware may buffer a long file.
-        answer.direct_passthrough = not isinstance(made, bytes)
-        answer.response = [made] if isinstance(made, bytes) else made
+        answer.direct_passthrough = not isinstance(body, bytes)
+        answer.response = [body] if isinstance(body, bytes) else body
     answer.make_conditional(request)
     return answer
 
 
 def _of_scan(scan_id: str, *columns: ColumnElement[Any] | InstrumentedAttribute[Any]) -> Row[Any]:
     """Return columns of a scan that the current user may see; 404 for any other."""
-    found = (
+    row = (
         is_id(scan_id)
         and db.session.execute(
             select(*columns)
@@ -246,6 +246,6 @@ def _of_scan(scan_id: str, *columns: ColumnElement[Any] | InstrumentedAttribute[
             .where(Scan.id == scan_id, visible_to(current_user.id))
         ).one_or_none()
     )
-    if not found:
+    if not row:
         abort(404, "Scan not found.")
-    return found
+    return row

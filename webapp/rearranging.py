@@ -36,7 +36,7 @@ def join() -> tuple[str, int] | WerkzeugResponse:
             "scans/join.html", scans=scans, places=places, title=title, error=str(err)
         )
         return page, 400
-    flash(f"{series.slice_count} pictures were joined; the series is analyzed anew.", "success")
+    flash(f"{series.slice_count} pictures were joined; the series is being reanalyzed.", "success")
     return redirect(url_for("scans.show", scan_id=series.id))
 
 
@@ -54,7 +54,7 @@ def split() -> WerkzeugResponse:
         except NotRearranged as err:
             flash(str(err), "warning")
     if pictures:
-        flash(f"{pictures} pictures are analyzed anew, each as a scan of its own.", "success")
+        flash(f"{pictures} pictures are being reanalyzed, each as a separate scan.", "success")
     return redirect(url_for("worklist.show"))
 
 
@@ -64,12 +64,12 @@ def _in_order(ids: list[str], places: list[str]) -> list[str]:
     Raises:
         NotRearranged: a place is missing, no number, or given twice.
     """
-    given = [place.strip() for place in places]
-    if len(given) != len(ids) or not all(
-        place.isascii() and place.isdigit() and len(place) < 7 for place in given
+    entered = [place.strip() for place in places]
+    if len(entered) != len(ids) or not all(
+        place.isascii() and place.isdigit() and len(place) < 7 for place in entered
     ):
-        raise NotRearranged("Please give each picture its place as a whole number.")
-    numbers = [int(place) for place in given]
+        raise NotRearranged("Please enter each picture’s position as a whole number.")
+    numbers = [int(place) for place in entered]
     if len(set(numbers)) < len(numbers):
-        raise NotRearranged("Two pictures have the same place.")
+        raise NotRearranged("Two pictures have the same position.")
     return [each for _, each in sorted(zip(numbers, ids, strict=True))]

@@ -7,6 +7,7 @@ from flask_login import current_user, login_required
 from sqlalchemy import select
 from werkzeug.wrappers import Response as WerkzeugResponse
 
+from webapp.api.opinions import add_opinions
 from webapp.api.scans import scan_as_json, with_result
 from webapp.api.schemas import ScanSchema
 from webapp.extensions import db
@@ -56,7 +57,7 @@ def show(scan_id: str, kind: str) -> Response | str:
 @blueprint.get("/report.json")
 @login_required
 def as_json(scan_id: str) -> Response:
-    """Send what the API tells of a scan as a file."""
+    """Send a scan as the API describes it, with the opinions on it, as a file."""
     scan = (
         is_id(scan_id)
         and db.session.scalars(
@@ -67,8 +68,9 @@ def as_json(scan_id: str) -> Response:
     )
     if not scan:
         abort(404, "Scan not found.")
-    told = ScanSchema().dump(scan_as_json(scan))
-    answer = Response(current_app.json.dumps(told), mimetype="application/json")
+    content = ScanSchema().dump(scan_as_json(scan))
+    add_opinions([content])
+    answer = Response(current_app.json.dumps(content), mimetype="application/json")
     name = f"hemoscan-{scan.id[:8]}.json"
     answer.headers.set("Content-Disposition", "attachment", filename=name)
     answer.headers["Cache-Control"] = "no-store"

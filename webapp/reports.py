@@ -8,8 +8,8 @@ from flask import Response, abort
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import joinedload
 
-from webapp.audit import record, whose_request
-from webapp.extensions import db, limiter
+from webapp.audit import record
+from webapp.extensions import db
 from webapp.forms import is_id
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import (
@@ -21,16 +21,15 @@ from webapp.models import (
     ask_for_report,
 )
 from webapp.pictures import private_response
+from webapp.rates import per_person
 from webapp.storage import storage
 
 WAIT_S = 2.0
 """How long a request waits for a report; most are made within a second."""
 LOOK_S = 0.1
-NO_SUCH_REPORT = "There is no such report of this scan; please ask for it again."
-within_report_rate = limiter.shared_limit(
-    "60 per minute", scope="reports", key_func=lambda: str(whose_request())
-)
-"""Decorates what asks for reports: a person's are counted together."""
+NO_SUCH_REPORT = "This report does not exist any more; please request it again."
+within_report_rate = per_person("60 per minute", "reports")
+"""Decorates what asks for reports."""
 
 
 def queue_report(scan_id: str, is_allowed: ColumnElement[bool], kind: str) -> Report:
@@ -52,8 +51,8 @@ def queue_report(scan_id: str, is_allowed: ColumnElement[bool], kind: str) -> Re
         raise
     record(Act.REPORT_ASKED_FOR, scan.id, detail=kind)
     db.session.commit()
-    if replaced is not None:
-        storage.discard(replaced)
+    for key in replaced:
+        storage.discard(key)
     nudge(PREDICT_SCANS)  # If the broker is unreachable, the next sweep does.
     return report
 
@@ -97,4 +96,4 @@ def _known_kind(kind: str) -> ReportKind:
     try:
         return ReportKind(kind)
     except ValueError:
-        abort(404, "There is no such kind of report.")
+        abort(404, "There is no report of this kind.")

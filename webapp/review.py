@@ -11,14 +11,16 @@ is the same for every reviewer.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from flask import current_app
-from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select
+from sqlalchemy import ColumnElement, Row, Select, and_, case, exists, func, or_, select
 from sqlalchemy.orm import joinedload
 
 from webapp.extensions import db
-from webapp.models import JobStatus, Opinion, Scan, votes
+from webapp.models import JobStatus, Opinion, Scan, User, votes
 from webapp.sharing import shared_with_reviewers
 
 UNCERTAIN, DISAGREEMENT, RANDOM = REASONS = ("uncertain", "disagreement", "random share")
@@ -35,14 +37,27 @@ class Due:
     reason: str
 
 
-def sampling_of(scan: Scan) -> float | None:
-    """Return the probability with which the queue chooses a scan for its first opinion; None if it
-    does not choose it.
+def sampling_of(scan_id: str, state: str | None) -> float | None:
+    """Return the probability with which the queue chooses a scan, whose verdict is in that state,
+    for its first opinion; None if it does not choose it.
     """
-    if scan.verdict_state == INCONCLUSIVE:
+    if state == INCONCLUSIVE:
         return 1.0
     share = random_share()
-    return share if share > 0 and scan.id < _bound(share) else None
+    return share if share > 0 and scan_id < _bound(share) else None
+
+
+def sampling_for(reviewer: User, scan: Scan) -> float | None:
+    """Return the probability with which the queue chose a scan that it offers this person for its
+    first opinion now; None where it does not offer it, whatever the person says.
+    """
+    if not reviewer.is_reviewer:
+        return None
+    rows, _ = queue_rows(reviewer.id)
+    offered = db.session.execute(rows.where(Scan.id == scan.id)).one_or_none()
+    if offered is None or REASONS[offered.rank] == DISAGREEMENT:
+        return None
+    return sampling_of(scan.id, scan.verdict_state)
 
 
 def random_share() -> float:
@@ -57,30 +72,41 @@ def in_random_share() -> ColumnElement[bool]:
 
 def queue_of(reviewer_id: str, limit: int) -> list[Due]:
     """Return the first scans that this reviewer should read, in order."""
-    ids = {row.id: REASONS[row.rank] for row in db.session.execute(_queue(reviewer_id, limit))}
-    found = db.session.scalars(select(Scan).where(Scan.id.in_(ids)).options(joinedload(Scan.user)))
-    scans = {scan.id: scan for scan in found}
+    rows, order = queue_rows(reviewer_id)
+    return due_of(db.session.execute(rows.order_by(*order).limit(limit)))
+
+
+def due_of(rows: Iterable[Row[Any]]) -> list[Due]:
+    """Return the scans of these rows of a queue, without those that were deleted meanwhile."""
+    ids = {row.id: REASONS[row.rank] for row in rows}
+    rows_of_scans = db.session.scalars(
+        select(Scan).where(Scan.id.in_(ids)).options(joinedload(Scan.user))
+    )
+    scans = {scan.id: scan for scan in rows_of_scans}
     return [Due(scans[each], reason) for each, reason in ids.items() if each in scans]
 
 
 def next_in_queue(reviewer_id: str) -> str | None:
     """Return the id of the scan that this reviewer should read next; None if there is none."""
-    row = db.session.execute(_queue(reviewer_id, 1)).one_or_none()
-    return row and row.id
+    rows, order = queue_rows(reviewer_id)
+    row = db.session.execute(rows.order_by(*order).limit(1)).one_or_none()
+    return None if row is None else str(row.id)
 
 
 def counts_for(reviewer_id: str) -> dict[str, int]:
     """Return how many scans this reviewer should read, by reason."""
-    queued = _queue(reviewer_id, None).subquery()
+    queued = queue_rows(reviewer_id)[0].subquery()
     each = select(queued.c.rank, func.count().label("scans")).group_by(queued.c.rank)
-    found = {row.rank: row.scans for row in db.session.execute(each)}
-    return {reason: found.get(rank, 0) for rank, reason in enumerate(REASONS)}
+    counts = {row.rank: row.scans for row in db.session.execute(each)}
+    return {reason: counts.get(rank, 0) for rank, reason in enumerate(REASONS)}
 
 
-def _queue(reviewer_id: str, limit: int | None) -> Select[str, int]:
-    """Return the statement for id and rank (of `REASONS`) of the scans in a reviewer's queue."""
-    said = votes()
-    present, absent = func.coalesce(said.c.present, 0), func.coalesce(said.c.absent, 0)
+def queue_rows(reviewer_id: str) -> tuple[Select[Any], tuple[ColumnElement[Any], ...]]:
+    """Return the statement for id and rank (of `REASONS`) of the scans in a reviewer's queue, and
+    what to order them by.
+    """
+    voted = votes()
+    present, absent = func.coalesce(voted.c.present, 0), func.coalesce(voted.c.absent, 0)
     nobody_decided = present + absent == 0
     against_model = or_(
         and_(present == 1, absent == 0, Scan.verdict_state == NOT_FOUND),
@@ -91,15 +117,15 @@ def _queue(reviewer_id: str, limit: int | None) -> Select[str, int]:
         (and_(Scan.verdict_state == INCONCLUSIVE, nobody_decided), 0),
         (or_(undecided, against_model), 1),
         (and_(in_random_share(), nobody_decided), 2),
-    ).label("rank")
+    )
     own = exists().where(
         Opinion.scan_id == Scan.id,
         Opinion.author_id == reviewer_id,
         Opinion.slice_index.is_(None),
     )
-    return (
-        select(Scan.id, rank)
-        .outerjoin(said, said.c.scan_id == Scan.id)
+    rows = (
+        select(Scan.id, rank.label("rank"))
+        .outerjoin(voted, voted.c.scan_id == Scan.id)
         .where(
             Scan.id.in_(shared_with_reviewers()),
             Scan.status == JobStatus.DONE,
@@ -107,9 +133,8 @@ def _queue(reviewer_id: str, limit: int | None) -> Select[str, int]:
             rank.is_not(None),
             ~own,
         )
-        .order_by(rank, case((rank == 0, Scan.margin), else_=0.0), Scan.id)
-        .limit(limit)
     )
+    return rows, (rank, case((rank == 0, Scan.margin), else_=0.0), Scan.id.expression)
 
 
 def _bound(share: float) -> str:

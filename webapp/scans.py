@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from io import BytesIO
 
 from flask import (
     Blueprint,
@@ -17,43 +16,53 @@ from flask import (
     url_for,
 )
 from flask_login import current_user, login_required
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, Text, cast, select, update
 from sqlalchemy.orm import joinedload, selectinload
-from werkzeug.datastructures import FileStorage
+from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from webapp.audit import record
 from webapp.bleeding_types import typed
 from webapp.deletion import delete_scan
 from webapp.extensions import database_now, db, noting
-from webapp.forms import SHARED, OpinionForm, is_id
+from webapp.forms import SHARED, OpinionForm, ShareForm, is_id
 from webapp.health import checks_by_rows
-from webapp.intake import Choices, UploadRejected, within_rate
+from webapp.intake import UploadRejected, within_rate
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import (
     ORIGINAL_REMOVED,
-    Act,
     EarlierAnswer,
     JobStatus,
     ModelVersion,
     Prediction,
     Scan,
-    cancel,
     draw_heatmap,
-    force,
+    replays_of,
     report_kinds,
-    retry,
-    score_again,
 )
 from webapp.opinions import panel
 from webapp.outline_view import outline_view
+from webapp.rates import within_change_rate
+from webapp.replay_view import replay_view
+from webapp.scan_changes import (
+    ALREADY_FINISHED,
+    IS_COMPUTED,
+    NO_SHEET,
+    NOT_ANSWERED,
+    NOT_UNANSWERED,
+    other_reading,
+    reproduce_answer,
+    score_scan_anyway,
+)
+from webapp.scan_changes import cancel_scan as cancel_own
+from webapp.scan_changes import retry_scan as retry_own
+from webapp.scan_changes import score_scan_again as score_own_again
 from webapp.series_view import series_view
 from webapp.sharing import visible_to
-from webapp.storage import StorageError, storage
-from webapp.submission import QUEUE_AWAY, submitted
+from webapp.storage import StorageError
+from webapp.stored_volume import open_volume
+from webapp.submission import QUEUE_UNAVAILABLE, submit_and_redirect
 from webapp.verdict_view import verdict_scale
-from webapp.volume import open_volume
-from webapp.worklist_query import address_of, asked_for, conditions, neighbors_of
+from webapp.worklist_query import address_of, conditions, filters_in, neighbors_of
 
 log = logging.getLogger(__name__)
 blueprint = Blueprint("scans", __name__)
@@ -74,15 +83,27 @@ def home() -> str | WerkzeugResponse:
 
 @blueprint.get("/scans/<scan_id>")
 @login_required
-def show(scan_id: str) -> str:
-    """Show a scan with its progress or result."""
-    scan = visible_scan(scan_id)
+def show(scan_id: str) -> str | WerkzeugResponse:
+    """Show a scan with its progress or result. A scan that is gone because more of its series
+    arrived leads to the one in its place, as somebody may have a link to it.
+    """
+    try:
+        scan = visible_scan(scan_id)
+    except NotFound:
+        successor = _successor_of(scan_id)
+        if successor is None:
+            raise
+        return redirect(url_for("scans.show", scan_id=successor))
     _note_opened(scan)
     return scan_page(scan)
 
 
-def scan_page(scan: Scan, opinion_form: OpinionForm | None = None) -> str:
-    """Return the page of a scan; `opinion_form` is an opinion that was refused."""
+def scan_page(
+    scan: Scan, opinion_form: OpinionForm | None = None, share_form: ShareForm | None = None
+) -> str:
+    """Return the page of a scan; `opinion_form` is an opinion that was refused, `share_form` a name
+    that was.
+    """
     return render_template(
         "scans/show.html",
         scan=scan,
@@ -91,7 +112,14 @@ def scan_page(scan: Scan, opinion_form: OpinionForm | None = None) -> str:
         **_place_in_worklist(scan),
         **_answered(scan),
         **typed(scan.prediction),
-        **panel(scan, current_user.id, opinion_form),
+        **panel(scan, current_user.id, opinion_form, share_form),
+    )
+
+
+def opinions_panel(scan: Scan, opinion_form: OpinionForm | None = None) -> str:
+    """Return the part of a scan's page that has the opinions."""
+    return render_template(
+        "scans/_opinions.html", scan=scan, **panel(scan, current_user.id, opinion_form)
     )
 
 
@@ -110,7 +138,7 @@ def progress(scan_id: str) -> Response:
         render_template(
             "scans/_progress.html",
             scan=scan,
-            address=address_of(*asked_for(request.args)),
+            address=address_of(*filters_in(request.args)),
             **standing,
             **_pictured(scan),
             **_answered(scan),
@@ -126,15 +154,11 @@ def progress(scan_id: str) -> Response:
 
 @blueprint.post("/scans/<scan_id>/score-anyway")
 @login_required
+@within_change_rate
 def score_anyway(scan_id: str) -> WerkzeugResponse:
     """Score a scan that was rejected because it does not look like a head CT."""
-    scan = own_scan(scan_id)
-    return _queued(
-        scan.id,
-        Act.SCAN_FORCED,
-        force(scan.id, current_user.id),
-        "This scan was not rejected, so there is nothing to override.",
-    )
+    queued = score_scan_anyway(own_scan(scan_id))
+    return _queued(scan_id, queued, "This scan was not rejected, so there is nothing to override.")
 
 
 @blueprint.post("/scans/<scan_id>/cut")
@@ -145,12 +169,12 @@ def cut(scan_id: str) -> WerkzeugResponse:
     cut.
     """
     scan = own_scan(scan_id)
-    if scan.sheet_may_be is None:
-        flash("This scan is not a film sheet, or its file is no longer stored.", "warning")
+    if (reading := other_reading(scan)) is None:
+        flash(NO_SHEET, "warning")
         return redirect(url_for("scans.show", scan_id=scan_id))
-    sheet = FileStorage(BytesIO(storage.get(scan.original_key)))
+    sheet, choices = reading
     try:
-        return submitted([sheet], scan.title, Choices(stat=scan.stat, uncut=not scan.uncut))
+        return submit_and_redirect([sheet], scan.title, choices)
     except UploadRejected as err:
         flash(str(err), "warning")
         return redirect(url_for("scans.show", scan_id=scan_id))
@@ -158,46 +182,60 @@ def cut(scan_id: str) -> WerkzeugResponse:
 
 @blueprint.post("/scans/<scan_id>/cancel")
 @login_required
+@within_change_rate
 def cancel_scan(scan_id: str) -> WerkzeugResponse:
     """Cancel a queued or running scan."""
-    scan = own_scan(scan_id)
-    cancelled = cancel(Scan, Scan.id == scan.id)
-    if cancelled:
-        record(Act.SCAN_CANCELLED, scan.id)
-    db.session.commit()
-    if not cancelled:
-        flash("This scan has already finished.", "warning")
+    if not cancel_own(own_scan(scan_id)):
+        flash(ALREADY_FINISHED, "warning")
     return _to_scan(scan_id)
 
 
 @blueprint.post("/scans/<scan_id>/score-again")
 @login_required
+@within_change_rate
 def score_scan_again(scan_id: str) -> WerkzeugResponse:
     """Score an answered scan with the model that is live now; the answer joins the earlier ones."""
     scan = own_scan(scan_id)
-    otherwise = (
-        ORIGINAL_REMOVED
-        if scan.original_removed_at
-        else "Only scans that have a result can be scored again."
+    otherwise = ORIGINAL_REMOVED if scan.original_removed_at else NOT_ANSWERED
+    return _queued(scan.id, score_own_again(scan), otherwise)
+
+
+@blueprint.post("/scans/<scan_id>/reproduce")
+@login_required
+@within_change_rate
+def reproduce(scan_id: str) -> WerkzeugResponse:
+    """Have an answer of a scan computed again, the present one or the earlier one in `answer`; for
+    the scan's owner, and for administrators who see the scan.
+    """
+    scan = visible_scan(scan_id)
+    if not _may_reproduce(scan):
+        abort(404, "Scan not found.")
+    earlier = request.form.get("answer", "")
+    answer = (
+        next((each for each in scan.earlier_answers if str(each.id) == earlier), None)
+        if earlier
+        else scan.prediction
     )
-    return _queued(scan.id, Act.SCAN_SCORED_AGAIN, score_again(scan.id), otherwise)
+    if answer is None:
+        flash("There is no such answer.", "warning")
+        return _to_scan(scan_id)
+    otherwise = ORIGINAL_REMOVED if scan.original_removed_at else IS_COMPUTED
+    return _queued(scan.id, reproduce_answer(scan, answer), otherwise)
 
 
 @blueprint.post("/scans/<scan_id>/retry")
 @login_required
+@within_change_rate
 def retry_scan(scan_id: str) -> WerkzeugResponse:
     """Retry a failed or canceled scan."""
     scan = own_scan(scan_id)
-    otherwise = (
-        ORIGINAL_REMOVED
-        if scan.original_removed_at
-        else "Only failed or canceled scans can be retried."
-    )
-    return _queued(scan.id, Act.SCAN_RETRIED, retry(scan.id), otherwise)
+    otherwise = ORIGINAL_REMOVED if scan.original_removed_at else NOT_UNANSWERED
+    return _queued(scan.id, retry_own(scan), otherwise)
 
 
 @blueprint.post("/scans/<scan_id>/heatmap")
 @login_required
+@within_change_rate
 def request_heatmap(scan_id: str) -> WerkzeugResponse:
     """Generate the heat maps of a scan whose model outlines the hemorrhage."""
     scan = own_scan(scan_id)
@@ -206,12 +244,14 @@ def request_heatmap(scan_id: str) -> WerkzeugResponse:
     if not drawn:
         flash("No heat maps can be generated for this scan.", "warning")
     elif not nudge(PREDICT_SCANS):
-        flash(QUEUE_AWAY, "warning")
-    return redirect(url_for("scans.show", scan_id=scan_id))
+        flash(QUEUE_UNAVAILABLE, "warning")
+    address = address_of(*filters_in(request.args))
+    return redirect(url_for("scans.show", scan_id=scan_id, **address))
 
 
 @blueprint.post("/scans/<scan_id>/delete")
 @login_required
+@within_change_rate
 def remove(scan_id: str) -> WerkzeugResponse:
     """Delete a scan with everything derived from it."""
     if delete_scan(own_scan(scan_id).id):
@@ -222,7 +262,7 @@ def remove(scan_id: str) -> WerkzeugResponse:
             " removed within a few hours.",
             "warning",
         )
-    return redirect(url_for("worklist.show", **address_of(*asked_for(request.args))))
+    return redirect(url_for("worklist.show", **address_of(*filters_in(request.args))))
 
 
 def own_scan(scan_id: str) -> Scan:
@@ -254,6 +294,19 @@ def _scan_where(scan_id: str, allowed: ColumnElement[bool]) -> Scan:
     return scan
 
 
+def _successor_of(scan_id: str) -> str | None:
+    """Return the id of the newest scan that replaces one that is gone; None if none does."""
+    if not is_id(scan_id):
+        return None
+    named = cast(Scan.replaces, Text).contains(f'"scan_id": "{scan_id}"')
+    return db.session.scalar(
+        select(Scan.id)
+        .where(visible_to(current_user.id), Scan.replaces.is_not(None), named)
+        .order_by(Scan.created_at.desc())
+        .limit(1)
+    )
+
+
 def _note_opened(scan: Scan) -> None:
     """Note that the owner of an unread scan sees what became of it."""
     if scan.is_unread and scan.user_id == current_user.id:
@@ -269,7 +322,7 @@ def _place_in_worklist(scan: Scan) -> dict[str, object]:
     describes, as `previous_id` and `next_id`, and that address. Scans of others are in the worklist
     of what is shared with the reader.
     """
-    chosen, order = asked_for(request.args)
+    chosen, order = filters_in(request.args)
     if scan.user_id != current_user.id:
         chosen = {**chosen, "whose": SHARED}
     before, after = neighbors_of(scan, conditions(current_user.id, chosen), order)
@@ -278,8 +331,13 @@ def _place_in_worklist(scan: Scan) -> dict[str, object]:
 
 def _to_scan(scan_id: str) -> WerkzeugResponse:
     """Return to a scan's page, at its place in the worklist."""
-    address = address_of(*asked_for(request.args))
+    address = address_of(*filters_in(request.args))
     return redirect(url_for("scans.show", scan_id=scan_id, **address))
+
+
+def _may_reproduce(scan: Scan) -> bool:
+    """Return whether the reader of a scan's page may have its answers computed again."""
+    return bool(current_user.id == scan.user_id or current_user.is_admin)
 
 
 def _standing(scan: Scan) -> dict[str, object]:
@@ -287,28 +345,32 @@ def _standing(scan: Scan) -> dict[str, object]:
 
     `open`: something will still change; `drawing`: the heat map will; `state`: a hash that changes
     whenever the page does; `report_kinds`: what may be asked for; `nobody_reads`: the scan is
-    queued and no predict worker is running.
+    queued and no predict worker is running; `replays`: by answer, what computing it again found.
     """
+    rows = replays_of(scan)
+    replaying = [row for row in rows.values() if not row.status.is_final]
     heatmap = scan.prediction.heatmap if scan.prediction else None
     drawing = heatmap is not None and not heatmap.status.is_final
     nobody_reads = scan.status == JobStatus.QUEUED and not checks_by_rows()["predict_worker"]
     seen = (
         f"{scan.status} {scan.progress:.2f} {scan.stage} {scan.image_key} {scan.volume_key}"
-        f" {heatmap and heatmap.status} {nobody_reads}"
+        f" {heatmap and heatmap.status} {nobody_reads} {len(replaying)}"
     )
     state = hashlib.sha256(seen.encode()).hexdigest()[:16]
     return {
-        "open": drawing or not scan.status.is_final,
+        "open": drawing or bool(replaying) or not scan.status.is_final,
         "drawing": drawing,
         "report_kinds": report_kinds(scan),
         "state": state,
         "nobody_reads": nobody_reads,
+        "replays": {answer_id: replay_view(row) for answer_id, row in rows.items()},
+        "may_reproduce": scan.may_be_scored_again and _may_reproduce(scan),
     }
 
 
 def _pictured(scan: Scan) -> dict[str, object]:
     """Return what the viewer shows: `series`, where slices are stored in it, the layers over them
-    (`drawn_slices` have a heat map, `outlined_slices` an outline), and what is told of the outline.
+    (`drawn_slices` have a heat map, `outlined_slices` an outline), and the text on the outline.
 
     While the storage is unavailable, the page shows only the slice that represents the scan.
     """
@@ -333,27 +395,25 @@ def _pictured(scan: Scan) -> dict[str, object]:
 
 
 def _answered(scan: Scan) -> dict[str, object]:
-    """Return what is told of a scan's answer: its `scale`, the `doubts` about it, and the `notes`
+    """Return what is shown of a scan's answer: its `scale`, the `doubts` about it, and the `notes`
     on the images.
     """
     prediction = scan.prediction
+    doubts = [*scan.cautions, *prediction.doubts_of_answer] if prediction else []
     notes = [*(scan.notes or []), *(prediction.notes_on_images if prediction else ())]
     return {
         "scale": verdict_scale(prediction) if prediction else None,
-        "doubts": prediction.doubts_of_answer if prediction else [],
-        "notes": list(dict.fromkeys(notes)),
+        "doubts": doubts,
+        "notes": [note for note in dict.fromkeys(notes) if note not in doubts],
     }
 
 
-def _queued(scan_id: str, act: Act, queued: bool, otherwise: str) -> WerkzeugResponse:
-    """Commit a scan that was queued again, wake a worker and redirect to the scan's page, with the
+def _queued(scan_id: str, queued: bool, otherwise: str) -> WerkzeugResponse:
+    """Wake a worker for a scan that was queued again and redirect to the scan's page, with the
     message `otherwise` if nothing was queued.
     """
-    if queued:
-        record(act, scan_id)
-    db.session.commit()
     if not queued:
         flash(otherwise, "warning")
     elif not nudge(PREDICT_SCANS):
-        flash(QUEUE_AWAY, "warning")
+        flash(QUEUE_UNAVAILABLE, "warning")
     return _to_scan(scan_id)

@@ -9,7 +9,7 @@ from werkzeug.wrappers import Response
 
 from webapp.audit import record
 from webapp.auth import account_page, guesses_own_password, local_target
-from webapp.extensions import db, limiter
+from webapp.extensions import db
 from webapp.forms import ChangeFactorForm, CodeForm, SetUpFactorForm
 from webapp.logins import end_logins, guesser, limits_guesses, remember_browser, start_login
 from webapp.models import Act, RecoveryCode, User
@@ -27,6 +27,7 @@ from webapp.second_factors import (
     recovery_codes_left,
     remove,
 )
+from webapp.web_extensions import limiter
 
 blueprint = Blueprint("second_factor", __name__)
 
@@ -43,10 +44,10 @@ def who_gives_codes() -> str:
 @limits_guesses("10 per 10 minutes; 50 per day", whose=who_gives_codes)
 def give_code() -> ResponseReturnValue:
     """Ask for a code of the app or a recovery code, after the password, and log in."""
-    if (found := awaited()) is None:
+    if (waiting := awaited()) is None:
         flash("Please log in again.", "warning")
         return redirect(url_for("auth.login"))
-    user, target = found
+    user, target = waiting
     form = CodeForm()
     if form.validate_on_submit():
         kind = accepts(user.id, form.code.data)

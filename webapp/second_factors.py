@@ -16,9 +16,7 @@ from typing import Any
 
 import pyotp
 import segno
-from cryptography.fernet import Fernet, InvalidToken
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.fernet import InvalidToken
 from flask import current_app, session
 from markupsafe import Markup
 from pyotp.exceptions import OTPVerificationError
@@ -28,10 +26,12 @@ from webapp.extensions import db, utc_now
 from webapp.logins import account_key
 from webapp.models import RecoveryCode, SecondFactor, User
 from webapp.models.accounts import secret_hash
+from webapp.sealing import sealer
 
 log = logging.getLogger(__name__)
 
 ISSUER = "Hemoscan"
+SEALED_FOR = "second factor"
 RECOVERY_CODES = 10
 EARLY_OR_LATE_STEPS = 1
 """A phone's clock may be a step of 30 s off, and typing takes a while."""
@@ -77,7 +77,9 @@ def begin(user_id: str) -> str:
     db.session.execute(delete(SecondFactor).where(SecondFactor.user_id == user_id))
     secret = pyotp.random_base32()
     db.session.add(
-        SecondFactor(user_id=user_id, sealed_secret=_sealer().encrypt(secret.encode()).decode())
+        SecondFactor(
+            user_id=user_id, sealed_secret=sealer(SEALED_FOR).encrypt(secret.encode()).decode()
+        )
     )
     return secret
 
@@ -137,8 +139,8 @@ def accepts(user_id: str, text: str) -> type[SecondFactor] | type[RecoveryCode] 
         done = db.session.scalar(spent.returning(SecondFactor.user_id))
         return None if done is None else SecondFactor
     used = (RecoveryCode.user_id == user_id, RecoveryCode.secret_hash == secret_hash(code))
-    gone = db.session.scalar(delete(RecoveryCode).where(*used).returning(RecoveryCode.id))
-    return None if gone is None else RecoveryCode
+    used_code = db.session.scalar(delete(RecoveryCode).where(*used).returning(RecoveryCode.id))
+    return None if used_code is None else RecoveryCode
 
 
 def remove(user_id: str) -> bool:
@@ -210,7 +212,7 @@ def _step_of(factor: SecondFactor, code: str) -> int | None:
     if not re.fullmatch("[0-9]{6}", code):
         return None
     try:
-        secret = _sealer().decrypt(factor.sealed_secret).decode()
+        secret = sealer(SEALED_FOR).decrypt(factor.sealed_secret).decode()
         return pyotp.TOTP(secret).verify_and_get_timecode(code, valid_window=EARLY_OR_LATE_STEPS)
     except OTPVerificationError:
         return None
@@ -219,10 +221,3 @@ def _step_of(factor: SecondFactor, code: str) -> int | None:
             "the second factor of user=%s was encrypted with another SECRET_KEY", factor.user_id
         )
         return None
-
-
-def _sealer() -> Fernet:
-    """Return the cipher for secrets."""
-    derive = HKDF(SHA256(), length=32, salt=None, info=b"hemoscan second factor")
-    key = derive.derive(current_app.config["SECRET_KEY"].encode())
-    return Fernet(base64.urlsafe_b64encode(key))

@@ -10,7 +10,7 @@ from typing import Any
 
 from webapp.charts import Bar, probability_bars
 from webapp.models import Prediction
-from webapp.volume import AS_SUBMITTED, WINDOWS, Volume
+from webapp.stored_volume import AS_SUBMITTED, WINDOWS, Volume
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SeriesView:
     Attributes:
         columns, rows: pixels of a slice.
         mm: how far neighboring voxels lie apart, to the right, the front and the head.
-        measured: which of these distances are not assumed (`webapp.volume.Volume`).
+        measured: which of these distances are not assumed (`webapp.stored_volume.Volume`).
         probabilities: one for each slice, or empty.
         bars: the same as bars of the strip, `first_slices` marked.
         start: the slice that is shown first.

@@ -59,10 +59,10 @@ MOST_IDLE = 500
 """Maximum connections of one address without a request; beyond it the oldest one is closed."""
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})", re.IGNORECASE)
 SENT_IN_PARTS = re.compile(rb"\r\n(transfer-encoding|expect):", re.IGNORECASE)
-WITH_FILES = re.compile(rb"\r\ncontent-type:[ \t]*multipart/form-data", re.IGNORECASE)
+WITH_FILES = re.compile(rb"\r\ncontent-type:[ \t]*multipart/(?:form-data|related)", re.IGNORECASE)
 HEALTH_CHECKS = (b"healthz", b"readyz")
 HEALTH = re.compile(rb"(?:GET|HEAD) /(healthz|readyz)[ ?]")
-FOR_PROGRAMS = re.compile(rb"[A-Z]+ /api/")
+FOR_PROGRAMS = re.compile(rb"[A-Z]+ /(?:api|dicom-web)/")
 
 
 class PacedInput:

@@ -50,24 +50,23 @@ def is_any_shared_with(user_id: str) -> bool:
 
 def shares_of(scan_id: str) -> list[Share]:
     """Return with whom a scan is shared, in the order in which that was decided."""
-    found = select(Share).where(Share.scan_id == scan_id).options(joinedload(Share.with_user))
-    return list(db.session.scalars(found.order_by(Share.created_at, Share.id)))
+    shares = select(Share).where(Share.scan_id == scan_id).options(joinedload(Share.with_user))
+    return list(db.session.scalars(shares.order_by(Share.created_at, Share.id)))
 
 
 def share(scan: Scan, username: str | None) -> Share:
     """Share a scan with the person of that username, or with the reviewers; the caller commits.
 
-    Two requests for the same are one share.
-
     Raises:
-        SharingRefused: there is no such person, they see it already, or it is shared with too many.
+        SharingRefused: there is no such person, it is shared with them already, also by a request
+            at the same time, with too many, or was deleted meanwhile.
     """
     person = None if username is None else _person_named(username.strip())
     if person is not None and person.id == scan.user_id:
         raise SharingRefused("This scan is already yours.")
     # Locked, so that the second of two requests at once finds what the first one did.
     if db.session.scalar(select(Scan.id).where(Scan.id == scan.id).with_for_update()) is None:
-        raise SharingRefused("This scan was deleted meanwhile.")
+        raise SharingRefused("This scan has been deleted.")
     with_user_id = person and person.id
     earlier = shares_of(scan.id)
     if any(one.with_user_id == with_user_id for one in earlier):
@@ -75,10 +74,10 @@ def share(scan: Scan, username: str | None) -> Share:
         raise SharingRefused(f"This scan is already shared with {whom}.")
     if len(earlier) >= MOST_SHARES:
         raise SharingRefused(f"A scan can be shared with at most {MOST_SHARES} people.")
-    made = Share(scan_id=scan.id, with_user_id=with_user_id, with_user=person)
-    db.session.add(made)
+    created = Share(scan_id=scan.id, with_user_id=with_user_id, with_user=person)
+    db.session.add(created)
     record(Act.SCAN_SHARED, scan.id, detail=_whom(with_user_id))
-    return made
+    return created
 
 
 def end_share(scan_id: str, share_id: str) -> bool:

@@ -1,33 +1,28 @@
-"""Free space: uploads are refused below a minimum, so that the database, logins and the analysis of
-scans continue.
+"""Space for uploads: the free space that must remain on the server, so that the database, logins
+and the analysis of scans continue; the quota of all scans; and the quota of each user.
 """
 
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
 from flask import Flask, current_app, g, has_request_context
-from sqlalchemy import func, select
 
-from webapp.extensions import db
-from webapp.models import Scan
+from webapp.models.totals import size_of_all, totals_of
 from webapp.storage import FULL, StorageFull, storage
 
 COPIES = 3
-"""How often an upload lies on the disk at most: as sent, as cleaned, as stored."""
-CAP_LOOK_S = 10.0
-"""The size of all scans is a sum over all rows, so it is not asked for at every upload."""
+"""Maximum number of copies of an upload on the disk: as sent, as cleaned, as stored."""
 NO_SPACE = "There is too little free space on the server. Please try again later."
 CAP_REACHED = "The storage for scans on this server is full. Please contact an administrator."
 
 
 class _Announced:
-    """Bytes of the uploads that this process is taking in."""
+    """Bytes of the uploads that this process is receiving."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -39,21 +34,19 @@ class _Announced:
 
 
 _announced = _Announced()
-_sum_of_scans: dict[str, tuple[float, int]] = {}
-"""By database: when all scans were summed up, and what they take."""
 
 
 def free_bytes(folder: Path) -> int | None:
-    """Return the free bytes of the disk that `folder` is on; None where there is no such folder."""
+    """Return the free bytes of the disk that `folder` is on; None if there is no such folder."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:
         return None
 
 
-def floor_is_kept(more: int = 0) -> bool:
-    """True if so many more bytes leave `MIN_FREE_MB` free where uploads wait and where files
-    live.
+def has_free_space(more: int = 0) -> bool:
+    """True if `more` bytes leave `MIN_FREE_MB` free, both in the folder for incoming uploads and in
+    the storage.
     """
     floor = current_app.config["MIN_FREE_MB"] * 2**20
     folders = [Path(current_app.config["HEMOSCAN_HOME"]), storage.folder]
@@ -62,31 +55,24 @@ def floor_is_kept(more: int = 0) -> bool:
 
 
 def cap_is_reached() -> bool:
-    """True if all people's submitted files take `TOTAL_QUOTA_MB` or more, as of the last seconds;
-    never where that is 0.
+    """True if the submitted files of all users take `TOTAL_QUOTA_MB` or more; always False if that
+    is 0.
     """
     most = current_app.config["TOTAL_QUOTA_MB"] * 2**20
-    if not most:
-        return False
-    database = current_app.config["SQLALCHEMY_DATABASE_URI"]
-    summed_at, total = _sum_of_scans.get(database, (float("-inf"), 0))
-    if time.monotonic() - summed_at > CAP_LOOK_S:
-        total = int(db.session.scalar(select(func.sum(Scan.size))) or 0)
-        _sum_of_scans[database] = time.monotonic(), total
-    return total >= most
+    return bool(most) and size_of_all() >= most
 
 
 def has_room() -> bool:
-    """True if an upload would be taken in."""
-    return floor_is_kept() and not cap_is_reached()
+    """True if an upload would be accepted."""
+    return has_free_space() and not cap_is_reached()
 
 
 def require_space(size: int) -> None:
-    """Refuse an upload of `size` bytes, before it is written, where it would not leave the floor
-    free beside those that come in at the same time.
+    """Refuse an upload of `size` bytes before it is written, if it and the uploads received at the
+    same time would not leave `MIN_FREE_MB` free.
 
     Raises:
-        StorageFull: so it is.
+        StorageFull: there is too little space.
     """
     if not has_request_context():
         wanted = size
@@ -96,27 +82,49 @@ def require_space(size: int) -> None:
         g.announced = size
         _announced.add(size)
         wanted = _announced.total
-    if not floor_is_kept(COPIES * wanted):
+    if not has_free_space(COPIES * wanted):
         raise StorageFull(NO_SPACE)
 
 
 def require_cap() -> None:
-    """Refuse an upload where all scans take as much as they may.
+    """Refuse an upload if the scans of all users have reached their quota.
 
     Raises:
-        StorageFull: so it is.
+        StorageFull: the quota is reached.
     """
     if cap_is_reached():
         raise StorageFull(CAP_REACHED)
 
 
+def quota_problem(user_id: str, more: int = 0) -> str | None:
+    """Return a sentence if the user's scans have reached `QUOTA_MB`, or would exceed it with `more`
+    bytes; else None.
+    """
+    quota_mb = current_app.config["QUOTA_MB"]
+    if not quota_mb:
+        return None
+    stored = totals_of(user_id).size
+    if stored >= quota_mb * 2**20:
+        return (
+            f"Your scans use {stored >> 20} of the {quota_mb} MB that you may store; please delete"
+            " some."
+        )
+    if stored + more > quota_mb * 2**20:
+        total_mb = -(-(stored + more) >> 20)
+        return (
+            f"With this upload your scans would use {total_mb} MB, but you may store {quota_mb} MB;"
+            " please delete some."
+        )
+    return None
+
+
 @contextmanager
-def disk_full_is_told() -> Iterator[None]:
-    """Turn a disk that is full into a `StorageFull`; other errors pass, such as those of a client
-    that is gone.
+def as_storage_full() -> Iterator[None]:
+    """Convert the error of a full disk to a `StorageFull`; other errors pass, such as those of a
+    client that has disconnected.
 
     Raises:
-        StorageFull: so it is.
+        StorageFull: the disk is full.
     """
     try:
         yield
@@ -127,8 +135,8 @@ def disk_full_is_told() -> Iterator[None]:
 
 
 def init_space(app: Flask) -> None:
-    """Let go of what a request announced when it ends."""
+    """Release the announced size of an upload when its request ends."""
 
     @app.teardown_request
-    def let_go(_error: BaseException | None) -> None:
+    def release(_error: BaseException | None) -> None:
         _announced.add(-g.pop("announced", 0))

@@ -48,7 +48,7 @@ class StorageFull(StorageError):
     """There is no room for more, on this machine or in the storage."""
 
 
-class StorageAway(StorageError):
+class StorageUnavailable(StorageError):
     """The storage as a whole is unavailable; the failure says nothing about the requested file."""
 
 
@@ -136,14 +136,14 @@ class Storage:
         """Store bytes, or a local file, under `key`.
 
         Raises:
-            StorageAway: the folder is missing or empty. Below a mount point the file would be lost
-                to other machines, and would make an unavailable storage look like one that has lost
-                its files.
+            StorageUnavailable: the folder is missing or empty. Below a mount point the file would
+                be lost to other machines, and would make an unavailable storage look like one that
+                has lost its files.
             StorageError: it could not be written (`StorageFull` if there is no space); nothing is
                 left behind.
         """
         if self._protocol == "file" and not self.answers():
-            raise StorageAway("The storage cannot be reached at the moment.")
+            raise StorageUnavailable("The storage cannot be reached at the moment.")
         # An S3 object becomes visible only when it is complete; in a folder this takes a temporary
         # name and a rename.
         target = self._path(key)
@@ -241,14 +241,14 @@ class Storage:
         """
         root = self._path(prefix)
         with self._asking("The storage cannot be read."):
-            found = self._files.find(root, detail=True) if self._files.exists(root) else {}
+            files = self._files.find(root, detail=True) if self._files.exists(root) else {}
         return {
             str(path)[str(path).index(f"{self._root}/") + len(self._root) + 1 :]: about[
                 "LastModified"
             ]
             if self._protocol == "s3"
             else datetime.fromtimestamp(about["mtime"], UTC)
-            for path, about in found.items()
+            for path, about in files.items()
         }
 
     def delete(self, key: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from flask_wtf.file import FileRequired, MultipleFileField
 from sqlalchemy import select
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
-from wtforms import BooleanField, HiddenField, SelectChoice, SelectField
-from wtforms.validators import Optional
+from wtforms import BooleanField, HiddenField, IntegerField, SelectChoice, SelectField
+from wtforms.validators import NumberRange, Optional
 
 from webapp.extensions import db
 from webapp.forms import MAX_TITLE, PostedForm, TextField, at_most, required
@@ -43,7 +44,7 @@ from webapp.models import Scan
 
 blueprint = Blueprint("submission", __name__)
 
-QUEUE_AWAY = (
+QUEUE_UNAVAILABLE = (
     "The queue is currently unavailable. Your scan has been saved and will be analyzed once the"
     " queue is back."
 )
@@ -71,32 +72,52 @@ class ScanForm(PostedForm):
         choices=[
             SelectChoice(Pictures.AS_NUMBERED.value, "Series if numbered alike"),
             SelectChoice(Pictures.TOGETHER.value, "All are one series"),
-            SelectChoice(Pictures.APART.value, "Each is a scan of its own"),
+            SelectChoice(Pictures.APART.value, "Each is a separate scan"),
         ],
         default=Pictures.AS_NUMBERED.value,
         description=(
             "Pictures of one folder and one size whose names are numbered look like the slices of"
-            " one scan. You can join and split them later."
+            " one scan, unless the number counts people (“patient 3.png”). You can join"
+            " and split them later."
         ),
     )
     studies = SelectField(
         "Studies",
         choices=[
             SelectChoice(Studies.AS_SENT.value, "By examination"),
-            SelectChoice(Studies.ONE.value, "All is one examination"),
-            SelectChoice(Studies.NONE.value, "Each series alone"),
+            SelectChoice(Studies.ONE.value, "Everything is one examination"),
+            SelectChoice(Studies.NONE.value, "Each series by itself"),
         ],
         default=Studies.AS_SENT.value,
-        description="Which series stand together in the worklist.",
+        description="How series are grouped in the worklist.",
     )
     stat = BooleanField("STAT", description="Analyze before all routine scans.")
     keep_names = BooleanField(
-        "Keep file names",
+        "File names as titles",
         description=(
             "Use file names as titles and in messages. File names may identify patients; unless you"
-            " select this, they are not stored."
+            " select this, only words such as “CT head” and numbers such as “Case 12” are taken"
+            " from them."
         ),
     )
+
+
+class PartForm(ScanForm):
+    """One batch from the upload bar on the worklist, and its position among the files that were
+    dropped together.
+    """
+
+    number = IntegerField("Number", [Optional(), NumberRange(0, 10_000)])
+    dropped_ms = IntegerField("Time", [Optional()])
+
+    @property
+    def dropped_at(self) -> datetime | None:
+        """The time of the drop; None if missing or invalid."""
+        try:
+            dropped_ms = self.dropped_ms.data
+            return None if dropped_ms is None else datetime.fromtimestamp(dropped_ms / 1000, UTC)
+        except (OverflowError, OSError, ValueError):
+            return None
 
 
 class PhantomForm(PostedForm):
@@ -120,7 +141,7 @@ def submit() -> tuple[str, int] | WerkzeugResponse:
     form = ScanForm()
     if form.validate_on_submit():
         try:
-            return _shown(_accepted(form, leave_out=False))
+            return _redirect_to_result(_accept_form(form, leave_out=False))
         except UploadRejected as err:
             form.file.errors = [str(err)]
     return _page(form), 400
@@ -130,22 +151,25 @@ def submit() -> tuple[str, int] | WerkzeugResponse:
 @within_rate
 @login_required
 def submit_files() -> tuple[dict[str, Any], int]:
-    """Submit what the bar on the worklist sends at once: files that may belong together.
+    """Submit one batch from the upload bar: files that may belong together.
 
     Return, as JSON, the scans, and a sentence for each file that was left out (`refused`, by its
-    place among the files); where nothing was taken, an `error`.
+    index among the files); or an `error` if no file was accepted.
     """
-    form = ScanForm()
+    form = PartForm()
     if not form.validate_on_submit():
         return {"error": " ".join(chain.from_iterable(form.errors.values()))}, 400
     try:
-        receipt = _accepted(form, leave_out=True)
+        receipt = _accept_form(
+            form, leave_out=True, number=form.number.data or 0, dropped_at=form.dropped_at
+        )
     except UploadRejected as err:
         return {"error": str(err)}, 400
     scans = [
         {
             "id": scan.id,
             "url": url_for("scans.show", scan_id=scan.id),
+            "title": scan.title or "Untitled scan",
             "slices": scan.slice_count,
             "notes": scan.notes,
         }
@@ -169,16 +193,19 @@ def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
         abort(404, "Phantom not found.")
     with _phantom_folder().joinpath(phantom["file"]).open("rb") as content:
         file = FileStorage(content, phantom["file"])
-        return submitted([file], phantom["title"], Choices())
+        return submit_and_redirect([file], phantom["title"], Choices())
 
 
-def submitted(files: Sequence[FileStorage], title: str, choices: Choices) -> WerkzeugResponse:
-    """Submit files of this person, and lead to the scan, or to the worklist if there are several.
+def submit_and_redirect(
+    files: Sequence[FileStorage], title: str, choices: Choices
+) -> WerkzeugResponse:
+    """Submit files of the current user, and redirect to the scan, or to the worklist if there are
+    several.
 
     Raises:
-        UploadRejected: they are not accepted.
+        UploadRejected: the files are not accepted.
     """
-    return _shown(_accept(files, title, choices))
+    return _redirect_to_result(_accept_files(files, title, choices))
 
 
 def phantoms() -> list[dict[str, str]]:
@@ -193,8 +220,8 @@ def phantoms() -> list[dict[str, str]]:
 
 
 def offered_phantoms() -> dict[str, Any]:
-    """Return the `phantoms` for a page, and whether the person has another scan
-    (`has_real_scan`), which collapses them.
+    """Return the `phantoms` for a page, and whether the user has another scan (`has_real_scan`),
+    which collapses them.
     """
     offered = phantoms()
     real = select(Scan.id).where(
@@ -215,25 +242,25 @@ def _page(form: ScanForm) -> str:
     return render_template("scans/new.html", form=form, **offered_phantoms())
 
 
-def _accepted(form: ScanForm, *, leave_out: bool) -> Receipt:
+def _accept_form(form: ScanForm, **more: Any) -> Receipt:
     choices = Choices(
         stat=form.stat.data,
         pictures=Pictures(form.pictures.data),
         studies=Studies(form.studies.data),
         keep_names=form.keep_names.data,
-        leave_out=leave_out,
+        **more,
     )
-    return _accept(form.file.data, form.title.data or "", choices)
+    return _accept_files(form.file.data, form.title.data or "", choices)
 
 
-def _accept(files: Sequence[FileStorage], title: str, choices: Choices) -> Receipt:
+def _accept_files(files: Sequence[FileStorage], title: str, choices: Choices) -> Receipt:
     return accept_upload(current_user.id, files, title, choices, require_access=require_login_still)
 
 
-def _shown(receipt: Receipt) -> WerkzeugResponse:
-    """Redirect to the scan that was submitted; to the worklist if there are several."""
+def _redirect_to_result(receipt: Receipt) -> WerkzeugResponse:
+    """Redirect to the submitted scan, or to the worklist if there are several."""
     if not receipt.reachable:
-        flash(QUEUE_AWAY, "warning")
+        flash(QUEUE_UNAVAILABLE, "warning")
     scans = receipt.scans
     if len(scans) == 1:
         return redirect(url_for("scans.show", scan_id=scans[0].id))

@@ -13,6 +13,7 @@ gracefully: it finishes its batch, or hands its training back with the checkpoin
 
 from __future__ import annotations
 
+import gc
 import logging
 import logging.config
 import mmap
@@ -32,12 +33,12 @@ import webapp
 from webapp import jobs, logs
 from webapp.extensions import db
 from worker import leases, tasks
-from worker.heartbeat import Presence, has_died
+from worker.heartbeat import Heartbeat, has_died
 from worker.process_secrets import forget_secrets
 
 log = logging.getLogger(__name__)
 
-TIDY_S = 3600
+CLEAN_UP_S = 3600
 """Lists all files in the storage, so it runs less often than the sweep."""
 
 BROKER_S = 10.0
@@ -54,7 +55,7 @@ _storage_away = mmap.mmap(-1, 1)
 """Another shared byte: 1 while the storage is unavailable, so that it is logged only once."""
 
 _last_child = mmap.mmap(-1, 200)
-"""The `Presence.owner` of the child that started last, whose rows the next one may return."""
+"""The `Heartbeat.owner` of the child that started last, whose rows the next one may return."""
 
 
 def stopping() -> bool:
@@ -64,13 +65,13 @@ def stopping() -> bool:
 
 def create_app(config: Mapping[str, Any] | None = None) -> Celery:
     """Return the Celery application with its tasks and the life of a worker process."""
-    app = webapp.create_app(config)
+    app = webapp.create_core(config)
     celery: Celery = app.extensions["celery"]
     celery.conf.update(
         # The sweep runs even if all nudges were lost; one that is not delivered in time is useless.
         beat_schedule={
             task: {"task": task, "schedule": every_s, "options": {"expires": every_s}}
-            for task, every_s in ((jobs.SWEEP, app.config["SWEEP_S"]), (jobs.TIDY, TIDY_S))
+            for task, every_s in ((jobs.SWEEP, app.config["SWEEP_S"]), (jobs.CLEAN_UP, CLEAN_UP_S))
         },
         # The schedule is fixed, so there is no need for a shelve file that can be lost or locked.
         beat_scheduler="celery.beat:Scheduler",
@@ -87,7 +88,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Celery:
         (jobs.TRAIN_MODEL, tasks.train_model),
         (jobs.IMPORT_DATASET, tasks.train_model),
         (jobs.SWEEP, tasks.sweep),
-        (jobs.TIDY, tasks.tidy),
+        (jobs.CLEAN_UP, tasks.clean_up),
     ):
         celery.task(name=name)(in_context_of(app, work))
     live_as_worker(app, celery)
@@ -106,7 +107,11 @@ def in_context_of(app: Flask, work: Callable[[], None]) -> Callable[[], None]:
 
 
 def live_as_worker(app: Flask, celery: Celery) -> None:
-    """Connect the signals for the start and stop of the parent and its children."""
+    """Connect the signals for the start and stop of the parent and its children.
+
+    One function, because the handlers of Celery's signals are closures over `app` and the state
+    that they share.
+    """
 
     def refuse_wrong_queue(**_: Any) -> None:
         queues = set(celery.amqp.queues.consume_from)
@@ -117,6 +122,8 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
             )
         # Without fork (the default on macOS), the child would not have this application.
         billiard.set_start_method("fork", force=True)
+        # Children share what is loaded; the collector would write into each page of it.
+        gc.freeze()
 
     def keep_secrets(**_: Any) -> None:
         forget_secrets()
@@ -125,8 +132,10 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         logging.captureWarnings(True)
         logging.config.dictConfig(logs.json_logging(loglevel))
 
-    def tell_children(**_: Any) -> None:
-        _stop[0] = 1
+    def prepare_to_stop(**_: Any) -> None:
+        _stop[0] = 1  # Tells the children.
+        # A message that still arrives goes back to its queue, of which kombu would warn.
+        logging.getLogger("kombu.transport.virtual.base").setLevel(logging.ERROR)
 
     def begin(**_: Any) -> None:
         # The parent decides when a child stops; a signal to the process group must not interrupt a
@@ -135,7 +144,7 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         with app.app_context():
             db.engine.dispose(close=False)
             (queue,) = celery.amqp.queues.consume_from
-            mine = app.extensions["presence"] = Presence(app, queue, stopping, _storage_away)
+            mine = app.extensions["heartbeat"] = Heartbeat(app, queue, stopping, _storage_away)
             logs.name_worker(mine.owner)
             last_owner = _last_child[:].rstrip(b"\0").decode()
             _last_child[:] = mine.owner.encode().ljust(len(_last_child), b"\0")
@@ -143,17 +152,17 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
                 return_rows_of(last_owner)
             if queue == jobs.PREDICT:
                 prepare_to_predict()
-        app.extensions["presence"].start()
+        app.extensions["heartbeat"].start()
 
     def end(**_: Any) -> None:
-        app.extensions["presence"].stop()
+        app.extensions["heartbeat"].stop()
 
     def sweep_at_once(**_: Any) -> None:
         # Beat waits a full interval first. Until a sweep has run, /readyz cannot know that the
-        # broker delivers, and a service that is stopped every evening would rarely tidy up.
+        # broker delivers, and a service that is stopped every evening would rarely clean up.
         with app.app_context():
             jobs.nudge(jobs.SWEEP)
-            jobs.nudge(jobs.TIDY)
+            jobs.nudge(jobs.CLEAN_UP)
 
     def end_with_beat(sender: Any, **_: Any) -> None:
         # Celery does not restart a beat process that was killed; without one, nothing would be
@@ -178,7 +187,7 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         signals.celeryd_init.connect(write_json, weak=False)
         signals.setup_logging.connect(write_json, weak=False)
     signals.celeryd_after_setup.connect(refuse_wrong_queue, weak=False)
-    signals.worker_shutting_down.connect(tell_children, weak=False)
+    signals.worker_shutting_down.connect(prepare_to_stop, weak=False)
     signals.beat_embedded_init.connect(sweep_at_once, weak=False)
     signals.worker_ready.connect(end_with_beat, weak=False)
     signals.worker_process_init.connect(begin, weak=False)
@@ -206,6 +215,7 @@ def prepare_to_predict() -> None:
     """Load the live models, so that the first scan does not have to wait; if that fails, the worker
     starts anyway.
     """
+    # Imported here, in the child, because it loads what cannot be forked.
     from worker.prediction import warm_up
 
     try:

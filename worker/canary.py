@@ -56,7 +56,7 @@ def require_same_answer(version: ModelVersion, predictor: Predictor) -> None:
     Raises:
         ArtifactError: it is not the answer that was recorded.
     """
-    found = answer_of(predictor)
+    answer = answer_of(predictor)
     recorded = in_transaction(
         lambda: db.session.scalar(select(ModelVersion.canary).where(ModelVersion.id == version.id))
     )
@@ -65,12 +65,12 @@ def require_same_answer(version: ModelVersion, predictor: Predictor) -> None:
             lambda: db.session.execute(
                 update(ModelVersion)
                 .where(ModelVersion.id == version.id, ModelVersion.canary.is_(None))
-                .values(canary=found),
+                .values(canary=answer),
                 execution_options={"synchronize_session": False},
             )
         )
-    elif abs(found - recorded) > MOST_APART:
+    elif abs(answer - recorded) > MOST_APART:
         raise ArtifactError(
-            f"The model's probability for the test phantom is {found:.4f}; it was {recorded:.4f}"
+            f"The model's probability for the test phantom is {answer:.4f}; it was {recorded:.4f}"
             " when the model was made."
         )

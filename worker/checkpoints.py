@@ -20,10 +20,11 @@ class Checkpoint:
         run_id: the id of the run.
         folder: where the training writes its checkpoint.
         work_folder: a temporary folder for the archive.
+        key: where it is stored, if not where a training run's is.
     """
 
-    def __init__(self, run_id: str, folder: Path, work_folder: Path) -> None:
-        self.key = f"checkpoints/{run_id}.zip"
+    def __init__(self, run_id: str, folder: Path, work_folder: Path, key: str = "") -> None:
+        self.key = key or f"checkpoints/{run_id}.zip"
         self._run_id = run_id
         self._folder = folder
         self._packed = work_folder / "checkpoint.zip"

@@ -20,9 +20,9 @@ from ml.typed_json import to_json
 from webapp.extensions import db
 from webapp.models import Comparison, Dataset, Evaluation, JobStatus, ModelVersion, live_version
 from webapp.models.evaluations import NEWEST_COMPARED
-from webapp.storage import MissingFile, StorageAway, StorageError, storage
+from webapp.storage import MissingFile, StorageError, StorageUnavailable, storage
 from worker import leases
-from worker.heartbeat import presence
+from worker.heartbeat import heartbeat
 from worker.leases import LeaseLost
 from worker.predictors import PREDICTIONS
 from worker.retries import in_transaction, retry_storage
@@ -64,7 +64,7 @@ def compare_next_pair() -> bool:
     """Claim a queued comparison and compute it, or hand it back if the storage is away; return
     False if none was queued.
     """
-    mine = presence()
+    mine = heartbeat()
 
     def claim() -> Comparison | None:
         claimed = leases.claim(Comparison, mine.owner)
@@ -84,7 +84,7 @@ def compare_next_pair() -> bool:
 
 
 def _carry_through(row: Comparison, folder: Path) -> None:
-    mine, ids = presence(), [row.id]
+    mine, ids = heartbeat(), [row.id]
     try:
         tables = in_transaction(lambda: (_tables_of(row.version), _tables_of(row.other)))
         results = results_of(*tables, folder)
@@ -93,11 +93,11 @@ def _carry_through(row: Comparison, folder: Path) -> None:
         log.info("comparison=%s done", row.id)
     except LeaseLost:
         log.info("comparison=%s was asked for again or is another worker's", row.id)
-    except StorageAway:
+    except StorageUnavailable:
         in_transaction(lambda: leases.hand_back(Comparison, mine.owner, ids))
     except StorageError as err:
         sentences = {row.id: str(err)}
-        end = leases.refuse if is_passing(err) else leases.fail
+        end = leases.retry_after_storage_error if is_passing(err) else leases.fail
         in_transaction(lambda: end(Comparison, mine.owner, sentences))
     except Exception:
         log.error("comparison=%s failed unexpectedly", row.id)
@@ -117,16 +117,16 @@ def compare_with_earlier(run: Path, folder: Path) -> dict[str, list[dict[str, An
         because a failed comparison must not fail the training.
     """
     own = Tables(run, {})
-    found = {}
+    by_version = {}
     for version, tables in in_transaction(_versions_before):
         try:
-            found[version.id] = results_of(own, tables, folder / version.id)
+            by_version[version.id] = results_of(own, tables, folder / version.id)
         except StorageError as err:
-            found[version.id] = [{"source": OUT_OF_FOLD, "reason": str(err)}]
+            by_version[version.id] = [{"source": OUT_OF_FOLD, "reason": str(err)}]
         except Exception:
             log.exception("version=%s could not be compared", version.id)
-            found[version.id] = [{"source": OUT_OF_FOLD, "reason": UNEXPECTED}]
-    return found
+            by_version[version.id] = [{"source": OUT_OF_FOLD, "reason": UNEXPECTED}]
+    return by_version
 
 
 def _versions_before() -> list[tuple[ModelVersion, Tables]]:
@@ -167,7 +167,7 @@ def results_of(own: Tables, other: Tables, folder: Path) -> list[dict[str, Any]]
         sentence. A data set has its "dataset_id", too.
 
     Raises:
-        StorageAway: the storage cannot be reached.
+        StorageUnavailable: the storage cannot be reached.
         StorageError: a table cannot be downloaded.
     """
     both = {**own.evaluations, **other.evaluations}
@@ -203,10 +203,10 @@ def _figures(own: str | Path, other: str | Path, folder: Path) -> dict[str, Any]
         except MissingFile:
             return {"reason": NO_PREDICTIONS[name]}
     try:
-        found = compare(runs)
+        comparison = compare(runs)
     except (AnswersError, DatasetError) as err:
         return {"reason": str(err)}
-    return {"slice": _level(found.slice), "patient": _level(found.patient)}
+    return {"slice": _level(comparison.slice), "patient": _level(comparison.patient)}
 
 
 def _fetched(table: str | Path, folder: Path) -> Path:
@@ -218,16 +218,16 @@ def _fetched(table: str | Path, folder: Path) -> Path:
     return folder
 
 
-def _level(found: ComparedLevel) -> dict[str, Any]:
+def _level(level: ComparedLevel) -> dict[str, Any]:
     """Return {"n", "positive", "negative"}, the differences of `FIGURES`, and for "own" and "other"
     those figures and the curve of what each threshold finds.
     """
-    other, own = found.runs
+    other, own = level.runs
     return {
-        "n": found.n,
+        "n": level.n,
         "positive": own.curves.positive,
         "negative": own.curves.negative,
-        **{name: to_json(getattr(found.differences[0], name)) for name in FIGURES},
+        **{name: to_json(getattr(level.differences[0], name)) for name in FIGURES},
         "runs": {
             name: {
                 **{figure: to_json(getattr(run.metrics, figure)) for figure in FIGURES},

@@ -11,20 +11,20 @@ import hmac
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flask import current_app
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select
 
 from ml.datasets.writing import LabeledScan, write_manifest, write_scan
 from ml.errors import DatasetError, ImageError
-from webapp.confirmed import confirmed_scans, filter_of, study_of
+from webapp.confirmed import confirmed_scans, filter_of
 from webapp.extensions import db
 from webapp.models import Dataset, Finding, Opinion, Scan, dataset_scan
-from webapp.opinions import consensus_of, opinions_of
+from webapp.opinions import consensus_of
 from webapp.storage import MissingFile, storage
 from worker.retries import in_transaction, retry_disk, retry_storage
 from worker.scan_files import read_original
@@ -58,12 +58,12 @@ def make_archive(
         DatasetError: there is no such scan any more, or they take more than data sets may.
         StorageError: the storage fails.
     """
-    scans, labels = in_transaction(lambda: _chosen(dataset))
+    scans, labels = in_transaction(lambda: _choose(dataset))
     if not scans:
-        raise DatasetError("No confirmed scan matches the filters of this data set any more.")
+        raise DatasetError("The filters of this data set no longer match any confirmed scan.")
     root = folder / "confirmed"
     rows: list[dict[str, Any]] = []
-    used: list[str] = []
+    unreadable: set[str] = set()
     left_out = Counter[str]()
     for done, scan in enumerate(scans):
         tell(COLLECTING, done, len(scans))
@@ -71,11 +71,12 @@ def make_archive(
             series = read_original(scan, redact=True)
         except (ImageError, MissingFile) as err:
             left_out[str(err)] += 1
+            unreadable.add(scan.id)
             continue
         own = labels[scan.id]
         labeled = LabeledScan(
             _hidden("scan", scan.id),
-            _hidden("study", study_of(scan)),
+            _hidden("study", scan.study_id),
             series,
             own.label,
             own.types,
@@ -83,22 +84,60 @@ def make_archive(
             own.slice_types,
         )
         rows += retry_disk(lambda labeled=labeled: write_scan(root, labeled))  # type: ignore[misc]
-        used.append(scan.id)
         _require_fewer_bytes(root)
-    if not used:
-        raise DatasetError("None of the confirmed scans can be read any more.")
+    if not rows:
+        raise DatasetError("None of the confirmed scans can still be read.")
     write_manifest(root, rows)
     archive = retry_disk(lambda: _packed(root, folder / "confirmed.zip"))
     shutil.rmtree(root)
-    in_transaction(lambda: _note_scans(dataset.id, used))
+    in_transaction(lambda: _leave_out(dataset.id, unreadable))
     retry_storage(lambda: storage.put(dataset.archive_key, archive))
     archive.unlink()
     return [f"{count} confirmed scans are left out: {why}" for why, count in left_out.items()]
 
 
-def _chosen(dataset: Dataset) -> tuple[list[Scan], dict[str, Labels]]:
-    scans = list(db.session.scalars(confirmed_scans(filter_of(dataset.made_from or {}))))
-    return scans, {scan.id: labels_of(opinions_of(scan)) for scan in scans}
+def _choose(dataset: Dataset) -> tuple[list[Scan], dict[str, Labels]]:
+    """Return the confirmed scans that a data set is to be made of, and what people say of each.
+
+    They are entered as scans of the data set before one of them is read, and cannot be deleted or
+    joined until they are, so that none is learned from without a trace.
+    """
+    chosen = confirmed_scans(filter_of(dataset.made_from or {}))
+    # Only writers of the row wait for this lock; reading and new opinions go on.
+    scans = list(db.session.scalars(chosen.with_for_update(read=True, key_share=True, of=Scan)))
+    _enter(dataset.id, scans)
+    entered = select(dataset_scan.c.scan_id).where(dataset_scan.c.dataset_id == dataset.id)
+    opinions: dict[str, list[Opinion]] = {}
+    for opinion in db.session.scalars(select(Opinion).where(Opinion.scan_id.in_(entered))):
+        opinions.setdefault(opinion.scan_id, []).append(opinion)
+    labels = {
+        scan_id: labels_of(of_scan)
+        for scan_id, of_scan in opinions.items()
+        if consensus_of(of_scan).finding is not None
+    }
+    # Opinions may be changed or withdrawn between the two reads.
+    if unconfirmed := {scan.id for scan in scans} - labels.keys():
+        _leave_out(dataset.id, unconfirmed)
+    return [scan for scan in scans if scan.id in labels], labels
+
+
+def _enter(dataset_id: str, scans: Sequence[Scan]) -> None:
+    """Write of which scans a data set is made; an interrupted attempt may have entered others."""
+    db.session.execute(delete(dataset_scan).where(dataset_scan.c.dataset_id == dataset_id))
+    rows = [
+        {"dataset_id": dataset_id, "scan_id": scan.id, "study_id": scan.study_id} for scan in scans
+    ]
+    if rows:
+        db.session.execute(insert(dataset_scan), rows)
+
+
+def _leave_out(dataset_id: str, scan_ids: Collection[str]) -> None:
+    """Take scans back that were entered and are left out of the data set."""
+    db.session.execute(
+        delete(dataset_scan).where(
+            dataset_scan.c.dataset_id == dataset_id, dataset_scan.c.scan_id.in_(scan_ids)
+        )
+    )
 
 
 def labels_of(opinions: Sequence[Opinion]) -> Labels:
@@ -111,16 +150,17 @@ def labels_of(opinions: Sequence[Opinion]) -> Labels:
         if opinion.slice_index is not None:
             of_slice.setdefault(opinion.slice_index, []).append(opinion)
     slice_labels, slice_types = {}, {}
-    for index, said in of_slice.items():
-        found = [one.finding for one in said]
-        present, absent = found.count(Finding.PRESENT), found.count(Finding.ABSENT)
+    for index, on_slice in of_slice.items():
+        findings = [opinion.finding for opinion in on_slice]
+        present, absent = findings.count(Finding.PRESENT), findings.count(Finding.ABSENT)
         if present != absent:
             slice_labels[index] = int(present > absent)
-            slice_types[index] = _types_of(said)
+            slice_types[index] = _types_of(on_slice) if present > absent else ()
     whole = [opinion for opinion in opinions if opinion.slice_index is None]
+    label = int(consensus_of(whole).finding == Finding.PRESENT)
     return Labels(
-        label=int(consensus_of(whole).finding == Finding.PRESENT),
-        types=_types_of(whole),
+        label=label,
+        types=_types_of(whole) if label else (),
         slice_labels=slice_labels,
         slice_types=slice_types,
     )
@@ -155,16 +195,3 @@ def _packed(root: Path, archive: Path) -> Path:
             if path.is_file():
                 packed.write(path, path.relative_to(root))
     return archive
-
-
-def _note_scans(dataset_id: str, scan_ids: Sequence[str]) -> None:
-    """Write which scans a data set was made of; those deleted meanwhile need no note."""
-    there = set(db.session.scalars(select(Scan.id).where(Scan.id.in_(scan_ids))))
-    known = set(
-        db.session.scalars(
-            select(dataset_scan.c.scan_id).where(dataset_scan.c.dataset_id == dataset_id)
-        )
-    )
-    new = [{"dataset_id": dataset_id, "scan_id": one} for one in sorted(there - known)]
-    if new:
-        db.session.execute(insert(dataset_scan).values(new))

@@ -13,19 +13,29 @@ from flask import current_app
 from sqlalchemy import select
 
 from ml.datasets.archive import unpack
+from ml.datasets.pool import unseen_groups
 from ml.datasets.read import Dataset as LoadedDataset
 from ml.datasets.read import read_dataset
 from ml.errors import DatasetError
 from ml.exploration import summary
 from ml.exploration.report import contact_sheet
 from ml.scans.slices import Series
-from webapp.extensions import db
-from webapp.models import Dataset, JobStatus
-from webapp.storage import StorageAway, StorageError, storage
+from webapp.extensions import database_now, db
+from webapp.models import (
+    AnalysisKind,
+    Dataset,
+    DatasetAnalysis,
+    JobStatus,
+    analysis_of,
+    sample_file,
+    thumbnails_file,
+)
+from webapp.storage import StorageError, StorageUnavailable, storage
 from worker import leases
 from worker.confirmed_dataset import COLLECTING, make_archive
+from worker.dataset_images import Described, forget_images
 from worker.decoder import BeyondLimits, decode
-from worker.heartbeat import presence
+from worker.heartbeat import heartbeat
 from worker.leases import LeaseLost
 from worker.retries import in_transaction, retry_disk, retry_storage
 from worker.scan_files import is_passing
@@ -35,11 +45,12 @@ log = logging.getLogger(__name__)
 OnPart = Callable[[str, int, int], None]
 """Called with the current step, how many of its parts are done, and how many there are."""
 
-UNPACKING, READING, MEASURING, PROBING = PARTS = (
+UNPACKING, READING, MEASURING, PROBING, STORING = PARTS = (
     "Unpacking file",
     "Reading image",
     "Measuring image",
     "Testing shortcut",
+    "Storing image",
 )
 PARTS_OF_MADE = (COLLECTING, *PARTS)
 MOST_BEYOND_LIMITS = 10
@@ -58,7 +69,7 @@ def import_next_dataset() -> bool:
     """Claim a queued data set and import it, or hand it back if the worker stops; return False if
     none was queued.
     """
-    mine = presence()
+    mine = heartbeat()
     claimed = in_transaction(lambda: leases.claim(Dataset, mine.owner))
     if not claimed:
         return False
@@ -66,24 +77,28 @@ def import_next_dataset() -> bool:
     with mine.holding(Dataset, [dataset.id]):
         try:
             facts = look_into(dataset)
-            if not in_transaction(
-                lambda: leases.finish(Dataset, mine.owner, [dataset.id], **facts)
-            ):
+            if not in_transaction(lambda: _finish(dataset, facts)):
                 raise LeaseLost
             log.info("dataset=%s imported", dataset.id)
-        except (ImportStopped, StorageAway):
+        except (ImportStopped, StorageUnavailable):
             in_transaction(lambda: leases.hand_back(Dataset, mine.owner, [dataset.id]))
         except LeaseLost:
             let_go(dataset)
         except (DatasetError, StorageError) as err:
             sentence = str(err)
             if is_passing(err):
-                in_transaction(lambda: leases.refuse(Dataset, mine.owner, {dataset.id: sentence}))
-            elif in_transaction(
-                lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence})
-            ) and isinstance(err, DatasetError):
-                # It will not be read again.
-                retry_storage(lambda: storage.delete(dataset.archive_key))
+                in_transaction(
+                    lambda: leases.retry_after_storage_error(
+                        Dataset, mine.owner, {dataset.id: sentence}
+                    )
+                )
+            else:
+                failed = in_transaction(
+                    lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence})
+                )
+                # It will not be read again, unless it is that of the version before.
+                if failed and isinstance(err, DatasetError) and dataset.corrections is None:
+                    retry_storage(lambda: storage.delete(dataset.archive_key))
         except Exception:
             log.error("dataset=%s failed unexpectedly", dataset.id)
             sentence = (
@@ -95,6 +110,24 @@ def import_next_dataset() -> bool:
     return True
 
 
+def _finish(dataset: Dataset, facts: dict[str, object]) -> bool:
+    """Note that the data set can be used, and that its images are indexed."""
+    if not leases.finish(Dataset, heartbeat().owner, [dataset.id], **facts):
+        return False
+    if analysis_of(dataset.id, AnalysisKind.IMAGES) is None:
+        db.session.add(
+            DatasetAnalysis(
+                kind=AnalysisKind.IMAGES,
+                dataset_id=dataset.id,
+                question="",
+                status=JobStatus.DONE,
+                progress=1.0,
+                finished_at=database_now(),
+            )
+        )
+    return True
+
+
 def let_go(dataset: Dataset) -> None:
     """Drop a data set that this worker no longer holds, and the contact sheet of one that was
     canceled or deleted.
@@ -103,7 +136,9 @@ def let_go(dataset: Dataset) -> None:
         lambda: db.session.scalar(select(Dataset.status).where(Dataset.id == dataset.id))
     )
     if status in (JobStatus.CANCELLED, None):
-        storage.discard(sheet_key(dataset))
+        for key in (sheet_key(dataset), thumbnails_file(dataset.id), sample_file(dataset.id)):
+            storage.discard(key)
+        in_transaction(lambda: forget_images(dataset.id))
         if dataset.made_from is not None:
             storage.discard(dataset.archive_key)
         log.info("dataset=%s was cancelled", dataset.id)
@@ -120,7 +155,7 @@ def look_into(dataset: Dataset) -> dict[str, object]:
         ImportStopped: this worker was asked to stop.
         LeaseLost: it was canceled, or another worker has it.
     """
-    mine = presence()
+    mine = heartbeat()
     looked_at = float("-inf")
     parts = PARTS if dataset.made_from is None else PARTS_OF_MADE
 
@@ -141,11 +176,15 @@ def look_into(dataset: Dataset) -> dict[str, object]:
 
     with mine.work_folder() as folder:
         notes = [] if dataset.made_from is None else make_archive(dataset, folder, tell)
-        opened = fetch_dataset(dataset, folder, tell)
+        # One class alone says nothing, but a set of it can join others, or be evaluated on.
+        opened = fetch_dataset(dataset, folder, tell, needs_both_classes=False)
         sheet = BytesIO()
         contact_sheet(opened).save(sheet, "PNG")
-        measured = summary.measure_all(opened, partial(tell, MEASURING))
-        explored = summary.explore(opened, measured, partial(tell, PROBING))
+        described = Described(opened, folder / dataset.id, folder)
+        described.measure(partial(tell, MEASURING))
+        explored = summary.explore(opened, described.measured, partial(tell, PROBING))
+        described.store(dataset.id, partial(_is_held, dataset.id), partial(tell, STORING))
+    explored["unseen_groups"] = unseen_groups(opened)
     explored["problems"] = [*notes, *explored["problems"]]
     retry_storage(lambda: storage.put(sheet_key(dataset), sheet.getvalue()))
     return {
@@ -153,6 +192,11 @@ def look_into(dataset: Dataset) -> dict[str, object]:
         "exploration": explored,
         "contact_sheet_key": sheet_key(dataset),
     }
+
+
+def _is_held(dataset_id: str) -> bool:
+    """Renew the lease of a data set; return False if it is lost."""
+    return bool(leases.renew(Dataset, heartbeat().owner, [dataset_id]))
 
 
 def sheet_key(dataset: Dataset) -> str:
@@ -179,7 +223,14 @@ def fetch_dataset(dataset: Dataset, folder: Path, on_part: OnPart, **how: bool) 
     )
     archive.unlink()
     on_image = partial(on_part, READING)
-    return read_dataset(root, dataset.name, on_image, decode=_reader_with_limits(), **how)
+    return read_dataset(
+        root,
+        dataset.name,
+        on_image,
+        decode=_reader_with_limits(),
+        corrections=dataset.corrected_labels,
+        **how,
+    )
 
 
 def _reader_with_limits() -> Callable[..., Series]:

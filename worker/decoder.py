@@ -17,10 +17,11 @@ import selectors
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from flask import current_app
@@ -29,7 +30,7 @@ from ml.decode import PIXELS
 from ml.errors import ImageError
 from ml.scans.slices import Series, Slice
 from webapp.config import PROJECT_ROOT
-from worker.heartbeat import presence
+from worker.heartbeat import heartbeat
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,45 @@ class BeyondLimits(ImageError):
 
     def __init__(self) -> None:
         super().__init__(BEYOND_LIMITS)
+
+
+class SlicesOfFile(Sequence[Slice]):
+    """Slices whose pixels stay in a file until somebody asks for them; the file may be deleted once
+    it is open. What was got may be modified and does not change the file.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        unit: Literal["hu", "display"],
+        spacing_mm: Sequence[tuple[float, float] | None],
+    ) -> None:
+        # Read and not mapped: pages of a mapping count as this process's memory.
+        with file.open("rb") as opened:
+            np.lib.format.read_magic(opened)
+            self._shape, _, self._kind = np.lib.format.read_array_header_1_0(opened)
+            self._start = opened.tell()
+            self._descriptor = os.dup(opened.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        self._unit, self._spacing_mm = unit, spacing_mm
+
+    def __len__(self) -> int:
+        return int(self._shape[0])
+
+    @overload
+    def __getitem__(self, index: int) -> Slice: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Slice, ...]: ...
+    def __getitem__(self, index: int | slice) -> Slice | tuple[Slice, ...]:
+        if isinstance(index, slice):
+            return tuple(self[one] for one in range(len(self))[index])
+        index = range(len(self))[index]
+        height, width = self._shape[1:]
+        size = height * width * self._kind.itemsize
+        content = os.pread(self._descriptor, size, self._start + index * size)
+        pixels = np.frombuffer(content, self._kind).reshape(height, width).astype(np.float32)
+        spacing = self._spacing_mm[index]
+        return Slice(pixels, self._unit, spacing and tuple(spacing))  # type: ignore[arg-type]
 
 
 class Decoder:
@@ -70,8 +110,8 @@ class Decoder:
     def decode(
         self, paths: Sequence[Path], folder: Path, *, redact: bool = False, **limits: int
     ) -> Series:
-        """Return the series in these files, blacked out around the head if `redact`; its pixels are
-        mapped from a file in `folder`, which may be deleted afterwards.
+        """Return the series in these files, blacked out around the head if `redact`; its slices are
+        read from a file in `folder` (`SlicesOfFile`), which may be deleted afterwards.
 
         Raises:
             ImageError: they cannot be decoded, or not within the limits.
@@ -91,14 +131,8 @@ class Decoder:
             raise ImageError(answer["error"])
         if "full" in answer:
             raise OSError(answer["full"])
-        # Copy-on-write, so that the series can be modified like any other.
-        pixels = np.load(folder / PIXELS, mmap_mode="c", allow_pickle=False)
-        slices = [
-            Slice(plane, answer["unit"], spacing and tuple(spacing))
-            for plane, spacing in zip(pixels, answer["spacing_mm"], strict=True)
-        ]
         return Series(
-            tuple(slices),
+            SlicesOfFile(folder / PIXELS, answer["unit"], answer["spacing_mm"]),
             tuple(answer["warnings"]),
             answer["distance_mm"],
             tuple(answer["steps_mm"]),
@@ -118,8 +152,8 @@ class Decoder:
         """Return the child's answer; None if it gave none in time, in which case the next request
         gets a new child.
         """
-        found = self.folder.stat()
-        opened = (found.st_dev, found.st_ino)
+        status = self.folder.stat()
+        opened = (status.st_dev, status.st_ino)
         child = self._child
         if child is None or child.poll() is not None or opened != self._opened:
             child = self._start()
@@ -182,7 +216,7 @@ def decode(paths: Sequence[Path], *, redact: bool = False, **limits: int) -> Ser
         OSError: the local disk cannot be written to.
     """
     global _decoder
-    config, mine = current_app.config, presence()
+    config, mine = current_app.config, heartbeat()
     if _decoder is None:
         _decoder = Decoder(config["DECODE_MEMORY_MB"], config["DECODE_S"], mine.folder)
     with mine.work_folder() as folder:

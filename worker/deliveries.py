@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -18,55 +17,40 @@ from urllib.parse import quote
 
 import apprise
 from flask import Flask, current_app
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, select, update
 
 from webapp.extensions import database_now, db
 from webapp.models import Channel, JobStatus, Notification, User
 from webapp.notifications import channels_offered
 from worker import leases
-from worker.heartbeat import presence
+from worker.heartbeat import heartbeat
 from worker.retries import in_transaction
-from worker.webhooks import NotAllowed, NotDelivered, post, signed
+from worker.sending import NotAllowed, NotDelivered, note_failure, send_meanwhile, within
+from worker.webhooks import post, signed
 
 log = logging.getLogger(__name__)
-# What it logs may hold addresses; what failed is told by this module.
+# What it logs may hold addresses; this module logs what failed.
 logging.getLogger("apprise").setLevel(logging.CRITICAL)
 
 RETRY_S = (10, 60, 300, 1800, 7200)
 """How long a message waits after each failure; after one more it has failed."""
 MOST_S = 15.0
 """A try that takes longer has failed."""
-PAUSE_S = 30
-"""Nothing else is sent by a channel for so long after a failure, so that one that hangs does not
-hold up the others.
-"""
 MOST_TOGETHER = 200
-"""Results that one message to a person tells of."""
-KEPT_S = 30 * 24 * 3600
+"""The most results in one message to a person."""
+KEEP_S = 30 * 24 * 3600
 
 _sending = threading.Lock()
 
 
-def send_meanwhile(app: Flask) -> None:
-    """Send what is due in a thread, so that no sweep waits for a receiver; not while that is going
-    on already.
-    """
-
-    def send() -> None:
-        with _sending, app.app_context():
-            try:
-                send_due()
-            except Exception:  # The next sweep begins anew.
-                db.session.rollback()
-                log.exception("notifications could not be sent")
-
-    if not _sending.locked():
-        threading.Thread(target=send, name="notifies", daemon=True).start()
+def send_notifications_meanwhile(app: Flask) -> None:
+    """Send what is due in a thread, so that no sweep waits for a receiver."""
+    send_meanwhile(app, _sending, send_due)
 
 
 def send_due() -> None:
     """Send one message after the other until none is due or this worker stops."""
-    mine, last = presence(), ""
+    mine, last = heartbeat(), ""
 
     def claim() -> list[Notification]:
         return leases.claim(Notification, mine.owner, after=last)
@@ -79,7 +63,7 @@ def send_due() -> None:
 
 def send(notification: Notification) -> None:
     """Send a claimed message, and write what became of it."""
-    owner, ids = presence().owner, [notification.id]
+    owner, ids = heartbeat().owner, [notification.id]
     try:
         deliver, together = prepared(notification)
         within(MOST_S, deliver)
@@ -88,15 +72,16 @@ def send(notification: Notification) -> None:
         in_transaction(lambda: leases.fail(Notification, owner, sentences))
     except NotDelivered as err:
         sentence = str(err)
-        in_transaction(lambda: note_failure(notification, sentence))
+        same = Notification.channel == notification.channel
+        in_transaction(lambda: note_failure(notification, sentence, RETRY_S, same))
     else:
         in_transaction(lambda: leases.finish(Notification, owner, ids))
-        in_transaction(lambda: note_told(together))
+        in_transaction(lambda: note_superseded(together))
 
 
 def prepared(notification: Notification) -> tuple[Callable[[], None], list[str]]:
     """Return what sends a message, which needs no database any more, and the ids of the waiting
-    messages that it makes superfluous, since it tells of their results as well.
+    messages that it makes superfluous, since it announces their results as well.
 
     Raises:
         NotAllowed: it cannot be sent to that person.
@@ -112,7 +97,7 @@ def prepared(notification: Notification) -> tuple[Callable[[], None], list[str]]
         raise NotAllowed("The account is disabled.")
     if channel not in channels_offered():
         raise NotAllowed("This channel is no longer offered.")
-    sentence, link = told(config["PUBLIC_URL"], scan_id, 1 + len(together))
+    sentence, link = message_of(config["PUBLIC_URL"], scan_id, 1 + len(together))
     if channel is Channel.WEBHOOK:
         return partial(call_webhook, config, notification.id, sentence, link), together
     address = config["NOTIFY_CHAT_URL"]
@@ -128,7 +113,7 @@ def prepared(notification: Notification) -> tuple[Callable[[], None], list[str]]
     return partial(send_by_apprise, service, f"{sentence}\n{link}"), together
 
 
-def told(public_url: str, scan_id: str | None, results: int) -> tuple[str, str]:
+def message_of(public_url: str, scan_id: str | None, results: int) -> tuple[str, str]:
     """Return the sentence and the link of a message: nothing else is sent."""
     if scan_id is None:
         return "This is a test message from Hemoscan.", f"{public_url}/account"
@@ -181,61 +166,8 @@ def call_webhook(config: Mapping[str, Any], delivery_id: str, sentence: str, lin
     )
 
 
-def within(limit_s: float, deliver: Callable[[], None]) -> None:
-    """Do something that may hang, for at most so long; a thread that hangs on is left to itself.
-
-    Raises:
-        NotDelivered: it failed or took too long.
-    """
-    ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            deliver()
-        except Exception as err:  # noqa: BLE001 - handed over.
-            ended.put(err)
-        else:
-            ended.put(None)
-
-    threading.Thread(target=run, name="delivers", daemon=True).start()
-    try:
-        failure = ended.get(timeout=limit_s)
-    except queue.Empty:
-        raise NotDelivered(f"There was no answer within {limit_s:g} seconds.") from None
-    if isinstance(failure, NotDelivered):
-        raise failure
-    if failure is not None:
-        log.error("a notification failed unexpectedly", exc_info=failure)
-        raise NotDelivered(f"It could not be sent ({type(failure).__name__}).") from failure
-
-
-def note_failure(notification: Notification, sentence: str) -> None:
-    """Put a message off, or let it fail for good after the last retry; pause its channel."""
-    owner, ids = presence().owner, [notification.id]
-    tries = notification.tries + 1
-    if tries > len(RETRY_S):
-        leases.write(Notification, owner, ids, tries=tries)
-        leases.fail(Notification, owner, {notification.id: sentence})
-    else:
-        leases.write(Notification, owner, ids, tries=tries, error=sentence)
-        leases.put_off(Notification, owner, ids, RETRY_S[tries - 1])
-    log.warning("notification=%s try %d failed: %s", notification.id, tries, sentence)
-    until = database_now(PAUSE_S)
-    db.session.execute(
-        update(Notification)
-        .where(
-            Notification.status == JobStatus.QUEUED,
-            Notification.channel == notification.channel,
-            Notification.id != notification.id,
-            or_(Notification.retry_at.is_(None), Notification.retry_at < until),
-        )
-        .values(retry_at=until),
-        execution_options={"synchronize_session": False},
-    )
-
-
-def note_told(ids: Collection[str]) -> None:
-    """Write that another message told of these results too."""
+def note_superseded(ids: Collection[str]) -> None:
+    """Mark these messages as superseded by another one."""
     if ids:
         db.session.execute(
             update(Notification)
@@ -246,10 +178,10 @@ def note_told(ids: Collection[str]) -> None:
 
 
 def remove_old_notifications() -> None:
-    """Delete messages that were sent or failed `KEPT_S` ago."""
+    """Delete messages that were sent or failed `KEEP_S` ago."""
     old = Notification.status.in_([status for status in JobStatus if status.is_final])
     in_transaction(
         lambda: db.session.execute(
-            delete(Notification).where(old, Notification.finished_at < database_now(-KEPT_S))
+            delete(Notification).where(old, Notification.finished_at < database_now(-KEEP_S))
         )
     )

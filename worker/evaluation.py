@@ -1,11 +1,12 @@
-"""Scores a model version on a data set, once; an evaluation that was handed back goes on where it
-was.
+"""Scores a model version on a data set, once; an evaluation that was handed back continues where
+it stopped.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,25 @@ from flask import current_app
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload
 
-from ml.datasets.examples import slice_of
+from ml.datasets.examples import Example, scan_key, slice_of
+from ml.datasets.pool import in_scan_order
 from ml.datasets.read import Dataset as LoadedDataset
 from ml.errors import UserError
 from ml.evaluation.curves import Mistake, curves_of_run, worst_mistakes
-from ml.scans.slices import render
+from ml.inference.heat_maps import overlay
+from ml.inference.predictor import Predictor
+from ml.scans.slices import Series, render
 from ml.training.external_validation import PARTIAL, evaluate
 from ml.typed_json import to_json
 from webapp.extensions import db
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.models import Evaluation, JobStatus, request_comparisons_after
-from webapp.storage import MissingFile, StorageAway, StorageError, storage
+from webapp.storage import MissingFile, StorageError, StorageUnavailable, storage
 from worker import leases
 from worker.dataset_import import READING, UNPACKING, fetch_dataset
-from worker.heartbeat import presence
+from worker.heartbeat import heartbeat
 from worker.leases import LeaseLost
-from worker.predictors import model_folder
+from worker.predictors import load_model, model_folder
 from worker.retries import in_transaction, retry_storage
 from worker.scan_files import is_passing
 
@@ -45,6 +49,8 @@ ends.
 MOST_MISTAKES = 8
 """Of each kind, missed hemorrhages and false alarms."""
 MISTAKE_PX = 512
+NEIGHBORS = 4
+"""On each side, that a series model looks at beside a slice (`Predictor.heatmaps`)."""
 TABLES = ("answers.csv", "predictions.csv", "metrics.json")
 
 
@@ -56,7 +62,7 @@ def evaluate_next() -> bool:
     """Claim a queued evaluation and carry it through, or hand it back if the worker stops; return
     False if none was queued.
     """
-    mine = presence()
+    mine = heartbeat()
 
     def claim() -> Evaluation | None:
         claimed = leases.claim(Evaluation, mine.owner)
@@ -82,7 +88,7 @@ class Evaluating:
         self.row = row
         self.folder = folder
         self.out_dir = folder / "out"
-        self._owner = presence().owner
+        self._owner = heartbeat().owner
         self._written_at = float("-inf")
 
     def carry_through(self) -> None:
@@ -95,7 +101,7 @@ class Evaluating:
             log.info("evaluation=%s done", self.row.id)
         except LeaseLost:
             self._let_go()
-        except (EvaluationStopped, StorageAway):
+        except (EvaluationStopped, StorageUnavailable):
             self._keep_partial()
             in_transaction(lambda: leases.hand_back(Evaluation, self._owner, [self.row.id]))
         except UserError as err:
@@ -103,7 +109,9 @@ class Evaluating:
         except StorageError as err:
             if is_passing(err):
                 sentences = {self.row.id: str(err)}
-                in_transaction(lambda: leases.refuse(Evaluation, self._owner, sentences))
+                in_transaction(
+                    lambda: leases.retry_after_storage_error(Evaluation, self._owner, sentences)
+                )
             else:
                 self._fail(str(err))
         except Exception:
@@ -128,24 +136,32 @@ class Evaluating:
             threads=current_app.config["PREDICT_THREADS"],
         )
         mistakes = worst_mistakes(self.out_dir, MOST_MISTAKES)
-        self._store(dataset, mistakes)
+        self._store(dataset, mistakes, load_model(model))
         return {
             "result": to_json(result),
             "curves": to_json(curves_of_run(self.out_dir)),
-            "mistakes": to_json(mistakes),
+            "mistakes": [{**to_json(mistake), "heat": True} for mistake in mistakes],
         }
 
-    def _store(self, dataset: LoadedDataset, mistakes: list[Mistake]) -> None:
+    def _store(self, dataset: LoadedDataset, mistakes: list[Mistake], predictor: Predictor) -> None:
+        """Store the tables, and pictures of the mistakes with what the model looked at."""
         for name in TABLES:
             key = f"{self.row.storage_prefix}/{name}"
             retry_storage(lambda name=name, key=key: storage.put(key, self.out_dir / name))  # type: ignore[misc]
-        examples = {example.name: example for example in dataset.examples}
+        examples = in_scan_order(dataset.examples)
+        at = {example.name: number for number, example in enumerate(examples)}
         for number, mistake in enumerate(mistakes):
-            picture = BytesIO()
-            shown = slice_of(examples[mistake.filename], may_be_bare=True)
-            render(shown, MISTAKE_PX).save(picture, "PNG")
-            key, content = self.row.mistake_key(number), picture.getvalue()
-            retry_storage(lambda key=key, content=content: storage.put(key, content))  # type: ignore[misc]
+            around, index = _around(examples, at[mistake.filename])
+            shown = around.slices[index]
+            (heat,) = predictor.heatmaps(around, [index])
+            for layer, picture in (
+                ("", render(shown, MISTAKE_PX)),
+                ("-heat", overlay(heat, MISTAKE_PX)),
+            ):
+                content = BytesIO()
+                picture.save(content, "PNG")
+                key, written = self.row.mistake_key(number, layer), content.getvalue()
+                retry_storage(lambda key=key, written=written: storage.put(key, written))  # type: ignore[misc]
         storage.discard(self._partial_key)
 
     def _finish(self, columns: dict[str, Any]) -> bool:
@@ -155,7 +171,7 @@ class Evaluating:
         return True
 
     def _tell(self, what: str, done: int, total: int) -> None:
-        if presence().stopping():
+        if heartbeat().stopping():
             raise EvaluationStopped
         if time.monotonic() - self._written_at < WRITE_EVERY_S:
             return
@@ -207,3 +223,13 @@ class Evaluating:
             lambda: leases.fail(Evaluation, self._owner, {self.row.id: sentence})
         ):
             self._let_go()
+
+
+def _around(examples: Sequence[Example], at: int) -> tuple[Series, int]:
+    """Return the slices of a scan that a heat map of one of them needs, and its index among them;
+    the examples are in the order of their scans.
+    """
+    near = range(max(at - NEIGHBORS, 0), min(at + NEIGHBORS + 1, len(examples)))
+    of_scan = [number for number in near if scan_key(examples[number]) == scan_key(examples[at])]
+    slices = tuple(slice_of(examples[number], may_be_bare=True) for number in of_scan)
+    return Series(slices), of_scan.index(at)

@@ -30,7 +30,7 @@ ABANDONED_S = 600
 """A work folder that has not been touched for this long was abandoned."""
 
 
-class Presence:
+class Heartbeat:
     """This process as the database knows it; `owner` is written into its leases.
 
     Made in the pool's child, never in the Celery parent, because it holds a thread and a database
@@ -58,12 +58,14 @@ class Presence:
         """Whose heat map was drawn last: the others are next."""
         self.last_reported_for = ""
         """Whose report was made last: the others are next."""
+        self.environment_id: str | None = None
+        """The stored environment of this process, once it was needed (`worker.made_with`)."""
         self._storage_away = storage_away or mmap.mmap(-1, 1)
         self.alarm: str | None = None
         """A sentence on what keeps this worker from answering; the next beat writes it."""
         self.folder = work_folder_of(app) / self.owner
         self._app = app
-        self._held: tuple[type[Leased], Collection[str]] | None = None
+        self._held: dict[type[Leased], Collection[str]] = {}
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
 
@@ -126,9 +128,8 @@ class Presence:
                             alarm=self.alarm,
                         )
                     )
-                held = self._held
-                if held is not None:
-                    leases.renew(held[0], self.owner, held[1])
+                for table, ids in tuple(self._held.items()):
+                    leases.renew(table, self.owner, ids)
                 db.session.commit()
             except SQLAlchemyError as err:
                 db.session.rollback()
@@ -136,16 +137,17 @@ class Presence:
 
     @contextmanager
     def holding(self, table: type[Leased], ids: Collection[str]) -> Iterator[None]:
-        """Renew the leases of these rows, of which all events tell meanwhile.
+        """Renew the leases of these rows, of which all events tell meanwhile. Threads may hold rows
+        of different tables at one time.
 
         Afterwards nobody does, so a row without a verdict returns to the queue.
         """
-        self._held = (table, ids)
+        self._held[table] = ids
         try:
             with logs.about(**{logs.ids_field(table): ids}):
                 yield
         finally:
-            self._held = None
+            self._held.pop(table, None)
 
     @contextmanager
     def work_folder(self) -> Iterator[Path]:
@@ -162,7 +164,7 @@ class Presence:
 
 
 def has_died(owner: str) -> bool:
-    """Return whether the process of a `Presence.owner` of this machine exists no more; False where
+    """Return whether the process of a `Heartbeat.owner` of this machine exists no more; False where
     its id was given to another one.
     """
     try:
@@ -174,9 +176,9 @@ def has_died(owner: str) -> bool:
     return False
 
 
-def presence() -> Presence:
-    """Return this process's presence."""
-    mine: Presence = current_app.extensions["presence"]
+def heartbeat() -> Heartbeat:
+    """Return the heartbeat of this process."""
+    mine: Heartbeat = current_app.extensions["heartbeat"]
     return mine
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload
 
@@ -13,10 +10,12 @@ from ml.inference.predictor import Stopped
 from webapp import logs
 from webapp.extensions import db
 from webapp.models import Heatmap, Prediction
+from webapp.models.reports import capture_waits_no_longer
 from webapp.pictures import heatmap_key
-from webapp.storage import StorageAway, storage
+from webapp.storage import StorageUnavailable, storage
 from worker import leases
-from worker.heartbeat import presence
+from worker.background import until_lost
+from worker.heartbeat import heartbeat
 from worker.predictors import LOAD_AGAIN_S, CannotLoad, predictor_for
 from worker.retries import in_transaction, retry_storage
 from worker.scan_files import (
@@ -32,14 +31,13 @@ MOST_HEATMAPS = 20
 """Heat maps per series; each takes as long as a prediction."""
 DRAWN_TOGETHER = 5
 """Slices whose feature maps are computed together."""
-LOOK_S = 1.0
 
 
 def draw_next_heatmap() -> bool:
     """Claim one heat map and draw it; return False if none was queued or it was handed back. Only
     one at a time, because predictions have priority.
     """
-    mine = presence()
+    mine = heartbeat()
 
     def claim() -> Heatmap | None:
         claimed = leases.claim(Heatmap, mine.owner, after=mine.last_drawn_for)
@@ -67,12 +65,12 @@ def draw_next_heatmap() -> bool:
             held = in_transaction(
                 lambda: leases.put_off(Heatmap, mine.owner, [heatmap.id], LOAD_AGAIN_S)
             )
-        except (Stopped, StorageAway):
+        except (Stopped, StorageUnavailable):
             held = in_transaction(lambda: leases.hand_back(Heatmap, mine.owner, [heatmap.id]))
             goes_on = not held
         except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.
             sentences = {heatmap.id: sentence_for(err, heatmap)}
-            end = leases.refuse if is_passing(err) else leases.fail
+            end = leases.retry_after_storage_error if is_passing(err) else leases.fail
             held = in_transaction(lambda: end(Heatmap, mine.owner, sentences))
         else:
             columns = {
@@ -87,6 +85,8 @@ def draw_next_heatmap() -> bool:
         ):
             for key in keys.values():
                 storage.discard(key)  # The scan was deleted in the meantime.
+        else:
+            in_transaction(lambda: capture_waits_no_longer(heatmap.prediction.scan_id))
     return goes_on
 
 
@@ -98,29 +98,12 @@ def draw(heatmap: Heatmap) -> None:
     """
     predictor = predictor_for(heatmap.prediction.model_version)
     series = read_original(heatmap.prediction.scan)
-    keys, is_over = keys_of(heatmap), _watch(heatmap.id)
+    keys, is_over = keys_of(heatmap), until_lost(Heatmap, heatmap.id)
     for start in range(0, len(keys), DRAWN_TOGETHER):
         some = list(keys)[start : start + DRAWN_TOGETHER]
         for index, heat in zip(some, predictor.heatmaps(series, some, is_over), strict=True):
             content = png(overlay(heat, IMAGE_PX))
             retry_storage(lambda index=index, content=content: storage.put(keys[index], content))  # type: ignore[misc]
-
-
-def _watch(heatmap_id: str) -> Callable[[], bool]:
-    """Return a function that says whether to stop; it checks the row at most once a second."""
-    mine = presence()
-    looked_at = time.monotonic()
-
-    def is_over() -> bool:
-        nonlocal looked_at
-        if mine.stopping():
-            return True
-        if time.monotonic() - looked_at < LOOK_S:
-            return False
-        looked_at = time.monotonic()
-        return not in_transaction(lambda: leases.renew(Heatmap, mine.owner, [heatmap_id]))
-
-    return is_over
 
 
 def keys_of(heatmap: Heatmap) -> dict[int, str]:

@@ -2,7 +2,7 @@
 
 A row is `running` while a worker holds its lease, and every write to it is conditional on still
 holding it, so a worker that was presumed dead can never overwrite the work of its successor. All
-times are those of the database; the caller commits.
+times are from the database's clock; the caller commits.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    text,
     true,
     update,
 )
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from webapp.extensions import database_now, db
 from webapp.models import Attempt, JobStatus, Leased
@@ -36,12 +37,12 @@ MOST_DEATHS = 3
 """A row fails with its third counted death of a worker."""
 
 GIVE_UP_S = 3600
-"""A row that the storage has refused for so long fails."""
+"""A row fails after storage errors for this long."""
 FIRST_RETRY_S, LAST_RETRY_S = 2.0, 300.0
-"""A refused row waits as long as it has been refused already, within these bounds."""
+"""Bounds of the wait before the next attempt, which equals the time since the first error."""
 
 MOST_CLAIMED_AHEAD = 16
-"""A claim considers this many times its limit, so that as many simultaneous claims find unlocked
+"""A claim considers this many times its limit, so that this many simultaneous claims find unlocked
 rows.
 """
 
@@ -55,16 +56,20 @@ class LeaseLost(Exception):
 def claim(table: type[Row], owner: str, limit: int = 1, after: str | None = None) -> list[Row]:
     """Claim the next queued rows, up to `limit`, for `owner` in one statement.
 
-    The oldest rows are next. If rows belong to people (`Leased.in_turn_of`), they take turns: the
-    oldest row of each person, those with the fewest running rows first, so that a single scan does
-    not wait behind somebody else's thousands. Urgent rows (`Leased.urgency`) come before all others
-    and take turns among themselves.
+    The oldest rows are next. If rows belong to users (`Leased.in_turn_of`), users take turns: the
+    oldest row of each user, the users with the fewest running rows first, so that a single scan
+    does not wait behind thousands of another user. Urgent rows (`Leased.urgency`) come before all
+    others and take turns among themselves.
+
+    For example, Ann has three queued rows (a1 oldest), Ben two and Cy one, and one row of Ben is
+    running. The turns are a1: 1, c1: 1, a2: 2, b1: 2, a3: 3, b2: 3; Ben's begin at 2 because of his
+    running row. A claim with limit 2 gets a1 and c1, the next one a2 and b1.
 
     Claims of one row at a time cannot see turns beyond the running rows, so the caller passes the
-    person whose row it had last as `after`: people then take turns by id.
+    user whose row it had last as `after`: users then take turns by id.
 
-    A row whose batch died is claimed alone next time, so that the next death shows which row causes
-    it. Only deaths while alone count.
+    A row whose batch died is claimed alone next time, so that the next death shows which row is the
+    cause. Only deaths of a row that was alone count (`death_counts`).
     """
     turns = _turns(table, limit, after)
     order = ("turn",) if after is None else ("turn", "is_passed", "person")
@@ -73,7 +78,7 @@ def claim(table: type[Row], owner: str, limit: int = 1, after: str | None = None
         .order_by(*_in_order(table, turns.c, *(turns.c[name] for name in order)))
         .limit(limit)
     )
-    if _on_postgresql():  # SQLite has one writer at a time.
+    if _on_postgresql():  # not needed on SQLite, which serializes writers
         # Rows are locked one by one, by key; the status is checked again on the locked row, because
         # another claim may have changed it.
         free = (
@@ -90,16 +95,20 @@ def claim(table: type[Row], owner: str, limit: int = 1, after: str | None = None
     )
     first = in_turn.with_only_columns(following.c.id).scalar_subquery()
     deaths_of_first = in_turn.with_only_columns(following.c.attempts).scalar_subquery()
-    fresh_company = (following.c.attempts == 0) & (deaths_of_first == 0)
+    # Rows never attempted may join if the first row was never attempted either.
+    is_first_attempt_batch = (following.c.attempts == 0) & (deaths_of_first == 0)
     claimed = db.session.scalars(
         update(table)
         .where(
-            table.id.in_(select(following.c.id).where(or_(following.c.id == first, fresh_company)))
+            table.id.in_(
+                select(following.c.id).where(or_(following.c.id == first, is_first_attempt_batch))
+            )
         )
         .values(
             status=JobStatus.RUNNING,
             lease_owner=owner,
             lease_expires_at=database_now(current_app.config["LEASE_S"]),
+            # a row that was attempted before is alone in its batch
             death_counts=literal(True) if limit == 1 else table.attempts > 0,
             started_at=database_now(),
         )
@@ -111,17 +120,13 @@ def claim(table: type[Row], owner: str, limit: int = 1, after: str | None = None
 
 def _turns(table: type[Row], limit: int, after: str | None) -> CTE:
     """Return the queued rows that a claim of `limit` considers, each with its turn: 1 for the
-    oldest row of a person without running rows, and so on; 0 if rows do not belong to people.
+    oldest row of a user without running rows, and so on; 0 if rows do not belong to users.
     """
     person = table.in_turn_of()
     most = MOST_CLAIMED_AHEAD * limit
     if person is None:
         return _oldest(table, literal(0).label("turn")).limit(most).cte("turns")
-    rows = (
-        _oldest_of_each(table, person, limit)
-        if _on_postgresql()
-        else _oldest(table, person.label("person"))
-    ).subquery("rows")
+    rows = _oldest_of_each(table, person, limit).subquery("rows")
     at_work = (
         select(person.label("person"), func.count().label("rows"))
         .where(table.status == JobStatus.RUNNING)
@@ -139,33 +144,62 @@ def _turns(table: type[Row], limit: int, after: str | None) -> CTE:
 def _oldest_of_each(
     table: type[Row], person: InstrumentedAttribute[str], limit: int
 ) -> Select[Any]:
-    """Return the queued rows of each person that a claim of `limit` may reach, in SQL for
-    PostgreSQL (SQLite has no LATERAL).
+    """Return the queued rows of each user that a claim of `limit` may reach.
 
-    It goes from person to person through the index of the queue, so its cost depends on the number
-    of people, not of rows. For each person it considers `limit` rows, and an equal share of those
-    that other claims may have locked.
+    It goes from user to user through the index of the queue, so its cost depends on the number of
+    users, not of rows. On PostgreSQL it considers, in addition to `limit` rows of each user, an
+    equal share of the rows that other claims may have locked.
     """
-    first = select(func.min(person).label("person")).where(_is_queued(table))
-    people = first.cte("people", recursive=True)
-    following = first.where(person > people.c.person).scalar_subquery()
-    people = people.union_all(select(following).where(people.c.person.is_not(None)))
+    people = _people(table, person)
+    if not _on_postgresql():  # SQLite has no LATERAL; a correlated subquery replaces it
+        queued = aliased(table)
+        ids = (
+            select(queued.id)
+            .where(
+                is_queued(queued), is_due(queued), getattr(queued, person.key) == people.c.person
+            )
+            .order_by(*(getattr(queued, column.key).desc() for column in table.urgency()))
+            .order_by(queued.queued_at, queued.id)
+            .limit(limit)
+        )
+        own = _columns(table, person.label("person"))
+        return select(*own).select_from(people.join(table, table.id.in_(ids)))
     number = select(func.count()).select_from(people).correlate(None).scalar_subquery()
     oldest = (
         _oldest(table, person.label("person"))
         .where(person == people.c.person)
         .limit(limit + MOST_CLAIMED_AHEAD * limit // number)
     )
-    some = oldest.lateral("oldest")
-    return select(some).select_from(people.join(some, true()))
+    rows = oldest.lateral("oldest")
+    return select(rows).select_from(people.join(rows, true()))
+
+
+def _people(table: type[Row], person: InstrumentedAttribute[str]) -> CTE:
+    """Return the users who have queued rows, using a loose index scan; the last row is NULL."""
+    name = table.__table__.name  # type: ignore[attr-defined]
+    # Without statistics SQLite prefers the index by status, and reads the whole queue at each step.
+    queue = name if _on_postgresql() else f"{name} INDEXED BY ix_{name}_queue"
+    column: ColumnElement[str] = literal_column(f"{name}.{person.key}")
+    first = (
+        select(func.min(column).label("person"))
+        .select_from(text(queue))
+        .where(literal_column(f"{name}.status") == literal_column(f"'{JobStatus.QUEUED}'"))
+    )
+    people = first.cte("people", recursive=True)
+    following = first.where(column > people.c.person).scalar_subquery()
+    return people.union_all(select(following).where(people.c.person.is_not(None)))
 
 
 def _oldest(table: type[Row], *columns: ColumnElement[Any]) -> Select[Any]:
     """Return the queued rows, oldest first, with the columns needed to sort them and `columns`."""
     own = table.__table__.c  # type: ignore[attr-defined]
-    needed = (own.id, own.attempts, own.queued_at, *table.urgency())
-    due = select(*needed, *columns).where(_is_queued(table), is_due(table))
+    due = select(*_columns(table, *columns)).where(is_queued(table), is_due(table))
     return due.order_by(*_in_order(table, own))
+
+
+def _columns(table: type[Row], *columns: ColumnElement[Any]) -> tuple[ColumnElement[Any], ...]:
+    own = table.__table__.c  # type: ignore[attr-defined]
+    return own.id, own.attempts, own.queued_at, *table.urgency(), *columns
 
 
 def _in_order(
@@ -179,7 +213,7 @@ def _in_order(
     ]
 
 
-def _is_queued(table: type[Row]) -> ColumnElement[bool]:
+def is_queued(table: type[Row]) -> ColumnElement[bool]:
     """Return the condition of the queue's partial index as a literal, since the planner cannot use
     the index with a parameter.
     """
@@ -187,11 +221,19 @@ def _is_queued(table: type[Row]) -> ColumnElement[bool]:
 
 
 def is_due(table: type[Row]) -> ColumnElement[bool]:
-    """Return the condition of rows that are not put off, or not any longer."""
+    """Return the condition of rows whose waiting time, if any, is over."""
     # Not the clock itself, which is volatile: PostgreSQL would then compute all turns before it
     # locks, and lock each of them instead of those that are claimed.
     now = func.timezone("utc", func.statement_timestamp()) if _on_postgresql() else database_now()
     return or_(table.retry_at.is_(None), table.retry_at <= now)
+
+
+def is_any_waiting(*tables: type[Leased]) -> bool:
+    """Return whether a row of these tables could be claimed now."""
+    return any(
+        db.session.scalar(select(table.id).where(is_queued(table), is_due(table)).limit(1))
+        for table in tables
+    )
 
 
 def _on_postgresql() -> bool:
@@ -252,8 +294,8 @@ def hand_back(table: type[Row], owner: str, ids: Collection[str]) -> frozenset[s
 
 
 def put_off(table: type[Row], owner: str, ids: Collection[str], wait_s: float) -> frozenset[str]:
-    """Queue rows again at their place, to be claimed in `wait_s` seconds at the earliest; that is
-    no attempt.
+    """Return rows to their place in the queue, to be claimed in `wait_s` seconds at the earliest;
+    this does not count as an attempt.
     """
     held = hand_back(table, owner, ids)
     if held:
@@ -264,9 +306,11 @@ def put_off(table: type[Row], owner: str, ids: Collection[str], wait_s: float) -
     return held
 
 
-def refuse(table: type[Row], owner: str, sentences: Mapping[str, str]) -> frozenset[str]:
-    """Put rows off that the storage refused, each for as long as that has lasted already; after
-    `GIVE_UP_S` a row fails with its sentence.
+def retry_after_storage_error(
+    table: type[Row], owner: str, sentences: Mapping[str, str]
+) -> frozenset[str]:
+    """Queue rows again after an error of the storage, with a wait equal to the time since the first
+    error; after `GIVE_UP_S` a row fails with its sentence.
 
     Return the ids that `owner` still held.
     """

@@ -14,11 +14,15 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from webapp.extensions import database_now, db
 from webapp.models import (
+    AnalysisKind,
     Dataset,
+    DatasetAnalysis,
     Evaluation,
     Heatmap,
     JobStatus,
     ModelVersion,
+    PaperExperiment,
+    Preview,
     Report,
     Scan,
     TrainingRun,
@@ -59,6 +63,9 @@ MAY_CONTINUE = (TrainingRun.status == JobStatus.FAILED) & (
     TrainingRun.finished_at > database_now(-7 * 24 * 3600)
 )
 """The last checkpoint of a failed run is kept for a week, in case the run is retried."""
+INDEXED = (DatasetAnalysis.kind == AnalysisKind.IMAGES) & DatasetAnalysis.status.in_(
+    (*OPEN, JobStatus.DONE)
+)
 OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], ColumnElement[bool]]] = {
     "originals": (Scan.id, id_in, Scan.original_removed_at.is_(None)),
     "images": (Scan.id, id_in, true()),
@@ -69,7 +76,11 @@ OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], Column
     "reports": (Report.id, id_in, true()),
     "datasets": (Dataset.archive_key, str, Dataset.status.in_((*OPEN, JobStatus.DONE))),
     "sheets": (Dataset.id, id_in, Dataset.status.in_((*OPEN, JobStatus.DONE))),
+    "tiles": (DatasetAnalysis.dataset_id, id_in, INDEXED),
+    "samples": (DatasetAnalysis.dataset_id, id_in, INDEXED),
+    "previews": (Preview.id, id_in, Preview.status.in_((*OPEN, JobStatus.DONE))),
     "checkpoints": (TrainingRun.id, id_in, or_(TrainingRun.status.in_(OPEN), MAY_CONTINUE)),
+    "papers": (PaperExperiment.id, id_in, PaperExperiment.status != JobStatus.DONE),
     "evaluations": (
         Evaluation.id,
         row_of_folder,

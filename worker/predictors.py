@@ -16,9 +16,9 @@ from ml.artifacts.folder import read_card
 from ml.errors import ArtifactError
 from ml.inference.predictor import Predictor
 from webapp.models import ModelVersion
-from webapp.storage import StorageAway, StorageError, storage
+from webapp.storage import StorageError, StorageUnavailable, storage
 from worker.canary import require_same_answer
-from worker.heartbeat import presence
+from worker.heartbeat import heartbeat
 from worker.retries import retry_storage
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,13 @@ ANSWERS = (PREDICTIONS, "types.csv")
 comparisons read the first file, people the second.
 """
 
-MOST_LOADED = 3
-"""The live models for slices and for series, and a previous one with heat maps still to draw."""
+MISTAKE = "mistake-"
+"""How the names of the pictures begin that are stored beside a model (`ml.training.mistakes`)."""
+
+MOST_LOADED = 4
+"""The live models for slices and for series, a candidate in shadow, and a previous one with heat
+maps still to draw.
+"""
 
 LOAD_AGAIN_S = 30.0
 
@@ -47,11 +52,20 @@ class CannotLoad(Exception):
 def predictor_for(version: ModelVersion) -> Predictor:
     """Return the predictor of a model version at its operating point, loading it on first use.
 
+    Raises:
+        StorageUnavailable, CannotLoad: see `loaded`.
+    """
+    return loaded(version).with_thresholds(version.slice_threshold, version.scan_threshold)
+
+
+def loaded(version: ModelVersion) -> Predictor:
+    """Return the predictor of a model version as trained, loading it on first use.
+
     One that could not be loaded is not tried again for `LOAD_AGAIN_S`; meanwhile the alarm of this
     worker is on.
 
     Raises:
-        StorageAway: the storage cannot be reached.
+        StorageUnavailable: the storage cannot be reached.
         CannotLoad: its files cannot be fetched, are not those that were stored, or do not score a
             phantom as they did (`worker.canary`).
     """
@@ -63,7 +77,7 @@ def predictor_for(version: ModelVersion) -> Predictor:
         try:
             predictor = load_model(model_folder(version))
             require_same_answer(version, predictor)
-        except StorageAway:
+        except StorageUnavailable:
             raise
         except (ArtifactError, StorageError, OSError) as err:
             known = isinstance(err, ArtifactError | StorageError)
@@ -79,14 +93,14 @@ def predictor_for(version: ModelVersion) -> Predictor:
             _loaded.popitem(last=False)
         log.info("version=%s model loaded", version.id)
     _loaded.move_to_end(version.card_id)
-    return predictor.with_thresholds(version.slice_threshold, version.scan_threshold)
+    return predictor
 
 
 def loads(version: ModelVersion) -> bool:
     """True if this worker can answer with that version.
 
     Raises:
-        StorageAway: the storage cannot be reached.
+        StorageUnavailable: the storage cannot be reached.
     """
     try:
         predictor_for(version)
@@ -101,10 +115,10 @@ def all_load(versions: Collection[ModelVersion]) -> bool:
     """
     try:
         broken = {version.card_id for version in versions if not loads(version)}
-    except StorageAway:
+    except StorageUnavailable:
         return True  # That has a way of its own (`worker.retries`).
     sentences = [sentence for card_id, (_, sentence) in _broken.items() if card_id in broken]
-    presence().alarm = " ".join(sentences) or None
+    heartbeat().alarm = " ".join(sentences) or None
     return not broken
 
 
@@ -166,7 +180,8 @@ def fetch_model(version: ModelVersion, folder: Path) -> None:
         ArtifactError: what was fetched is not that model.
     """
     for key in retry_storage(lambda: _files_of(version)):
-        if (name := key.rsplit("/", 1)[-1]) not in ANSWERS:
+        name = key.rsplit("/", 1)[-1]
+        if name not in ANSWERS and not name.startswith(MISTAKE):
             retry_storage(lambda key=key, name=name: storage.fetch(key, folder / name))  # type: ignore[misc]
     if read_card(folder).id != version.card_id:
         raise ArtifactError(

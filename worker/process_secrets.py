@@ -1,5 +1,5 @@
-"""The secrets of a worker's environment: once the settings are read, no other process finds them
-there.
+"""The secrets of a worker's environment: they are overwritten once the settings are read, so no
+other process can read them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ SETTINGS = (
     "NOTIFY_CHAT_URL",
     "NOTIFY_WEBHOOK_URL",
     "NOTIFY_WEBHOOK_SECRET",
+    "DICOM_DESTINATIONS",
 )
 """Read once, into the configuration; afterwards nobody needs them."""
 OF_STORAGE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")

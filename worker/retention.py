@@ -9,13 +9,16 @@ from collections.abc import Callable
 from flask import Flask, current_app
 from sqlalchemy import ColumnElement, delete, select, update
 
+from webapp.audit_chain import ANY, seal, trim, verify_and_note
 from webapp.deletion import delete_scans
 from webapp.extensions import database_now, db, forget_deleted
-from webapp.models import JobStatus, Report, ReportKind, Scan
-from webapp.models.reports import KEPT_S, file_key
+from webapp.models import ApiToken, IdempotentRequest, JobStatus, Report, ReportKind, Scan
+from webapp.models.idempotency import KEEP_H
+from webapp.models.reports import KEEP_S, file_keys, is_kept
 from webapp.storage import storage
 from worker.deliveries import remove_old_notifications
 from worker.orphaned_files import remove_orphans
+from worker.result_deliveries import remove_old_deliveries
 from worker.retries import in_transaction
 
 log = logging.getLogger(__name__)
@@ -23,22 +26,27 @@ log = logging.getLogger(__name__)
 AT_ONCE = 200
 """Scans per transaction, which then holds SQLite's write lock for milliseconds."""
 DAY_S = 24 * 3600
+EXPIRED_TOKENS_DAYS = 30
 
-_tidying = threading.Lock()
+_cleaning_up = threading.Lock()
 
 
-def tidy_meanwhile(app: Flask) -> None:
-    """Tidy in a thread, so that no sweep waits for a slow storage; not while that is going on
+def clean_up_in_background(app: Flask) -> None:
+    """Clean up in a thread, so that no sweep waits for a slow storage; not while that is going on
     already.
     """
 
-    def tidy() -> None:
-        with _tidying, app.app_context():
+    def clean_up() -> None:
+        with _cleaning_up, app.app_context():
             for remove in (
                 remove_expired,
                 remove_old_reports,
+                remove_old_answers,
+                remove_expired_tokens,
                 remove_old_notifications,
+                remove_old_deliveries,
                 remove_orphans,
+                keep_audit_log,
             ):
                 try:
                     remove()
@@ -47,8 +55,8 @@ def tidy_meanwhile(app: Flask) -> None:
                     db.session.rollback()
                     log.exception("%s failed", remove.__name__)
 
-    if not _tidying.locked():
-        threading.Thread(target=tidy, name="tidies", daemon=True).start()
+    if not _cleaning_up.locked():
+        threading.Thread(target=clean_up, name="clean-up", daemon=True).start()
 
 
 def remove_expired() -> None:
@@ -77,16 +85,45 @@ def remove_expired() -> None:
 
 
 def remove_old_reports() -> None:
-    """Delete reports that were made `KEPT_S` ago, with their files."""
+    """Delete reports that were made `KEEP_S` ago, with their files; not those that are kept with
+    their scan.
+    """
     ended = Report.status.in_([status for status in JobStatus if status.is_final])
-    old = ended & (Report.finished_at < database_now(-KEPT_S))
+    old = ended & (Report.finished_at < database_now(-KEEP_S)) & ~is_kept()
     reports = in_transaction(
         lambda: db.session.execute(
             delete(Report).where(old).returning(Report.id, Report.kind)
         ).all()
     )
     for report in reports:
-        storage.discard(file_key(report.id, ReportKind(report.kind)))
+        for key in file_keys(report.id, ReportKind(report.kind)):
+            storage.discard(key)
+
+
+def remove_old_answers() -> None:
+    """Delete answers to requests with an `Idempotency-Key` that are not given again."""
+    old = IdempotentRequest.created_at < database_now(-KEEP_H * 3600)
+    in_transaction(lambda: db.session.execute(delete(IdempotentRequest).where(old)))
+
+
+def remove_expired_tokens() -> None:
+    """Delete API tokens that expired `EXPIRED_TOKENS_DAYS` ago; until then their owners see why
+    their scripts stopped.
+    """
+    old = ApiToken.expires_at < database_now(-EXPIRED_TOKENS_DAYS * DAY_S)
+    in_transaction(lambda: db.session.execute(delete(ApiToken).where(old)))
+
+
+def keep_audit_log() -> None:
+    """Verify the audit log, and trim it after `KEEP_AUDIT_DAYS`; one that is broken is kept whole,
+    since a trim might remove the break and with it the alarm.
+    """
+    in_transaction(lambda: seal(ANY))
+    verification = in_transaction(verify_and_note)
+    days = current_app.config["KEEP_AUDIT_DAYS"]
+    if days and verification.problem is None and (trimmed := trim(days)):
+        log.info("events=%d trimmed from the audit log after %d days", trimmed, days)
+        in_transaction(verify_and_note)
 
 
 def remove_scans(which: ColumnElement[bool]) -> int:

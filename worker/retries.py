@@ -14,8 +14,8 @@ from typing import TypeVar
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from webapp.extensions import db
-from webapp.storage import MissingFile, StorageAway, StorageError, storage
-from worker.heartbeat import presence
+from webapp.storage import MissingFile, StorageError, StorageUnavailable, storage
+from worker.heartbeat import heartbeat
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def retry_storage(action: Callable[[], Result]) -> Result:
 
     Raises:
         MissingFile: there is no such file.
-        StorageAway: it failed three times, and the storage does not answer at all.
+        StorageUnavailable: it failed three times, and the storage does not answer at all.
         StorageError: it failed four times.
     """
 
@@ -38,7 +38,7 @@ def retry_storage(action: Callable[[], Result]) -> Result:
         # Asked before the last try, so that a storage that comes back now is not held against the
         # file.
         if not storage_answers():
-            raise StorageAway("The storage cannot be reached at the moment.")
+            raise StorageUnavailable("The storage cannot be reached at the moment.")
         return action()
 
     return _retry(action, (StorageError,), once_more)
@@ -48,14 +48,14 @@ def storage_is_back() -> bool:
     """False while a storage that this process missed does not answer yet: what is claimed now could
     only be handed back.
     """
-    return not presence().misses_storage or storage_answers()
+    return not heartbeat().misses_storage or storage_answers()
 
 
 def storage_answers() -> bool:
     """True if the storage is there; the log tells when it goes and when it comes back, and not each
     time that somebody asks.
     """
-    mine, answers = presence(), storage.answers()
+    mine, answers = heartbeat(), storage.answers()
     if mine.misses_storage and answers:
         log.info("the storage answers again")
     elif not mine.misses_storage and not answers:
@@ -69,7 +69,7 @@ def retry_disk(action: Callable[[], Result]) -> Result:
     for a while.
 
     Raises:
-        StorageError: it failed four times; a `StorageAway`, if the storage is away too.
+        StorageError: it failed four times; a `StorageUnavailable`, if the storage is away too.
     """
 
     def once() -> Result:

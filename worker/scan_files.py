@@ -21,10 +21,10 @@ from ml.scans.volume import has_volume, read_masks, resized_mask, write_masks, w
 from webapp import logs
 from webapp.extensions import db
 from webapp.intake import PACKED
-from webapp.models import ORIGINAL_REMOVED, Heatmap, Report, Scan
-from webapp.storage import MissingFile, StorageAway, StorageError, storage
+from webapp.models import ORIGINAL_REMOVED, Heatmap, Replay, Report, Scan
+from webapp.storage import MissingFile, StorageError, StorageUnavailable, storage
 from worker.decoder import decode
-from worker.heartbeat import presence
+from worker.heartbeat import heartbeat
 from worker.retries import in_transaction, retry_disk, retry_storage
 
 log = logging.getLogger(__name__)
@@ -33,15 +33,15 @@ IMAGE_PX = 768
 THUMBNAIL_PX = 128
 
 
-def read_original(scan: Scan, *, redact: bool = False) -> Series:
-    """Return the submitted series; `redact` covers what lies outside the head, whatever
-    COVER_BESIDE_HEAD says.
+def read_original(scan: Scan, *, redact: bool | None = None) -> Series:
+    """Return the submitted series; `redact` blacks out everything outside the head, None applies
+    the setting MASK_OUTSIDE_HEAD.
 
     Raises:
         StorageError: it cannot be downloaded, is no longer stored, or the local disk is full.
         ImageError: it cannot be decoded.
     """
-    with presence().work_folder() as folder:
+    with heartbeat().work_folder() as folder:
         paths = fetch_original(scan, folder)
         config = current_app.config
         limits = {
@@ -50,7 +50,8 @@ def read_original(scan: Scan, *, redact: bool = False) -> Series:
             "max_slices": config["MAX_SLICES"],
             "cuts": not scan.uncut,
         }
-        redact = redact or config["COVER_BESIDE_HEAD"]
+        if redact is None:
+            redact = config["MASK_OUTSIDE_HEAD"]
         return retry_disk(lambda: decode(paths, redact=redact, **limits))
 
 
@@ -88,7 +89,7 @@ def store_pictures(scan_id: str, series: Series, index: int) -> None:
         content = png(render(shown, max_px))
         retry_storage(lambda key=key, content=content: storage.put(key, content))  # type: ignore[misc]
     if has_volume(series):
-        with presence().work_folder() as folder:
+        with heartbeat().work_folder() as folder:
             retry_disk(lambda: write_volume(series, folder / "volume"))
             retry_storage(lambda: storage.put(f"volumes/{scan_id}.nii.gz", folder / "volume"))
 
@@ -97,7 +98,7 @@ def store_outlines(scan_id: str, series: Series, masks: Sequence[BoolArray | Non
     """Store what is outlined in the slices of a scan, where that is anything."""
     if all(mask is None for mask in masks):
         return
-    with presence().work_folder() as folder:
+    with heartbeat().work_folder() as folder:
         retry_disk(lambda: write_masks(series, masks, folder / "outlines"))
         retry_storage(lambda: storage.put(f"outlines/{scan_id}.nii.gz", folder / "outlines"))
 
@@ -132,13 +133,13 @@ def png(picture: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def sentence_for(err: Exception, row: Scan | Heatmap | Report | str) -> str:
+def sentence_for(err: Exception, row: Scan | Heatmap | Report | Replay | str) -> str:
     """Return the error message for the user; unexpected errors are logged with the row's id.
 
     Raises:
-        StorageAway: `err` is one, which is not a failure of this row.
+        StorageUnavailable: `err` is one, which is not a failure of this row.
     """
-    if isinstance(err, StorageAway):
+    if isinstance(err, StorageUnavailable):
         raise err
     if isinstance(err, ImageError | ArtifactError | StorageError):
         return str(err)
@@ -151,7 +152,7 @@ def sentence_for(err: Exception, row: Scan | Heatmap | Report | str) -> str:
 
 def is_passing(err: Exception) -> bool:
     """True for a refusal of the storage, or of this machine's disk, that may pass by itself: the
-    row is worth another try (`worker.leases.refuse`).
+    row is worth another try (`worker.leases.retry_after_storage_error`).
     """
     return isinstance(err, StorageError) and not isinstance(err, MissingFile)
 

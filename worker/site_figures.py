@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from ml.evaluation.site_figures import (
     ConfirmedScan,
@@ -19,7 +19,7 @@ from ml.evaluation.site_figures import (
     site_figures,
 )
 from ml.typed_json import to_json
-from webapp.confirmed import learned_from, study_of
+from webapp.confirmed import studies_learned_from
 from webapp.extensions import db
 from webapp.models import (
     Finding,
@@ -35,7 +35,7 @@ from webapp.models import (
 from webapp.review import random_share, sampling_of
 from webapp.sharing import shared_with_reviewers
 from worker import leases
-from worker.heartbeat import presence
+from worker.heartbeat import heartbeat
 from worker.leases import LeaseLost
 from worker.retries import in_transaction
 
@@ -48,7 +48,7 @@ def compute_next_figures() -> bool:
     """Claim a queued computation of the site figures and carry it out; return False if none was
     queued.
     """
-    mine = presence()
+    mine = heartbeat()
     claimed = in_transaction(lambda: leases.claim(SiteFigures, mine.owner))
     if not claimed:
         return False
@@ -98,12 +98,21 @@ def _answered() -> list[Answered]:
 
 def _answered_by(version: ModelVersion) -> Answered:
     sampling = _sampling_of_first()
-    learned = _patients_of(learned_from(version))
-    said = votes()
+    learned = studies_learned_from(version)
+    voted = votes()
     rows = db.session.execute(
-        select(Scan, Prediction.probability, Prediction.positive, said.c.present, said.c.absent)
+        select(
+            Scan.id,
+            Scan.created_at,
+            Scan.study_id,
+            Scan.verdict_state,
+            Prediction.probability,
+            Prediction.positive,
+            func.coalesce(voted.c.present, 0).label("present"),
+            func.coalesce(voted.c.absent, 0).label("absent"),
+        )
         .join(Scan.prediction)
-        .outerjoin(said, said.c.scan_id == Scan.id)
+        .outerjoin(voted, voted.c.scan_id == Scan.id)
         .where(
             Scan.id.in_(shared_with_reviewers()),
             Scan.status == JobStatus.DONE,
@@ -114,21 +123,23 @@ def _answered_by(version: ModelVersion) -> Answered:
     scans: list[ConfirmedScan] = []
     drawn = Counter[Stratum]()
     seen = unconfirmed = 0
-    for scan, probability, positive, present, absent in rows:
-        month, group = f"{scan.created_at:%Y-%m}", study_of(scan)
-        is_confirmed = (present or 0) != (absent or 0)
-        if group in learned:
+    for row in rows:
+        month = f"{row.created_at:%Y-%m}"
+        is_confirmed = row.present != row.absent
+        if row.study_id in learned:
             seen += is_confirmed
             continue
         # The draw of a scan that somebody chose to read before counts no more.
-        share = sampling[scan.id] if scan.id in sampling else sampling_of(scan)
+        share = sampling[row.id] if row.id in sampling else sampling_of(row.id, row.verdict_state)
         if share is not None:
             drawn[month, share] += 1
         if not is_confirmed:
             unconfirmed += 1
             continue
-        label = int(present > absent)
-        scans.append(ConfirmedScan(month, label, probability, positive, group, share))
+        label = int(row.present > row.absent)
+        scans.append(
+            ConfirmedScan(month, label, row.probability, row.positive, row.study_id, share)
+        )
     return Answered(version, scans, drawn, seen, unconfirmed)
 
 
@@ -145,12 +156,6 @@ def _sampling_of_first() -> dict[str, float | None]:
     for scan_id, sampling in db.session.execute(opinions):
         first.setdefault(scan_id, sampling)
     return first
-
-
-def _patients_of(scan_ids: set[str]) -> set[str]:
-    return {
-        study_of(scan) for scan in db.session.scalars(select(Scan).where(Scan.id.in_(scan_ids)))
-    }
 
 
 def _figures_of(answered: Answered) -> dict[str, Any]:
@@ -171,8 +176,8 @@ def _figures_of(answered: Answered) -> dict[str, Any]:
 
 def _of_month(month: str, scans: Sequence[ConfirmedScan], weights: np.ndarray) -> dict[str, Any]:
     here = [at for at, scan in enumerate(scans) if scan.month == month]
-    found: FiguresOfSite = site_figures([scans[at] for at in here], weights[here])
-    return dict(to_json(found))
+    figures: FiguresOfSite = site_figures([scans[at] for at in here], weights[here])
+    return dict(to_json(figures))
 
 
 def _notes(answered: Answered) -> list[str]:
@@ -199,8 +204,8 @@ def _notes(answered: Answered) -> list[str]:
         )
     if answered.seen:
         notes.append(
-            f"{answered.seen} confirmed scans are left out because this version, or one that it"
-            " began with, learned from them."
+            f"{answered.seen} confirmed scans are left out because this version, or the one it"
+            " was initialized from, was trained on them."
         )
     if answered.unconfirmed:
         notes.append(

@@ -11,25 +11,33 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import OperationalError as DatabaseError
 
 from webapp import jobs, logs
+from webapp.audit_chain import seal
 from webapp.extensions import database_now, db, forget_deleted, is_busy
 from webapp.models import (
     Comparison,
     Dataset,
+    DatasetAnalysis,
     Evaluation,
     Heatmap,
     JobStatus,
     Leased,
     ModelVersion,
     Notification,
+    PaperExperiment,
+    Preview,
+    Replay,
     Report,
+    ResultDelivery,
     Scan,
+    ShadowAnswer,
     SiteFigures,
     TrainingRun,
     Worker,
+    end_shadows,
     waits_for_check,
 )
 from worker import leases
-from worker.heartbeat import presence, remove_abandoned_folders
+from worker.heartbeat import heartbeat, remove_abandoned_folders
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +45,18 @@ DOING: dict[type[Leased], str] = {
     Scan: "was analyzing this scan",
     Heatmap: "was generating this heat map",
     Report: "was making this report",
+    Replay: "was reproducing this result",
+    ShadowAnswer: "was answering this scan in shadow",
+    Preview: "was making these pictures",
     Notification: "was sending this notification",
+    ResultDelivery: "was sending this result",
     Dataset: "was importing this data set",
+    DatasetAnalysis: "was analyzing this data set",
     SiteFigures: "was computing these figures",
     Comparison: "was comparing these versions",
     Evaluation: "was evaluating this version",
     TrainingRun: "was training without reaching a new checkpoint",
+    PaperExperiment: "was running the paper’s experiment without reaching a new checkpoint",
 }
 # Nudges of a queue are interchangeable: each makes a worker look for every kind of work in it.
 NUDGE_OF_QUEUE = {jobs.PREDICT: jobs.PREDICT_SCANS, jobs.TRAIN: jobs.TRAIN_MODEL}
@@ -82,6 +96,10 @@ def bring_back() -> None:
                 status,
                 extra=ids,
             )
+    end_shadows()
+    db.session.commit()
+    seal()
+    db.session.commit()
     for queue in NUDGE_OF_QUEUE:
         if not top_up(queue):
             break
@@ -92,7 +110,7 @@ def bring_back() -> None:
 def note_delivery() -> None:
     """Record that the broker delivered a message to this worker, for the readiness check."""
     db.session.execute(
-        update(Worker).where(Worker.id == presence().owner).values(delivered_at=database_now())
+        update(Worker).where(Worker.id == heartbeat().owner).values(delivered_at=database_now())
     )
     db.session.commit()
 
@@ -114,8 +132,11 @@ def top_up(queue: str) -> bool:
         some = select(table.id).where(*waits).limit(most).subquery()
         queued += db.session.scalar(select(func.count()).select_from(some)) or 0
     if queue == jobs.PREDICT:
-        asked = select(func.count()).select_from(ModelVersion).where(waits_for_check())
-        queued += db.session.scalar(asked) or 0
+        checks = select(func.count()).select_from(ModelVersion).where(waits_for_check())
+        queued += db.session.scalar(checks) or 0
+    if queue == jobs.TRAIN:
+        without = select(func.count()).select_from(ModelVersion)
+        queued += db.session.scalar(without.where(ModelVersion.curves.is_(None))) or 0
     db.session.commit()
     if not queued:
         return True

@@ -1,75 +1,123 @@
 """The Celery tasks. Each looks in the database for any work of its queue.
 
-They import the modules that do the work themselves, in the child process, because these load numpy,
-ONNX Runtime or TensorFlow, after which the Celery parent could no longer fork.
+Imported inside the tasks, and so in the child process, are the modules that do the work: they load
+numpy, ONNX Runtime or TensorFlow, after which the Celery parent could no longer fork.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from flask import current_app
 
-from worker.heartbeat import presence
+from webapp.models import PaperExperiment, TrainingRun
+from worker import leases
+from worker.heartbeat import heartbeat
 
 
 def predict_scans() -> None:
-    """Check what somebody wants to promote, make a report that somebody waits for, answer scans
-    until none is queued, then draw heat maps; verdicts go before maps.
+    """Check what somebody wants to promote, make a report and a preview that somebody waits for,
+    answer scans until none is queued, then draw heat maps, replay answers, and answer in shadow.
     """
     from worker.heat_maps import draw_next_heatmap
     from worker.prediction import answer_next_scans
+    from worker.previews import make_next_preview
+    from worker.replay import replay_next
     from worker.reports.making import make_next_report
     from worker.retries import storage_is_back
+    from worker.shadow import answer_next_in_shadow
     from worker.version_check import check_next_version
 
     def has_worked() -> bool:
         if check_next_version():
             return True
-        # One report at most before each batch of scans, so that neither waits for long.
-        has_reported = make_next_report()
-        return answer_next_scans() or has_reported or draw_next_heatmap()
+        # One report and one preview at most before each batch of scans, so that none waits for
+        # long.
+        has_reported, has_shown = make_next_report(), make_next_preview()
+        return (
+            answer_next_scans()
+            or has_reported
+            or has_shown
+            or draw_next_heatmap()
+            or replay_next()
+            or answer_next_in_shadow()
+        )
 
-    while not presence().stopping() and storage_is_back() and has_worked():
+    while not heartbeat().stopping() and storage_is_back() and has_worked():
         pass
 
 
 def train_model() -> None:
-    """Import one data set or, if none is queued, compute site figures, compare two versions,
-    evaluate one or train one run; the pool then replaces this process.
+    """Answer one question about a data set or, if none is queued, import one, compute site figures
+    or curves, compare two versions, evaluate one or train one run; the pool then replaces this
+    process.
     """
+    from worker.dataset_analysis import analyze_next_dataset
     from worker.dataset_import import import_next_dataset
-    from worker.retries import storage_answers
+    from worker.retries import in_transaction, storage_answers
     from worker.site_figures import compute_next_figures
 
     # Otherwise a training would start before it finds that the storage is unavailable.
-    if presence().stopping() or not storage_answers():
+    if heartbeat().stopping() or not storage_answers():
         return
-    if import_next_dataset() or compute_next_figures():
+    if analyze_next_dataset() or import_next_dataset() or compute_next_figures():
         return
     from worker.comparison import compare_next_pair
     from worker.evaluation import evaluate_next
+    from worker.version_answers import describe_next_version
 
     # What takes seconds or minutes does not wait behind what takes hours.
+    describe_next_version()
     if compare_next_pair() or evaluate_next():
         return
-    # Imported here because it loads TensorFlow, which the others do not need.
-    from worker.training import train_next_run
+    if not in_transaction(lambda: leases.is_any_waiting(TrainingRun, PaperExperiment)):
+        return
+    # Imported here because these load TensorFlow, which the others do not need.
+    with nothing_on_stderr():
+        from worker.paper import run_next_experiment
+        from worker.training import train_next_run
+    # It warns of functions that are compiled again; each fold has a model of its own.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
-    train_next_run()
+    # An experiment takes hours, so it waits for whatever else there is.
+    train_next_run() or run_next_experiment()
+
+
+@contextmanager
+def nothing_on_stderr() -> Iterator[None]:
+    """Discard what is written to standard error, also by C++: importing TensorFlow logs the
+    processor and of graphics cards that are not there, whatever TF_CPP_MIN_LOG_LEVEL says. An
+    import that fails raises all the same.
+    """
+    copy, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(copy, 2)
+        os.close(copy)
+        os.close(nowhere)
 
 
 def sweep() -> None:
-    """Requeue the rows of dead workers, nudge live ones, and start sending notifications that are
-    due in the background.
+    """Requeue the rows of dead workers, nudge live ones, and start sending notifications and
+    results that are due in the background.
     """
-    from worker.deliveries import send_meanwhile
+    from worker.deliveries import send_notifications_meanwhile
+    from worker.result_deliveries import send_results_meanwhile
     from worker.sweep import sweep
 
     sweep()
-    send_meanwhile(current_app._get_current_object())  # type: ignore[attr-defined]
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    send_notifications_meanwhile(app)
+    send_results_meanwhile(app)
 
 
-def tidy() -> None:
+def clean_up() -> None:
     """Start deleting expired scans and orphaned files in the background of the sweeps."""
-    from worker.retention import tidy_meanwhile
+    from worker.retention import clean_up_in_background
 
-    tidy_meanwhile(current_app._get_current_object())  # type: ignore[attr-defined]
+    clean_up_in_background(current_app._get_current_object())  # type: ignore[attr-defined]

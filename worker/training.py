@@ -14,7 +14,7 @@ from typing import Any, Literal
 from flask import current_app
 from sqlalchemy import insert, select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import selectinload, undefer
 
 from ml.artifacts.card import Card
 from ml.artifacts.folder import read_card
@@ -33,18 +33,20 @@ from webapp.models import (
     TrainingRun,
     new_id,
 )
-from webapp.storage import StorageAway, StorageError, storage
+from webapp.storage import StorageError, StorageUnavailable, storage
 from worker import leases
 from worker.canary import answer_of
 from worker.checkpoints import Checkpoint
 from worker.comparison import compare_with_earlier
 from worker.dataset_import import fetch_dataset
-from worker.heartbeat import presence
+from worker.heartbeat import heartbeat
 from worker.leases import LeaseLost
 from worker.predictors import ANSWERS, model_folder
 from worker.retries import in_transaction, retry_storage
 from worker.scan_files import is_passing
 from worker.training_curves import Curves
+from worker.training_log import TrainingLog
+from worker.version_answers import answers_of_training
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ def train_next_run() -> bool:
     """Claim a queued run and carry it through, or hand it back if the worker stops; return False if
     none was queued.
     """
-    mine = presence()
+    mine = heartbeat()
 
     def claim() -> TrainingRun | None:
         claimed = leases.claim(TrainingRun, mine.owner)
@@ -64,7 +66,7 @@ def train_next_run() -> bool:
         return db.session.scalar(
             select(TrainingRun)
             .where(TrainingRun.id == claimed[0].id)
-            .options(selectinload(TrainingRun.datasets))
+            .options(selectinload(TrainingRun.datasets), undefer(TrainingRun.log))
         )
 
     run = in_transaction(claim)
@@ -90,15 +92,22 @@ class Training:
         self.is_lost = False
         self._is_trained = False
         self._base: ModelVersion | None = None  # What is calibrated.
-        self._owner = presence().owner
+        self._owner = heartbeat().owner
         self._written_at = time.monotonic()
         self._progress: dict[str, Any] = {"stage": "Downloading the data"}
         self._curves = Curves(run.id)
+        self._log = TrainingLog(run.log)
+        self._answers: dict[str, Any] = {}  # What the columns of the version hold of them.
 
     def carry_through(self) -> None:
         """Train; the row ends as done or failed, or returns to the queue with its checkpoint stored
         if the storage is available.
         """
+        self._log.say(f"Started by worker {self._owner}")
+        with self._log.hearing_warnings():
+            self._carry_through()
+
+    def _carry_through(self) -> None:
         try:
             card = self._calibrate() if self.run.is_calibration else self._train()
             self._is_trained = True
@@ -106,11 +115,13 @@ class Training:
             log.info("run=%s done version=%s", self.run.id, version_id)
         except LeaseLost:
             self._let_go()
-        except (TrainingStopped, StorageAway):
+        except (TrainingStopped, StorageUnavailable):
             if self.is_lost:
                 self._let_go()
                 return
+            self._log.say("The worker was asked to stop; the run will continue from its checkpoint")
             self._keep_checkpoint()
+            self._write()
             if in_transaction(lambda: leases.hand_back(TrainingRun, self._owner, [self.run.id])):
                 log.info("run=%s handed back", self.run.id)
             else:
@@ -143,8 +154,12 @@ class Training:
     def _train(self) -> Card:
         run = self.run
         self._write()
-        init = self._initial_weights()
-        opened = [fetch_dataset(dataset, self.folder, self._on_part) for dataset in run.datasets]
+        init = weights_named(run.initial_weights)
+        # The pool needs both classes, not each data set in it.
+        opened = [
+            fetch_dataset(dataset, self.folder, self._on_part, needs_both_classes=False)
+            for dataset in run.datasets
+        ]
         self.checkpoint.fetch()
         config = TrainConfig(
             architecture=run.architecture,
@@ -180,34 +195,13 @@ class Training:
         version_id = self.run.initial_weights.partition(":")[2]
         version = in_transaction(lambda: db.session.get(ModelVersion, version_id))
         if version is None:
-            raise SettingError("The version that was to be calibrated is not there any more.")
+            raise SettingError("The version to be calibrated no longer exists.")
         return version
 
     def _on_scored(self, done: int, total: int) -> None:
         self._progress["progress"] = done / max(total, 1)
         if self._should_stop():
             raise TrainingStopped
-
-    def _initial_weights(self) -> Path | Literal["random", "starter"]:
-        match self.run.initial_weights.partition(":"):
-            case ("starter", "", _):
-                return "starter"
-            case ("random", "", _):
-                return "random"
-            case ("starter-series", "", _) if STARTER_SERIES_DIR.is_dir():
-                return STARTER_SERIES_DIR
-            case ("imagenet", ":", name) if name in IMAGENET_WEIGHTS:
-                weights = Path(current_app.config["WEIGHTS_DIR"]) / name
-                if not weights.is_file():
-                    raise SettingError(
-                        f"The ImageNet weights {name} are not in the WEIGHTS_DIR of this worker."
-                    )
-                return weights
-            case ("version", ":", version_id):
-                version = in_transaction(lambda: db.session.get(ModelVersion, version_id))
-                if version is not None:
-                    return model_folder(version)
-        raise SettingError(f"Unknown initial weights {self.run.initial_weights!r}.")
 
     def _on_part(self, what: str, done: int, total: int) -> None:
         self._progress["stage"] = f"{what} {done} of {total}"
@@ -216,6 +210,7 @@ class Training:
 
     def _on_progress(self, progress: Progress) -> None:
         self._curves.add(progress)
+        self._log.add(progress)
         self._progress = {
             "stage": progress.stage,
             "progress": progress.fraction,
@@ -231,7 +226,7 @@ class Training:
 
     def _should_stop(self) -> bool:
         self._write_now_and_then()
-        return self.is_lost or presence().stopping()
+        return self.is_lost or heartbeat().stopping()
 
     def _write_now_and_then(self) -> None:
         if time.monotonic() - self._written_at >= WRITE_EVERY_S:
@@ -243,18 +238,22 @@ class Training:
         self._write_columns(**self._progress)
 
     def _write_columns(self, **columns: Any) -> None:
+        if self._log.is_new:
+            columns["log"] = self._log.text
         try:
             held = leases.write(TrainingRun, self._owner, [self.run.id], **columns)
             if held:
                 self._curves.write()
             db.session.commit()
             self.is_lost = not held
+            self._log.is_new = False
         except SQLAlchemyError as err:
             db.session.rollback()
             log.warning("run=%s progress could not be written: %s", self.run.id, type(err).__name__)
 
     def _keep_checkpoint(self) -> None:
         if self.checkpoint.store():
+            self._log.say("Checkpoint stored")
             # A death after a new checkpoint does not speak against the run.
             self._write_columns(death_counts=False, refused_since=None)
 
@@ -268,13 +267,16 @@ class Training:
         version_id = new_id()
         prefix = f"models/{version_id}"
         self._progress["stage"] = "Comparing with earlier versions"
+        self._log.say("Comparing with earlier versions")
         self._write()
         is_trained = not self.run.is_calibration  # Otherwise it has no answers of its own.
         comparisons = compare_with_earlier(self.out_dir, self.folder) if is_trained else {}
         canary = answer_of(Predictor(self.out_dir / "model"))
+        self._answers = answers_of_training(self.out_dir)
         try:
             answers = [path for name in ANSWERS if (path := self.out_dir / name).is_file()]
-            for path in [*sorted((self.out_dir / "model").iterdir()), *answers]:
+            pictures = sorted((self.out_dir / "mistakes").glob("*.png"))
+            for path in [*sorted((self.out_dir / "model").iterdir()), *answers, *pictures]:
                 retry_storage(lambda path=path: storage.put(f"{prefix}/{path.name}", path))  # type: ignore[misc]
             in_transaction(
                 lambda: self._write_version(card, comparisons, canary, version_id, prefix)
@@ -302,11 +304,13 @@ class Training:
                 f"The exported model differs from the trained one by {check.largest_difference};"
                 f" the limit is {check.limit}."
             )
-        if not leases.finish(TrainingRun, self._owner, [self.run.id], eta_s=None):
+        done = {"eta_s": None, "log": self._log.text}
+        if not leases.finish(TrainingRun, self._owner, [self.run.id], **done):
             raise LeaseLost
         db.session.execute(
             insert(ModelVersion).values(
                 **self._point(),
+                **self._answers,
                 id=version_id,
                 run_id=self.run.id,
                 card_id=card.id,
@@ -344,18 +348,50 @@ class Training:
 
     def _put_off(self, sentence: str) -> None:
         """Queue a run again that the storage refused something; it goes on from the checkpoint that
-        was stored last. After an hour of that it fails, and whoever tries it again does so too.
+        was stored last. After an hour of that it fails, and trying it again continues from there,
+        too.
         """
         self.checkpoint.store()
         if not in_transaction(
-            lambda: leases.refuse(TrainingRun, self._owner, {self.run.id: sentence})
+            lambda: leases.retry_after_storage_error(
+                TrainingRun, self._owner, {self.run.id: sentence}
+            )
         ):
             self._let_go()
 
     def _fail(self, sentence: str, keeps_checkpoint: bool = False) -> None:
+        self._log.say(f"Failed: {sentence}")
+        self._write()
         if not in_transaction(
             lambda: leases.fail(TrainingRun, self._owner, {self.run.id: sentence})
         ):
             self._let_go()
         elif not keeps_checkpoint:
             self.checkpoint.discard()
+
+
+def weights_named(name: str) -> Path | Literal["random", "starter"]:
+    """Return the initial weights that a form names.
+
+    Raises:
+        SettingError: there are none of that name on this worker.
+    """
+    match name.partition(":"):
+        case ("starter", "", _):
+            return "starter"
+        case ("random", "", _):
+            return "random"
+        case ("starter-series", "", _) if STARTER_SERIES_DIR.is_dir():
+            return STARTER_SERIES_DIR
+        case ("imagenet", ":", file) if file in IMAGENET_WEIGHTS:
+            weights = Path(current_app.config["WEIGHTS_DIR"]) / file
+            if not weights.is_file():
+                raise SettingError(
+                    f"The ImageNet weights {file} are not in the WEIGHTS_DIR of this worker."
+                )
+            return weights
+        case ("version", ":", version_id):
+            version = in_transaction(lambda: db.session.get(ModelVersion, version_id))
+            if version is not None:
+                return model_folder(version)
+    raise SettingError(f"Unknown initial weights {name!r}.")

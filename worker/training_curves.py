@@ -59,7 +59,7 @@ class Curves:
         )
         db.session.execute(insert(TrainingPoint), [self._row(*key) for key in changed])
         self._has_written = True
-        self._sums = {key: found for key, found in self._sums.items() if key[1] >= newest}
+        self._sums = {key: total for key, total in self._sums.items() if key[1] >= newest}
         self._places = {step: place for step, place in self._places.items() if step >= newest}
 
     def _row(self, metric: str, step: int) -> dict[str, object]:

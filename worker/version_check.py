@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 from ml.errors import ArtifactError
 from webapp.extensions import database_now, db
 from webapp.models import ModelVersion, waits_for_check
-from webapp.storage import StorageAway, StorageError
+from webapp.storage import StorageError, StorageUnavailable
 from worker.canary import require_same_answer
 from worker.predictors import fetch_model, load_model
 from worker.retries import in_transaction
@@ -43,7 +43,7 @@ def check_next_version() -> bool:
     try:
         fetch_model(version, folder)
         require_same_answer(version, load_model(folder))
-    except StorageAway:
+    except StorageUnavailable:
         return False  # Nobody knows yet; the request stays.
     except (ArtifactError, StorageError, OSError) as err:
         error = str(err) if isinstance(err, ArtifactError | StorageError) else type(err).__name__

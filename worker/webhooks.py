@@ -19,19 +19,12 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Timeout
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
 from webapp import __version__
+from worker.sending import NotAllowed, NotDelivered
 
 TIMEOUT = Timeout(connect=3.0, read=10.0)
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-class NotDelivered(Exception):
-    """A message was not accepted, which may pass by itself; the text is a sentence."""
-
-
-class NotAllowed(NotDelivered):
-    """A message may not go there, so there is no use in trying again."""
 
 
 def post(
@@ -97,10 +90,10 @@ def looked_up(target: SplitResult) -> list[Address]:
         NotDelivered: there are none.
     """
     try:
-        found = socket.getaddrinfo(target.hostname, None, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(target.hostname, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as err:
         raise NotDelivered("The webhook's host is not known.") from err
-    return [ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in found]
+    return [ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in addresses]
 
 
 def is_public(address: Address) -> bool:

@@ -5,10 +5,13 @@ verdict.
     [--load] [--stack postgres|embedded] [--report FILE]
 
 Starts Hemoscan with its own PostgreSQL and Redis servers, then with the embedded default, each with
-the given numbers of scans, faults and trainings. The seed determines faults, targets and times;
-their effects depend on the machine. `--seeds 10` does all of it with ten seeds, and `--load` beside
-processes that take half of the machine. Linux only. The last line is the verdict; the exit status
-is 1 if a guarantee is violated.
+the given numbers of scans, faults and trainings. Some faults befall studies that come by DICOM, and
+an archive that gets their results. Beside them run a shadow of the live version,
+which must always say the same, replays, which must be the same to the bit, and the hash chain of
+the audit log, which must verify. The seed determines faults, targets and times; their effects
+depend on the machine. `--seeds 10` does all of it with ten seeds, and `--load` beside processes
+that take half of the machine. Linux only. The last line is the verdict; the exit status is 1 if a
+guarantee is violated.
 """
 
 from __future__ import annotations
@@ -72,24 +75,24 @@ def main() -> int:
     parser.add_argument(
         "--keep", action="store_true", help="keep the folder with logs, database and files"
     )
-    given = parser.parse_args()
+    options = parser.parse_args()
     # So that both terminate everything that was started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    seeds = range(given.seed, given.seed + given.seeds)
-    kinds = [given.stack] if given.stack else STACKS
+    seeds = range(options.seed, options.seed + options.seeds)
+    kinds = [options.stack] if options.stack else STACKS
     try:
-        with busy_processes(os.cpu_count() or 1 if given.load else 0):
-            outcomes = [suffer(kind, seed, given) for kind in kinds for seed in seeds]
+        with busy_processes(os.cpu_count() or 1 if options.load else 0):
+            outcomes = [suffer(kind, seed, options) for kind in kinds for seed in seeds]
     except NotInstalled as err:
         sys.stdout.write(f"The chaos test needs {err}, which is not installed.\n")
         return 1
     except KeyboardInterrupt:
         sys.stdout.write("Stopped; nothing is left running.\n")
         return 130
-    page = report(outcomes, given)
-    sys.stdout.write(page)
-    if given.report:
-        given.report.write_text(page, encoding="utf-8")
+    page = report(outcomes, options)
+    sys.stdout.write(f"{page}\n{verdict(outcomes)}\n")
+    if options.report:
+        options.report.write_text(page, encoding="utf-8")
     return 1 if any(outcome.broken for outcome in outcomes) else 0
 
 
@@ -106,7 +109,7 @@ def busy_processes(count: int) -> Iterator[None]:
             process.wait()
 
 
-def suffer(kind: str, seed: int, given: argparse.Namespace) -> Outcome:
+def suffer(kind: str, seed: int, options: argparse.Namespace) -> Outcome:
     """Run one stack with its faults and evaluate the outcome."""
     rng = random.Random(f"{seed} {kind}")
     folder = Path(tempfile.mkdtemp(prefix="hemoscan-chaos-"))
@@ -118,7 +121,8 @@ def suffer(kind: str, seed: int, given: argparse.Namespace) -> Outcome:
         stack = Stack(kind, folder, rng)
         with stack.running():
             outcome = judge(
-                carry_out(stack, given.scans, given.faults, given.trainings, rng), given.within
+                carry_out(stack, options.scans, options.faults, options.trainings, rng),
+                options.within,
             )
         left = stack.leftovers()
         outcome.check(not left, f"processes are left: {left}")
@@ -126,7 +130,7 @@ def suffer(kind: str, seed: int, given: argparse.Namespace) -> Outcome:
         sys.stdout.write(f"{kind}, seed {seed}: {verdict([outcome])}\n")
         sys.stdout.flush()
     finally:
-        if not given.keep:
+        if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
     return outcome
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import func, select
+from sqlalchemy.exc import InterfaceError, OperationalError
 
+from bench.chaos.background import begin_shadow, request_replays
+from bench.chaos.dicom import is_settled, send_what_waits
 from bench.chaos.faults import Injector, schedule
 from bench.chaos.stack import POISON_PX, Stack
 from bench.chaos.trainings import Trainings
@@ -25,6 +28,7 @@ from webapp.models import JobStatus
 SCANS_A_POISON = 150
 GAP_S = (2.0, 8.0)
 """Seconds between the starts of two faults; some last longer, so that they overlap."""
+REPLAY_TRIES = 20
 SETTLED_WITHIN_S = 600
 """Then the wait ends, and rows without a verdict are reported."""
 
@@ -98,6 +102,7 @@ def carry_out(
     runs = Trainings(stack, trainings, stack.folder)
     if trainings:
         runs.import_phantoms()
+    begin_shadow(stack)
     campaign = Campaign(stack, Submitter(stack), Injector(stack), runs, time.time())
     campaign.submitter.start()
     if trainings:
@@ -108,16 +113,34 @@ def carry_out(
         campaign.submitter.submit(
             pictures[number * scans // faults : (number + 1) * scans // faults]
         )
+        if number == faults // 2:
+            replay_when_possible(stack)
         time.sleep(rng.uniform(0.1, 1.0))
         campaign.injector.begin(kind, random.Random(rng.random()))
         time.sleep(rng.uniform(*GAP_S))
     campaign.injector.wait()
     campaign.submitter.finish()
+    stack.neighbors.scanner.finish()
     deadline = time.monotonic() + SETTLED_WITHIN_S
-    while time.monotonic() < deadline and (runs.is_alive() or stack.ask(unsettled) != 0):
-        time.sleep(0.2)
+    while time.monotonic() < deadline and (
+        runs.is_alive() or not is_settled(stack) or stack.ask(unsettled) != 0
+    ):
+        send_what_waits(stack)
+        time.sleep(0.5)
     campaign.ended = time.time()
     return campaign
+
+
+def replay_when_possible(stack: Stack) -> None:
+    """Ask for replays as soon as anything was answered, and the database is not away by a fault."""
+    with stack.app.app_context():
+        for _ in range(REPLAY_TRIES):
+            try:
+                if request_replays():
+                    return
+            except (OperationalError, InterfaceError):
+                db.session.rollback()
+            time.sleep(0.5)
 
 
 def unsettled() -> int:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import redis
 
+from bench.chaos.dicom import abort_association, fail_archive, kill_listener
 from bench.chaos.servers import answers, held_still, pid_of
 from bench.chaos.stack import LEASES_S, STACKS, STOP_S, Program, Stack
 from bench.overload import archive_of_empty_segments, nifti_of_zeros
@@ -252,11 +253,11 @@ def open_slow_sockets(stack: Stack, rng: random.Random) -> str:
         b"GET /healthz HTTP/1.1\r\nHost: x\r\n",
         b"POST /api/v1/scans HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\nhalf",
     )
-    with ExitStack() as held:
+    with ExitStack() as sockets:
         for number in range(SLOW_SOCKETS):
             with suppress(OSError):  # The web process is being killed.
                 sock = socket.create_connection(("127.0.0.1", stack.port), timeout=5)
-                held.enter_context(sock).sendall(half[number % 2])
+                sockets.enter_context(sock).sendall(half[number % 2])
         waited = slowest_answers(stack, rng.uniform(*SLOW_S))
     return f"{SLOW_SOCKETS} sockets, {waited}"
 
@@ -366,4 +367,10 @@ KINDS = {
     "broker killed": Kind(kill_broker, "broker"),
     "slow sockets": Kind(open_slow_sockets),
     "cheap bytes": Kind(send_cheap_bytes),
+    "listener killed": Kind(kill_listener),
+    "association aborted": Kind(abort_association),
+    "archive down": Kind(fail_archive("down"), "archive"),
+    "archive slow": Kind(fail_archive("slow"), "archive"),
+    "archive refusing": Kind(fail_archive("refuses"), "archive"),
+    "archive cut off in the middle": Kind(fail_archive("cuts in the middle"), "archive"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import ceil
@@ -21,38 +22,47 @@ TITLE_OF = {
     "embedded": "The embedded default: SQLite and the embedded broker",
 }
 
-INTRODUCTION = """# Chaos: what was broken, and what came of it
+INTRODUCTION = """# Chaos: faults injected, and what became of the scans
+
+{verdict}
 
 `{command}` on {date}; {machine}.
 
-Each stack is the Procfile's processes and a second predict worker, on servers of its own; a
-supervisor starts again what ended. Scans come in over HTTP from a client that sends each until it
-is accepted. A fault begins {gap[0]:g} to {gap[1]:g} s after the one before, whether that is over or
-not. Leases are short, so that this ends in time: {leases}; the train worker, which TensorFlow holds
-still for seconds, has `LEASE_S={train_lease}`. Checkpoints are stored at once (`CHECKPOINT_S=0`).
-The storage is away for {away[0]:g} to {away[1]:g} s at a time: workers try again for 4.2 s, then
-hand back. A disk is full for {full[0]:g} to {full[1]:g} s: what is refused for longer than 4.2 s
-is put off. Poisoned scans kill the process that reads them. The clock of the second predict
-worker is off by a minute all the time.
+Each stack runs the processes of the Procfile and a second predict worker on its own servers, and a
+supervisor restarts what exits. A client uploads scans over HTTP and repeats each upload until it is
+accepted. A fault begins {gap[0]:g} to {gap[1]:g} s after the one before, whether or not that is
+over. Leases are short so that a campaign is short: {leases}; the train worker, which TensorFlow can
+block for seconds, has `LEASE_S={train_lease}`. Checkpoints are stored at once (`CHECKPOINT_S=0`).
+The storage is unavailable for {away[0]:g} to {away[1]:g} s at a time; a worker retries for 4.2 s,
+then returns its scans to the queue. The disk is full for {full[0]:g} to {full[1]:g} s; what is
+refused for longer than 4.2 s is postponed. Poisoned scans kill the process that reads them. The
+clock of the second predict worker is always wrong by a minute. A scanner sends studies by DICOM and
+repeats each until all of it is accepted; an archive receives their results, and *Send now* is
+pressed for what is still waiting after the last fault.
 
-*Recovery* is the time from the beginning of a fault, its own duration included, until every sound
-scan that waited or was being read at that moment has its verdict. A fault that met no such scan has
-none.
+*Recovery* is the time from the beginning of a fault, including its duration, until every sound scan
+that was queued or running at that moment has its verdict. A fault that met no such scan has none.
 """
+PARAGRAPH = "\n\n"
+SEEDS_HEAD = (
+    "| seed | scans | faults | requeued | uploads repeated | recovery, median (s) | longest (s) |"
+    " last verdict after the last fault (s) | load before | verdict |\n"
+    "|---|---|---|---|---|---|---|---|---|---|\n"
+)
 HEAD = (
     "| fault | times | met waiting scans | recovery, median (s) | longest (s)"
     " |\n|---|---|---|---|---|\n"
 )
 
 
-def report(outcomes: Sequence[Outcome], given: argparse.Namespace) -> str:
-    """Return the page, which ends in the verdict."""
+def report(outcomes: Sequence[Outcome], options: argparse.Namespace) -> str:
+    """Return the page, which begins with the verdict."""
     introduction = INTRODUCTION.format(
         command=(
-            f"python -m bench.chaos --scans {given.scans} --faults {given.faults} --trainings"
-            f" {given.trainings} --seed {given.seed}"
-            f"{f' --seeds {given.seeds}' if given.seeds > 1 else ''}"
-            f"{' --load' if given.load else ''}"
+            f"python -m bench.chaos --scans {options.scans} --faults {options.faults} --trainings"
+            f" {options.trainings} --seed {options.seed}"
+            f"{f' --seeds {options.seeds}' if options.seeds > 1 else ''}"
+            f"{' --load' if options.load else ''}"
         ),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
@@ -61,8 +71,16 @@ def report(outcomes: Sequence[Outcome], given: argparse.Namespace) -> str:
         train_lease=TRAIN_LEASE_S,
         away=STORAGE_AWAY_S,
         full=DISK_FULL_S,
+        verdict=verdict(outcomes),
     )
-    return f"{introduction}{''.join(map(_of_stack, outcomes))}\n{verdict(outcomes)}\n"
+    by_stack = [
+        [outcome for outcome in outcomes if outcome.stack == stack]
+        for stack in dict.fromkeys(outcome.stack for outcome in outcomes)
+    ]
+    return introduction + "".join(
+        _of_campaigns(of_stack) if len(of_stack) > 1 else _of_campaign(*of_stack)
+        for of_stack in by_stack
+    )
 
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
@@ -80,24 +98,42 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     )
     faults = sum(outcome.faults.total() for outcome in outcomes)
     last_s = max(outcome.last_verdict_s for outcome in outcomes)
+    studies = sum(outcome.dicom.studies for outcome in outcomes)
+    sent = f", {studies} of them by DICOM and answered" if studies else ""
     trained = f"; {runs} trainings, each killed {KILLS} times, made {runs} versions" if runs else ""
     return (
-        f"Held: {scans} scans, {faults} faults, nothing lost, doubled or stuck, "
+        f"Held: {scans} scans{sent}, {faults} faults, nothing lost, doubled or stuck, "
         f"all verdicts within {ceil(last_s)} s of the last fault{trained}."
     )
 
 
-def _of_stack(outcome: Outcome) -> str:
-    recovery = [seconds for each in outcome.recoveries_s.values() for seconds in each]
+def _of_campaigns(outcomes: Sequence[Outcome]) -> str:
+    """Return the section of a stack with several seeds: one row each, faults pooled."""
+    rows = "".join(
+        f"| {outcome.seed} | {outcome.scans} | {outcome.faults.total()} | {outcome.attempts} |"
+        f" {outcome.refusals} | {_seconds(_recoveries(outcome), 0.5)} |"
+        f" {_seconds(_recoveries(outcome), 1)} | {outcome.last_verdict_s:.1f} |"
+        f" {outcome.load_before:.1f} | {'; '.join(outcome.broken) or 'held'} |\n"
+        for outcome in outcomes
+    )
+    remarks = [f"Seed {outcome.seed}: {note}" for outcome in outcomes for note in outcome.notes]
+    return (
+        f"\n## {TITLE_OF[outcomes[0].stack]}\n\n{SEEDS_HEAD}{rows}\n"
+        f"{_listed(remarks)}{bool(remarks) * PARAGRAPH}{_of_faults(outcomes)}"
+    )
+
+
+def _of_campaign(outcome: Outcome) -> str:
+    """Return the section of a stack with one seed."""
     pace = outcome.scans / outcome.submitting_s * 60
-    judged = (
+    verdict = (
         f"**broken**: {'; '.join(outcome.broken)}."
         if outcome.broken
         else "each has one verdict, and only the poisoned failed."
     )
     lines = [
-        f"{outcome.scans} scans, {outcome.poisoned} of them poisoned: {judged}",
-        f"Recovery: {_spread(recovery)}.",
+        f"{outcome.scans} scans, {outcome.poisoned} of them poisoned: {verdict}",
+        f"Recovery: {_spread(_recoveries(outcome))}.",
         f"The last verdict came {outcome.last_verdict_s:.1f} s after the last fault.",
         f"Load average before the start: {outcome.load_before:.1f} on {os.cpu_count()} cores.",
         (
@@ -118,6 +154,11 @@ def _of_stack(outcome: Outcome) -> str:
             "Restarts by the supervisor:"
             f" {', '.join(f'{name} {count}' for name, count in outcome.restarts.items())}."
         ),
+        (
+            f"Studies that came by DICOM: {outcome.dicom.studies}, sent {outcome.dicom.sent} times;"
+            f" the archive has {outcome.dicom.objects} objects of results, which came"
+            f" {outcome.dicom.again} times more than once."
+        ),
         (f"Orphaned files that the service's own cleanup removed: {outcome.orphans}."),
         *outcome.notes,
     ]
@@ -127,13 +168,30 @@ def _of_stack(outcome: Outcome) -> str:
             f"Trainings (`{ARCHITECTURE}` on phantoms): {outcome.runs}, each killed {KILLS} times"
             f" after a new checkpoint; attempts that ended in a death: {attempts}."
         )
-    listed = "\n".join(f"- {line}" for line in lines)
-    table = "".join(
-        f"| {kind} | {count} | {len(times)} | {_seconds(times, 0.5)} | {_seconds(times, 1)} |\n"
-        for kind, count in sorted(outcome.faults.items())
-        for times in [outcome.recoveries_s[kind]]
+    return (
+        f"\n## {TITLE_OF[outcome.stack]}, seed {outcome.seed}\n\n{_listed(lines)}\n\n"
+        f"{_of_faults([outcome])}"
     )
-    return f"\n## {TITLE_OF[outcome.stack]}, seed {outcome.seed}\n\n{listed}\n\n{HEAD}{table}"
+
+
+def _of_faults(outcomes: Sequence[Outcome]) -> str:
+    """Return the table of the kinds of faults."""
+    counts = sum((outcome.faults for outcome in outcomes), Counter())
+    rows = []
+    for kind, count in sorted(counts.items()):
+        times = [seconds for outcome in outcomes for seconds in outcome.recoveries_s.get(kind, [])]
+        rows.append(
+            f"| {kind} | {count} | {len(times)} | {_seconds(times, 0.5)} | {_seconds(times, 1)} |\n"
+        )
+    return HEAD + "".join(rows)
+
+
+def _listed(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _recoveries(outcome: Outcome) -> list[float]:
+    return [seconds for times in outcome.recoveries_s.values() for seconds in times]
 
 
 def _spread(times: Sequence[float]) -> str:

@@ -206,12 +206,12 @@ def postgres_programs() -> Path:
     Raises:
         NotInstalled: there is none.
     """
-    found = sorted(
+    installed = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3])
     )
     on_path = shutil.which("postgres")
-    if found or on_path:
-        return found[-1].parent if found else Path(str(on_path)).parent
+    if installed or on_path:
+        return installed[-1].parent if installed else Path(str(on_path)).parent
     raise NotInstalled("PostgreSQL")
 
 

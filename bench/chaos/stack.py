@@ -20,6 +20,7 @@ from typing import TypeVar
 from honcho.environ import parse_procfile
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from bench.chaos.neighbors import OWNER, Neighbors
 from bench.chaos.servers import Broker, Embedded, Postgres, Redis
 from bench.service import Client, descendants, free_port, is_ready, seconds_until
 from webapp import create_app
@@ -36,7 +37,7 @@ READY_S, STOP_S, RESTART_AFTER_S = 120, 30, 0.5
 POISON_PX = 251
 INSIDE = Path(__file__).resolve().parent / "inside"
 
-Found = TypeVar("Found")
+Item = TypeVar("Item")
 
 
 class Program:
@@ -133,7 +134,9 @@ class Stack:
         self.broker: Broker = Redis(folder) if kind == "postgres" else Embedded(self.home)
         self.clock_s = rng.choice((-60, 60))
         self.port = free_port()
+        self.neighbors = Neighbors()
         own = {
+            **self.neighbors.settings,
             "HEMOSCAN_HOME": str(self.home),
             **{name: str(value) for name, value in LEASES_S.items()},
             "CHECKPOINT_S": "0",
@@ -198,8 +201,9 @@ class Stack:
                 self.database.start()
             self.broker.start()
             self.flask("setup")
-            self.flask("create-admin", "chaos")
-            self.token = self.flask("create-token", "chaos").splitlines()[-1]
+            self.flask("create-admin", OWNER)
+            self.token = self.flask("create-token", OWNER).splitlines()[-1]
+            self.neighbors.start()
             self._supervisor.start()
             seconds_until(lambda: is_ready(self.port), READY_S)
             yield
@@ -219,6 +223,7 @@ class Stack:
         with self.app.app_context():
             db.session.remove()
             db.engine.dispose()
+        self.neighbors.archive.stop()
         self.broker.stop()
         if self.database:
             self.database.stop()
@@ -240,7 +245,7 @@ class Stack:
         """Return a connection to the API."""
         return Client(self.port, self.token)
 
-    def ask(self, look: Callable[[], Found]) -> Found | None:
+    def ask(self, look: Callable[[], Item]) -> Item | None:
         """Return the result of `look` on the database, None if it is down."""
         with self.app.app_context():
             token = reads_only.set(True)
@@ -255,7 +260,7 @@ class Stack:
 
     def leftovers(self) -> list[str]:
         """Return the command lines of processes that still use this folder."""
-        found = []
+        commands = []
         for entry in Path("/proc").iterdir():
             with suppress(OSError):
                 if (
@@ -263,5 +268,5 @@ class Stack:
                     and f"HEMOSCAN_HOME={self.home}\0".encode()
                     in (entry / "environ").read_bytes() + b"\0"
                 ):
-                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        return found
+                    commands.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        return commands

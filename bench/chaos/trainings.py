@@ -1,5 +1,5 @@
 """Trainings whose worker is killed after each new checkpoint, and before them an evaluation whose
-worker is killed while it scores.
+worker is killed while it scores; and what an administrator asks of a data set meanwhile.
 """
 
 from __future__ import annotations
@@ -17,14 +17,24 @@ from bench.chaos.stack import Stack
 from tests.e2e.pictures import phantom_dataset
 from webapp.extensions import db
 from webapp.jobs import TRAIN_MODEL, nudge
-from webapp.models import Dataset, Evaluation, JobStatus, TrainingRun, live_version
+from webapp.models import (
+    AnalysisKind,
+    Dataset,
+    DatasetAnalysis,
+    Evaluation,
+    JobStatus,
+    TrainingRun,
+    live_version,
+    new_preview,
+)
 
 KILLS = 3
 EVALUATION_KILLS = 2
 """A third would rightly end it."""
 ARCHITECTURE = "cnn_gru"
+FOLDS = 2
 SETTINGS = {
-    "folds": 2,
+    "folds": FOLDS,
     "epochs": 3,
     "units": 8,
     "projection": 8,
@@ -35,6 +45,21 @@ SCORING = "Scoring"
 """The stage of an evaluation begins with it once its data set is read."""
 MARK = "training.json"
 """Identifies the run of a checkpoint; without other files it is not a checkpoint."""
+
+
+PREVIEWS = 10
+
+
+def explore(dataset_id: str) -> None:
+    """Ask how a data set would be split, and for pictures of its images; the caller commits."""
+    db.session.add(
+        DatasetAnalysis(
+            dataset_id=dataset_id, kind=AnalysisKind.SPLIT, question=f"folds={FOLDS} seed=0"
+        )
+    )
+    for number in range(PREVIEWS):
+        what = {"dataset": dataset_id, "image": number}
+        new_preview(what, {"kind": "picture", "level": 40, "width": 80})
 
 
 class Trainings(threading.Thread):
@@ -77,6 +102,7 @@ class Trainings(threading.Thread):
                 if live is None:
                     raise RuntimeError("no version is live")
                 db.session.add_all([*runs, Evaluation(version_id=live.id, dataset_id=phantoms.id)])
+                explore(phantoms.id)
                 db.session.commit()
                 nudge(TRAIN_MODEL)
                 self.kills = {run.id: 0 for run in runs}

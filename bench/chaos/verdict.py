@@ -13,20 +13,24 @@ from pathlib import Path
 
 from sqlalchemy import inspect, select
 
+from bench.chaos.background import complaints
 from bench.chaos.campaign import Campaign, unsettled
+from bench.chaos.dicom import DicomOutcome, judge_dicom
 from bench.chaos.faults import NOTHING_LIMITED
 from bench.chaos.stack import POISON_PX, Stack
 from bench.chaos.trainings import KILLS
 from webapp.extensions import db
-from webapp.jobs import QUEUE_OF_TABLE, TIDY, nudge
+from webapp.jobs import CLEAN_UP, QUEUE_OF_TABLE, nudge
 from webapp.models import (
     Comparison,
     Dataset,
+    DatasetAnalysis,
     Evaluation,
     Heatmap,
     JobStatus,
     ModelVersion,
     Prediction,
+    Preview,
     Scan,
     TrainingRun,
 )
@@ -63,6 +67,7 @@ class Outcome:
     restarts: dict[str, int] = field(default_factory=dict)
     runs: int = 0
     run_attempts: list[int] = field(default_factory=list)
+    dicom: DicomOutcome = field(default_factory=DicomOutcome)
 
     def check(self, holds: bool, complaint: str) -> None:
         """Record `complaint` if the condition is false."""
@@ -87,13 +92,16 @@ def judge(campaign: Campaign, within_s: float) -> Outcome:
         poisoned = {
             scan.id for scan in scans if width_of(stack.volume / scan.original_key) == POISON_PX
         }
-        judge_scans(scans, poisoned, campaign.submitter.accepted, outcome)
+        outcome.dicom, complaints_of_dicom, by_dicom = judge_dicom(stack)
+        outcome.broken += complaints_of_dicom
+        judge_scans(scans, poisoned, [*campaign.submitter.accepted, *by_dicom], outcome)
         judge_times(scans, poisoned, campaign, outcome)
         outcome.check(
             outcome.last_verdict_s <= within_s,
             f"the last verdict came {outcome.last_verdict_s:.0f} s after the last fault",
         )
         judge_runs(campaign, outcome)
+        outcome.broken += complaints()
         waiting = unsettled()
         outcome.check(waiting == 0, f"{waiting} rows are still queued or running")
         judge_files(stack, outcome)
@@ -154,11 +162,11 @@ def judge_times(
         if scan.finished_at
     }
     sound = [span for scan_id, span in spans.items() if scan_id not in poisoned]
-    found: dict[str, list[float]] = {kind: [] for kind in outcome.faults}
+    recoveries: dict[str, list[float]] = {kind: [] for kind in outcome.faults}
     for fault in campaign.injector.faults:
         met = [end for begin, end in sound if begin <= fault.began < end]
-        found[fault.kind] += [max(met) - fault.began] if met else []
-    outcome.recoveries_s = found
+        recoveries[fault.kind] += [max(met) - fault.began] if met else []
+    outcome.recoveries_s = recoveries
     outcome.last_verdict_s = max(
         [0.0, *(end - campaign.last_fault_ended for _, end in spans.values())]
     )
@@ -171,14 +179,18 @@ def judge_times(
 
 def judge_runs(campaign: Campaign, outcome: Outcome) -> None:
     """Check that each training was killed the intended number of times and produced exactly one
-    version, and that evaluations and comparisons ended as well.
+    version, and that evaluations, comparisons, questions about data sets and previews ended as
+    well.
     """
-    for table in (Evaluation, Comparison):
+    for table in (Evaluation, Comparison, DatasetAnalysis):
         for row in db.session.scalars(select(table)):
             outcome.check(
                 row.status == JobStatus.DONE,
                 f"{table.__tablename__} is {row.status} after {row.attempts} deaths: {row.error}",
             )
+    for row in db.session.scalars(select(Preview)):
+        ended = row.status == JobStatus.DONE or (row.status == JobStatus.FAILED and row.error)
+        outcome.check(bool(ended), f"a preview is {row.status} after {row.attempts} deaths")
     versions = Counter(
         db.session.scalars(select(ModelVersion.run_id).where(ModelVersion.run_id.is_not(None)))
     )
@@ -205,7 +217,7 @@ def judge_files(stack: Stack, outcome: Outcome) -> None:
     for path in stack.volume.rglob("*"):
         os.utime(path, (long_ago, long_ago))
     deadline = time.monotonic() + REMOVED_WITHIN_S
-    nudge(TIDY)
+    nudge(CLEAN_UP)
     while (left := orphans(stack)) and time.monotonic() < deadline:
         time.sleep(0.2)
     outcome.check(not left, f"{len(left)} files belong to no row: {sorted(left)[:5]}")

@@ -41,7 +41,8 @@ def main() -> int:
         "--requests",
         type=int,
         default=50,
-        help="requests per operation, each for valid and invalid ones (default 50)",
+        help="requests per operation of the API, each for valid and invalid ones; 0 asks for none"
+        " (default 50)",
     )
     parser.add_argument(
         "--seed",
@@ -53,21 +54,22 @@ def main() -> int:
     parser.add_argument(
         "--keep", type=Path, help="save uploads that broke something in this folder"
     )
-    given = parser.parse_args()
-    if given.keep:
-        given.keep.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
     tally, began = Tally(), time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="hemoscan-fuzz-") as home,
         service(Path(home), tally) as hemoscan,
     ):
-        upload_spoiled_files(hemoscan, given.inputs, given.seed, tally, given.keep)
-        post_odd_types(hemoscan, len(FORMS) * given.requests, given.seed, tally)
-        ask_everything(hemoscan, given.requests, given.seed, tally)
-    page = report(tally, given, time.monotonic() - began)
+        upload_spoiled_files(hemoscan, options.inputs, options.seed, tally, options.keep)
+        post_odd_types(hemoscan, len(FORMS) * max(options.requests, 1), options.seed, tally)
+        if options.requests:
+            ask_everything(hemoscan, options.requests, options.seed, tally)
+    page = report(tally, options, time.monotonic() - began)
     sys.stdout.write(page)
-    if given.report:
-        given.report.write_text(page, encoding="utf-8")
+    if options.report:
+        options.report.write_text(page, encoding="utf-8")
     return 1 if tally.broken else 0
 
 

@@ -16,12 +16,12 @@ from worker.heat_maps import draw_next_heatmap
 from worker.prediction import answer_next_scans
 
 
-def ask_everything(given: Service, requests: int, seed: int, tally: Tally) -> None:
+def ask_everything(service: Service, requests: int, seed: int, tally: Tally) -> None:
     """Send so many requests of each operation in each of two ways; every answer must be such as the
     document says, and none 500 or more.
     """
-    given.renew_token()
-    headers = {"Authorization": f"Bearer {given.token}"}
+    service.renew_token()
+    headers = {"Authorization": f"Bearer {service.token}"}
 
     def ask(case: Case[Any]) -> None:
         answer = case.call(headers=headers)
@@ -34,21 +34,21 @@ def ask_everything(given: Service, requests: int, seed: int, tally: Tally) -> No
                 for failure in group.exceptions
             ]
 
-    for found in schema_of(given.app).get_all_operations():
-        if not isinstance(found, Ok):
-            tally.broken.append(f"the OpenAPI document is invalid: {found.err()}")
+    for result in schema_of(service.app).get_all_operations():
+        if not isinstance(result, Ok):
+            tally.broken.append(f"the OpenAPI document is invalid: {result.err()}")
             continue
         # New ones, since the previous operation may have deleted them.
-        operation, scans = found.ok(), _scans(given)
+        operation, ids = result.ok(), {"scan_id": _scans(service)}
         for mode in GenerationMode:
-            for_each_case(operation, mode, ask, requests=requests, seed=seed, scan_ids=scans)
+            for_each_case(operation, mode, ask, requests=requests, seed=seed, ids=ids)
 
 
-def _scans(given: Service) -> list[str]:
+def _scans(service: Service) -> list[str]:
     """Return the ids of a slice and a series with verdict and heat maps, of a scan that failed, and
     of one that waits.
     """
-    client, ids = given.client(), []
+    client, ids = service.client(), []
 
     def send(content: bytes) -> None:
         answer = client.post("/api/v1/scans", data={"file": (io.BytesIO(content), "1")})
@@ -58,7 +58,7 @@ def _scans(given: Service) -> list[str]:
 
     for content in (picture(), nifti_file(), png_of(64, 64)):
         send(content)
-    with given.app.app_context():
+    with service.app.app_context():
         while answer_next_scans() or draw_next_heatmap():
             pass
     send(picture())

@@ -32,7 +32,7 @@ BY_FORM = 0.25
 
 
 def upload_spoiled_files(
-    given: Service, inputs: int, seed: int, tally: Tally, keep: Path | None
+    service: Service, inputs: int, seed: int, tally: Tally, keep: Path | None
 ) -> None:
     """Send that many files, run the worker, check every row and file, and delete the results.
 
@@ -42,7 +42,7 @@ def upload_spoiled_files(
     by_kind: dict[str, list[Seed]] = {}
     for one in seeds():
         by_kind.setdefault(one.kind, []).append(one)
-    client, browser = given.client(), Browser(given)
+    client, browser = service.client(), Browser(service)
     for first in range(0, inputs, BATCH):
         before = len(tally.broken)
         batch: list[tuple[str, bytes]] = []
@@ -53,19 +53,19 @@ def upload_spoiled_files(
             batch.append(
                 (f"{number}.{kind}", spoiled(rng.choice(by_kind[kind]), by_kind[kind], rng))
             )
-            accepted = _upload(given, client, browser, kind, batch[-1][1], rng, tally)
+            accepted = _upload(service, client, browser, kind, batch[-1][1], rng, tally)
             kinds |= dict.fromkeys(accepted, kind)
-        with given.app.app_context():
+        with service.app.app_context():
             while answer_next_scans():
                 pass
-            _judge(given, kinds, tally)
+            _judge(service, kinds, tally)
         for scan_id in kinds:
             browser.look_at(scan_id, tally)
             tally.check(
                 client.delete(f"/api/v1/scans/{scan_id}").status_code == 204,
                 "a scan could not be deleted",
             )
-        tally.check(not given.files(), "files are left of deleted scans")
+        tally.check(not service.files(), "files are left of deleted scans")
         if tally.broken[before:]:
             where = f" (uploads {first} to {first + len(batch) - 1})"
             tally.broken[before:] = [complaint + where for complaint in tally.broken[before:]]
@@ -74,7 +74,7 @@ def upload_spoiled_files(
 
 
 def _upload(
-    given: Service,
+    service: Service,
     client: FlaskClient,
     browser: Browser,
     kind: str,
@@ -84,14 +84,14 @@ def _upload(
 ) -> list[str]:
     """Send one file and return the ids of its scans, none if it was refused."""
     tally.inputs[kind] += 1
-    send = browser.upload if rng.random() < BY_FORM else lambda *given: _send(client, *given)
-    held = memory_mb("VmRSS")
+    send = browser.upload if rng.random() < BY_FORM else lambda *args: _send(client, *args)
+    before_mb = memory_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # Reset the peak memory.
     ids, refusal = send(content, rng, tally)
-    used = memory_mb("VmHWM") - held
+    used = memory_mb("VmHWM") - before_mb
     tally.upload_mb = max(tally.upload_mb, used)
     tally.check(used <= UPLOAD_MB, f"an upload took {used:.0f} MB")
-    left = [path for path in (given.home / "incoming").rglob("*") if path.is_file()]
+    left = [path for path in (service.home / "incoming").rglob("*") if path.is_file()]
     tally.check(not left, f"{len(left)} files are left in incoming")
     if not ids:
         tally.outcomes[kind, "refused"] += 1
@@ -117,7 +117,7 @@ def _send(
     return [], answer.get_json()["detail"]
 
 
-def _judge(given: Service, kinds: dict[str, str], tally: Tally) -> None:
+def _judge(service: Service, kinds: dict[str, str], tally: Tally) -> None:
     """Check that each scan is done or failed with a sentence, and that the storage holds exactly
     the rows' files.
     """
@@ -141,12 +141,12 @@ def _judge(given: Service, kinds: dict[str, str], tally: Tally) -> None:
         else:
             _note_sentence(kind, scan.error or "", tally)
     db.session.rollback()
-    there = given.files()
+    there = service.files()
     tally.check(
         there == named,
         f"{len(there - named)} files without a row, {len(named - there)} rows without a file",
     )
-    work = work_folder_of(given.app)
+    work = work_folder_of(service.app)
     tally.check(
         not any(path.is_file() for path in work.rglob("*")), "files are left in the work folder"
     )
@@ -164,7 +164,7 @@ def _note_sentence(kind: str, sentence: str, tally: Tally) -> None:
         kind,
         re.sub(
             r"“.*”: |[0-9][0-9.e+]*",
-            lambda found: "" if found[0].startswith("“") else "N",
+            lambda match: "" if match[0].startswith("“") else "N",
             sentence,
         ),
     ] += 1
@@ -172,5 +172,5 @@ def _note_sentence(kind: str, sentence: str, tally: Tally) -> None:
 
 def memory_mb(what: str) -> float:
     """Return a value of this process from /proc, such as VmRSS."""
-    found = re.search(rf"{what}:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
+    line = re.search(rf"{what}:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(line[1]) / 1024 if line else 0.0

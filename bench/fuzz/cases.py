@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import hypothesis
@@ -18,6 +19,7 @@ from schemathesis.specs.openapi.schemas import OpenApiSchema
 from webapp.config import PROJECT_ROOT
 
 DOCUMENT = "/api/v1/openapi.json"
+KEY = "Idempotency-Key"
 
 
 def schema_of(app: Flask) -> OpenApiSchema:
@@ -33,11 +35,16 @@ def for_each_case(
     *,
     requests: int,
     seed: int,
-    scan_ids: Sequence[str],
+    ids: Mapping[str, Sequence[str]],
 ) -> None:
     """Call `check` with `requests` generated requests of an operation: such as the document allows,
-    or such as it does not; some of them for one of `scan_ids`.
+    or such as it does not; some of them for one of the `ids` of a path's parameter.
+
+    Each valid request has an `Idempotency-Key` of its own: a made-up one soon comes twice.
     """
+    chosen = strategies.none() | strategies.fixed_dictionaries(
+        {name: strategies.sampled_from(list(known)) for name, known in ids.items()}
+    )
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -49,11 +56,13 @@ def for_each_case(
     )
     @hypothesis.given(
         case=operation.as_strategy(generation_mode=mode),
-        scan_id=strategies.none() | strategies.sampled_from(list(scan_ids)),
+        there_are=chosen,
     )
-    def run(case: Case[Any], scan_id: str | None) -> None:
-        if scan_id is not None and "scan_id" in case.path_parameters:
-            case.path_parameters["scan_id"] = scan_id
+    def run(case: Case[Any], there_are: Mapping[str, str] | None) -> None:
+        for name in case.path_parameters.keys() & (there_are or {}).keys():
+            case.path_parameters[name] = (there_are or {})[name]
+        if mode is GenerationMode.POSITIVE and KEY in case.headers:
+            case.headers[KEY] = uuid.uuid4().hex
         check(case)
 
     with warnings.catch_warnings():

@@ -45,7 +45,7 @@ FORMS = {
     "/login": ("username", "password", "next"),
     "/signup": ("username", "name", "email", "phone", "password"),
     "/account": ("current_password", "password"),
-    "/account/tokens": ("name", "token_password"),
+    "/account/tokens": ("name", "scopes", "days", "token_password"),
     "/account/delete": ("your_password",),
     "/account/second-factor": ("factor_password",),
     "/account/second-factor/confirm": ("code",),
@@ -66,13 +66,17 @@ TEXTS = ("text", "123456", "", "\0", MARKUP, "x" * 10_000)
 REFUSAL = re.compile(r'<p class="error"[^>]*>(.*?)</p>', re.DOTALL)
 
 
-def post_odd_types(given: Service, posts: int, seed: int, tally: Tally) -> None:
+def post_odd_types(service: Service, posts: int, seed: int, tally: Tally) -> None:
     """Post so many forms with fields of odd types, as an administrator, to whom all are open: one
     without a second factor, one with, and one who was asked for the code.
     """
     rng = random.Random(f"{seed} odd types")
-    browsers = [Browser(given, ADMIN), Browser(given, ADMIN_WITH_FACTOR), Browser(given, ADMIN)]
-    with given.app.app_context():
+    browsers = [
+        Browser(service, ADMIN),
+        Browser(service, ADMIN_WITH_FACTOR),
+        Browser(service, ADMIN),
+    ]
+    with service.app.app_context():
         version_id = db.session.scalars(select(ModelVersion.id)).first()
     addresses = {"version_id": version_id, "reset_link": browsers[0].make_reset_link()}
     browsers[2].give_password(ADMIN_WITH_FACTOR)
@@ -83,13 +87,13 @@ def post_odd_types(given: Service, posts: int, seed: int, tally: Tally) -> None:
 class Browser:
     """A browser in which a person of the fuzzer is logged in."""
 
-    def __init__(self, given: Service, username: str = USERNAME) -> None:
-        self.given = given
-        self.client: FlaskClient = given.app.test_client()
+    def __init__(self, service: Service, username: str = USERNAME) -> None:
+        self.service = service
+        self.client: FlaskClient = service.app.test_client()
         self._csrf_token = ""
         self.give_password(username)
         if username == ADMIN_WITH_FACTOR:
-            self._post("/login/code", code=given.recovery_code)
+            self._post("/login/code", code=service.recovery_code)
         self._csrf_token = self._token("/scans")
 
     def give_password(self, username: str) -> None:
@@ -99,29 +103,29 @@ class Browser:
 
     def make_reset_link(self) -> str:
         """Return the secret of a new link with which the usual person sets a new password."""
-        with self.given.app.app_context():
+        with self.service.app.app_context():
             user_id = db.session.scalar(select(User.id).where(User.username == USERNAME))
         page = self._post(f"/admin/users/{user_id}/reset-link")
-        found = re.search(r"/reset/([\w-]+)", page)
-        if found is None:
+        link = re.search(r"/reset/([\w-]+)", page)
+        if link is None:
             raise RuntimeError("There is no link to a new password.")
-        return found[1]
+        return link[1]
 
     def _post(self, path: str, **fields: str) -> str:
         headers = {"X-CSRFToken": self._csrf_token}
         return self.client.post(path, data=fields, headers=headers).text
 
     def _token(self, page: str) -> str:
-        found = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', self.client.get(page).text)
-        if found is None:
+        field = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', self.client.get(page).text)
+        if field is None:
             raise RuntimeError(f"The page {page} has no form.")
-        return found[1]
+        return field[1]
 
     def upload(self, content: bytes, rng: random.Random, tally: Tally) -> tuple[list[str], str]:
         """Send one file by the form; return the ids of its scans, none if it was refused, and the
         error message.
         """
-        with self.given.app.app_context():
+        with self.service.app.app_context():
             before = set(db.session.scalars(select(Scan.id)))
         form = {
             "csrf_token": self._csrf_token,
@@ -135,7 +139,7 @@ class Browser:
         }
         answer = self.client.post("/scans", data=form)
         self._note("POST /scans (the form)", answer.status_code, answer.text, tally)
-        with self.given.app.app_context():
+        with self.service.app.app_context():
             ids = sorted(set(db.session.scalars(select(Scan.id))) - before)
         tally.check(
             answer.status_code in (302, 400), f"the form was answered with {answer.status_code}"
@@ -144,8 +148,8 @@ class Browser:
             (answer.status_code == 302) == bool(ids),
             "the form was refused and made a scan, or the other way round",
         )
-        said = " ".join(REFUSAL.findall(answer.text))
-        return ids, unescape(said)
+        refusal = " ".join(REFUSAL.findall(answer.text))
+        return ids, unescape(refusal)
 
     def look_at(self, scan_id: str, tally: Tally) -> None:
         """Open the page of a scan and the history."""

@@ -29,12 +29,12 @@ MOST_SENTENCES = 12
 """Number of most frequent sentences listed per format."""
 
 
-def report(tally: Tally, given: argparse.Namespace, took_s: float) -> str:
+def report(tally: Tally, options: argparse.Namespace, took_s: float) -> str:
     """Return the page, which ends in the verdict."""
     introduction = INTRODUCTION.format(
         command=(
-            f"python -m bench.fuzz --inputs {given.inputs} --requests {given.requests} --seed"
-            f" {given.seed}"
+            f"python -m bench.fuzz --inputs {options.inputs} --requests {options.requests} --seed"
+            f" {options.seed}"
         ),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         machine=(
@@ -51,11 +51,11 @@ def verdict(tally: Tally) -> str:
     requests = tally.statuses.total()
     if tally.broken:
         kinds = Counter(complaint.splitlines()[0] for complaint in tally.broken)
-        said = "; ".join(
+        complaints = "; ".join(
             f"{complaint} ({count})" if count > 1 else complaint
             for complaint, count in kinds.most_common(5)
         )
-        return f"BROKEN in {len(tally.broken)} places: {said}."
+        return f"BROKEN in {len(tally.broken)} places: {complaints}."
     return (
         f"Held: {tally.inputs.total()} uploads, {requests} requests, no answer of 500 or more, no"
         " orphan file, every scan with a verdict or a sentence; an upload took at most"
@@ -89,13 +89,13 @@ def _uploads(tally: Tally) -> str:
         "\nThe most frequent sentences for each format, without numbers:\n",
     ]
     for kind in sorted(tally.inputs):
-        said = [
+        sentences = [
             (count, sentence)
             for (of_kind, sentence), count in tally.sentences.most_common()
             if of_kind == kind
         ]
         lines += [
-            f"- {kind}, {count} times: {sentence}" for count, sentence in said[:MOST_SENTENCES]
+            f"- {kind}, {count} times: {sentence}" for count, sentence in sentences[:MOST_SENTENCES]
         ]
     return "\n".join(lines) + "\n"
 

@@ -15,13 +15,13 @@ from sqlalchemy import select, update
 
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from webapp import create_app
-from webapp.cli import has_storage, install_starter
 from webapp.extensions import db, utc_now
-from webapp.models import ApiToken, Role, SecondFactor, User
+from webapp.models import ApiToken, Role, Scope, SecondFactor, User
 from webapp.models.accounts import new_secret, secret_hash
 from webapp.second_factors import begin, new_recovery_codes
+from webapp.setup import has_storage, install_starter
 from worker import decoder
-from worker.heartbeat import Presence
+from worker.heartbeat import Heartbeat
 
 BATCH = 8
 """Uploads between two rounds of the worker: what it claims at once."""
@@ -116,7 +116,7 @@ class Service:
             db.session.execute(update(SecondFactor).values(confirmed_at=utc_now()))
             self.recovery_code = new_recovery_codes(admins[1].id)[0]
             db.session.commit()
-        self.app.extensions["presence"] = Presence(self.app, "predict")
+        self.app.extensions["heartbeat"] = Heartbeat(self.app, "predict")
         self.renew_token()
 
     def renew_token(self) -> None:
@@ -124,7 +124,12 @@ class Service:
         self.token = new_secret()
         with self.app.app_context():
             user_id = db.session.scalars(select(User.id).where(User.username == USERNAME)).one()
-            token = ApiToken(user_id=user_id, name="fuzz", secret_hash=secret_hash(self.token))
+            token = ApiToken(
+                user_id=user_id,
+                name="fuzz",
+                secret_hash=secret_hash(self.token),
+                scopes=" ".join(Scope),
+            )
             db.session.add(token)
             db.session.commit()
 
@@ -137,8 +142,8 @@ class Service:
     def files(self) -> set[str]:
         """Return the keys of all files in the storage but the models'."""
         root = self.home / "files"
-        found = (str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
-        return {key for key in found if not key.startswith(("models/", "databases/"))}
+        keys = (str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+        return {key for key in keys if not key.startswith(("models/", "databases/"))}
 
 
 @contextmanager
@@ -146,18 +151,18 @@ def service(home: Path, tally: Tally) -> Iterator[Service]:
     """Give the service; what its log says and what its children took goes into `tally`."""
     overheard = Overheard(tally)
     root = logging.getLogger()
-    given = Service(home)
+    running = Service(home)
     root.addHandler(overheard)
     try:
-        yield given
+        yield running
     finally:
         root.removeHandler(overheard)
         if decoder._decoder is not None:
             decoder._decoder.close()
         tally.decoder_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         tally.check(
-            tally.decoder_mb <= given.app.config["DECODE_MEMORY_MB"],
+            tally.decoder_mb <= running.app.config["DECODE_MEMORY_MB"],
             f"the decoder took {tally.decoder_mb:.0f} MB",
         )
-        with given.app.app_context():
+        with running.app.app_context():
             db.engine.dispose()

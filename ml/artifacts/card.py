@@ -21,6 +21,7 @@ from ml.figures import (
 )
 from ml.named_points import require_sound
 from ml.typed_json import JsonError, from_json, to_json
+from ml.verdict import widened
 
 FORMAT = 1
 
@@ -35,7 +36,7 @@ CARD, FEATURES, HEAD, TYPES, SEEN = (
 
 
 OUTLINE = "outline"
-"""The output of features.onnx, beside the maps, of a model that outlines hemorrhages: the
+"""The output of features.onnx, in addition to the maps, of a model that outlines hemorrhages: the
 probability at each place of its input, float32 (N, m, m).
 """
 
@@ -150,7 +151,7 @@ class Control:
         auroc, accuracy: of slices.
         how: how the metrics were obtained, in a sentence.
         seconds: its duration.
-        lower_99: the one-sided lower 99 % bound of the permuted control's AUROC.
+        lower_99: the one-sided lower 99% bound of the permuted control's AUROC.
         permutations: the AUROC of each permutation.
         run_auroc: the run's own AUROC on the same folds.
     """
@@ -346,14 +347,14 @@ class Card:
             raise ArtifactError(
                 f"The model reads {card.reads!r}; it must be one of {', '.join(READS)}."
             )
-        for threshold, low, high in (card.point_of(1), card.point_of(2)):
+        for threshold, low, high in (card.operating_point(1), card.operating_point(2)):
             if not 0 <= threshold <= 1 or not 0 <= low <= high <= 1:
                 raise ArtifactError(
                     f"The model's threshold {threshold} and inconclusive band {low} to {high} must"
                     " lie in order within 0 and 1."
                 )
-        for name, found in card.types.items():
-            if not found.is_complete:
+        for name, figures in card.types.items():
+            if not figures.is_complete:
                 raise ArtifactError(f"The model's {CARD} lacks fields of {name[:40]!r} in 'types'.")
         if card.checksum and card.checksum != checksum_of(read):
             raise ArtifactError(
@@ -369,7 +370,7 @@ class Card:
             name for name in BLEEDING_TYPES if name in self.types and self.types[name].given
         )
 
-    def point_of(self, slices: int) -> tuple[float, float, float]:
+    def operating_point(self, slices: int) -> tuple[float, float, float]:
         """Return the threshold and the inconclusive band (low, high) for a scan of that many
         slices.
         """
@@ -381,19 +382,19 @@ class Card:
         """Return the card with other thresholds for a scan of one slice and of several; None keeps
         the card's own.
 
-        The inconclusive band is widened where a threshold would lie outside it.
+        The inconclusive band is widened to include a threshold outside it.
 
         Raises:
             ArtifactError: a threshold lies outside 0..1.
         """
         points = []
-        for given, (trained, low, high) in zip(
-            (of_slices, of_scans), (self.point_of(1), self.point_of(2)), strict=True
+        for requested, (trained, low, high) in zip(
+            (of_slices, of_scans), (self.operating_point(1), self.operating_point(2)), strict=True
         ):
-            threshold = trained if given is None else given
+            threshold = trained if requested is None else requested
             if not 0 <= threshold <= 1:
                 raise ArtifactError(f"The threshold {threshold} does not lie within 0 and 1.")
-            points.append((threshold, min(low, threshold), max(high, threshold)))
+            points.append((threshold, *widened((low, high), threshold)))
         slices, scans = points
         return replace(
             self,

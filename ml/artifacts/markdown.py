@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from ml.artifacts.card import ABSENT, Card, InitialWeights, OutlineFigures, TypeFigures
 from ml.figures import BandFigures, Estimate, Metrics, PointFigures, Share
-from ml.named_points import NOUNS, PERCENTAGES, POINTS, meaning_of
-from ml.typed_json import to_json
+from ml.named_points import NOUNS, PERCENTAGES, POINTS, meaning_of, with_widths
+from ml.typed_json import from_json, to_json
 
 HEAT_MAPS = {
     "hottest_beats_random": (
@@ -138,11 +138,11 @@ def _points(points: Mapping[str, Mapping[str, PointFigures]]) -> Iterator[str]:
             else "Operating points by slice:"
         )
         yield ""
-        columns = [f"{name} at {percent} %" for name in ("PPV", "NPV") for percent in PERCENTAGES]
+        columns = [f"{name} at {percent}%" for name in ("PPV", "NPV") for percent in PERCENTAGES]
         yield f"| point | threshold | sensitivity | specificity | {' | '.join(columns)} |"
         yield "|---" * (4 + len(columns)) + "|"
         for name in POINTS:
-            point = points[level][name]
+            point = from_json(PointFigures, with_widths(to_json(points[level][name])))
             cells = [_cell(point.sensitivity), _cell(point.specificity)]
             for values in (point.ppv, point.npv):
                 cells += [_cell(values[percent]) for percent in PERCENTAGES]
@@ -155,8 +155,8 @@ def _points(points: Mapping[str, Mapping[str, PointFigures]]) -> Iterator[str]:
     if points:
         yield ""
         yield (
-            "Figures at thresholds that were fitted to the other folds, with 95 % intervals;"
-            " predictive values (PPV, NPV) where 2, 10 or 50 % have a hemorrhage."
+            "Figures at thresholds that were fitted to the other folds, with 95% intervals;"
+            " predictive values (PPV, NPV) where 2, 10 or 50% have a hemorrhage."
         )
 
 
@@ -165,13 +165,13 @@ def _columns(metrics: Metrics, by_dataset: Mapping[str, Metrics]) -> Mapping[str
 
 
 def _band(band: Mapping[str, BandFigures]) -> Iterator[str]:
-    for level, found in band.items():
+    for level, figures in band.items():
         yield ""
         yield (
-            f"By {level}, out of fold: right below the inconclusive band (NPV) {_share(found.npv)},"
-            f" right above it (PPV) {_share(found.ppv)},"
+            f"By {level}, out of fold: right below the inconclusive band (NPV)"
+            f" {_share(figures.npv)}, right above it (PPV) {_share(figures.ppv)},"
         )
-        yield f"in the band {found.uncertain.value or 0:.1%}."
+        yield f"in the band {figures.uncertain.value or 0:.1%}."
 
 
 def _share(share: Share) -> str:
@@ -184,8 +184,8 @@ def _heat_maps(heat_maps: Mapping[str, Estimate]) -> Iterator[str]:
         yield "Heat maps of true positives in the held-out folds:"
         yield ""
         yield from (
-            f"- {HEAT_MAPS[name]}: {_cell(found)} of {found.n}."
-            for name, found in heat_maps.items()
+            f"- {HEAT_MAPS[name]}: {_cell(share, name)} of {share.n}."
+            for name, share in heat_maps.items()
         )
 
 
@@ -203,12 +203,12 @@ def _outlines(outlines: Mapping[str, OutlineFigures]) -> Iterator[str]:
         " of patients | slices without hemorrhage and without outline |"
     )
     yield "|---|---|---|---|---|---|---|---|"
-    for name, found in outlines.items():
-        by_slice = f"{_cell(found.slice_dice)} | {_cell(found.slice_iou)}"
-        by_patient = f"{_cell(found.patient_dice)} | {_cell(found.patient_iou)}"
+    for name, figures in outlines.items():
+        by_slice = f"{_cell(figures.slice_dice)} | {_cell(figures.slice_iou)}"
+        by_patient = f"{_cell(figures.patient_dice)} | {_cell(figures.patient_iou)}"
         yield (
-            f"| {name} | {found.slice_dice.n} | {by_slice} | {found.patient_dice.n} |"
-            f" {by_patient} | {_cell(found.without_outline)} |"
+            f"| {name} | {figures.slice_dice.n} | {by_slice} | {figures.patient_dice.n} |"
+            f" {by_patient} | {_cell(figures.without_outline, 'without_outline')} |"
         )
 
 
@@ -229,26 +229,28 @@ def _types(types: Mapping[str, TypeFigures]) -> Iterator[str]:
         " hemorrhage | calibration error of patients |"
     )
     yield "|---|---|---|---|---|---|---|---|"
-    for name, found in types.items():
-        counts = f"{found.slices} of {found.of_slices} | {found.patients} of {found.of_patients}"
+    for name, of_type in types.items():
+        counts = (
+            f"{of_type.slices} of {of_type.of_slices} | {of_type.patients} of {of_type.of_patients}"
+        )
         figures = ["few patients", "–", "–", "–"]
-        if found.slice and found.patient:
-            of_patients = found.patient
+        if of_type.slice and of_type.patient:
+            of_patients = of_type.patient
             shown = (
-                found.slice.auroc,
+                of_type.slice.auroc,
                 of_patients.auroc,
                 of_patients.auroc_among_bleeding,
                 of_patients.ece,
             )
             figures = [_cell(figure) for figure in shown]
-        yield f"| {name} | {'yes' if found.given else 'no'} | {counts} | {' | '.join(figures)} |"
-    for name, found in types.items():
-        if found.scores:
+        yield f"| {name} | {'yes' if of_type.given else 'no'} | {counts} | {' | '.join(figures)} |"
+    for name, of_type in types.items():
+        if of_type.scores:
             scores = ", ".join(
                 "no answer"
                 if score.rank is None
                 else f"{score.probability:.3f} (rank {score.rank} of {score.of})"
-                for score in found.scores
+                for score in of_type.scores
             )
             yield ""
             yield f"Patients with {name} bleeding: {scores}."
@@ -266,15 +268,15 @@ def _controls(card: Card) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     auroc, accuracy = card.metrics.auroc, card.metrics.accuracy
     yield (
-        f"| **this model** | {_cell(auroc)} | {auroc.n} | {_cell(accuracy)} | {card.seconds:.0f}"
-        " in all | as above |"
+        f"| **this model** | {_cell(auroc)} | {auroc.n} | {_cell(accuracy, 'accuracy')} |"
+        f" {card.seconds:.0f} in all | as above |"
     )
     for control in card.controls:
         name = control.name.replace("_", " ")
         if control.auroc is None:
             yield f"| {name} | – | – | – | – | not run: {control.skipped} |"
             continue
-        shown = "–" if control.accuracy is None else _cell(control.accuracy)
+        shown = "–" if control.accuracy is None else _cell(control.accuracy, "accuracy")
         figures = f"{_cell(control.auroc)} | {control.auroc.n} | {shown} | {control.seconds:.0f}"
         yield f"| {name} | {figures} | {control.how} |"
     yield ""
@@ -300,14 +302,18 @@ def _failures(card: Card) -> Iterator[str]:
 
 
 def _table(columns: Mapping[str, Metrics]) -> Iterator[str]:
-    yield "| figure | " + " | ".join(f"{name} (95 % interval)" for name in columns) + " |"
+    yield "| figure | " + " | ".join(f"{name} (95% interval)" for name in columns) + " |"
     yield "|---" * (len(columns) + 1) + "|"
     for rows in zip(*(metrics.items() for metrics in columns.values()), strict=True):
         figure = rows[0][0]
-        yield f"| {figure} | " + " | ".join(_cell(entry) for _, entry in rows) + " |"
+        yield f"| {figure} | " + " | ".join(_cell(entry, name) for name, entry in rows) + " |"
 
 
-def _cell(figure: Estimate) -> str:
+def _cell(figure: Estimate, name: str = "") -> str:
+    """Return a figure with its interval; `name` says whether it is a share
+    (`ml.named_points.SHARES`).
+    """
+    figure = from_json(Estimate, with_widths(to_json(figure), name))
     if figure.value is None:
         return f"undefined: {figure.reason}"
     if figure.low is None:

@@ -19,7 +19,10 @@ LARGEST_SEED = 2**31 - 1
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; the parsed namespace holds the `command`."""
+    """Return the parser of all commands; the parsed namespace holds the `command`.
+
+    One function, because it is a list: each command with its few flags after the other.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m ml", description="Brain hemorrhage detection on head CT. Research use only."
     )
@@ -156,8 +159,8 @@ def parser() -> argparse.ArgumentParser:
     worklist.add_argument("--dataset", metavar="NAME", help="use only the scans of this data set")
     for setting in fields(Department):
         flag, convert = "--" + setting.name.replace("_", "-"), type(setting.default)
-        said = f"{setting.metadata['help']} (default {setting.default:g})"
-        worklist.add_argument(flag, type=convert, default=setting.default, metavar="N", help=said)
+        text = f"{setting.metadata['help']} (default {setting.default:g})"
+        worklist.add_argument(flag, type=convert, default=setting.default, metavar="N", help=text)
     worklist.add_argument("--seed", type=_seed, default=0)
     worklist.add_argument("--json", action="store_true", help="write JSON")
     paper = commands.add_parser(

@@ -1,4 +1,8 @@
-"""The commands of `python -m ml`."""
+"""The commands of `python -m ml`.
+
+Imported inside each is what starts slowly: it loads TensorFlow, scikit-learn, SciPy, matplotlib or
+ONNX Runtime, for which `python -m ml card` need not wait.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from ml.artifacts.folder import read_card
+from ml.artifacts.markdown import model_card
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, architecture_named
 from ml.checkpoints import replacing
 from ml.cli.terminal import StatusLine, figure, minutes, say, say_figures, say_states
+from ml.datasets.archive import unpack
 from ml.errors import ArtifactError, DatasetError, ImageError, SettingError
 from ml.evaluation.result_tables import Row, rows_of_run, update_results
 from ml.evaluation.worklist import Department, scans_of, sentences, simulate
 from ml.inference.outlines import NO_OUTLINES
+from ml.paper.cells import plan
 from ml.scans.files import files_of_series
 from ml.scans.read import ORDER_GIVEN, read_series
 from ml.scans.volume import write_masks
@@ -30,7 +37,7 @@ from ml.typed_json import to_json
 BY_NAME = "The pictures have no position; they were ordered by the last number in their names."
 
 
-def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+def explore_command(options: argparse.Namespace, stack: ExitStack, arguments: list[str]) -> None:
     """Describe data sets and, if there are several, how distinguishable they are."""
     from ml.exploration.summary import compare_sources, explore, measure_all
 
@@ -68,7 +75,7 @@ def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[s
         _say_probes(f"{' vs. '.join(pair['sources'])} by", pair["probes"])
 
 
-def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+def train_command(options: argparse.Namespace, stack: ExitStack, arguments: list[str]) -> None:
     """Train a model, show progress, and print its metrics."""
     from ml.training.run import LICENSE_NOTES, TrainConfig, train
 
@@ -80,7 +87,7 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
         settings=settings,
         seed=options.seed,
         init=_initial(options.init),
-        command=shlex.join(["python", "-m", "ml", *_deciding(given)]),
+        command=shlex.join(["python", "-m", "ml", *_deciding(arguments)]),
         reuse=options.reuse,
         license_notes=(*LICENSE_NOTES, *options.license),
         notes=tuple(options.note),
@@ -96,15 +103,15 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
             say(f"{level}:")
             say_figures(metrics)
     for control in card.controls:
-        found = f"AUROC {figure(control.auroc)}" if control.auroc else control.skipped
-        say(f"control {control.name.replace('_', ' ')}: {found}")
+        outcome = f"AUROC {figure(control.auroc)}" if control.auroc else control.skipped
+        say(f"control {control.name.replace('_', ' ')}: {outcome}")
     if card.blocked_because:
         say(card.blocked_because)
     for sentence in (card.protocol, *card.notes):
         say(sentence)
 
 
-def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+def predict_command(options: argparse.Namespace, stack: ExitStack, arguments: list[str]) -> None:
     """Predict scans, one line each; a folder is one series. Unreadable scans get a line, too; it is
     an error if none can be read.
     """
@@ -114,11 +121,11 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
     if options.outline:
         _require_outline_of_one(options, predictor.gives_outlines)
     rows: list[dict[str, Any]] = []
-    said: list[str] = []
+    warnings: list[str] = []
     counter = StatusLine("predicting scan") if len(options.paths) > 1 else None
     for path in options.paths:
         row = _predicted(path, predictor, options.outline)
-        said += [f"{path}: {warning}" for warning in row["warnings"]]
+        warnings += [f"{path}: {warning}" for warning in row["warnings"]]
         rows.append(row)
         if counter:
             counter.count(len(rows), len(options.paths))
@@ -135,11 +142,11 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
     unread = [f"{row['path']}: {row['error']}" for row in rows if row["error"]]
     if len(unread) == len(rows):
         raise ImageError("\n".join(unread))
-    sys.stderr.writelines(f"{sentence}\n" for sentence in (*said, *unread))
+    sys.stderr.writelines(f"{sentence}\n" for sentence in (*warnings, *unread))
 
 
 def _predicted(path: Path, predictor: Any, outline: Path | None) -> dict[str, Any]:
-    """Return what is told of one scan, and write its outline where that is asked for."""
+    """Return what is reported of one scan, and write its outline where that is asked for."""
     row: dict[str, Any] = {
         "path": str(path),
         "probability": None,
@@ -154,24 +161,24 @@ def _predicted(path: Path, predictor: Any, outline: Path | None) -> dict[str, An
     }
     try:
         series = read_series(files_of_series(path))
-        finding = predictor.predict(series)
+        result = predictor.predict(series)
     except ImageError as err:
         return {**row, "error": str(err)}
     if outline:
-        masks = finding.outlines.masks or [None] * len(series.slices)
+        masks = result.outlines.masks or [None] * len(series.slices)
         with replacing(outline) as unfinished:
             write_masks(series, masks, unfinished)
     return row | {
-        "probability": finding.probability,
-        "threshold": finding.threshold,
-        "positive": finding.positive,
-        "state": finding.state,
-        "types": dict(finding.types),
-        "volume_ml": finding.outlines.volume_ml,
-        "no_volume_because": finding.outlines.no_volume_because or None,
+        "probability": result.probability,
+        "threshold": result.threshold,
+        "positive": result.positive,
+        "state": result.state,
+        "types": dict(result.types),
+        "volume_ml": result.outlines.volume_ml,
+        "no_volume_because": result.outlines.no_volume_because or None,
         "warnings": [
             BY_NAME if warning == ORDER_GIVEN and path.is_dir() else warning
-            for warning in finding.warnings
+            for warning in result.warnings
         ],
     }
 
@@ -185,7 +192,7 @@ def _require_outline_of_one(options: argparse.Namespace, gives_outlines: bool) -
         raise SettingError(f"--outline writes .nii.gz, not {options.outline.name!r}.")
 
 
-def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+def evaluate_command(options: argparse.Namespace, stack: ExitStack, arguments: list[str]) -> None:
     """Evaluate a model on a labeled data set."""
     from ml.evaluation.plots import write_plots
     from ml.training.external_validation import evaluate
@@ -215,7 +222,7 @@ def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[
     say(f"metrics.json, predictions.csv, answers.csv and plots are in {options.out}")
 
 
-def calibrate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+def calibrate_command(options: argparse.Namespace, stack: ExitStack, arguments: list[str]) -> None:
     """Calibrate a model to a site."""
     from ml.training.site_calibration import calibrate
 
@@ -227,9 +234,9 @@ def calibrate_command(options: argparse.Namespace, stack: ExitStack, given: list
     )
     if options.json:
         return _write_json(to_json(result))
-    for level, found in result.items():
-        say(f"{level}: {found.scans} confirmed")
-        for side, figures in (("before", found.before), ("after", found.after)):
+    for level, calibration in result.items():
+        say(f"{level}: {calibration.scans} confirmed")
+        for side, figures in (("before", calibration.before), ("after", calibration.after)):
             shown = f"sensitivity {figure(figures.sensitivity)}"
             shown += f"  specificity {figure(figures.specificity)}"
             say(f"  {side:6}  {shown}  Brier {figures.brier:.3f}")
@@ -237,7 +244,7 @@ def calibrate_command(options: argparse.Namespace, stack: ExitStack, given: list
 
 
 def simulate_calibration_command(
-    options: argparse.Namespace, stack: ExitStack, given: list[str]
+    options: argparse.Namespace, stack: ExitStack, arguments: list[str]
 ) -> None:
     """Show what local calibration would do at each data set of a run."""
     from ml.training.site_calibration import simulate_sites
@@ -252,7 +259,9 @@ def simulate_calibration_command(
     )
 
 
-def ship_answers_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+def ship_answers_command(
+    options: argparse.Namespace, stack: ExitStack, arguments: list[str]
+) -> None:
     """Write the out-of-fold answers of a training without names."""
     from ml.training.shipped_answers import ship_answers
 
@@ -264,24 +273,24 @@ def ship_answers_command(options: argparse.Namespace, stack: ExitStack, given: l
     say(f"{rows} answers are in {options.out}")
 
 
-def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+def compare_command(options: argparse.Namespace, stack: ExitStack, arguments: list[str]) -> None:
     """Show the metrics of several runs on the images they share, and their differences."""
     from ml.evaluation.comparison import compare
 
     result = compare(options.runs)
     if options.json:
         return _write_json(to_json(result))
-    for level, found in (("slice", result.slice), ("patient", result.patient)):
-        say(f"{level}: {found.n} in common")
-        width = max(len(run.run) for run in found.runs)
-        for run in found.runs:
+    for level, compared in (("slice", result.slice), ("patient", result.patient)):
+        say(f"{level}: {compared.n} in common")
+        width = max(len(run.run) for run in compared.runs)
+        for run in compared.runs:
             figures = list(run.metrics.items())
             if run.auroc_within_folds:
                 figures.append(("auroc within folds", run.auroc_within_folds))
             shown = "  ".join(f"{name} {figure(estimate)}" for name, estimate in figures)
             say(f"  {run.run:{width}}  {shown}")
         # a data set may be named "all", too
-        for dataset, those in [("all", found), *(found.by_dataset or {}).items()]:
+        for dataset, those in [("all", compared), *(compared.by_dataset or {}).items()]:
             for difference in those.differences:
                 say(
                     f"  {dataset}, {those.n} in common, {difference.run} minus"
@@ -290,7 +299,7 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[s
                 )
 
 
-def worklist_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+def worklist_command(options: argparse.Namespace, stack: ExitStack, arguments: list[str]) -> None:
     """Simulate how much sooner hemorrhages are read when a model prioritizes the worklist."""
     department = Department(
         **{name: getattr(options, name) for name in Department.__dataclass_fields__}
@@ -307,9 +316,8 @@ def worklist_command(options: argparse.Namespace, stack: ExitStack, given: list[
         say(sentence)
 
 
-def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+def paper_command(options: argparse.Namespace, stack: ExitStack, arguments: list[str]) -> None:
     """Run the paper's experiment, honest and leaked, and write its table and graphs."""
-    from ml.paper.cells import plan
     from ml.paper.grid import Watcher, run_paper
     from ml.paper.report import write_report
 
@@ -322,9 +330,9 @@ def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str
             + (f"; the rest takes about {minutes(seconds)}\n" if done < total else "\n")
         )
 
-    command = shlex.join(["python", "-m", "ml", *given])
+    command = shlex.join(["python", "-m", "ml", *arguments])
     init = _initial(options.init)
-    found = run_paper(
+    results = run_paper(
         dataset,
         cells,
         options.out,
@@ -337,17 +345,15 @@ def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str
             on_cell=lambda so_far: write_report(so_far, options.out),
         ),
     )
-    written = write_report(found, options.out)
+    written = write_report(results, options.out)
     if options.json:
-        return _write_json(to_json(found))
+        return _write_json(to_json(results))
     say((options.out / "table.md").read_text(encoding="utf-8"))
     say("Written: " + ", ".join(str(path) for path in written))
 
 
-def card_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+def card_command(options: argparse.Namespace, stack: ExitStack, arguments: list[str]) -> None:
     """Write a model's card as Markdown."""
-    from ml.artifacts.markdown import model_card
-
     sys.stdout.write(model_card(read_card(_model_folder(options.model))))
 
 
@@ -359,17 +365,16 @@ def _model_folder(name: str) -> Path:
     return {"starter": STARTER_DIR, "starter-series": STARTER_SERIES_DIR}.get(name, Path(name))
 
 
-def _deciding(given: list[str]) -> list[str]:
+def _deciding(arguments: list[str]) -> list[str]:
     """Return the arguments that affect the results; the card already holds its notes."""
     return [
         word
-        for before, word in zip(["", *given], given, strict=False)
+        for before, word in zip(["", *arguments], arguments, strict=False)
         if not {before, word} & {"--note", "--license", "--reuse"}
     ]
 
 
 def _dataset(path: Path, stack: ExitStack, **how: Any) -> Any:
-    from ml.datasets.archive import unpack
     from ml.datasets.read import read_dataset
 
     if path.is_file():
@@ -403,7 +408,7 @@ def _write_json(value: object) -> None:
     sys.stdout.write("\n")
 
 
-def results_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+def results_command(options: argparse.Namespace, stack: ExitStack, arguments: list[str]) -> None:
     """Add the metrics of finished runs to the result tables."""
     gathered: dict[str, list[Row]] = {}
     for text in options.runs:

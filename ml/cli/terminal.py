@@ -24,7 +24,7 @@ class StatusLine:
         self._began, self._first, self._shown_at = time.monotonic(), -1, float("-inf")
 
     def count(self, done: int, total: int) -> None:
-        """Say that so many are done of so many."""
+        """Report how many of how many are done."""
         if self._first < 0:
             self._began, self._first = time.monotonic(), done
         gained, passed = done - self._first, time.monotonic() - self._began
@@ -88,6 +88,6 @@ def figure(estimate: Estimate, signed: bool = False) -> str:
     if estimate.low is None:
         return f"{estimate.value:{sign}.3f}"
     return (
-        f"{estimate.value:{sign}.3f} (95 % interval {estimate.low:{sign}.3f} to"
+        f"{estimate.value:{sign}.3f} (95% interval {estimate.low:{sign}.3f} to"
         f" {estimate.high:{sign}.3f})"
     )

@@ -23,6 +23,17 @@ MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024
 """Maximum length of a name and a path on common file systems, less the folder for unpacking."""
 
 
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    UnicodeDecodeError,
+    struct.error,
+)
+"""What zipfile raises for a damaged archive."""
+
+
 def unpack(
     archive: Path,
     into: Path,
@@ -61,14 +72,7 @@ def unpack(
                 _require_safe(info)
             _extract(opened, members, into, limit, on_file)
         complete = True
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        UnicodeDecodeError,
-        struct.error,
-    ) as err:
+    except DAMAGED as err:
         raise DatasetError(f"{archive.name} is not a readable ZIP file.") from err
     finally:
         if not complete:
@@ -106,6 +110,11 @@ def _require_fewer_entries(archive: Path, most: int) -> None:
                     f" {most:,} files are allowed."
                 )
             file.seek(sum(struct.unpack_from("<3H", head, 28)), 1)
+
+
+def path_in(info: zipfile.ZipInfo) -> str:
+    """Return the path of a member in the folder that `unpack` makes."""
+    return Path(_path(info)).as_posix()
 
 
 def _path(info: zipfile.ZipInfo) -> str:

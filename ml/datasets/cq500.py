@@ -29,7 +29,7 @@ from ml.datasets.examples import Example
 from ml.datasets.tables import LABELS, MOST_IMAGES, read_table, require_no_formula
 from ml.errors import DatasetError, ImageError
 from ml.scans.files import is_named_as_image, place_in_series
-from ml.scans.ordering import SAME_PLACE_MM
+from ml.scans.planes import SAME_PLACE_MM
 from ml.scans.slabs import SLAB_MM, slab_starts
 
 TYPES = {
@@ -88,9 +88,9 @@ def from_cq500(
             f" CQ500-CT-{unlabeled[0]}."
         )
     examples: list[Example] = []
-    here = sorted(set(labels_of) & set(folders))
-    for number in here:
-        on_header(len(here))
+    labeled = sorted(set(labels_of) & set(folders))
+    for number in labeled:
+        on_header(len(labeled))
         label, types = labels_of[number]
         examples += _of_scan(base, dataset, number, folders[number], label, types, problems)
         if len(examples) > MOST_IMAGES:
@@ -264,8 +264,12 @@ def _series_in(folder: Path) -> Iterator[_Series]:
 
 def _chosen_series(series: Sequence[_Series]) -> _Series | None:
     """Return the series to use for a scan; see the module docstring."""
-    plain = [one for one in series if one.is_plain]
-    return min(plain, key=lambda one: (one.from_usual_mm, one.folder.as_posix()), default=None)
+    plain = [candidate for candidate in series if candidate.is_plain]
+    return min(
+        plain,
+        key=lambda candidate: (candidate.from_usual_mm, candidate.folder.as_posix()),
+        default=None,
+    )
 
 
 def _slabs_of(series: _Series) -> tuple[list[list[Path]], int]:
@@ -279,11 +283,15 @@ def _slabs_of(series: _Series) -> tuple[list[list[Path]], int]:
         except ImageError:
             damaged += 1
     ordered = from_foot_to_head(
-        [one for one in headers if one.is_axial_ct and one.series == series.header.series]
+        [
+            header
+            for header in headers
+            if header.is_axial_ct and header.series == series.header.series
+        ]
     )
-    places = [one.place_mm for one in ordered if one.place_mm is not None]
+    places = [header.place_mm for header in ordered if header.place_mm is not None]
     if len(places) < len(ordered):
-        return [[one.path] for one in ordered], damaged
+        return [[header.path] for header in ordered], damaged
     apart = [
         at for at in range(len(ordered)) if at == 0 or places[at] - places[at - 1] > SAME_PLACE_MM
     ]

@@ -23,8 +23,8 @@ class Example:
     the column `mask` of the table, or the file of that name in `masks/`. `types` are those of
     `ml.catalogue.BLEEDING_TYPES` that the slice shows, None if not annotated: the column `subtypes`
     of the table. `scan_label` and `scan_types` are scan-level labels, None if there are none or if
-    all slices are labeled. `scan` distinguishes a patient's scans; empty where they are not
-    told apart. `beside`
+    all slices are labeled. `scan` distinguishes a patient's scans; empty if they are not
+    distinguished. `beside`
     are neighboring thin slices that are averaged with it into a slab (`ml.scans.slabs`). `place_mm`
     is its position toward the head, known for all readable slices of a scan or for none.
     """

@@ -86,3 +86,30 @@ def dealt_folds(labels: np.ndarray, groups: np.ndarray, n_folds: int, seed: int)
     folds = np.zeros(len(names), np.int64)
     folds[dealt] = np.arange(len(names)) % n_folds
     return np.asarray(folds[group_of])
+
+
+def grouped_folds(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    weak_labels: np.ndarray,
+    weak_groups: np.ndarray,
+    n_folds: int,
+    seed: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield for each fold the positions of training and test slices, and which weakly labeled scans
+    are tested, bool (m,).
+
+    Such scans are distributed over the folds of the slices and do not change them: one whose group
+    has labeled slices goes with them.
+
+    Args:
+        labels, groups: (n,) of the labeled slices.
+        weak_labels, weak_groups: (m,) of scans with a scan-level label and no labeled slice.
+        n_folds, seed: the same give the same folds.
+    """
+    fold_of = dealt_folds(weak_labels, weak_groups, n_folds, seed)
+    by_group = list(stratified_group_folds(labels, groups, n_folds, seed))
+    for fold, (_, held_out) in enumerate(by_group):
+        fold_of[np.isin(weak_groups, groups[held_out])] = fold
+    for fold, (learn, held_out) in enumerate(by_group):
+        yield learn, held_out, fold_of == fold

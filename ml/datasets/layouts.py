@@ -17,10 +17,10 @@ from ml.datasets.tables import (
     PATIENT_COLUMNS,
     boxes_outside,
     column_of,
+    is_inside,
     label_of,
     read_table,
     require_no_formula,
-    stays_inside,
     types_of,
     whole_number,
 )
@@ -123,7 +123,7 @@ def _manifest_of(base: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """A table of images: what its columns are called, and what stands beside it.
+    """A table of images: the names of its columns, and the files beside it.
 
     Attributes:
         path, base: the table, and the folder of the data set.
@@ -146,19 +146,19 @@ class _Manifest:
         return self.name == "id"
 
     def example(self, row: Mapping[str, str], where: str) -> Example:
-        """Return what a row says of an image; `where` the row is, for the sentence of an error.
+        """Return the example that a row describes; `where` is the row's place, for error messages.
 
         Raises:
             DatasetError: a name, label, outline or type is wrong, or the image is missing.
         """
-        given = row.get(self.name, "")
+        listed_name = row.get(self.name, "")
         require_no_formula(row, (self.name, self.patient, "scan", "mask"), where)
         if self.label is not None and self.label not in row:
-            raise DatasetError(f"{where} ({given}): the label is missing.")
-        label = label_of(row.get(self.label or "", ""), "label", f"{where} ({given})")
-        name = self._file_of(given, where)
+            raise DatasetError(f"{where} ({listed_name}): the label is missing.")
+        label = label_of(row.get(self.label or "", ""), "label", f"{where} ({listed_name})")
+        name = self._file_of(listed_name, where)
         patient = row.get(self.patient, "") if self.patient else ""
-        row_group = f"row {self.groups[given]}" if given in self.groups else ""
+        row_group = f"row {self.groups[listed_name]}" if listed_name in self.groups else ""
         return Example(
             self.base / name,
             name,
@@ -172,16 +172,16 @@ class _Manifest:
             scan=row.get("scan", "") if patient else "",
         )
 
-    def _file_of(self, given: str, where: str) -> str:
+    def _file_of(self, listed_name: str, where: str) -> str:
         """Return the name of the image's file within the data set."""
-        name = given.replace("\\", "/")
-        if self.is_kaggle and re.fullmatch("[0-9]{1,9}", given):
-            name = f"head_ct/{int(given):03d}.png"
+        name = listed_name.replace("\\", "/")
+        if self.is_kaggle and re.fullmatch("[0-9]{1,9}", listed_name):
+            name = f"head_ct/{int(listed_name):03d}.png"
             if not (self.base / name).is_file() and (self.base / "head_ct" / name).is_file():
                 name = f"head_ct/{name}"  # as Kaggle's own notebooks show it
-        if not given or not stays_inside(name):
+        if not listed_name or not is_inside(name):
             raise DatasetError(
-                f"{where}: {given[:100]!r} is not the name of a file in the data set."
+                f"{where}: {listed_name[:100]!r} is not the name of a file in the data set."
             )
         if not (self.base / name).is_file():
             raise DatasetError(f"{where}: the image {name} is missing.")
@@ -236,32 +236,53 @@ def _from_manifest(
         add_scan_label(of_patients, key, *cells, where)
         examples.append(example)
     table.require_sound(rows, examples)
-    examples, odd = with_scan_labels(examples, of_patients)
+    examples, notes = with_scan_labels(examples, of_patients)
+    if unlisted := _unlisted(base, examples):
+        notes.append(
+            f"{len(unlisted):,} images have no row in {manifest.name} and are left out; the first"
+            f" is {unlisted[0]}."
+        )
     if odd_slices:
-        odd.append(
+        notes.append(
             f"Slice numbers that are not integers: {len(odd_slices)}, such as {odd_slices[0]};"
             " they are ignored."
         )
     if odd_boxes:
-        odd.append(
+        notes.append(
             f"Boxes that do not lie within their picture: {len(odd_boxes)}, such as"
             f" {odd_boxes[0]}; a box is a type, center x, center y, width and height, as shares of"
             " the picture."
         )
-    return "kaggle head_ct" if table.is_kaggle else "manifest", examples, odd
+    return "kaggle head_ct" if table.is_kaggle else "manifest", examples, notes
 
 
-def _mask_of(base: Path, name: str, given: str, where: str) -> Path | None:
+def _unlisted(base: Path, examples: Sequence[Example]) -> list[str]:
+    """Return the names of the images that no example names, as image or as mask."""
+    listed = {path for example in examples for path in (example.path, example.mask) if path}
+    return sorted(
+        name.as_posix()
+        for path in base.rglob("*")
+        if is_named_as_image(path, IMAGE_SUFFIXES - {""})
+        and path not in listed
+        and not _is_hidden(path, base)
+        and (name := path.relative_to(base)).parts[0] != "masks"
+        and path.is_file()
+    )
+
+
+def _mask_of(base: Path, name: str, listed_name: str, where: str) -> Path | None:
     """Return the outline of an image: what its row names, else its own name in `masks/`, with all
     or some of its folders.
     """
-    if given:
-        if not stays_inside(given) or not (base / given).is_file():
-            raise DatasetError(f"{where}: the mask {given[:100]!r} is not a file of the data set.")
-        return base / given
+    if listed_name:
+        if not is_inside(listed_name) or not (base / listed_name).is_file():
+            raise DatasetError(
+                f"{where}: the mask {listed_name[:100]!r} is not a file of the data set."
+            )
+        return base / listed_name
     own = Path(name).with_suffix(".png")
-    beside = [base / "masks" / Path(*own.parts[at:]) for at in range(len(own.parts))]
-    return next((path for path in beside if path.is_file()), None)
+    candidates = [base / "masks" / Path(*own.parts[at:]) for at in range(len(own.parts))]
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _read_groups(path: Path) -> Mapping[str, str]:
@@ -300,6 +321,9 @@ def _from_folders(base: Path, dataset: str) -> tuple[list[Example], list[str]]:
             examples.append(
                 Example(path, name, label, None, None, "", dataset, mask=mask, types=types)
             )
+    for path in _visible(base):
+        if path.is_file() and is_named_as_image(path, IMAGE_SUFFIXES - {""}):
+            left_out["images beside the folders of the classes"] += 1
     if not examples:
         raise DatasetError(
             f"{dataset} has neither a table (labels.csv with the columns filename and label) "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
 
+from ml.datasets.copy_search import Pairs, similar_pairs
 from ml.errors import DatasetError
 from ml.scans.slices import Slice, gray_of
 
@@ -40,18 +42,26 @@ patients are joined; 0.974 would join some.
 SAME_PICTURE = 0.88
 """An image whose hash has at least this similarity to one that a model has seen, or that is in
 another data set, is a copy of it, such as a JPEG version or one with another size, brightness or
-margin (`tests/ml/test_grouping.py`). Images of different patients in our three data sets reach
-0.85."""
+margin (`tests/ml/datasets/test_groups.py`). Images of different patients in head_ct, CT-ICH and
+PHE-SICH reach at most 0.85."""
 
 
 LEAST_BITS = 32
 """Of the 256 bits of a hash: fewer are set if an image shows only air or a speck, which identifies
-nobody. Nine of the 2,407 images of our three data sets have fewer.
+nobody. Nine of the 2,407 images of these three data sets have fewer.
 """
 
 
-CHUNK = 512
-"""Number of hashes that are compared with all others at a time."""
+PLANES, SIDES_DIFFERING = 1024, 92
+"""To search for similar thumbnails, each is described by the side of so many random planes on which
+it lies, and pairs are compared that differ in so many sides. With the correlation
+`DUPLICATE_CORRELATION`, a side differs with the probability arccos(0.975) / pi = 0.071, and more
+than 92 of 1,024 do in 1% of pairs; these are still detected, if not quite as reliably.
+"""
+
+
+AT_ONCE = 4096
+"""Number of pairs of thumbnails that are compared at a time."""
 
 
 MOST_PAIRS, MOST_PAIRS_EACH = 100_000, 20
@@ -60,7 +70,7 @@ would exhaust the memory.
 """
 
 
-def look_at(slice_: Slice) -> tuple[str, np.ndarray]:
+def fingerprint(slice_: Slice) -> tuple[str, np.ndarray]:
     """Return the perceptual hash (`HASH_DIGITS` hex digits) and the thumbnail, uint8 (32, 32), of a
     slice.
 
@@ -90,17 +100,19 @@ def likeness(bits: np.ndarray, others: np.ndarray) -> np.ndarray:
     Areas that are black in both do not count. Arguments are bits of hashes, float32 (n, 256) and
     (m, 256).
     """
-    shared = bits @ others.T
-    either = bits.sum(axis=1)[:, None] + others.sum(axis=1) - shared
-    return np.asarray(shared / np.maximum(either, 1), np.float32)
+    return _tanimoto(bits @ others.T, bits.sum(axis=1)[:, None], others.sum(axis=1))
 
 
 def same_pictures(dhashes: Sequence[str], others: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Yield the positions of hashes and of others that belong to the same image."""
     bits, of_others = bits_of(dhashes), bits_of(others)
-    for start in range(0, len(bits), CHUNK):
-        alike = likeness(bits[start : start + CHUNK], of_others) >= SAME_PICTURE
-        yield from ((start + int(one), int(other)) for one, other in np.argwhere(alike))
+    words, other_words = _words(bits), _words(of_others)
+
+    def same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return _likeness_of_pairs(words[one], other_words[other]) >= SAME_PICTURE
+
+    pairs = _confirmed(similar_pairs(bits, of_others, _bits_differing(bits)), same, len(others))
+    yield from _as_tuples(pairs, len(others))
 
 
 def bits_of(dhashes: Sequence[str]) -> np.ndarray:
@@ -112,7 +124,7 @@ def bits_of(dhashes: Sequence[str]) -> np.ndarray:
 
 
 def _without_borders(gray: np.ndarray) -> np.ndarray:
-    """Crop empty borders: the outer rows and columns of the result have content (2 % of the pixels
+    """Crop empty borders: the outer rows and columns of the result have content (2% of the pixels
     brighter than 0.15).
 
     The borders are determined at a fixed size, so that smaller copies are cropped alike.
@@ -148,25 +160,107 @@ def near_duplicates(
     """
     if not dhashes:
         return []
-    bits = bits_of(dhashes)
+    bits, count = bits_of(dhashes), len(dhashes)
+    words = _words(bits)
     flat = np.stack([thumbnail.ravel() for thumbnail in thumbnails]).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
-    informative, telling = length[:, 0] > 1.0, bits.sum(axis=1) >= LEAST_BITS
     flat /= np.maximum(length, 1e-6)
-    pairs: list[tuple[int, int]] = []
-    most = MOST_PAIRS + MOST_PAIRS_EACH * len(bits)
-    for start in range(0, len(bits), CHUNK):
-        own = slice(start, start + CHUNK)
-        alike, correlation = likeness(bits[own], bits[start:]), flat[own] @ flat[start:].T
-        same = (alike >= SAME_PICTURE) & np.outer(telling[own], telling[start:])
-        same |= (alike >= CANDIDATE) & (correlation >= DUPLICATE_CORRELATION)
-        close = (
-            np.argwhere(np.triu(same & np.outer(informative[own], informative[start:]), 1)) + start
-        )
-        if len(pairs) + len(close) > most:
+    informative = np.flatnonzero(length > 1.0)
+    telling = informative[bits[informative].sum(axis=1) >= LEAST_BITS]
+
+    def same_hash(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return _likeness_of_pairs(words[one], words[other]) >= SAME_PICTURE
+
+    def same_thumbnail(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        same = _likeness_of_pairs(words[one], words[other]) >= CANDIDATE
+        for start in range(0, len(same), AT_ONCE):
+            at = start + np.flatnonzero(same[start : start + AT_ONCE])
+            correlation = np.einsum("ij,ij->i", flat[one[at]], flat[other[at]])
+            same[at] = correlation >= DUPLICATE_CORRELATION
+        return same
+
+    hashes, sides = bits[telling], _sides(flat[informative])
+    most = MOST_PAIRS + MOST_PAIRS_EACH * count
+    alike = _each_once(similar_pairs(hashes, hashes, _bits_differing(hashes)), telling)
+    close = _each_once(similar_pairs(sides, sides, SIDES_DIFFERING), informative)
+    pairs = np.union1d(
+        _confirmed(alike, same_hash, count, most), _confirmed(close, same_thumbnail, count, most)
+    )
+    return list(_as_tuples(pairs, count))
+
+
+def _sides(flat: np.ndarray) -> np.ndarray:
+    """Return on which side of random planes thumbnails (n, pixels) lie, bool (n, `PLANES`)."""
+    planes = np.random.default_rng(0).normal(size=(flat.shape[1], PLANES))
+    sides: np.ndarray = flat @ planes.astype(np.float32) > 0
+    return sides
+
+
+def _bits_differing(bits: np.ndarray) -> int:
+    """Return in how many bits hashes can differ at most from others that have the similarity
+    `SAME_PICTURE`.
+
+    With a and b bits set, of which c are shared, c / (a + b - c) >= s, so (1 - s) / (1 + s) of
+    a + b differ at most; and b <= a / s.
+    """
+    most_set = bits.sum(axis=1).max(initial=0)
+    return int(most_set * (1 + 1 / SAME_PICTURE) * (1 - SAME_PICTURE) / (1 + SAME_PICTURE))
+
+
+def _each_once(pairs: Pairs, positions: np.ndarray) -> Pairs:
+    """Yield the pairs of different images, one way around only, by their positions."""
+    for one, other in pairs:
+        is_first = one < other
+        yield positions[one[is_first]], positions[other[is_first]]
+
+
+def _confirmed(
+    pairs: Pairs,
+    is_same: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    others: int,
+    most: float = math.inf,
+) -> np.ndarray:
+    """Return the pairs that are the same image, once each, in order, as one number: the first
+    position times the number of others, plus the second position.
+
+    Raises:
+        DatasetError: there are more than `most`.
+    """
+    confirmed, new, waiting = np.empty(0, np.int64), [], 0
+    for one, other in pairs:
+        same = is_same(one, other)
+        new.append(one[same] * others + other[same])
+        waiting += len(new[-1])
+        if waiting > MOST_PAIRS:
+            confirmed, new, waiting = np.unique(np.concatenate([confirmed, *new])), [], 0
+        if len(confirmed) > most:
             raise DatasetError(
                 f"More than {most:,} pairs of images are near-duplicates; please remove the copies."
             )
-        pairs += [(int(first), int(second)) for first, second in close]
-    return pairs
+    return np.unique(np.concatenate([confirmed, *new]))
+
+
+def _as_tuples(pairs: np.ndarray, others: int) -> Iterator[tuple[int, int]]:
+    firsts, seconds = np.divmod(pairs, max(others, 1))
+    return zip(firsts.tolist(), seconds.tolist(), strict=True)
+
+
+def _words(bits: np.ndarray) -> np.ndarray:
+    """Return bits (n, 256) as four numbers, uint64 (n, 4), which are compared faster."""
+    return np.packbits(bits.astype(bool), axis=1).view(np.uint64)
+
+
+def _likeness_of_pairs(words: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the similarity of each hash (`_words`) to the one at the same position, float32
+    (n,).
+    """
+    shared, own, of_others = (
+        np.bitwise_count(some).sum(axis=1, dtype=np.float32)
+        for some in (words & others, words, others)
+    )
+    return _tanimoto(shared, own, of_others)
+
+
+def _tanimoto(shared: np.ndarray, own: np.ndarray, of_others: np.ndarray) -> np.ndarray:
+    return np.asarray(shared / np.maximum(own + of_others - shared, 1), np.float32)

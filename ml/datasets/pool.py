@@ -55,17 +55,17 @@ class Joined:
     Attributes:
         everything: all images.
         groups: (m,) a number for each of them; those of one group have the same.
-        kept: positions of the n images whose scan has any label.
+        with_labels: positions of the n images whose scan has any label.
     """
 
     everything: tuple[Example, ...]
     groups: np.ndarray
-    kept: np.ndarray
+    with_labels: np.ndarray
 
     @property
     def examples(self) -> tuple[Example, ...]:
         """The images whose scan has any label."""
-        return tuple(self.everything[at] for at in self.kept)
+        return tuple(self.everything[at] for at in self.with_labels)
 
     @property
     def labels(self) -> np.ndarray:
@@ -75,12 +75,12 @@ class Joined:
     @property
     def group_names(self) -> np.ndarray:
         """Their groups (n,), by name."""
-        return np.array([self.everything[number].group for number in self.groups[self.kept]])
+        return np.array([self.everything[number].group for number in self.groups[self.with_labels]])
 
     def unseen(self, seen: Marks) -> np.ndarray:
         """Return which of the n images belong to groups without an image in `seen`, bool (n,)."""
         of_seen = self.groups[seen_among(self.everything, seen)]
-        return ~np.isin(self.groups[self.kept], of_seen)
+        return ~np.isin(self.groups[self.with_labels], of_seen)
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ def join_datasets(datasets: Sequence[Dataset]) -> Joined:
         for example in everything
         if (example.label, example.scan_label) != (None, None)
     }
-    kept = [at for at, example in enumerate(everything) if scan_key(example) in with_a_label]
-    if kept and all(everything[at].label is None for at in kept):
+    used = [at for at, example in enumerate(everything) if scan_key(example) in with_a_label]
+    if used and all(everything[at].label is None for at in used):
         raise DatasetError(
             "There are only scan-level labels, so slices could not be tested; add a data set with"
             " labeled slices."
         )
-    return Joined(tuple(everything), np.array(numbers, np.int64), np.array(kept, np.int64))
+    return Joined(tuple(everything), np.array(numbers, np.int64), np.array(used, np.int64))
 
 
 def choose_start(init: Path | str, encoder: str | None, joined: Joined, folds: int) -> Start:
@@ -159,6 +159,28 @@ def choose_start(init: Path | str, encoder: str | None, joined: Joined, folds: i
         " from random weights; ImageNet weights would be better."
     )
     return replace(start, notes=(*start.notes, note))
+
+
+def unseen_groups(dataset: Dataset) -> dict[str, dict[str, int]]:
+    """Return how many groups of a data set each shipped model has not seen, by its id, and all of
+    them by "": {"positive", "negative"}. Nothing where slices are not labeled.
+
+    With `2 * folds` of each class a training can be tested (`choose_start`).
+    """
+    try:
+        joined = join_datasets([dataset])
+    except DatasetError:
+        return {}
+    marks: dict[str, Marks] = {"": ()}
+    for folder in (STARTER_DIR, STARTER_SERIES_DIR):
+        if folder.is_dir():
+            marks[read_card(folder).id] = marks_of(folder)
+    known, counts = joined.labels != UNKNOWN, {}
+    for id, seen in marks.items():
+        left = known & joined.unseen(seen)
+        of_class = groups_per_class(joined.labels[left], joined.group_names[left])
+        counts[id] = {"positive": of_class[1], "negative": of_class[0]}
+    return counts
 
 
 def pool_datasets(joined: Joined, start: Start) -> Pool:

@@ -1,5 +1,11 @@
 """Read labeled images from disk in several layouts, and check, group and describe them.
 
+Layouts: Kaggle's head_ct (`labels.csv` with `id` and `hemorrhage`, `head_ct/NNN.png`, perhaps a
+`groups.csv`); a manifest with the columns `filename` and `label`, perhaps `patient`, `scan` (which
+tells a patient's scans apart), `slice`, `subtypes`, `scan_label` and `scan_subtypes`, perhaps with
+a `patients.csv` that labels whole scans; one folder per class; RSNA 2019 (`ml.datasets.rsna`);
+CQ500 (`ml.datasets.cq500`).
+
 Problems are raised as `DatasetError` with a sentence that names the file or row, or, if the data
 set remains usable, listed in `Dataset.problems`.
 """
@@ -7,7 +13,7 @@ set remains usable, listed in `Dataset.problems`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,14 +22,33 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ml.checkpoints import digest
+from ml.datasets.corrections import with_corrections
 from ml.datasets.dicom_headers import Header, read_header
 from ml.datasets.examples import Example, scan_key, sha256_of, slice_of
 from ml.datasets.groups import assign_groups
 from ml.datasets.layouts import find_examples
-from ml.datasets.near_duplicates import look_at, near_duplicates
+from ml.datasets.near_duplicates import fingerprint, near_duplicates
 from ml.errors import BareImageError, DatasetError, ImageError
 from ml.scans.read import ORDER_GIVEN, read_series
 from ml.scans.slices import Series, Slice
+
+LEFT_OUT, MASK_LEFT_OUT, CONTRADICTION, ASSUMPTION = PROBLEM_KINDS = (
+    "left out",
+    "mask left out",
+    "contradiction",
+    "assumption",
+)
+"""What may be wrong with an image: it cannot be read; its mask cannot be true; its near-duplicate
+has another label; something about it had to be assumed.
+"""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one image: one of `PROBLEM_KINDS`, and a sentence."""
+
+    kind: str
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -31,7 +56,7 @@ class Dataset:
     """A data set. `fingerprint` changes with any label, type of hemorrhage, group, name or file.
 
     `unread` are the unreadable images; `problems` lists the reasons, and assumptions about other
-    images.
+    images; `image_problems` lists the same by the name of the image.
     """
 
     name: str
@@ -42,6 +67,7 @@ class Dataset:
     fingerprint: str
     near_duplicates: tuple[tuple[str, str], ...] = ()
     unread: tuple[Example, ...] = ()
+    image_problems: Mapping[str, Sequence[Problem]] = field(default_factory=dict)
 
 
 def read_dataset(
@@ -51,14 +77,9 @@ def read_dataset(
     needs_both_classes: bool = True,
     keeps_bare: bool = False,
     decode: Callable[..., Series] = read_series,
+    corrections: Mapping[str, int | None] | None = None,
 ) -> Dataset:
-    """Read a data set: labels, images and groups.
-
-    Layouts: Kaggle's head_ct (`labels.csv` with `id` and `hemorrhage`, `head_ct/NNN.png`, perhaps a
-    `groups.csv`); a manifest with the columns `filename` and `label`, perhaps `patient`, `scan`
-    (which tells a patient's scans apart), `slice`, `subtypes`, `scan_label` and `scan_subtypes`,
-    perhaps with a `patients.csv` that labels whole scans; one folder per class; RSNA 2019
-    (`ml.datasets.rsna`); CQ500 (`ml.datasets.cq500`).
+    """Read a data set in one of the layouts above: labels, images and groups.
 
     Args:
         root: the folder, or one that contains only that folder.
@@ -70,13 +91,16 @@ def read_dataset(
             others.
         decode: reads images and masks: `ml.scans.read.read_series`, or the same in a process with
             limits.
+        corrections: labels by the name of the image, which replace those of the files
+            (`ml.datasets.corrections`).
 
     Raises:
         DatasetError: no layout matches, an image is missing, a label is invalid, there is only one
-            class, or no image is left.
+            class, no image is left, or there is no image that is to be corrected.
     """
     name = name or root.resolve().name
     base, layout, examples, odd = find_examples(root, name, lambda total: on_image(0, total))
+    examples = with_corrections(examples, corrections or {})
     if needs_both_classes and (missing := _missing_class(examples)):
         raise DatasetError(f"The data set {name} holds no {missing}; both classes are needed.")
     seen = _look_at_all(examples, on_image, keeps_bare, decode)
@@ -87,35 +111,67 @@ def read_dataset(
     problems = odd + seen.problems
     looked = _placed(seen.examples, seen.headers)
     pairs = near_duplicates([example.dhash for example in looked], seen.thumbnails)
-    numbers = assign_groups(
-        [[("group", example.group)] if example.group else [] for example in looked], pairs
-    )
-    grouped = tuple(
-        replace(example, group=f"{name}/{looked[number].name}")
-        for example, number in zip(looked, numbers, strict=True)
-    )
-    for first, second in pairs:
-        one, other = grouped[first], grouped[second]
-        if (
-            None not in (one.label, other.label)
-            and one.label != other.label
-            and (not one.patient or one.patient != other.patient)
-        ):
-            problems.append(f"{one.name} and {other.name} look the same but have different labels.")
+    grouped = _grouped(name, looked, pairs)
+    for one, other in _contradictions(grouped, pairs):
+        problems.append(f"{one.name} and {other.name} look the same but have different labels.")
+        for this, that in ((one, other), (other, one)):
+            seen.note(
+                this.name, CONTRADICTION, f"{that.name} looks the same but has another label."
+            )
     fingerprint = digest(
-        *sorted(f"{e.name}\t{e.label}\t{e.group}\t{e.sha256}{_told_more(e)}" for e in grouped)
+        *sorted(f"{e.name}\t{e.label}\t{e.group}\t{e.sha256}{_extra_labels(e)}" for e in grouped)
     )
-    duplicates = tuple(
-        (grouped[i].name, grouped[j].name)
-        for i, j in pairs
-        if not looked[i].patient or looked[i].patient != looked[j].patient
-    )
+    duplicates = tuple((one.name, other.name) for one, other in _of_two_patients(grouped, pairs))
     read = {example.name for example in grouped}
     unread = tuple(example for example in examples if example.name not in read)
-    return Dataset(name, base, layout, grouped, tuple(problems), fingerprint, duplicates, unread)
+    return Dataset(
+        name,
+        base,
+        layout,
+        grouped,
+        tuple(problems),
+        fingerprint,
+        duplicates,
+        unread,
+        seen.of_images,
+    )
 
 
-def _told_more(example: Example) -> str:
+def _grouped(
+    name: str, examples: Sequence[Example], pairs: Sequence[tuple[int, int]]
+) -> tuple[Example, ...]:
+    """Return the examples of a data set with their final groups, which near-duplicates share."""
+    numbers = assign_groups(
+        [[("group", example.group)] if example.group else [] for example in examples], pairs
+    )
+    return tuple(
+        replace(example, group=f"{name}/{examples[number].name}")
+        for example, number in zip(examples, numbers, strict=True)
+    )
+
+
+def _contradictions(
+    examples: Sequence[Example], pairs: Sequence[tuple[int, int]]
+) -> list[tuple[Example, Example]]:
+    """Return the near-duplicates of different patients whose labels differ."""
+    return [
+        (one, other)
+        for one, other in _of_two_patients(examples, pairs)
+        if None not in (one.label, other.label) and one.label != other.label
+    ]
+
+
+def _of_two_patients(
+    examples: Sequence[Example], pairs: Sequence[tuple[int, int]]
+) -> Iterator[tuple[Example, Example]]:
+    """Yield the near-duplicates that are not known to show one patient."""
+    for first, second in pairs:
+        one, other = examples[first], examples[second]
+        if not one.patient or one.patient != other.patient:
+            yield one, other
+
+
+def _extra_labels(example: Example) -> str:
     """Return the part of the fingerprint for types of hemorrhage and scan-level labels: empty
     without them, so that older fingerprints remain valid.
     """
@@ -148,6 +204,7 @@ class _Looked:
         problems: problems and assumptions.
         bare: by name, why a nearly empty image would be refused.
         assumed: the number of images of each assumption.
+        of_images: by name, what is wrong with an image.
     """
 
     decode: Callable[..., Series]
@@ -158,6 +215,11 @@ class _Looked:
     problems: list[str] = field(default_factory=list)
     bare: dict[str, str] = field(default_factory=dict)
     assumed: Counter[str] = field(default_factory=Counter)
+    of_images: dict[str, list[Problem]] = field(default_factory=dict)
+
+    def note(self, name: str, kind: str, sentence: str) -> None:
+        """Note what is wrong with an image."""
+        self.of_images.setdefault(name, []).append(Problem(kind, sentence))
 
     def add(self, example: Example) -> None:
         """Decode an image and add it with its hashes, or the reason why it is left out."""
@@ -165,9 +227,10 @@ class _Looked:
             shown = self._decoded(example)
         except ImageError as err:
             self.problems.append(f"{example.name} is left out: {err}")
+            self.note(example.name, LEFT_OUT, str(err))
             return
         example = self._with_sound_mask(example, shown)
-        dhash, thumbnail = look_at(shown)
+        dhash, thumbnail = fingerprint(shown)
         height, width = shown.pixels.shape
         example = replace(
             example,
@@ -186,17 +249,22 @@ class _Looked:
 
     def _decoded(self, example: Example) -> Slice:
         try:
-            return slice_of(example, decode=self._noting)
+            return slice_of(example, decode=self._noting(example.name))
         except BareImageError as err:
             if not self.keeps_bare or not example.patient:
                 raise
             self.bare[example.name] = str(err)
-            return slice_of(example, may_be_bare=True, decode=self._noting)
+            return slice_of(example, may_be_bare=True, decode=self._noting(example.name))
 
-    def _noting(self, paths: Sequence[Path], **how: bool) -> Series:
-        series = self.decode(paths, **how)
-        self.assumed.update(set(series.warnings) - {ORDER_GIVEN})
-        return series
+    def _noting(self, name: str) -> Callable[..., Series]:
+        def decode(paths: Sequence[Path], **how: bool) -> Series:
+            series = self.decode(paths, **how)
+            for sentence in sorted(set(series.warnings) - {ORDER_GIVEN}):
+                self.assumed[sentence] += 1
+                self.note(name, ASSUMPTION, sentence)
+            return series
+
+        return decode
 
     def _with_sound_mask(self, example: Example, shown: Slice) -> Example:
         """Return the example without its mask, if that cannot be true of the image."""
@@ -210,6 +278,7 @@ class _Looked:
             reason = _contradiction(example, mask, shown.pixels.shape)
         if reason:
             self.problems.append(f"The mask of {example.name} is left out: {reason}")
+            self.note(example.name, MASK_LEFT_OUT, reason)
             return replace(example, mask=None)
         return example
 
@@ -221,6 +290,7 @@ class _Looked:
         for one, thumbnail in zip(examples, thumbnails, strict=True):
             if one.name in self.bare and one.patient not in with_others:
                 self.problems.append(f"{one.name} is left out: {self.bare[one.name]}")
+                self.note(one.name, LEFT_OUT, self.bare[one.name])
             else:
                 self.examples.append(one)
                 self.thumbnails.append(thumbnail)

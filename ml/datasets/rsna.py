@@ -151,12 +151,12 @@ def _images(base: Path) -> Iterator[Path]:
 def _read(
     table: Path, wanted: Mapping[str, Path]
 ) -> tuple[dict[str, tuple[int | None, frozenset[str] | None]], int]:
-    """Return label and types of each wanted image that has rows, and how many other images have
-    some.
+    """Return label and types of each wanted image that has rows, and the number of other images
+    with rows.
     """
     if table.stat().st_size > MAX_TABLE_MB * 2**20:
         raise DatasetError(f"{table.name} is larger than {MAX_TABLE_MB} MB.")
-    said: dict[str, dict[str, int]] = {}
+    labels_of: dict[str, dict[str, int]] = {}
     absent = set()
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
@@ -180,25 +180,26 @@ def _read(
                             f"{table.name} names more than {MOST_ABSENT:,} images that are not in"
                             " this data set."
                         )
-                elif said.setdefault(name, {}).setdefault(fact, label) != label:
+                elif labels_of.setdefault(name, {}).setdefault(fact, label) != label:
                     raise DatasetError(
                         f"{table.name}, line {number}: {row[0].strip()} has the label {label}, but"
                         " a different one in an earlier row."
                     )
     except (UnicodeDecodeError, csv.Error) as err:
         raise DatasetError(f"{table.name} is not a readable table.") from err
-    return {name: _facts_of(name, facts, table.name) for name, facts in said.items()}, len(absent)
+    facts_of = {name: _facts_of(name, facts, table.name) for name, facts in labels_of.items()}
+    return facts_of, len(absent)
 
 
 def _facts_of(
     name: str, facts: Mapping[str, int], table: str
 ) -> tuple[int | None, frozenset[str] | None]:
-    """Return label and types of an image; the label is None where the rows that say that it shows
-    no bleeding are not all there.
+    """Return label and types of an image; the label is None if it might be negative but rows are
+    missing.
     """
-    types = frozenset(one for one in BLEEDING_TYPES if facts.get(one))
-    told_all = all(one in facts for one in BLEEDING_TYPES)
-    label = facts.get("any", 1 if types else 0 if told_all else None)
+    types = frozenset(kind for kind in BLEEDING_TYPES if facts.get(kind))
+    is_complete = all(kind in facts for kind in BLEEDING_TYPES)
+    label = facts.get("any", 1 if types else 0 if is_complete else None)
     if types and not label:
         raise DatasetError(
             f"{table}: {name} shows {', '.join(sorted(types))}, but its row for any hemorrhage"
@@ -206,7 +207,7 @@ def _facts_of(
         )
     if label == 0:
         return 0, frozenset()
-    return label, types if types and told_all else None
+    return label, types if types and is_complete else None
 
 
 def _scans(headers: list[Header]) -> Iterator[tuple[str, str, list[Header]]]:

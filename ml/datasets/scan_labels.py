@@ -35,23 +35,24 @@ def read_patients(path: Path) -> dict[ScanKey, ScanLabel]:
         column_of(header, PATIENT_COLUMNS),
         column_of(header, SCAN_LABEL_COLUMNS),
     )
-    given: dict[ScanKey, ScanLabel] = {}
+    labels: dict[ScanKey, ScanLabel] = {}
     if patient_column is None or label_column is None:
-        return given
+        return labels
     for row in rows:
         where = f"{path.name}, line {row.line}"
         key = (row.get(patient_column, ""), "")
-        add_scan_label(given, key, row.get(label_column, ""), row.get("subtypes"), where)
-    return given
+        add_scan_label(labels, key, row.get(label_column, ""), row.get("subtypes"), where)
+    return labels
 
 
 def add_scan_label(
-    given: dict[ScanKey, ScanLabel], key: ScanKey, text: str, subtypes: str | None, where: str
+    labels: dict[ScanKey, ScanLabel], key: ScanKey, text: str, subtypes: str | None, where: str
 ) -> None:
     """Add the label of a scan in a cell, if there is one, and its types of hemorrhage.
 
     Raises:
-        DatasetError: it is none, has no patient, or contradicts another row of the same scan.
+        DatasetError: it is not a label, has no patient, or contradicts another row of the same
+            scan.
     """
     label = label_of(text, "label of the scan", where)
     if label is None:
@@ -60,9 +61,9 @@ def add_scan_label(
     if not patient:
         raise DatasetError(f"{where}: a scan label needs a patient in the same row.")
     types = types_of(subtypes, label, where)
-    before = given.get(key)
+    before = labels.get(key)
     if before is None:
-        given[key] = ScanLabel(label, types, where)
+        labels[key] = ScanLabel(label, types, where)
         return
     if before.label != label:
         raise DatasetError(
@@ -75,11 +76,11 @@ def add_scan_label(
             f" {before.where}."
         )
     if before.types is None and types is not None:
-        given[key] = ScanLabel(label, types, where)
+        labels[key] = ScanLabel(label, types, where)
 
 
 def with_scan_labels(
-    examples: Sequence[Example], given: Mapping[ScanKey, ScanLabel]
+    examples: Sequence[Example], scan_labels: Mapping[ScanKey, ScanLabel]
 ) -> tuple[list[Example], list[str]]:
     """Return the examples with the labels of their scans, and notes about contradictions.
 
@@ -90,28 +91,28 @@ def with_scan_labels(
     """
     of_scan: dict[ScanKey, list[Example]] = {}
     for example in examples:
-        if example.patient and _key(example) in given:
+        if example.patient and _key(example) in scan_labels:
             of_scan.setdefault(_key(example), []).append(example)
-    weak, problems = set(), []
+    weak_keys, problems = set(), []
     for key, own in of_scan.items():
         patient = key[0]
-        said, labels = given[key], {example.label for example in own}
-        if said.label == 0 and 1 in labels:
+        scan_label, labels = scan_labels[key], {example.label for example in own}
+        if scan_label.label == 0 and 1 in labels:
             positive = next(example.name for example in own if example.label == 1)
             raise DatasetError(
-                f"{said.where}: the scan of patient {patient[:60]} has the label 0, but its slice"
-                f" {positive} has 1."
+                f"{scan_label.where}: the scan of patient {patient[:60]} has the label 0, but its"
+                f" slice {positive} has 1."
             )
         if None in labels:
-            weak.add(key)
-        elif said.label == 1 and 1 not in labels:
+            weak_keys.add(key)
+        elif scan_label.label == 1 and 1 not in labels:
             problems.append(
-                f"{said.where}: the scan of patient {patient[:60]} has the label 1, but all its"
-                " slices have 0; the slice labels are used."
+                f"{scan_label.where}: the scan of patient {patient[:60]} has the label 1, but all"
+                " its slices have 0; the slice labels are used."
             )
     return [
-        replace(e, scan_label=given[_key(e)].label, scan_types=given[_key(e)].types)
-        if _key(e) in weak
+        replace(e, scan_label=scan_labels[_key(e)].label, scan_types=scan_labels[_key(e)].types)
+        if _key(e) in weak_keys
         else e
         for e in examples
     ], problems

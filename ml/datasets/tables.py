@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,10 +30,10 @@ class Row(dict[str, str]):
 
 def read_table(path: Path) -> tuple[list[str], list[Row]]:
     """Return header and rows, column names and values stripped; Kaggle's header has a space after
-    its comma. Rows without any text, which spreadsheets leave behind, are passed over.
+    its comma. Rows without any text, which spreadsheets leave behind, are skipped.
 
-    Where a header has semicolons and no comma, as spreadsheets write in half of Europe, they
-    separate the columns; a first line such as "sep=;" says what does.
+    If a header has semicolons and no comma, as in much of Europe, or only tabs, these separate the
+    columns; a first line such as "sep=;" declares the separator.
     """
     if path.stat().st_size > MAX_TABLE_MB * 2**20:
         raise DatasetError(f"{path.name} is larger than {MAX_TABLE_MB} MB.")
@@ -41,10 +42,11 @@ def read_table(path: Path) -> tuple[list[str], list[Row]]:
     except UnicodeDecodeError as err:
         raise DatasetError(f"{path.name} is not a text file in UTF-8.") from err
     lines = text.splitlines()
-    told = re.fullmatch(r"sep=(.)[,;\s]*", lines[0]) if lines else None
-    before = 1 if told else 0
+    declared = re.fullmatch(r"sep=(.)[,;\s]*", lines[0]) if lines else None
+    before = 1 if declared else 0
     first = next((line for line in lines[before:] if line.strip()), "")
-    comma = told.group(1) if told else ";" if ";" in first and "," not in first else ","
+    usual = next((mark for mark in ",;\t" if mark in first), ",")
+    comma = declared.group(1) if declared else usual
     reader = csv.reader(lines[before:], delimiter=comma)
     rows: list[tuple[int, list[str]]] = []
     try:
@@ -56,12 +58,14 @@ def read_table(path: Path) -> tuple[list[str], list[Row]]:
     if len(rows) < 2:
         raise DatasetError(f"{path.name} has no rows.")
     header = [column.strip().lower() for column in rows[0][1]]
-    found = []
+    if twice := [column for column, times in Counter(header).items() if column and times > 1]:
+        raise DatasetError(f"{path.name} has the column {twice[0][:60]!r} more than once.")
+    table_rows = []
     for line, cells in rows[1:]:
-        one = Row(zip(header, (value.strip() for value in cells), strict=False))
-        one.line = line
-        found.append(one)
-    return header, found
+        table_row = Row(zip(header, (value.strip() for value in cells), strict=False))
+        table_row.line = line
+        table_rows.append(table_row)
+    return header, table_rows
 
 
 def column_of(header: Sequence[str], known: Sequence[str]) -> str | None:
@@ -74,16 +78,16 @@ def label_of(text: str, what: str, where: str) -> int | None:
     return LABELS[text.lower()]
 
 
-def types_of(given: str | None, label: int | None, where: str) -> frozenset[str] | None:
+def types_of(cell: str | None, label: int | None, where: str) -> frozenset[str] | None:
     """Parse the types of hemorrhage in a cell such as "epidural|subdural"; an empty cell means no
     type if the label is 0, else unknown.
     """
-    if not given:
-        return frozenset() if given is not None and label == 0 else None
-    named = frozenset(name.strip().lower() for name in given.split("|"))
+    if not cell:
+        return frozenset() if cell is not None and label == 0 else None
+    named = frozenset(name.strip().lower() for name in cell.split("|"))
     if label != 1:
         raise DatasetError(
-            f"{where}: the types of hemorrhage {given[:60]!r} are given, but the label is not 1."
+            f"{where}: the types of hemorrhage {cell[:60]!r} are given, but the label is not 1."
         )
     if unknown := sorted(named - set(BLEEDING_TYPES)):
         raise DatasetError(
@@ -102,7 +106,7 @@ def whole_number(text: str) -> int | None:
     return int(number) if number.is_integer() else None
 
 
-def stays_inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
     """Return whether this is a valid relative path inside the folder."""
     return (
         not Path(name).is_absolute()

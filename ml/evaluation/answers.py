@@ -86,9 +86,12 @@ class Answers:
 
     def among(self, chosen: np.ndarray) -> Answers:
         """Return the predictions where `chosen`, bool (n,), is true."""
-        rows = (self.probabilities, self.predicted, self.zones, self.folds, self.types)
-        one = (self.at, self.labels, self.groups, self.sources)
-        return Answers(*(values[chosen] for values in one), *(values[:, chosen] for values in rows))
+        per_repeat = (self.probabilities, self.predicted, self.zones, self.folds, self.types)
+        per_answer = (self.at, self.labels, self.groups, self.sources)
+        return Answers(
+            *(values[chosen] for values in per_answer),
+            *(values[:, chosen] for values in per_repeat),
+        )
 
 
 LEVELS = ("slice", "patient")
@@ -104,7 +107,7 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class HeldOutAnswer:
-    """What a run said about one image or scan.
+    """The predictions of a run for one image or scan.
 
     Attributes:
         label: 0 or 1.
@@ -134,7 +137,7 @@ def read_answers(run: Path) -> dict[str, dict[Key, HeldOutAnswer]]:
     )
     if path is None:
         raise AnswersError(f"{run} holds no answers; give a folder that train or evaluate wrote.")
-    found: dict[str, dict[Key, list[Mapping[str, str]]]] = {level: {} for level in LEVELS}
+    rows_of: dict[str, dict[Key, list[Mapping[str, str]]]] = {level: {} for level in LEVELS}
     try:
         with path.open(encoding="utf-8", newline="") as file:
             table = csv.DictReader(file)
@@ -144,10 +147,10 @@ def read_answers(run: Path) -> dict[str, dict[Key, HeldOutAnswer]]:
                 if None in row.values():
                     raise ValueError("a row lacks columns")
                 if row["label"] and row["overlap"] != "1":
-                    found[row["level"]].setdefault(_key_of(row), []).append(row)
+                    rows_of[row["level"]].setdefault(_key_of(row), []).append(row)
         return {
             level: {key: _answer(rows) for key, rows in keyed.items()}
-            for level, keyed in found.items()
+            for level, keyed in rows_of.items()
         }
     except AnswersError:
         raise

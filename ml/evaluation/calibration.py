@@ -65,9 +65,10 @@ def fit_platt(
         certainty = deviations.T @ deviations
 
     def loss(line: np.ndarray) -> float:
-        linear, away = inputs @ line, line - expected
+        linear, deviation = inputs @ line, line - expected
         return float(
-            counts @ (np.logaddexp(0, linear) - targets * linear) + 0.5 * away @ certainty @ away
+            counts @ (np.logaddexp(0, linear) - targets * linear)
+            + 0.5 * deviation @ certainty @ deviation
         )
 
     line = expected
@@ -136,11 +137,11 @@ class Sample:
         middles = (values[1:] + values[:-1]) / 2
         thresholds = np.concatenate([[0.0], middles, [np.nextafter(values[-1], 2)]])
         order = np.argsort(self.probabilities, kind="stable")
-        found, rates = self.probabilities[order], []
+        ascending, rates = self.probabilities[order], []
         for label in (1, 0):
             of_class = np.where(self.labels == label, self.weights, 0)[order]
             below = np.concatenate([[0.0], np.cumsum(of_class)]) / of_class.sum()
-            rates.append(below[np.searchsorted(found, thresholds)])
+            rates.append(below[np.searchsorted(ascending, thresholds)])
         return thresholds, 1 - rates[0], rates[1]
 
 
@@ -171,9 +172,9 @@ def threshold_at(sample: Sample, point: str, target: float = 0.95) -> float:
 def inconclusive_band(sample: Sample, threshold: float) -> tuple[float, float]:
     """Return (low, high) around the threshold: low <= p < high is inconclusive.
 
-    From `high` on the positive and below `low` the negative predictive value reaches `PROMISE`
-    where half of the scans bleed. At most `MOST_INCONCLUSIVE` of the sample lie between: where the
-    promise would take more, the band is cut on both sides alike.
+    At a prevalence of one half, the positive predictive value from `high` on and the negative one
+    below `low` reach `PROMISE`. At most `MOST_INCONCLUSIVE` of the sample is in the band; if the
+    promise required more, the band is narrowed on both sides alike.
     """
     thresholds, sensitivity, specificity = sample.candidates()
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -186,24 +187,26 @@ def inconclusive_band(sample: Sample, threshold: float) -> tuple[float, float]:
     between = (sample.probabilities >= low) & (sample.probabilities < high)
     share = float(sample.weights[between].sum() / sample.weights.sum())
     if share > MOST_INCONCLUSIVE:
-        kept = MOST_INCONCLUSIVE / share
-        low = _nearer(sample, threshold, low, kept)
-        high = _nearer(sample, threshold, high, kept)
+        share_left = MOST_INCONCLUSIVE / share
+        low = _nearer(sample, threshold, low, share_left)
+        high = _nearer(sample, threshold, high, share_left)
     return low, min(high, 1.0)
 
 
-def _nearer(sample: Sample, threshold: float, end: float, kept: float) -> float:
-    """Return the end of the band on one side of the threshold that keeps that share of what lay
-    between.
+def _nearer(sample: Sample, threshold: float, end: float, share_left: float) -> float:
+    """Return the end of a narrower band on one side of the threshold, which contains the share
+    `share_left` of the sample in the wider band.
     """
     first, last = min(threshold, end), max(threshold, end)
     between = (sample.probabilities >= first) & (sample.probabilities < last)
     if not between.any():
         return end
-    away = np.abs(sample.probabilities[between] - threshold)
-    order = np.argsort(away)
+    distances = np.abs(sample.probabilities[between] - threshold)
+    order = np.argsort(distances)
     counted = np.cumsum(sample.weights[between][order])
-    reach = float(away[order][np.flatnonzero(counted <= kept * counted[-1] + 1e-12)[-1:]].sum())
+    reach = float(
+        distances[order][np.flatnonzero(counted <= share_left * counted[-1] + 1e-12)[-1:]].sum()
+    )
     return threshold - reach if end < threshold else float(np.nextafter(threshold + reach, 2))
 
 
@@ -253,8 +256,8 @@ BELOW, UNCERTAIN, ABOVE = -1, 0, 1
 
 def zones(probabilities: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return whether each probability is below, in or above the inconclusive band: -1, 0 or 1."""
-    given = np.asarray(probabilities)
-    return np.where(given < low, BELOW, np.where(given >= high, ABOVE, UNCERTAIN))
+    values = np.asarray(probabilities)
+    return np.where(values < low, BELOW, np.where(values >= high, ABOVE, UNCERTAIN))
 
 
 def predictive_values_outside_band(labels: np.ndarray, zone: np.ndarray) -> BandFigures:

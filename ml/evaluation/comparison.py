@@ -149,15 +149,15 @@ def _compared(
         runs.append(ComparedRun(name, metrics, curves, within))
     differences = []
     for name, own in zip(names[1:], answers[1:], strict=True):
-        found = paired_differences(labels, answers[0], own, groups, SEED)
+        difference = paired_differences(labels, answers[0], own, groups, SEED)
         differences.append(
             Difference(
                 name,
                 names[0],
-                found.auroc,
-                found.accuracy,
-                found.sensitivity,
-                found.specificity,
+                difference.auroc,
+                difference.accuracy,
+                difference.sensitivity,
+                difference.specificity,
             )
         )
     return ComparedLevel(len(keys), runs, differences)

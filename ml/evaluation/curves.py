@@ -81,21 +81,23 @@ def threshold_curve(labels: np.ndarray, probabilities: np.ndarray) -> list[Curve
 def level_curves(labels: np.ndarray, probabilities: np.ndarray) -> LevelCurves:
     """Return the curves of answers; `labels` (n,), `probabilities` (n,) or (repeats, n)."""
     rows = np.atleast_2d(np.asarray(probabilities, np.float64))
-    truth, given = np.tile(np.asarray(labels), len(rows)), rows.ravel()
-    bins = np.minimum((given * BINS).astype(int), BINS - 1)
+    truth, answers = np.tile(np.asarray(labels), len(rows)), rows.ravel()
+    bins = np.minimum((answers * BINS).astype(int), BINS - 1)
     return LevelCurves(
         positive=int((np.asarray(labels) == 1).sum()),
         negative=int((np.asarray(labels) == 0).sum()),
-        thresholds=threshold_curve(truth, given),
+        thresholds=threshold_curve(truth, answers),
         calibration=[
-            _bin(truth[bins == number], given[bins == number]) for number in np.unique(bins)
+            _bin(truth[bins == number], answers[bins == number]) for number in np.unique(bins)
         ],
     )
 
 
-def _bin(truth: np.ndarray, given: np.ndarray) -> CalibrationBin:
+def _bin(truth: np.ndarray, answers: np.ndarray) -> CalibrationBin:
     low, high = wilson(int(truth.sum()), len(truth))
-    return CalibrationBin(float(given.mean()), Estimate(float(truth.mean()), low, high, len(truth)))
+    return CalibrationBin(
+        float(answers.mean()), Estimate(float(truth.mean()), low, high, len(truth))
+    )
 
 
 def curves_of_run(run: Path) -> dict[str, LevelCurves]:
@@ -130,9 +132,9 @@ def worst_mistakes(run: Path, most: int) -> list[Mistake]:
     def distance(answer: HeldOutAnswer) -> float:
         return abs(answer.label - answer.probabilities[0])
 
-    wrong.sort(key=lambda found: (-distance(found[1]), found[0]))
+    wrong.sort(key=lambda mistake: (-distance(mistake[1]), mistake[0]))
     return [
         Mistake(answer.filename, key[1], answer.label, float(answer.probabilities[0]))
         for label in (1, 0)
-        for key, answer in [found for found in wrong if found[1].label == label][:most]
+        for key, answer in [mistake for mistake in wrong if mistake[1].label == label][:most]
     ]

@@ -3,7 +3,7 @@ probabilities there.
 
 The shipped calibration is the prior, so few scans change it a little and many change it freely. The
 threshold stays the same probability: once probabilities mean the same again, so does the threshold.
-The named operating points are fitted anew, for whoever wants another one.
+The named operating points are fitted anew, for administrators who want another one.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ def fit_local(scans: LocalScans) -> Platt:
 def before_and_after(
     scans: LocalScans, threshold: float, seed: int = 0
 ) -> tuple[LocalFigures, LocalFigures]:
-    """Return what the threshold means with shipped probabilities and with local ones, each scan
-    calibrated by the scans of other patients (`FOLDS` folds).
+    """Return the figures at the threshold with shipped and with local probabilities; each scan is
+    calibrated on the scans of other patients (`FOLDS` folds).
     """
     folds = _folds(scans, seed)
     local = np.empty(len(scans.labels))
     for fold in np.unique(folds):
-        here = folds == fold
-        local[here] = fit_local(scans.among(~here))(_log_odds(scans.probabilities[here]))
+        in_fold = folds == fold
+        local[in_fold] = fit_local(scans.among(~in_fold))(_log_odds(scans.probabilities[in_fold]))
 
     def figures(values: np.ndarray) -> LocalFigures:
         at_threshold = figures_at(scans.labels, values >= threshold, scans.groups, seed)
@@ -104,21 +104,21 @@ def before_and_after(
 
 
 def local_points(scans: LocalScans, seed: int = 0) -> dict[str, PointFigures]:
-    """Return the named operating points on local probabilities, each with what it means here; the
-    figures are those of thresholds fitted to the scans of other patients (`FOLDS` folds).
+    """Return the named operating points on local probabilities with their figures, which are those
+    of thresholds fitted to the scans of other patients (`FOLDS` folds).
     """
     folds = _folds(scans, seed)
-    found = {}
+    points = {}
     for name in POINTS:
         called = np.zeros(len(scans.labels), bool)
         for fold in np.unique(folds):
-            here = folds == fold
-            platt, threshold = _point_of(scans.among(~here), name)
-            called[here] = platt(_log_odds(scans.probabilities[here])) >= threshold
+            in_fold = folds == fold
+            platt, threshold = _point_of(scans.among(~in_fold), name)
+            called[in_fold] = platt(_log_odds(scans.probabilities[in_fold])) >= threshold
         _, threshold = _point_of(scans, name)
         figures = figures_at(scans.labels, called, scans.groups, seed)
-        found[name] = PointFigures(threshold=threshold, **vars(figures))
-    return found
+        points[name] = PointFigures(threshold=threshold, **vars(figures))
+    return points
 
 
 def _point_of(scans: LocalScans, name: str) -> tuple[Platt, float]:
@@ -130,7 +130,7 @@ def _point_of(scans: LocalScans, name: str) -> tuple[Platt, float]:
 
 
 def simulate(scans: LocalScans, threshold: float, size: int, seed: int = 0) -> dict[str, float]:
-    """Return what calibrating to `size` scans of a site does for its other scans, the mean over
+    """Return the effect of calibration on `size` scans of a site on its other scans, the mean over
     `DRAWS` draws: {"sensitivity", "specificity", "brier"} with "_before", "_after" and, as if all
     scans of the site had calibrated, "_best"; and "auroc".
 

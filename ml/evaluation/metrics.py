@@ -7,14 +7,15 @@ arrays have one entry per held-out image.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 from ml.evaluation.calibration import Platt, fit_platt
 from ml.figures import Confusion, Estimate, Metrics, ThresholdFigures, undefined
-from ml.named_points import PREVALENCES
+from ml.named_points import PREVALENCES, predictive_values, wilson
+from ml.typed_json import from_json, to_json
 
 __all__ = [
     "Platt",
@@ -28,6 +29,8 @@ __all__ = [
     "roc_points",
     "share_with_interval",
     "undefined_metrics",
+    "wilson",
+    "with_width",
 ]
 
 RESAMPLES = 1000
@@ -45,6 +48,8 @@ UNDEFINED = {
     "brier": "there is no image",
     "ece": "there is no image",
 }
+BIASED = frozenset({"ece"})
+"""Metrics that bootstrap samples overestimate."""
 
 
 def metrics_with_intervals(
@@ -56,11 +61,12 @@ def metrics_with_intervals(
     resamples: int = RESAMPLES,
     weights: np.ndarray | None = None,
 ) -> Metrics:
-    """Return each metric with its 95 % interval.
+    """Return each metric with its 95% interval.
 
     The interval is the percentile interval of a cluster bootstrap over groups, since images of a
-    patient are not independent. `n` is the denominator: the positives for the sensitivity, the
-    positive predictions for the PPV (averaged over repeats).
+    patient are not independent; see `_interval` for the calibration error, and `with_width` for a
+    share of all or none. `n` is the denominator: the positives for the sensitivity, the positive
+    predictions for the PPV (averaged over repeats).
 
     Args:
         labels, groups: see the module docstring.
@@ -75,31 +81,66 @@ def metrics_with_intervals(
             probabilities; None for one each.
     """
     truth = np.asarray(labels, np.float64)
-    rows, called = (
-        np.atleast_2d(np.asarray(probabilities, np.float64)),
-        np.atleast_2d(np.asarray(predicted, bool)),
-    )
+    rows = np.atleast_2d(np.asarray(probabilities, np.float64))
+    called = np.atleast_2d(np.asarray(predicted, bool))
     once, sampled = _sampled_figures(truth, rows, called, groups, seed, resamples, weights)
-    counts = [confusion(truth, row) for row in called]
+    own_n = _denominators(truth, called)
+    estimates = {
+        name: _estimate(
+            once[name],
+            sampled[name],
+            own_n.get(name, len(truth)),
+            reason,
+            is_biased=name in BIASED,
+        )
+        for name, reason in UNDEFINED.items()
+    }
+    counted = {
+        "accuracy": np.ones(len(truth), bool),
+        "sensitivity": truth == 1,
+        "specificity": truth == 0,
+        "ppv": called.any(axis=0),
+        "npv": ~called.all(axis=0),
+    }
+    each = np.ones(len(truth)) if weights is None else np.asarray(weights, np.float64)
+    for name, here in counted.items():
+        estimates[name] = with_width(estimates[name], np.asarray(groups)[here], each[here])
+    return Metrics(**estimates)
 
-    own_n = {
+
+def _denominators(truth: np.ndarray, called: np.ndarray) -> dict[str, int]:
+    """Return `n` of each metric that is a share of some of the images, the mean over the repeats in
+    `called` (repeats, n).
+    """
+    counts = [confusion(truth, row) for row in called]
+    return {
         "sensitivity": _mean([count.tp + count.fn for count in counts]),
         "specificity": _mean([count.tn + count.fp for count in counts]),
         "ppv": _mean([count.tp + count.fp for count in counts]),
         "npv": _mean([count.tn + count.fn for count in counts]),
     }
-    return Metrics(
-        **{
-            name: _estimate(once[name], sampled[name], own_n.get(name, len(truth)), reason)
-            for name, reason in UNDEFINED.items()
-        }
-    )
+
+
+def with_width(estimate: Estimate, groups: np.ndarray, weights: np.ndarray) -> Estimate:
+    """Return a share of images with Wilson's interval where the bootstrap's has no width, as with
+    25 of 25, for the effective number of groups (L. Kish 1965).
+
+    Args:
+        groups, weights: (n,), of the images that are counted.
+    """
+    if estimate.value is None or estimate.low != estimate.high or not len(groups):
+        return estimate
+    _, group_of = np.unique(groups, return_inverse=True)
+    of_group = np.bincount(group_of, weights=weights)
+    effective = max(1.0, float(of_group.sum() ** 2 / (of_group**2).sum()))
+    low, high = wilson(estimate.value * effective, effective)
+    return replace(estimate, low=low, high=high)
 
 
 def figures_at(
     labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int
 ) -> ThresholdFigures:
-    """Return what a threshold means, each figure with its 95 % interval over bootstrap samples of
+    """Return what a threshold means, each figure with its 95% interval over bootstrap samples of
     groups.
 
     The predictive values are given for each of `PREVALENCES`, by its percentage as text: those that
@@ -130,18 +171,27 @@ def figures_at(
 
     ppv, npv = {}, {}
     for prevalence in PREVALENCES:
-        found, clear = prevalence * sensitivity, (1 - prevalence) * specificity
-        right_positive = _ratio(found, found + (1 - prevalence) * (1 - specificity))
+        detected, clear = prevalence * sensitivity, (1 - prevalence) * specificity
+        right_positive = _ratio(detected, detected + (1 - prevalence) * (1 - specificity))
         right_negative = _ratio(clear, clear + prevalence * (1 - sensitivity))
         percent = f"{prevalence * 100:g}"
         ppv[percent] = estimate("ppv", right_positive, len(truth))
         npv[percent] = estimate("npv", right_negative, len(truth))
-    return ThresholdFigures(
+    figures = ThresholdFigures(
         sensitivity=estimate("sensitivity", sensitivity, int(truth.sum())),
         specificity=estimate("specificity", specificity, int((~truth).sum())),
         ppv=ppv,
         npv=npv,
     )
+    wide = replace(
+        figures,
+        sensitivity=with_width(figures.sensitivity, np.asarray(groups)[truth], ones[0][truth]),
+        specificity=with_width(figures.specificity, np.asarray(groups)[~truth], ones[0][~truth]),
+    )
+    if wide == figures:
+        return figures
+    as_json = to_json(wide)
+    return from_json(ThresholdFigures, as_json | predictive_values(as_json))
 
 
 def undefined_metrics(reason: str) -> Metrics:
@@ -157,7 +207,7 @@ def paired_differences(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> Metrics:
-    """Return the paired difference of each metric, second model minus first, with its 95 %
+    """Return the paired difference of each metric, second model minus first, with its 95%
     interval.
 
     Both use the same bootstrap samples of groups, so that the difficulty of a patient cancels out.
@@ -165,7 +215,7 @@ def paired_differences(
     `metrics_with_intervals`.
     """
     truth = np.asarray(labels, np.float64)
-    found = [
+    figures = [
         _sampled_figures(
             truth,
             np.atleast_2d(np.asarray(p, np.float64)),
@@ -179,10 +229,12 @@ def paired_differences(
     return Metrics(
         **{
             name: _estimate(
-                found[1][0][name] - found[0][0][name],
-                found[1][1][name] - found[0][1][name],
+                figures[1][0][name] - figures[0][0][name],
+                figures[1][1][name] - figures[0][1][name],
                 len(truth),
                 reason,
+                lowest=-1.0,
+                is_biased=name in BIASED,
             )
             for name, reason in UNDEFINED.items()
         }
@@ -192,7 +244,7 @@ def paired_differences(
 def auroc_within(
     labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray, groups: np.ndarray, seed: int
 ) -> Estimate:
-    """Return the area under the ROC curve over pairs of one fold, with its 95 % interval by
+    """Return the area under the ROC curve over pairs of one fold, with its 95% interval by
     bootstrap over groups (n,).
 
     Each fold has its own model and calibration. This measures the ranking within folds, whereas the
@@ -203,7 +255,7 @@ def auroc_within(
 
     def areas(weights: np.ndarray) -> np.ndarray:
         """Return the mean over the repeats for each row of weights (samples, n)."""
-        found = []
+        ratios = []
         for scores, fold_of in zip(probabilities, folds, strict=True):
             right, pairs = np.zeros(len(weights)), np.zeros(len(weights))
             for fold in np.unique(fold_of):
@@ -218,8 +270,8 @@ def auroc_within(
                     * of_fold
                 )
                 pairs += of_fold
-            found.append(_ratio(right, pairs))
-        return np.asarray(np.mean(found, axis=0))
+            ratios.append(_ratio(right, pairs))
+        return np.asarray(np.mean(ratios, axis=0))
 
     sampled = [areas(weights) for weights in _drawn_weights(groups, seed, RESAMPLES)]
     return _estimate(
@@ -272,14 +324,39 @@ def _mean(counts: Sequence[int]) -> int:
     return round(sum(counts) / len(counts))
 
 
-def _estimate(value: float, sampled: np.ndarray, n: int, reason: str) -> Estimate:
+def _estimate(
+    value: float,
+    sampled: np.ndarray,
+    n: int,
+    reason: str,
+    *,
+    lowest: float = 0.0,
+    is_biased: bool = False,
+) -> Estimate:
+    """Return a figure that lies within `lowest` and 1 with its interval (`_interval`)."""
     if not np.isfinite(value):
         return undefined(reason, n)
     defined = sampled[np.isfinite(sampled)]
-    low, high = (
-        (float(q) for q in np.quantile(defined, [0.025, 0.975])) if len(defined) else (None, None)
-    )
-    return Estimate(float(value), low, high, n)
+    if not len(defined):
+        return Estimate(float(value), None, None, n)
+    return Estimate(float(value), *_interval(float(value), defined, lowest, is_biased), n)
+
+
+def _interval(
+    value: float, sampled: np.ndarray, lowest: float, is_biased: bool
+) -> tuple[float, float]:
+    """Return the 95% interval of a figure from its bootstrap samples.
+
+    Its ends are the percentiles (B. Efron 1981). The calibration error is a sum of absolute
+    values, which nearly every bootstrap sample makes larger than it is in the data, so its
+    percentiles lie above the figure. Therefore its interval, and that of any other figure that
+    would lie outside, is moved by the bias of the samples' median (B. Efron 1987, "Better bootstrap
+    confidence intervals") and cut off at the ends of the figure's range: it contains the figure.
+    """
+    low, middle, high = (float(q) for q in np.quantile(sampled, [0.025, 0.5, 0.975]))
+    if is_biased or not low <= value <= high:
+        low, high = value - (middle - low), value + (high - middle)
+    return min(max(low, lowest), value), max(min(high, 1.0), value)
 
 
 def _sampled_figures(
@@ -422,9 +499,3 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
         above, below, out=np.full(np.shape(above), np.nan), where=below > 0
     )
     return ratio
-
-
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of the share count / n, n >= 1 (E. B. Wilson 1927)."""
-    low, high = binomtest(count, n).proportion_ci(0.95, method="wilson")
-    return float(low), float(high)

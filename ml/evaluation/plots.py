@@ -31,32 +31,32 @@ def write_plots(run: Path) -> list[Path]:
     Plots that are impossible with a single class or without predictions are omitted.
     """
     written = []
-    found = read_evaluation(run)
-    of_level = {"slice": found.slice, "patient": found.patient}
+    evaluation = read_evaluation(run)
+    of_level = {"slice": evaluation.slice, "patient": evaluation.patient}
     for level, (labels, probabilities, groups) in answers_for_plots(run).items():
-        title = f"{found.dataset}, by {level}"
+        title = f"{evaluation.dataset}, by {level}"
         paths = [run / f"{level}_{kind}.png" for kind in ("roc", "calibration", "figures")]
         if len(np.unique(labels)) == 2:
             roc_plot(paths[0], labels, probabilities, groups, title)
             written.append(paths[0])
         if len(labels):
             calibration_plot(paths[1], labels, probabilities, title)
-            bars_plot(paths[2], dict(of_level[level].items()), title, "figure and 95 % interval")
+            bars_plot(paths[2], dict(of_level[level].items()), title, "figure and 95% interval")
             written += paths[1:]
     return written
 
 
 def answers_for_plots(run: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Return labels (n,), probabilities (repeats, n) and groups (n,) of each level."""
-    found = {}
+    arrays = {}
     for level, answers in read_answers(run).items():
         of_level = list(answers.values())
         labels, groups = (
             np.array([answer.label for answer in of_level]),
             np.array([answer.group for answer in of_level]),
         )
-        found[level] = labels, np.array([answer.probabilities for answer in of_level]).T, groups
-    return found
+        arrays[level] = labels, np.array([answer.probabilities for answer in of_level]).T, groups
+    return arrays
 
 
 def roc_plot(
@@ -67,7 +67,7 @@ def roc_plot(
     title: str,
     seed: int = 0,
 ) -> None:
-    """Draw a ROC curve with the 95 % band of its sensitivity over bootstrap samples of groups.
+    """Draw a ROC curve with the 95% band of its sensitivity over bootstrap samples of groups.
 
     Args:
         path: the PNG.
@@ -93,7 +93,7 @@ def roc_plot(
             )
     low, high = np.quantile(sampled, [0.025, 0.975], axis=0)
     figure, axes = _square(title, "false positive rate", "sensitivity")
-    axes.fill_between(grid, low, high, color=SOFT, alpha=0.5, linewidth=0, label="95 % interval")
+    axes.fill_between(grid, low, high, color=SOFT, alpha=0.5, linewidth=0, label="95% interval")
     area = np.mean([auroc(labels, row) for row in rows])
     axes.plot(
         grid,
@@ -101,33 +101,33 @@ def roc_plot(
         color=INK,
         label=f"AUROC {area:.3f}",
     )
-    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8, linestyle=":")
     axes.legend(loc="lower right", frameon=False)
     _save(figure, path)
 
 
 def calibration_plot(path: Path, labels: np.ndarray, probabilities: np.ndarray, title: str) -> None:
-    """Draw the observed frequency of hemorrhage by decile of probability, with 95 % Wilson
+    """Draw the observed frequency of hemorrhage by decile of probability, with 95% Wilson
     intervals.
     """
-    given, truth = (
+    predicted, observed = (
         np.atleast_2d(probabilities).ravel(),
         np.tile(labels, len(np.atleast_2d(probabilities))),
     )
     figure, axes = _square(title, "probability given", "share with hemorrhage")
-    bins = np.minimum((given * BINS).astype(int), BINS - 1)
-    for one in np.unique(bins):
-        here = bins == one
-        low, high = wilson(int(truth[here].sum()), int(here.sum()))
-        axes.plot([given[here].mean()] * 2, [low, high], color=SOFT, linewidth=3)
+    bins = np.minimum((predicted * BINS).astype(int), BINS - 1)
+    for number in np.unique(bins):
+        in_bin = bins == number
+        low, high = wilson(int(observed[in_bin].sum()), int(in_bin.sum()))
+        axes.plot([predicted[in_bin].mean()] * 2, [low, high], color=SOFT, linewidth=3)
         axes.plot(
-            given[here].mean(),
-            truth[here].mean(),
+            predicted[in_bin].mean(),
+            observed[in_bin].mean(),
             "o",
             color=INK,
-            markersize=3 + 2 * np.log10(here.sum()),
+            markersize=3 + 2 * np.log10(in_bin.sum()),
         )
-    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8, linestyle=":")
     _save(figure, path)
 
 

@@ -10,7 +10,7 @@ level and metric are replaced.
     restructured   yes or no: an autoencoder precedes the convolutions
     augmentation   number of copies of each training image; empty if each draw is augmented anew
     level          slice, or patient for scans of several slices
-    low, high, n   95 % interval and denominator
+    low, high, n   95% interval and denominator
     epochs         of the network; 0 if only the head was trained
     seconds        duration of the fits
 """
@@ -91,7 +91,7 @@ def rows_of_run(run: Path, protocol: str) -> dict[str, list[Row]]:
     """Return the rows of a finished training, a model or an evaluation, by data set.
 
     Raises:
-        ArtifactError: the folder is none of them, or its model is unusable.
+        ArtifactError: the folder is none of these, or its model is unusable.
     """
     for folder in (run / "model", run):
         if (folder / CARD).is_file():
@@ -145,10 +145,10 @@ def _rows_of_control(
     return rows_of({**facts, **own}, "slice", known)
 
 
-def _rows_of_evaluation(found: Evaluation, protocol: str) -> dict[str, list[Row]]:
-    facts = _facts(found.model.architecture, found.model.settings)
-    facts |= {"protocol": protocol, "seconds": round(found.seconds)}
-    return {found.dataset: _rows_of_levels(facts, found.slice, found.patient)}
+def _rows_of_evaluation(evaluation: Evaluation, protocol: str) -> dict[str, list[Row]]:
+    facts = _facts(evaluation.model.architecture, evaluation.model.settings)
+    facts |= {"protocol": protocol, "seconds": round(evaluation.seconds)}
+    return {evaluation.dataset: _rows_of_levels(facts, evaluation.slice, evaluation.patient)}
 
 
 def _facts(architecture: str, settings: Mapping[str, Any]) -> dict[str, Any]:

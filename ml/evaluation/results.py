@@ -1,6 +1,4 @@
-"""What `evaluate` finds with a finished model on a labeled data set: metrics.json, as
-dataclasses.
-"""
+"""The results of evaluating a model on a labeled data set: metrics.json, as dataclasses."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ METRICS = "metrics.json"
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """Which model was evaluated, as its card says it."""
+    """Which model was evaluated, according to its card."""
 
     id: str
     architecture: str
@@ -58,7 +56,7 @@ class BothLevels:
 
 @dataclass(frozen=True, kw_only=True)
 class StatesByLabel:
-    """The states of the verdicts on what bleeds, on what does not, and where nobody knows."""
+    """The states of the verdicts on scans with, without and with unknown hemorrhage."""
 
     with_hemorrhage: StateCounts
     without: StateCounts

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from ml.evaluation.metrics import metrics_with_intervals, share_with_interval, wilson
+from ml.evaluation.metrics import metrics_with_intervals, share_with_interval, with_width
 from ml.figures import Estimate, Metrics
 
 SEED = 0
@@ -65,7 +65,7 @@ class FiguresOfSite:
     Attributes:
         scans, with_hemorrhage: how many there are.
         represented: how many scans they stand for.
-        metrics: with 95 % intervals, weighted.
+        metrics: with 95% intervals, weighted.
         bins: the calibration, weighted; bins without scans are left out.
     """
 
@@ -77,7 +77,7 @@ class FiguresOfSite:
 
 
 def sampling_weights(scans: Sequence[ConfirmedScan], drawn: Mapping[Stratum, int]) -> np.ndarray:
-    """Return how many scans each stands for, (n,).
+    """Return how many scans each one represents, (n,).
 
     Args:
         scans: the confirmed scans.
@@ -108,21 +108,11 @@ def site_figures(scans: Sequence[ConfirmedScan], weights: np.ndarray) -> Figures
     positive = np.array([scan.positive for scan in scans], bool)
     groups = np.array([scan.group for scan in scans], str)
     metrics = metrics_with_intervals(labels, probabilities, positive, groups, SEED, weights=weights)
-    of_metric = {
-        "accuracy": np.ones(len(scans), bool),
-        "sensitivity": labels == 1,
-        "specificity": labels == 0,
-        "ppv": positive,
-        "npv": ~positive,
-    }
-    shares = {
-        name: _with_width(getattr(metrics, name), weights[of_metric[name]]) for name in SHARES
-    }
     return FiguresOfSite(
         scans=len(scans),
         with_hemorrhage=int(labels.sum()),
         represented=float(weights.sum()),
-        metrics=replace(metrics, **shares),
+        metrics=metrics,
         bins=_bins(labels, probabilities, groups, weights),
     )
 
@@ -131,33 +121,24 @@ def _stratum(scan: ConfirmedScan) -> Stratum:
     return scan.month, scan.sampling or 1.0
 
 
-def _with_width(estimate: Estimate, weights: np.ndarray) -> Estimate:
-    """Return a share with Wilson's interval where the bootstrap's has no width."""
-    if estimate.value is None or estimate.low != estimate.high:
-        return estimate
-    effective = max(1, round(float(weights.sum() ** 2 / (weights**2).sum())))
-    low, high = wilson(round(estimate.value * effective), effective)
-    return replace(estimate, low=low, high=high)
-
-
 def _bins(
     labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, weights: np.ndarray
 ) -> list[Bin]:
     number = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    found = []
-    for one in range(BINS):
-        here = number == one
-        if not here.any():
+    filled = []
+    for index in range(BINS):
+        in_bin = number == index
+        if not in_bin.any():
             continue
-        own = weights[here]
-        observed = share_with_interval(labels[here], groups[here], SEED, weights=own)
-        found.append(
+        own = weights[in_bin]
+        observed = share_with_interval(labels[in_bin], groups[in_bin], SEED, weights=own)
+        filled.append(
             Bin(
-                low=one / BINS,
-                high=(one + 1) / BINS,
-                scans=int(here.sum()),
-                predicted=float(np.average(probabilities[here], weights=own)),
-                observed=_with_width(observed, own),
+                low=index / BINS,
+                high=(index + 1) / BINS,
+                scans=int(in_bin.sum()),
+                predicted=float(np.average(probabilities[in_bin], weights=own)),
+                observed=with_width(observed, groups[in_bin], own),
             )
         )
-    return found
+    return filled

@@ -117,7 +117,7 @@ class Simulation:
         settings: those of the department, and the seed.
         load: the share of their time that readers are busy.
         scans: the population of scans.
-        minutes: the median over days, and where 95 % of the days lie.
+        minutes: the median over days, and where 95% of the days lie.
     """
 
     assumptions: list[str]
@@ -255,18 +255,18 @@ def waits(arrivals: np.ndarray, minutes: np.ndarray, order: np.ndarray, readers:
     """
     rank = np.empty(len(order), int)
     rank[order] = np.arange(len(order))
-    free_at, worklist, here, now = [0.0] * readers, list[int](), 0, 0.0
+    free_at, worklist, arrived, now = [0.0] * readers, list[int](), 0, 0.0
     started = np.zeros(len(arrivals))
     for _ in range(len(arrivals)):
         now = max(now, heapq.heappop(free_at))
         if not worklist:
-            now = max(now, arrivals[here])
-        while here < len(arrivals) and arrivals[here] <= now:
-            heapq.heappush(worklist, rank[here])
-            here += 1
-        taken = order[heapq.heappop(worklist)]
-        started[taken] = now
-        heapq.heappush(free_at, now + minutes[taken])
+            now = max(now, arrivals[arrived])
+        while arrived < len(arrivals) and arrivals[arrived] <= now:
+            heapq.heappush(worklist, rank[arrived])
+            arrived += 1
+        current = order[heapq.heappop(worklist)]
+        started[current] = now
+        heapq.heappush(free_at, now + minutes[current])
     waited: np.ndarray = started - arrivals
     return waited
 
@@ -289,7 +289,7 @@ def simulate(
         on_day: called with (days simulated, number of days).
     """
     rng = np.random.default_rng(seed)
-    found: dict[tuple[str, str, str, str], list[float]] = {}
+    per_day_of: dict[tuple[str, str, str, str], list[float]] = {}
     for day in range(department.repetitions):
         arrivals, minutes, drawn = _day(scans, department, rng)
         of_order = {
@@ -307,13 +307,13 @@ def simulate(
                 )
                 for what, values in (("wait", waited), (moved, shift)):
                     for summary, of in SUMMARIES.items():
-                        kept = found.setdefault((name, group, what, summary), [])
-                        kept += [of(values[at])] if at.any() else []
+                        days = per_day_of.setdefault((name, group, what, summary), [])
+                        days += [of(values[at])] if at.any() else []
         on_day(day + 1, department.repetitions)
     over_days: Minutes = {
         name: {group: {"wait": {}, _moved(group): {}} for group in GROUPS} for name in ORDERS
     }
-    for (name, group, what, summary), per_day in found.items():
+    for (name, group, what, summary), per_day in per_day_of.items():
         over_days[name][group][what][summary] = _over_days(per_day)
     drawn_from = DrawnFrom(
         int((scans.labels == 1).sum()), int((scans.labels == 0).sum()), scans.source
@@ -355,7 +355,7 @@ def _day(
 
 
 def _over_days(per_day: list[float]) -> Estimate:
-    """Return the median over days and the 95 % range."""
+    """Return the median over days and the 95% range."""
     if not per_day:
         return undefined("no such scan arrived")
     low, value, high = np.percentile(per_day, (2.5, 50, 97.5)).tolist()
@@ -377,14 +377,14 @@ def sentences(result: Simulation) -> list[str]:
             f"Drawn from {scans.positive} scans with and {scans.negative} without hemorrhage;"
             f" risk: {scans.source}."
         ),
-        "Minutes: median over the days (95 % of the days).",
+        "Minutes: median over the days (95% of the days).",
     ]
     for name, groups in result.minutes.items():
         lines.append(f"{name}:")
-        for group, found in groups.items():
-            parts = [f"waits {_both(found['wait'])}"]
+        for group, minutes in groups.items():
+            parts = [f"waits {_both(minutes['wait'])}"]
             if name != FIRST_COME:
-                parts.append(f"{_moved(group)} by {_both(found[_moved(group)])}")
+                parts.append(f"{_moved(group)} by {_both(minutes[_moved(group)])}")
             lines.append(f"  {group}: " + "; ".join(parts))
     if result.load >= 1:
         lines.append(

@@ -84,7 +84,10 @@ def write_report(
 
 
 def _of_one(dataset: Dataset, summary: Mapping[str, Any], out: Path, number: int) -> Iterator[str]:
-    """Yield the HTML about one data set and write its images, named by `number`."""
+    """Yield the HTML about one data set and write its images, named by `number`.
+
+    One function, because it is the page from top to bottom: each picture and the text below it.
+    """
 
     def picture(name: str) -> Path:
         return out / f"{number}-{name}.png"
@@ -125,7 +128,7 @@ def _of_one(dataset: Dataset, summary: Mapping[str, Any], out: Path, number: int
         picture("probes"),
         "Shortcut probes",
         "How well non-anatomical features predict the class, in grouped cross-validation: 0.5 is"
-        " chance, 1 is perfect, the line is the 95 % interval. Whatever is above chance is a"
+        " chance, 1 is perfect, the line is the 95% interval. Whatever is above chance is a"
         " shortcut that a model can learn instead of hemorrhage. (File size also depends on the"
         " content, so values slightly above chance are expected.)",
     )
@@ -205,14 +208,14 @@ def _facts(summary: Mapping[str, Any]) -> str:
 
 
 def _of_scans(labels: Mapping[str, int]) -> str:
-    said = (
+    counts = (
         f"{labels['positive']} with hemorrhage, {labels['negative']} without, {labels['unknown']}"
         " without a label"
     )
     return (
-        f"{said}; {labels['as_wholes']} have scan-level labels only"
+        f"{counts}; {labels['as_wholes']} have scan-level labels only"
         if labels["as_wholes"]
-        else said
+        else counts
     )
 
 
@@ -290,12 +293,12 @@ def _grays(histograms: Mapping[str, Sequence[float]]) -> Figure:
     axes = figure.add_subplot(
         xlabel="gray in the brain window (0 black, 1 white)", ylabel="share of the head"
     )
-    for name, said, color in (
+    for name, label, color in (
         ("negative", "no hemorrhage", NO_BLOOD),
         ("positive", "hemorrhage", BLOOD),
     ):
         if histograms[name]:
-            axes.plot(GRAYS, histograms[name], color=color, label=said, drawstyle="steps-mid")
+            axes.plot(GRAYS, histograms[name], color=color, label=label, drawstyle="steps-mid")
     if axes.lines:
         axes.legend()
     return figure

@@ -8,8 +8,11 @@ above chance is thus a warning about the data, not about a model.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -19,10 +22,11 @@ from sklearn.ensemble import RandomForestClassifier
 
 from ml.datasets.examples import Example, slice_of
 from ml.datasets.groups import groups_per_class, stratified_group_folds
+from ml.errors import DatasetError
 from ml.evaluation.metrics import metrics_with_intervals
 from ml.figures import undefined
 from ml.preprocessing.model_input import InputSpec, to_input
-from ml.scans.slices import FloatArray, gray_of
+from ml.scans.slices import FloatArray, Slice, gray_of
 from ml.typed_json import to_json
 
 TREES, LEAF, FOLDS, MOST_IMAGES = 40, 3, 5, 3000
@@ -33,11 +37,14 @@ CHANCE_AUROC = 0.5
 PROBES: dict[str, tuple[str, ...]] = {
     "file size": ("bytes",),
     "width and height": ("width", "height"),
-    "color and mode": ("mode", "colour", "red", "blue"),
-    "all facts of the file": ("bytes", "width", "height", "mode", "colour", "red", "blue"),
+    "color and mode": ("mode", "color", "red", "blue"),
+    "all facts of the file": ("bytes", "width", "height", "mode", "color", "red", "blue"),
     "border pixels": ("border",),
 }
 """The probes by name, with their non-anatomical features."""
+
+FORMER_NAMES = {"colour": "color"}
+"""Facts that stored samples may still have under another name, and what they are called now."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +56,28 @@ class Measured:
             the share of colored pixels, and the mean red and blue excess over gray (0..1).
         border: float32 (k,), the outermost pixels of the whole image at 32 x 32.
         grays: float64 (32,), histogram of gray levels inside the head, in the brain window.
+        head_share: the side of the square around the head, relative to the image's longer side;
+            None where no head was found.
     """
 
     facts: Mapping[str, float]
     border: FloatArray
     grays: np.ndarray
+    head_share: float | None = None
 
 
-def measure(example: Example) -> Measured:
-    """Measure one image of a data set.
+def measure(example: Example, slice_: Slice | None = None) -> Measured:
+    """Measure one image of a data set; `slice_` is what it shows, where it was read before.
 
     Raises:
         ImageError: it cannot be read.
     """
-    slice_ = slice_of(example)
+    slice_ = slice_of(example) if slice_ is None else slice_
     whole = np.ascontiguousarray(gray_of(slice_), np.float32)
     small = cv2.resize(whole, (SMALL_PX, SMALL_PX), interpolation=cv2.INTER_AREA)
     outer = np.ones((SMALL_PX, SMALL_PX), bool)
     outer[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = False
-    head = to_input(slice_, InputSpec(size=HEAD_PX))[0]
+    head, frame = to_input(slice_, InputSpec(size=HEAD_PX))
     counts, _ = np.histogram(head[head > 0], bins=BINS, range=(0, 1))
     colored, red, blue = _colors(example)
     facts = {
@@ -75,11 +85,76 @@ def measure(example: Example) -> Measured:
         "width": float(example.width),
         "height": float(example.height),
         "mode": float(sum(example.mode.encode())),
-        "colour": colored,
+        "color": colored,
         "red": red,
         "blue": blue,
     }
-    return Measured(facts, np.asarray(small[outer], np.float32), counts / max(counts.sum(), 1))
+    return Measured(
+        facts,
+        np.asarray(small[outer], np.float32),
+        counts / max(counts.sum(), 1),
+        frame.height / max(whole.shape) if frame.shows_head else None,
+    )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What probes need of the images of a data set, or of some of them.
+
+    Attributes:
+        groups: the group of each image.
+        measured: what was measured of it.
+    """
+
+    groups: Sequence[str]
+    measured: Sequence[Measured]
+
+
+def sample_of(examples: Sequence[Example], measured: Sequence[Measured], seed: int = 0) -> Sample:
+    """Return as many images, chosen at random, as a probe looks at: at most `MOST_IMAGES`."""
+    groups = [example.group for example in examples]
+    if len(groups) <= MOST_IMAGES:
+        return Sample(groups, measured)
+    chosen = np.sort(np.random.default_rng(seed).choice(len(groups), MOST_IMAGES, replace=False))
+    return Sample([groups[at] for at in chosen], [measured[at] for at in chosen])
+
+
+def write_sample(sample: Sample, path: Path) -> None:
+    """Write a sample as an NPZ file, float32."""
+    names = tuple(sample.measured[0].facts) if sample.measured else ()
+    with path.open("wb") as file:
+        np.savez_compressed(
+            file,
+            groups=np.array(sample.groups, np.str_),
+            names=np.array(names, np.str_),
+            facts=np.array(
+                [[m.facts[name] for name in names] for m in sample.measured], np.float32
+            ),
+            border=np.array([m.border for m in sample.measured], np.float32),
+            grays=np.array([m.grays for m in sample.measured], np.float32),
+        )
+
+
+def read_sample(path: Path) -> Sample:
+    """Read what `write_sample` wrote.
+
+    Raises:
+        DatasetError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            names = [FORMER_NAMES.get(str(name), str(name)) for name in stored["names"]]
+            return Sample(
+                [str(group) for group in stored["groups"]],
+                [
+                    Measured(dict(zip(names, map(float, facts), strict=True)), border, grays)
+                    for facts, border, grays in zip(
+                        stored["facts"], stored["border"], stored["grays"], strict=True
+                    )
+                ],
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as err:
+        raise DatasetError("What was measured of a data set cannot be read any more.") from err
 
 
 def class_probes(
@@ -88,8 +163,9 @@ def class_probes(
     seed: int = 0,
     on_probe: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """Return the result of each probe for the labels, without unlabeled images. `on_probe` is
-    called with (probes done, number of probes).
+    """Return the result of each probe for the labels, without unlabeled images; its metrics say
+    why they have no value where a class is missing. `on_probe` is called with (probes done, number
+    of probes).
 
     Each is {"name", "auroc", "accuracy", "majority", "suspicious"}: two metrics with intervals as
     JSON of `ml.figures.Estimate`, the share of the larger class, and whether the lower bound of the
@@ -107,23 +183,23 @@ def class_probes(
     return probes
 
 
-def source_probes(
-    names: tuple[str, str],
-    examples: tuple[Sequence[Example], Sequence[Example]],
-    measured: tuple[Sequence[Measured], Sequence[Measured]],
-) -> list[dict[str, Any]]:
+def source_probes(names: tuple[str, str], samples: tuple[Sample, Sample]) -> list[dict[str, Any]]:
     """Return how well simple features, including gray levels inside the head, distinguish two data
     sets.
 
     If hemorrhage is more frequent in one of them, a model trained on both can learn the source
     instead.
     """
-    labels = np.repeat([0, 1], [len(part) for part in examples])
+    labels = np.repeat([0, 1], [len(sample.groups) for sample in samples])
     groups = np.array(
-        [f"{name}/{e.group}" for name, part in zip(names, examples, strict=True) for e in part]
+        [
+            f"{name}/{group}"
+            for name, one in zip(names, samples, strict=True)
+            for group in one.groups
+        ]
     )
-    joined = [*measured[0], *measured[1]]
-    what = {**PROBES, "grays of the head": ("greys",)}
+    joined = [*samples[0].measured, *samples[1].measured]
+    what = {**PROBES, "grays of the head": ("grays",)}
     return [
         _probe(name, _columns(joined, columns), labels, groups, seed=0)
         for name, columns in what.items()
@@ -182,7 +258,7 @@ def _columns(measured: Sequence[Measured], what: Sequence[str]) -> np.ndarray:
                 list(one.border)
                 if name == "border"
                 else list(one.grays)
-                if name == "greys"
+                if name == "grays"
                 else [one.facts[name]]
             )
         rows.append(row)

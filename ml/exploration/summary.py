@@ -10,20 +10,35 @@ from typing import Any
 import numpy as np
 
 from ml.catalogue import BLEEDING_TYPES
-from ml.datasets.examples import Example, scan_key
+from ml.datasets.examples import Example, scan_key, slice_of
 from ml.datasets.read import Dataset
-from ml.exploration.shortcuts import BINS, Measured, class_probes, measure, source_probes
+from ml.exploration.images import distributions
+from ml.exploration.shortcuts import (
+    BINS,
+    Measured,
+    Sample,
+    class_probes,
+    measure,
+    source_probes,
+)
+from ml.scans.slices import Slice
 
 OnPart = Callable[[int, int], None]
 
 
-def measure_all(dataset: Dataset, on_image: OnPart = lambda done, total: None) -> list[Measured]:
+def measure_all(
+    dataset: Dataset,
+    on_image: OnPart = lambda done, total: None,
+    on_slice: Callable[[Example, Slice], None] = lambda example, slice_: None,
+) -> list[Measured]:
     """Measure every image of a data set; `on_image` is called with (images measured, number of
-    images).
+    images), and `on_slice` with each image before.
     """
     measured = []
     for done, example in enumerate(dataset.examples, start=1):
-        measured.append(measure(example))
+        slice_ = slice_of(example)
+        measured.append(measure(example, slice_))
+        on_slice(example, slice_)
         on_image(done, len(dataset.examples))
     return measured
 
@@ -43,6 +58,7 @@ def explore(
         histograms: {"positive": [...], "negative": [...]}, the mean histogram of 32 gray levels
             from black to white inside the heads of each class, in the brain window; empty for a
             class without images.
+        distributions: see `ml.exploration.images.distributions`.
         probes: see `ml.exploration.shortcuts.class_probes`.
     """
     measured = measure_all(dataset) if measured is None else measured
@@ -59,6 +75,7 @@ def explore(
             name: _mean_grays(dataset.examples, measured, label)
             for name, label in (("positive", 1), ("negative", 0))
         },
+        "distributions": distributions(dataset.examples, measured),
         "probes": class_probes(dataset.examples, measured, on_probe=on_probe),
     }
 
@@ -74,7 +91,11 @@ def compare_sources(
         {
             "sources": [one.name, other.name],
             "probes": source_probes(
-                (one.name, other.name), (one.examples, other.examples), (of_one, of_other)
+                (one.name, other.name),
+                (
+                    Sample([e.group for e in one.examples], of_one),
+                    Sample([e.group for e in other.examples], of_other),
+                ),
             ),
         }
         for (one, of_one), (other, of_other) in pairs

@@ -5,7 +5,7 @@ families of other images.
 
 With n data sets there are n rounds, each of which holds out one data set and a part of the families
 of other images, and trains on the rest. Of each kind of image some families are in training, for
-example brain MR of another weighting. The operating point is set on head CT alone, such that 4.5 %
+example brain MR of another weighting. The operating point is set on head CT alone, such that 4.5%
 of the held-out head CT is refused; the share of other images refused at that point is a result. The
 shipped gate is then trained on everything. A round takes several minutes on two cores.
 """
@@ -34,7 +34,7 @@ from ml.gate_training.other_images.families import KINDS, other_images
 from ml.gate_training.other_images.heads import phantom_heads, varied
 from ml.gate_training.results import Measured, intervals, write_results
 from ml.inference.gate import AUTOENCODER, CARD, JUDGE, REFUSED_FROM
-from ml.inference.gate_measures import look_at, measure
+from ml.inference.gate_measures import measure, prepare_image
 from ml.inference.gate_views import VIEW_PX, errors, view_of
 from ml.inference.sessions import session
 from ml.networks.autoencoder import Weights, fit_autoencoder, onnx_nodes
@@ -74,12 +74,12 @@ class Fitted:
 
 def see(slice_: Slice, source: str, family: str) -> Seen:
     """Return an image as the gate sees it."""
-    look = look_at(slice_)
-    measures = measure(look)
+    image = prepare_image(slice_)
+    measures = measure(image)
     if not measures:
         nothing = np.zeros((VIEW_PX, VIEW_PX), np.float32)
         return Seen(source, family, {}, nothing[..., np.newaxis], nothing)
-    view, mask = view_of(look)
+    view, mask = view_of(image)
     return Seen(source, family, measures, view, mask)
 
 
@@ -107,28 +107,32 @@ def see_heads(folders: Sequence[Path]) -> tuple[list[Seen], list[Seen]]:
 
 
 def fit_gate(
-    heads: Sequence[Seen], odd: Sequence[Seen], folder: Path, seed: int, refused_above: float = 0.0
+    heads: Sequence[Seen],
+    others: Sequence[Seen],
+    folder: Path,
+    seed: int,
+    refused_above: float = 0.0,
 ) -> Fitted:
     """Fit a gate to heads and other images; counterexamples are made from the heads.
 
     Args:
         heads: original and varied, of all training sources.
-        odd: other images, of the training families.
+        others: images other than head CT, of the training families.
         folder: for checkpoints of the networks.
         seed: random seed.
         refused_above: the logit of the score that becomes `REFUSED_FROM`.
     """
     random = np.random.default_rng(seed)
-    sources = sorted({one.source for one in heads})
+    sources = sorted({image.source for image in heads})
     chosen: list[Seen] = []
     for source in sources:
-        of_source = [one for one in heads if one.source == source and one.measures]
+        of_source = [image for image in heads if image.source == source and image.measures]
         chosen += [
             of_source[at] for at in map(int, random.permutation(len(of_source))[: 2 * MOST_HEADS])
         ]
     drawn_from = [chosen[at] for at in map(int, random.permutation(len(chosen))[:MOST_HEADS])]
     encoder = fit_autoencoder(
-        np.stack([one.view for one in drawn_from]),
+        np.stack([image.view for image in drawn_from]),
         np.arange(len(drawn_from)),
         seed,
         AUTOENCODER_EPOCHS,
@@ -137,19 +141,21 @@ def fit_gate(
     )
     autoencoder = _autoencoder_graph(encoder.weights)
     bases = [chosen[at] for at in random.integers(len(chosen), size=COUNTEREXAMPLES).tolist()]
-    counter = [see(of_head(random, one.view[:, :, 0]), "made", "counterexample") for one in bases]
+    counter = [
+        see(of_head(random, image.view[:, :, 0]), "made", "counterexample") for image in bases
+    ]
     learned = [
         *chosen,
-        *(one for one in counter if one.measures),
-        *(one for one in odd if one.measures),
+        *(image for image in counter if image.measures),
+        *(image for image in others if image.measures),
     ]
-    is_odd = np.array([False] * len(chosen) + [True] * (len(learned) - len(chosen)))
+    is_other = np.array([False] * len(chosen) + [True] * (len(learned) - len(chosen)))
     names, rows = rows_of(learned, autoencoder)
     judge = fit_judge(
-        np.stack([one.view for one in learned]),
+        np.stack([image.view for image in learned]),
         rows,
-        is_odd,
-        _weights(learned, is_odd),
+        is_other,
+        _weights(learned, is_other),
         seed,
         folder / "judge.npz",
     )
@@ -162,9 +168,9 @@ def rows_of(seen: Sequence[Seen], autoencoder: bytes) -> tuple[tuple[str, ...], 
     """
     draws = session(autoencoder)
     rows = []
-    for one in seen:
-        drawn = draws.run(["drawn"], {"views": one.view[np.newaxis]})[0]
-        rows.append(one.measures | errors(one.view[:, :, 0], drawn[0, :, :, 0], one.mask))
+    for image in seen:
+        drawn = draws.run(["drawn"], {"views": image.view[np.newaxis]})[0]
+        rows.append(image.measures | errors(image.view[:, :, 0], drawn[0, :, :, 0], image.mask))
     names = tuple(sorted(rows[0]))
     return names, np.array([[measures[name] for name in names] for measures in rows], np.float32)
 
@@ -172,7 +178,7 @@ def rows_of(seen: Sequence[Seen], autoencoder: bytes) -> tuple[tuple[str, ...], 
 def scores_of(fitted: Fitted, seen: Sequence[Seen]) -> np.ndarray:
     """Return the score of each image, (n,), 1 if there is no body."""
     scores = np.ones(len(seen))
-    at = [number for number, one in enumerate(seen) if one.measures]
+    at = [number for number, image in enumerate(seen) if image.measures]
     _, rows = rows_of([seen[number] for number in at], fitted.autoencoder)
     views = np.stack([seen[number].view for number in at])
     judge = session(fitted.judge)
@@ -204,16 +210,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{err}\n")
         return 2
     phantoms = [see(slice_, "phantoms", "head phantom") for slice_ in phantom_heads(PHANTOMS)]
-    odd = {
+    others = {
         family: [see(one.slice, "made", one.family) for one in other_images(family, MADE_EACH, 0)]
         for kind in KINDS.values()
         for family in kind
     }
-    _say(f"{len(plain)} head CT, {sum(map(len, odd.values()))} other images")
+    _say(f"{len(plain)} head CT, {sum(map(len, others.values()))} other images")
     heads = [*plain, *variants]
     sources = list(dict.fromkeys(one.source for one in plain))
     with tempfile.TemporaryDirectory(prefix="hemoscan-gate-") as scratch:
-        measured = _measured(heads, odd, sources, [*extra, *phantoms], Path(scratch), options.seed)
+        measured = _measured(
+            heads, others, sources, [*extra, *phantoms], Path(scratch), options.seed
+        )
         refused_above = operating_logit(measured)
         measured = [
             replace(one, score=_sigmoid(_logit(one.score) - refused_above)) for one in measured
@@ -223,14 +231,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out:
             fitted = fit_gate(
                 [*heads, *phantoms[: PHANTOMS // 2]],
-                [one for family in odd for one in odd[family]],
+                [one for family in others for one in others[family]],
                 Path(scratch) / "all",
                 options.seed,
                 refused_above,
             )
             figures = intervals(measured, REFUSED_FROM)
-            given = sys.argv[1:] if arguments is None else arguments
-            command = shlex.join(["python", "-m", "ml.gate_training.fit", *map(str, given)])
+            command_line = sys.argv[1:] if arguments is None else arguments
+            command = shlex.join(["python", "-m", "ml.gate_training.fit", *map(str, command_line)])
             write_gate(options.out, fitted, sources, figures, command, options.seed)
     return 0
 
@@ -261,37 +269,37 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _measured(
     heads: Sequence[Seen],
-    odd: Mapping[str, Sequence[Seen]],
+    others: Mapping[str, Sequence[Seen]],
     sources: Sequence[str],
     only_measured: Sequence[Seen],
     scratch: Path,
     seed: int,
 ) -> list[Measured]:
-    """Return the score of each picture by the gate of the round that left it out.
+    """Return the score of each image by the gate of the round that held it out.
 
     Args:
         heads: plain and varied, of all data sets.
-        odd: the odd pictures by family.
+        others: images other than head CT, by family.
         sources: the data sets, one for each round.
-        only_measured: pictures that no gate is fitted to; the first round measures them.
+        only_measured: images that no gate is fitted to; they are scored in the first round.
         scratch: a folder for unfinished networks.
-        seed: of everything random.
+        seed: random seed.
     """
     measured: list[Measured] = []
     for number, (source, families) in enumerate(rounds(sources)):
         fitted = fit_gate(
-            [one for one in heads if one.source != source],
-            [one for family in odd if family not in families for one in odd[family]],
+            [image for image in heads if image.source != source],
+            [image for family in others if family not in families for image in others[family]],
             scratch / str(number),
             seed,
         )
-        test = [one for one in heads if one.source == source]
-        test += [one for family in families for one in odd[family]]
+        test = [image for image in heads if image.source == source]
+        test += [image for family in families for image in others[family]]
         test += only_measured if number == 0 else []
         scores = scores_of(fitted, test)
         measured += [
-            Measured(one.source, one.family, float(score))
-            for one, score in zip(test, scores, strict=True)
+            Measured(image.source, image.family, float(score))
+            for image, score in zip(test, scores, strict=True)
         ]
         _say(f"round {number + 1}: {source} and {', '.join(families)} held out")
     return measured
@@ -302,7 +310,7 @@ def operating_logit(measured: Sequence[Measured]) -> float:
     return _logit(
         float(
             np.quantile(
-                [one.score for one in measured if one.family == "head CT"], 1 - HEADS_REFUSED
+                [image.score for image in measured if image.family == "head CT"], 1 - HEADS_REFUSED
             )
         )
     )
@@ -330,24 +338,27 @@ def write_gate(
         "figures": figures,
         "protocol": (
             "Each round is evaluated on a held-out data set and held-out families of other images;"
-            f" 95 % Wilson intervals. At the operating point {HEADS_REFUSED:.1%} of the held-out"
+            f" 95% Wilson intervals. At the operating point {HEADS_REFUSED:.1%} of the held-out"
             " head CT is refused; it was set without other images."
         ),
     }
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
-def _weights(seen: Sequence[Seen], is_odd: np.ndarray) -> np.ndarray:
+def _weights(seen: Sequence[Seen], is_other: np.ndarray) -> np.ndarray:
     """Return the sampling weight of each image in its class: sources and families by the square
     root of their size; half are counterexamples.
     """
     names = np.array(
-        [one.family if odd else one.source for one, odd in zip(seen, is_odd, strict=True)]
+        [
+            image.family if is_not_head else image.source
+            for image, is_not_head in zip(seen, is_other, strict=True)
+        ]
     )
     weights = np.zeros(len(seen))
     for name in np.unique(names):
         weights[names == name] = (names == name).sum() ** -0.5
-    counter, others = names == "counterexample", is_odd & (names != "counterexample")
+    counter, others = names == "counterexample", is_other & (names != "counterexample")
     weights[counter] /= weights[counter].sum()
     if others.any():
         weights[others] /= weights[others].sum()

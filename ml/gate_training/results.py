@@ -28,13 +28,15 @@ def intervals(measured: Sequence[Measured], refused_from: float) -> list[dict[st
     other images.
     """
     groups: dict[str, list[float]] = {}
-    for one in measured:
-        is_head = one.family.startswith(HEADS)
-        groups.setdefault(f"{one.family}: {one.source}" if is_head else one.family, []).append(
-            one.score
-        )
-    groups["all head CT"] = [one.score for one in measured if one.family == "head CT"]
-    groups["all odd pictures"] = [one.score for one in measured if not one.family.startswith(HEADS)]
+    for image in measured:
+        is_head = image.family.startswith(HEADS)
+        groups.setdefault(
+            f"{image.family}: {image.source}" if is_head else image.family, []
+        ).append(image.score)
+    groups["all head CT"] = [image.score for image in measured if image.family == "head CT"]
+    groups["all odd pictures"] = [
+        image.score for image in measured if not image.family.startswith(HEADS)
+    ]
     rows: list[dict[str, object]] = []
     for family, scores in groups.items():
         if not scores:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ml.errors import ArtifactError
-from ml.inference.gate_measures import look_at, measure
+from ml.inference.gate_measures import measure, prepare_image
 from ml.inference.gate_views import errors, view_of
 from ml.inference.sessions import session
 from ml.scans.slices import Slice
@@ -26,6 +26,7 @@ from ml.scans.slices import Slice
 GATE_DIR = Path(__file__).parent.parent / "not_head_ct"
 CARD, AUTOENCODER, JUDGE = "card.json", "autoencoder.onnx", "judge.onnx"
 REFUSED_FROM = 0.5
+TITLE = "The head-CT check's graph"
 MOST_SLICES = 15
 
 
@@ -50,23 +51,23 @@ class Gate:
                 )
         self.card = card
         self._measures: list[str] = card["measures"]
-        self._autoencoder = session(contents[AUTOENCODER])
-        self._judge = session(contents[JUDGE])
+        self._autoencoder = session(contents[AUTOENCODER], TITLE)
+        self._judge = session(contents[JUDGE], TITLE)
 
     def score(self, slice_: Slice) -> float:
         """Return the score for "not a head CT", 0..1; from `REFUSED_FROM` on the image is refused.
         1 if it shows no body.
         """
-        look = look_at(slice_)
-        measures = measure(look)
+        image = prepare_image(slice_)
+        measures = measure(image)
         if not measures:
             return 1.0
-        view, mask = view_of(look)
+        view, mask = view_of(image)
         drawn = self._autoencoder.run(["drawn"], {"views": view[np.newaxis]})[0]
         measures |= errors(view[:, :, 0], drawn[0, :, :, 0], mask)
         row = np.array([[measures[name] for name in self._measures]], np.float32)
-        answer = self._judge.run(["score"], {"views": view[np.newaxis], "measures": row})[0]
-        return float(np.clip(answer.ravel()[0], 0, 1))
+        score = self._judge.run(["score"], {"views": view[np.newaxis], "measures": row})[0]
+        return float(np.clip(score.ravel()[0], 0, 1))
 
     def score_series(self, slices: Sequence[Slice]) -> float:
         """Return the median score of at most 15 evenly spaced slices of a scan, since single slices

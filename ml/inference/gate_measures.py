@@ -17,18 +17,18 @@ from ml.preprocessing.head import find_head
 from ml.preprocessing.scaling import shrunk
 from ml.scans.slices import FloatArray, Slice, gray_of
 
-WORK_PX, SHORTEST_PX = 256, 8  # sides of a picture that is shrunk to be measured
-# the head unrolled: rays from its middle, steps from its outline (0) inwards
+WORK_PX, SHORTEST_PX = 256, 8  # longer and shorter side of the reduced image that is measured
+# the head in polar coordinates: rays from its center, steps from its outline (0) inward
 ANGLES, DEPTHS = 72, 32
-# of DEPTHS: a skull lies in the first; the inside of a head begins at the second
+# in steps of DEPTHS: the skull lies within RIM; the inside of the head begins at CORE
 RIM, CORE = 13, 18
-# of white: rows and columns at a picture's edge whose grays spread less are margin
+# relative to white: rows and columns at the image's edge with a smaller range of gray are margin
 PLAIN_EDGE = 0.03
 HARMONICS = 4
 
 
 @dataclass(frozen=True)
-class Look:
+class PreparedImage:
     """An image prepared for measuring.
 
     Attributes:
@@ -40,18 +40,18 @@ class Look:
     head: NDArray[np.bool_] | None
 
 
-def look_at(slice_: Slice) -> Look:
-    """Return the picture prepared for measuring; HU through the brain window."""
+def prepare_image(slice_: Slice) -> PreparedImage:
+    """Return an image prepared for measuring; HU are shown in the brain window."""
     gray = shrunk(gray_of(slice_), WORK_PX, SHORTEST_PX)
     gray = np.ascontiguousarray(_without_margins(gray), np.float32)
-    return Look(gray, find_head(gray))
+    return PreparedImage(gray, find_head(gray))
 
 
-def measure(look: Look) -> dict[str, float]:
+def measure(image: PreparedImage) -> dict[str, float]:
     """Return the measures by name; empty if the image shows no body."""
-    if look.head is None or look.head.sum() < 64:
+    if image.head is None or image.head.sum() < 64:
         return {}
-    gray, head = look.gray, look.head
+    gray, head = image.gray, image.head
     outlines, _ = cv2.findContours(head.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     outline = np.asarray(max(outlines, key=cv2.contourArea), np.int32)
     if len(outline) < 16:
@@ -192,8 +192,8 @@ def _inside(gray: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> 
 
 
 def _surroundings(gray: FloatArray, head: NDArray[np.bool_]) -> dict[str, float]:
-    """Content beside the head, which is little in CT; the share of edges and the number of gray
-    levels of the image.
+    """Content outside the head (CT shows little), the share of edges and the number of gray levels
+    of the image.
     """
     around = ~cv2.dilate(head.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
     values = gray[around]

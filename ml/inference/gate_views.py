@@ -7,7 +7,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ml.inference.gate_measures import Look
+from ml.inference.gate_measures import PreparedImage
 from ml.scans.slices import FloatArray
 
 VIEW_PX = 128
@@ -16,16 +16,16 @@ LOCAL_PX = 9  # neighborhood for local contrast
 LEAST_VARIANCE = 0.003  # variance relative to white squared; below, a neighborhood counts as flat
 
 
-def view_of(look: Look) -> tuple[FloatArray, FloatArray]:
+def view_of(image: PreparedImage) -> tuple[FloatArray, FloatArray]:
     """Return a square crop around the body, float32 (128, 128, 1), black outside the image, and its
     body mask (128, 128), 0..1.
 
     Raises:
         ValueError: the image shows no body.
     """
-    if look.head is None:
+    if image.head is None:
         raise ValueError("The image shows no body.")
-    rows, columns = np.flatnonzero(look.head.any(axis=1)), np.flatnonzero(look.head.any(axis=0))
+    rows, columns = np.flatnonzero(image.head.any(axis=1)), np.flatnonzero(image.head.any(axis=0))
     middle = (columns[0] + columns[-1]) / 2, (rows[0] + rows[-1]) / 2
     side = CONTEXT * (max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1)
     scale = VIEW_PX / side
@@ -33,10 +33,10 @@ def view_of(look: Look) -> tuple[FloatArray, FloatArray]:
         [[scale, 0, VIEW_PX / 2 - scale * middle[0]], [0, scale, VIEW_PX / 2 - scale * middle[1]]]
     )
     # Blurred before shrinking, since warpAffine does not average pixels.
-    gray = cv2.GaussianBlur(look.gray, (0, 0), 0.4 / scale) if scale < 0.8 else look.gray
+    gray = cv2.GaussianBlur(image.gray, (0, 0), 0.4 / scale) if scale < 0.8 else image.gray
     size = (VIEW_PX, VIEW_PX)
     pixels = np.clip(cv2.warpAffine(gray, matrix, size, flags=cv2.INTER_LINEAR), 0, 1)
-    mask = cv2.warpAffine(look.head.astype(np.float32), matrix, size, flags=cv2.INTER_LINEAR)
+    mask = cv2.warpAffine(image.head.astype(np.float32), matrix, size, flags=cv2.INTER_LINEAR)
     return pixels[..., np.newaxis].astype(np.float32), np.asarray(mask, np.float32)
 
 

@@ -1,8 +1,8 @@
 """The outline of the hemorrhage in each slice of a scan, its area and its volume.
 
-A model with outlines gives the probability of hemorrhage at each place of its input. Brought back
-to the slice's own pixels, those with at least one half are the outline. The volume is the sum over
-the slices of area times thickness, which reaches halfway to each neighbor.
+A model with outlines predicts a probability map, which is resampled to the slice and thresholded at
+0.5. The volume is the sum over the slices of area times thickness, which reaches halfway to each
+neighbor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ml.inference.heat_maps import place
 from ml.preprocessing.model_input import Frame
 from ml.preprocessing.skull import inside_of_skull
-from ml.scans.ordering import is_gap
+from ml.scans.geometry import is_gap
 from ml.scans.slabs import Slabs
 from ml.scans.slices import BoolArray, FloatArray, Series, Slice, gray_of
 
@@ -29,19 +29,19 @@ NOTHING_OUTLINED = "Nothing could be outlined."
 ONE_SLICE = "A single slice has no volume."
 NO_PIXEL_SIZE = "The size of a pixel is unknown."
 NO_DISTANCE = "The distance between slices is unknown."
-BESIDE_GAP = "Slices are missing beside the outlined hemorrhage."
+NEXT_TO_GAP = "Slices are missing next to the outlined hemorrhage."
 
 
 @dataclass(frozen=True)
 class Outlines:
-    """What a model outlines in a scan.
+    """The outlines of hemorrhage in a scan.
 
     Attributes:
-        masks: of each slice, bool (height, width) in its own pixels, None where nothing is
-            outlined; the thin slices of a slab share one. Empty without outlines.
-        areas_mm2: of each slice; empty without outlines or where the size of a pixel is unknown.
-        volume_ml: of the hemorrhage; None where it is unknown.
-        no_volume_because: why it is None, a sentence; empty with a volume.
+        masks: of each slice, bool (height, width) in its own pixels, None if nothing is outlined;
+            the thin slices of a slab share one. Empty without outlines.
+        areas_mm2: of each slice; empty without outlines or if the pixel size is unknown.
+        volume_ml: of the hemorrhage; None if unknown.
+        no_volume_because: the reason, a sentence; empty if there is a volume.
     """
 
     masks: tuple[BoolArray | None, ...] = ()
@@ -56,31 +56,31 @@ class Outlines:
 
 
 def outlines_of(
-    series: Series, stack: Slabs, outlined: Sequence[FloatArray | None], frames: Sequence[Frame]
+    series: Series, slabs: Slabs, outlined: Sequence[FloatArray | None], frames: Sequence[Frame]
 ) -> Outlines:
-    """Return the outlines of a scan in which a hemorrhage is suspected or may be.
+    """Return the outlines of a scan whose result is "suspected" or "inconclusive".
 
     Args:
         series: the scan.
-        stack: its slabs.
-        outlined: of each slab, the probability at each place of the model's input (m, m); None of
-            one that is negative.
-        frames: where that input lies in each slab.
+        slabs: of the series.
+        outlined: probability maps of the slabs at the model's input (m, m); None for a negative
+            slab.
+        frames: position of the input in each slab.
     """
     of_slabs = [
         None
         if probabilities is None
-        else _mask_of(probabilities, frame, series.slices[stack.middle_of(number)])
+        else _mask_of(probabilities, frame, series.slices[slabs.middle_of(number)])
         for number, (probabilities, frame) in enumerate(zip(outlined, frames, strict=True))
     ]
-    masks = tuple(of_slabs[stack.number_of(index)] for index in range(len(series.slices)))
+    masks = tuple(of_slabs[slabs.number_of(index)] for index in range(len(series.slices)))
     areas = areas_mm2(series, masks)
     volume, reason = _volume_of(series, masks, areas)
     return Outlines(masks, areas, volume, reason)
 
 
 def areas_mm2(series: Series, masks: Sequence[BoolArray | None]) -> tuple[float, ...]:
-    """Return the outlined area of each slice; nothing where a pixel's size is unknown."""
+    """Return the outlined area of each slice, or () if a pixel size is unknown."""
     areas = []
     for slice_, mask in zip(series.slices, masks, strict=True):
         if slice_.spacing_mm is None:
@@ -92,8 +92,8 @@ def areas_mm2(series: Series, masks: Sequence[BoolArray | None]) -> tuple[float,
 
 
 def thicknesses_mm(series: Series) -> NDArray[np.float64] | None:
-    """Return how much of the head each slice of a series stands for: halfway to either neighbor,
-    and at the ends as far outward as inward. None where the distances are unknown.
+    """Return the thickness that each slice of a series represents: halfway to either neighbor, and
+    at the ends as far outward as inward. None if the distances are unknown.
     """
     steps = _steps_mm(series)
     if steps is None:
@@ -110,10 +110,10 @@ def _steps_mm(series: Series) -> NDArray[np.float64] | None:
 
 
 def _mask_of(probabilities: FloatArray, frame: Frame, slice_: Slice) -> BoolArray | None:
-    """Return the outline in a slice's own pixels, without what lies outside a closed skull: a
-    swollen scalp is as bright as blood.
+    """Return the outline in the pixels of a slice, without areas outside a closed skull: a swollen
+    scalp is as bright as blood.
     """
-    # Interpolated values are never larger; most slices end here.
+    # Interpolation cannot exceed the maximum; most slices are done here.
     if float(probabilities.max()) < OUTLINED_FROM:
         return None
     mask = place(probabilities, frame, slice_.pixels.shape) >= OUTLINED_FROM
@@ -141,5 +141,5 @@ def _volume_of(
         mask is not None and gaps[max(index - 1, 0) : index + 1].any()
         for index, mask in enumerate(masks)
     ):
-        return None, BESIDE_GAP
+        return None, NEXT_TO_GAP
     return float(np.dot(areas, thicknesses)) / MM3_PER_ML, ""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy as shallow_copy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnxruntime
@@ -18,12 +20,14 @@ from ml.inference.first_slices import look_first
 from ml.inference.gate import REFUSED_FROM, gate
 from ml.inference.heat_maps import occlusion, place
 from ml.inference.outlines import NOT_FOUND, Outlines, outlines_of
-from ml.inference.sessions import gives, load_graph, require_same_channels
+from ml.inference.sessions import has_output, load_graph, require_same_channels
 from ml.preprocessing.model_input import Frame, InputSpec, to_input
 from ml.scans.slabs import Slabs
 from ml.scans.slices import FloatArray, Series
 from ml.verdict import State, state_of
 
+T = TypeVar("T")
+R = TypeVar("R")
 NOT_HEAD_CT = (
     "This does not look like a head CT; the model's output is meaningless for other images."
 )
@@ -38,11 +42,11 @@ least .996, with the same peak), and 200 slices would take a minute.
 
 
 class Stopped(Exception):
-    """A prediction was stopped; it has no finding."""
+    """A prediction was stopped; it has no result."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class ScanResult:
     """The prediction for one scan.
 
     Attributes:
@@ -50,10 +54,10 @@ class Finding:
         threshold: the model's threshold for a single slice or for a scan of several; `positive` is
             probability >= threshold.
         uncertain: the probability is in the corresponding inconclusive band.
-        slice_probabilities: of each slice, in the order of the series; thin slices have that of
-            their slab (`ml.scans.slabs`).
-        warnings: those of the series, then the model's assumptions.
-        doubts: those of them that cast doubt on the answer, not only on the images.
+        slice_probabilities: of each slice, in the order of the series; thin slices have the
+            probability of their slab (`ml.scans.slabs`).
+        warnings: of the series, then the assumptions of the model.
+        doubts: the subset of the warnings that cast doubt on the result, not only on the images.
         not_head_ct: score of the check "not a head CT", 0..1, independent of the model; 0 if not
             checked.
         refused: the scan failed that check, so the prediction is meaningless; a warning says so.
@@ -62,8 +66,8 @@ class Finding:
         types: the probability of each predicted type of hemorrhage, by name; at most that of
             hemorrhage.
         slice_types: the same for each slice.
-        outlines: of the hemorrhage, where the model gives them, in slices at or above the
-            threshold for slices; none where the state is "not found".
+        outlines: of the hemorrhage, if the model gives them, in slices at or above the threshold
+            for slices; empty if the state is "not found".
     """
 
     probability: float
@@ -82,19 +86,44 @@ class Finding:
 
     @property
     def state(self) -> State:
-        """Whether a hemorrhage is suspected, not found, or the answer is inconclusive."""
+        """Whether a hemorrhage is suspected or not found, or the result is inconclusive."""
         return state_of(positive=self.positive, uncertain=self.uncertain)
 
 
 @dataclass
-class _Seen:
-    """What the convolutions gave for the slabs of one scan so far; `outlined` stays empty for a
-    model without outlines.
+class _ScanFeatures:
+    """The output of the convolutions for the slabs of one scan so far.
+
+    Attributes:
+        maps: (n, h, w, c), allocated at once: small arrays that stay between the temporary ones of
+            the convolutions fragment the heap, which took 370 MB more for 200 slices.
+        outlined: (n, m, m), None for a model without outlines.
+        frames: of the slabs that are done.
     """
 
-    maps: list[FloatArray] = field(default_factory=list)
-    outlined: list[FloatArray] = field(default_factory=list)
+    maps: FloatArray
+    outlined: FloatArray | None
     frames: list[Frame] = field(default_factory=list)
+
+    @classmethod
+    def for_slabs(cls, count: int, maps: FloatArray, outlined: FloatArray | None) -> _ScanFeatures:
+        """Allocate memory for `count` slabs, in the shapes of a first run of the convolutions."""
+        return cls(
+            np.empty((count, *maps.shape[1:]), np.float32),
+            None if outlined is None else np.empty((count, *outlined.shape[1:]), np.float32),
+        )
+
+    def add(self, frame: Frame, maps: FloatArray, outlined: FloatArray | None) -> None:
+        """Store the output for the next slab: maps (h, w, c) and outlined (m, m)."""
+        index = len(self.frames)
+        self.maps[index] = maps
+        if self.outlined is not None:
+            self.outlined[index] = outlined
+        self.frames.append(frame)
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.frames) == len(self.maps)
 
 
 class Predictor:
@@ -119,10 +148,10 @@ class Predictor:
         >>> from ml.scans.read import read_series
         >>> write_dicom(phantom(1, hemorrhage=True), Path("head.dcm"))
         >>> predictor = Predictor(STARTER_DIR)
-        >>> finding = predictor.predict(read_series([Path("head.dcm")]))
-        >>> finding.positive, finding.uncertain
+        >>> result = predictor.predict(read_series([Path("head.dcm")]))
+        >>> result.positive, result.uncertain
         (True, False)
-        >>> finding.probability == finding.slice_probabilities[0] > finding.threshold
+        >>> result.probability == result.slice_probabilities[0] > result.threshold
         True
     """
 
@@ -134,8 +163,8 @@ class Predictor:
         except ValueError as err:
             raise ArtifactError(str(err)) from err
         self._features = load_graph(model_dir / FEATURES, threads, ("images",), ("maps",))
-        answers = ("slice_probability", "scan_probability")
-        self._head = load_graph(model_dir / HEAD, threads, ("maps",), answers)
+        probabilities = ("slice_probability", "scan_probability")
+        self._head = load_graph(model_dir / HEAD, threads, ("maps",), probabilities)
         self._types: onnxruntime.InferenceSession | None = None
         if self.card.reported_types:
             if TYPES not in self.card.files:
@@ -143,12 +172,12 @@ class Predictor:
                     f"The model's card lists types of hemorrhage, but there is no {TYPES}."
                 )
             self._types = load_graph(
-                model_dir / TYPES, threads, ("maps", *answers), ("slice_types", "scan_types")
+                model_dir / TYPES, threads, ("maps", *probabilities), ("slice_types", "scan_types")
             )
-        self.gives_outlines = gives(self._features, OUTLINE)
-        for name, reader in ((HEAD, self._head), (TYPES, self._types)):
-            if reader is not None:
-                require_same_channels(self._features, reader, name)
+        self.gives_outlines = has_output(self._features, OUTLINE)
+        for name, graph in ((HEAD, self._head), (TYPES, self._types)):
+            if graph is not None:
+                require_same_channels(self._features, graph, name)
 
     def with_thresholds(self, of_slices: float | None, of_scans: float | None) -> Predictor:
         """Return a predictor of the same model with other thresholds, which shares its graphs; see
@@ -165,8 +194,8 @@ class Predictor:
         series: Series,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
-    ) -> Finding:
-        """Return the finding of one scan; see `predict_many`."""
+    ) -> ScanResult:
+        """Return the result of one scan; see `predict_many`."""
         return self.predict_many([series], on_progress, should_stop)[0]
 
     def predict_many(
@@ -174,12 +203,12 @@ class Predictor:
         series: Sequence[Series],
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
-    ) -> list[Finding]:
-        """Return the findings of several scans, in their order.
+    ) -> list[ScanResult]:
+        """Return the results of several scans, in their order.
 
-        The convolutions run over the slices of all scans in batches of 4; the head runs once per
-        scan. Only the maps of scans in the current batch are held in memory. Thin slices are
-        averaged into slabs (`ml.scans.slabs`).
+        The convolutions run over the slices of all scans in batches of 4, while a thread prepares
+        the next batch; the head runs once per scan. Only the maps of scans in the current batch are
+        held in memory. Thin slices are averaged into slabs (`ml.scans.slabs`).
 
         Args:
             series: the scans.
@@ -193,26 +222,36 @@ class Predictor:
         """
         if any(not scan.slices for scan in series):
             raise ValueError("A scan without slices cannot be predicted.")
-        stacks = [Slabs(scan) for scan in series]
-        jobs = [(owner, index) for owner, stack in enumerate(stacks) for index in range(len(stack))]
+        slabs_of = [Slabs(scan) for scan in series]
+        jobs = [
+            (scan_index, slab)
+            for scan_index, slabs in enumerate(slabs_of)
+            for slab in range(len(slabs))
+        ]
         done, total = 0, sum(len(scan.slices) for scan in series)
-        seen: dict[int, _Seen] = {}
-        findings: list[Finding] = []
-        for start in _unless(should_stop, range(0, len(jobs), CHUNK)):
-            chunk = jobs[start : start + CHUNK]
-            inputs = [to_input(stacks[owner][index], self.spec) for owner, index in chunk]
+        features: dict[int, _ScanFeatures] = {}
+        results: list[ScanResult] = []
+        batches = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
+
+        def inputs_of(batch: Sequence[tuple[int, int]]) -> list[tuple[FloatArray, Frame]]:
+            return [to_input(slabs_of[scan_index][slab], self.spec) for scan_index, slab in batch]
+
+        prepared = _one_ahead(inputs_of, batches)
+        for chunk, inputs in zip(_unless(should_stop, batches), prepared, strict=True):
             maps, outlined = self._maps_and_outlines([pixels for pixels, _ in inputs])
-            for at, ((owner, index), (_, frame)) in enumerate(zip(chunk, inputs, strict=True)):
-                done += stacks[owner].size_of(index)
-                of_scan = seen.setdefault(owner, _Seen())
-                of_scan.frames.append(frame)
-                of_scan.maps.append(maps[at])
-                if outlined is not None:
-                    of_scan.outlined.append(outlined[at])
-                if len(of_scan.maps) == len(stacks[owner]):
-                    findings.append(self._finding(series[owner], stacks[owner], seen.pop(owner)))
+            for row, ((scan_index, slab), (_, frame)) in enumerate(zip(chunk, inputs, strict=True)):
+                slabs = slabs_of[scan_index]
+                if scan_index not in features:
+                    features[scan_index] = _ScanFeatures.for_slabs(len(slabs), maps, outlined)
+                of_scan = features[scan_index]
+                of_scan.add(frame, maps[row], None if outlined is None else outlined[row])
+                done += slabs.size_of(slab)
+                if of_scan.is_complete:
+                    results.append(
+                        self._result(series[scan_index], slabs, features.pop(scan_index))
+                    )
             on_progress(done, total)
-        return findings
+        return results
 
     def heatmap(self, series: Series, index: int = 0) -> FloatArray:
         """Return the heat map of one slice; see `heatmaps`."""
@@ -243,51 +282,56 @@ class Predictor:
                 )
         if not indices:
             return []
-        stack = Slabs(series)
-        wanted = sorted({stack.number_of(index) for index in indices})
-        around = {number: self._around(number, len(stack)) for number in wanted}
-        needed = sorted(set().union(*around.values()))
-        parts = (
+        slabs = Slabs(series)
+        wanted = sorted({slabs.number_of(index) for index in indices})
+        context = {number: self._context_slabs(number, len(slabs)) for number in wanted}
+        needed = sorted(set().union(*context.values()))
+        chunks = (
             needed[start : start + CHUNK]
             for start in _unless(should_stop, range(0, len(needed), CHUNK))
         )
-        runs = (self._maps([pixels for pixels, _ in self._inputs(stack, part)]) for part in parts)
+        runs = (
+            self._maps([pixels for pixels, _ in self._inputs(slabs, chunk)]) for chunk in chunks
+        )
         maps = dict(zip(needed, itertools.chain.from_iterable(runs), strict=True))
-        cells, frames = {}, {}
-        for number, (pixels, frames[number]) in zip(
-            _unless(should_stop, wanted), self._inputs(stack, wanted), strict=True
-        ):
-            score = self._score_among(
-                np.stack([maps[other] for other in around[number]]), around[number].index(number)
+        heat_of: dict[int, FloatArray] = {}
+        frame_of: dict[int, Frame] = {}
+        inputs = self._inputs(slabs, wanted)
+        for number, (pixels, frame) in zip(_unless(should_stop, wanted), inputs, strict=True):
+            score = self._score_in_context(
+                np.stack([maps[other] for other in context[number]]), context[number].index(number)
             )
-            cells[number] = occlusion(maps[number], score, pixels)
-        numbers = [stack.number_of(index) for index in indices]
-        shapes = [series.slices[index].pixels.shape for index in indices]
-        return [
-            place(cells[number], frames[number], shape)
-            for number, shape in zip(numbers, shapes, strict=True)
-        ]
+            heat_of[number] = occlusion(maps[number], score, pixels)
+            frame_of[number] = frame
+        heatmaps = []
+        for index in indices:
+            number = slabs.number_of(index)
+            shape = series.slices[index].pixels.shape
+            heatmaps.append(place(heat_of[number], frame_of[number], shape))
+        return heatmaps
 
-    def _around(self, number: int, slabs: int) -> range:
-        """Return the slices of a scan that the heat map of one slice depends on."""
+    def _context_slabs(self, number: int, count: int) -> range:
+        """Return the indices of the slabs that the heat map of slab `number` depends on."""
         reach = NEIGHBORS if self.card.reads == "series" else 0
-        return range(max(number - reach, 0), min(number + reach + 1, slabs))
+        return range(max(number - reach, 0), min(number + reach + 1, count))
 
-    def _inputs(self, stack: Slabs, numbers: Sequence[int]) -> list[tuple[FloatArray, Frame]]:
-        return [to_input(stack[number], self.spec) for number in numbers]
+    def _inputs(self, slabs: Slabs, numbers: Sequence[int]) -> list[tuple[FloatArray, Frame]]:
+        return [to_input(slabs[number], self.spec) for number in numbers]
 
-    def _score_among(self, context: FloatArray, at: int) -> Callable[[FloatArray], FloatArray]:
-        """Return a function from copies of one slice's maps to its probabilities, with the slice at
-        `at` among its neighbors' maps (n, h, w, c).
+    def _score_in_context(
+        self, context: FloatArray, index: int
+    ) -> Callable[[FloatArray], FloatArray]:
+        """Return a function from copies of one slab's maps to its probabilities; the slab is at
+        `index` among the maps of its neighbors (n, h, w, c).
         """
         if self.card.reads == "slice":
-            return lambda copies: self._answer(copies)[0]
+            return lambda copies: self._run_head(copies)[0]
 
         def score(copies: FloatArray) -> FloatArray:
             probabilities = np.empty(len(copies), np.float32)
-            for index, copy in enumerate(copies):
-                context[at] = copy
-                probabilities[index] = self._answer(context)[0][at]
+            for number, copy in enumerate(copies):
+                context[index] = copy
+                probabilities[number] = self._run_head(context)[0][index]
             return probabilities
 
         return score
@@ -296,12 +340,12 @@ class Predictor:
         """Return the maps (n, h, w, c) of inputs (size, size, 1); no outlines are computed."""
         options = onnxruntime.RunOptions()
         options.only_execute_path_to_fetches = True
-        found = self._features.run(["maps"], {"images": np.stack(inputs)}, options)
-        return np.asarray(found[0], np.float32)
+        outputs = self._features.run(["maps"], {"images": np.stack(inputs)}, options)
+        return np.asarray(outputs[0], np.float32)
 
     def _maps_and_outlines(self, inputs: list[FloatArray]) -> tuple[FloatArray, FloatArray | None]:
         """Return the maps (n, h, w, c) of inputs (size, size, 1) and the probability of hemorrhage
-        at each place (n, m, m), None of a model without outlines.
+        at each position (n, m, m), None for a model without outlines.
         """
         if not self.gives_outlines:
             return self._maps(inputs), None
@@ -310,7 +354,7 @@ class Predictor:
             raise ArtifactError(NO_PROBABILITIES)
         return np.asarray(maps, np.float32), _probabilities(outlined)
 
-    def _answer(self, maps: FloatArray) -> tuple[FloatArray, float]:
+    def _run_head(self, maps: FloatArray) -> tuple[FloatArray, float]:
         """Return the probability of each slice (n,) and of the scan, from the maps (n, h, w, c) of
         one scan.
         """
@@ -325,48 +369,48 @@ class Predictor:
         """Return the probability of each type in each slice (n, k) and in the scan (k,), given
         those of hemorrhage.
         """
-        reported = len(self.card.reported_types)
+        count = len(self.card.reported_types)
         if self._types is None:
             return np.zeros((len(maps), 0), np.float32), np.zeros(0, np.float32)
-        given = {
+        inputs = {
             "maps": maps,
             "slice_probability": slices,
             "scan_probability": np.array([probability], np.float32),
         }
-        of_slices, of_scan = self._types.run(["slice_types", "scan_types"], given)
-        if of_slices.shape != (len(maps), reported) or of_scan.shape != (reported,):
+        of_slices, of_scan = self._types.run(["slice_types", "scan_types"], inputs)
+        if of_slices.shape != (len(maps), count) or of_scan.shape != (count,):
             raise ArtifactError(NO_PROBABILITIES)
         return _probabilities(of_slices), _probabilities(of_scan)
 
-    def _finding(self, series: Series, stack: Slabs, seen: _Seen) -> Finding:
-        maps = np.stack(seen.maps)
-        answers, probability = self._answer(maps)
-        if len(answers) == 1:
-            probability = float(answers[0])
-        slice_types, types = self._types_of(maps, answers, probability)
-        slice_types = stack.per_slice(slice_types)
-        threshold, low, high = self.card.point_of(len(answers))
+    def _result(self, series: Series, slabs: Slabs, features: _ScanFeatures) -> ScanResult:
+        maps = features.maps
+        of_slices, probability = self._run_head(maps)
+        if len(of_slices) == 1:
+            probability = float(of_slices[0])
+        slice_types, types = self._types_of(maps, of_slices, probability)
+        slice_types = slabs.per_slice(slice_types)
+        threshold, low, high = self.card.operating_point(len(of_slices))
         positive, uncertain = probability >= threshold, low <= probability < high
-        notes = itertools.chain.from_iterable(frame.notes for frame in seen.frames)
+        notes = itertools.chain.from_iterable(frame.notes for frame in features.frames)
         doubts = []
         # expected in the lowest and highest slices of a series
-        if self.spec.crop_to_head and not any(frame.shows_head for frame in seen.frames):
+        if self.spec.crop_to_head and not any(frame.shows_head for frame in features.frames):
             doubts.append("No head was found in the image, so the model used the whole image.")
-        not_head_ct = self._gate.score_series(stack) if self._gate else 0.0
+        not_head_ct = self._gate.score_series(slabs) if self._gate else 0.0
         if refused := not_head_ct >= REFUSED_FROM:
             doubts.append(NOT_HEAD_CT)
-        return Finding(
+        return ScanResult(
             probability=probability,
             threshold=threshold,
             positive=positive,
             uncertain=uncertain,
-            slice_probabilities=tuple(float(value) for value in stack.per_slice(answers)),
+            slice_probabilities=tuple(float(value) for value in slabs.per_slice(of_slices)),
             warnings=tuple(dict.fromkeys([*series.warnings, *notes, *doubts])),
             doubts=tuple(doubts),
             not_head_ct=not_head_ct,
             refused=refused,
             first_slices=tuple(
-                stack.middle_of(number) for number in look_first(answers, self.card.threshold)
+                slabs.middle_of(number) for number in look_first(of_slices, self.card.threshold)
             ),
             types=dict(zip(self.card.reported_types, types.tolist(), strict=True)),
             slice_types={
@@ -374,38 +418,59 @@ class Predictor:
                 for number, name in enumerate(self.card.reported_types)
             },
             outlines=self._outlines(
-                series, stack, seen, answers, state_of(positive=positive, uncertain=uncertain)
+                series, slabs, features, of_slices, state_of(positive=positive, uncertain=uncertain)
             ),
         )
 
     def _outlines(
-        self, series: Series, stack: Slabs, seen: _Seen, answers: FloatArray, state: State
+        self,
+        series: Series,
+        slabs: Slabs,
+        features: _ScanFeatures,
+        of_slices: FloatArray,
+        state: State,
     ) -> Outlines:
-        if not self.gives_outlines:
+        if features.outlined is None:
             return Outlines()
         if state == "not found":
             return Outlines(no_volume_because=NOT_FOUND)
         shown = [
-            outlined if answer >= self.card.threshold else None
-            for outlined, answer in zip(seen.outlined, answers, strict=True)
+            outlined if probability >= self.card.threshold else None
+            for outlined, probability in zip(features.outlined, of_slices, strict=True)
         ]
-        return outlines_of(series, stack, shown, seen.frames)
+        return outlines_of(series, slabs, shown, features.frames)
 
 
-def _unless(should_stop: Callable[[], bool], numbers: Iterable[int]) -> Iterator[int]:
-    """Yield these numbers, checking before each whether to stop.
+def _one_ahead(prepare: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield what `prepare` returns for each item; a thread prepares the next one meanwhile.
+
+    `Executor.map` would prepare all of them and hold them in memory.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        pending: Future[R] | None = None
+        for item in items:
+            following = thread.submit(prepare, item)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
+
+
+def _unless(should_stop: Callable[[], bool], items: Iterable[T]) -> Iterator[T]:
+    """Yield these items, checking before each whether to stop.
 
     Raises:
-        Stopped: so it is.
+        Stopped: `should_stop` returned True.
     """
-    for number in numbers:
+    for item in items:
         if should_stop():
             raise Stopped("The prediction was stopped.")
-        yield number
+        yield item
 
 
-def _probabilities(answers: FloatArray) -> FloatArray:
+def _probabilities(values: FloatArray) -> FloatArray:
     # Tolerates rounding errors of 5e-7; NaN fails both comparisons.
-    if not ((answers >= -1e-6) & (answers <= 1 + 1e-6)).all():
+    if not ((values >= -1e-6) & (values <= 1 + 1e-6)).all():
         raise ArtifactError(NO_PROBABILITIES)
-    return np.clip(np.asarray(answers, np.float32), 0, 1)
+    return np.clip(np.asarray(values, np.float32), 0, 1)

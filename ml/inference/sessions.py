@@ -11,8 +11,12 @@ from ml.artifacts.onnx_check import require_self_contained
 from ml.errors import ArtifactError
 
 
-def session(graph: bytes) -> onnxruntime.InferenceSession:
-    """Return a single-threaded ONNX session with low memory use."""
+def session(graph: bytes, title: str = "The model's graph") -> onnxruntime.InferenceSession:
+    """Return a single-threaded ONNX session with low memory use.
+
+    Raises:
+        ArtifactError: the graph cannot be loaded; the sentence begins with `title`.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
@@ -20,43 +24,57 @@ def session(graph: bytes) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as err:  # ONNX Runtime's own exceptions have no common base but this
-        raise ArtifactError(
-            "The check for pictures that are no head CT is not a graph that ONNX Runtime can load."
-        ) from err
+        raise ArtifactError(f"{title} cannot be loaded by ONNX Runtime.") from err
 
 
 SINGLE_PRECISION = "tensor(float)"  # ONNX Runtime's name of the type
 
 
-def gives(session: onnxruntime.InferenceSession, name: str) -> bool:
+def has_output(session: onnxruntime.InferenceSession, name: str) -> bool:
     """Return whether a graph has an output of that name.
 
     Raises:
         ArtifactError: it has, but not in single precision.
     """
-    found = [item for item in session.get_outputs() if item.name == name]
-    if any(item.type != SINGLE_PRECISION for item in found):
+    outputs = [item for item in session.get_outputs() if item.name == name]
+    if any(item.type != SINGLE_PRECISION for item in outputs):
         raise ArtifactError(f"The model's {FEATURES} must use single precision for {name!r}.")
-    return bool(found)
+    return bool(outputs)
 
 
 def require_same_channels(
     features: onnxruntime.InferenceSession, reader: onnxruntime.InferenceSession, name: str
 ) -> None:
-    given = next(item.shape for item in features.get_outputs() if item.name == "maps")
-    taken = next(item.shape for item in reader.get_inputs() if item.name == "maps")
-    channels = [shape[-1] for shape in (given, taken) if shape]
+    """Refuse a graph whose input "maps" has another number of channels than the features' output.
+
+    Raises:
+        ArtifactError: the numbers differ.
+    """
+    output = next(item.shape for item in features.get_outputs() if item.name == "maps")
+    input_ = next(item.shape for item in reader.get_inputs() if item.name == "maps")
+    channels = [shape[-1] for shape in (output, input_) if shape]
     # undeclared dimensions are a name or None
     declared = [size for size in channels if isinstance(size, int)]
     if len(set(declared)) > 1:
         raise ArtifactError(
-            f"The model's {name} takes maps of {taken}, but its {FEATURES} gives maps of {given}."
+            f"The model's {name} takes maps of {input_}, but its {FEATURES} gives maps of {output}."
         )
 
 
 def load_graph(
-    path: Path, threads: int, takes: tuple[str, ...], gives: tuple[str, ...]
+    path: Path, threads: int, inputs: tuple[str, ...], outputs: tuple[str, ...]
 ) -> onnxruntime.InferenceSession:
+    """Return a session of a model's graph.
+
+    Args:
+        path: the graph.
+        threads: number of threads per run.
+        inputs: names of all inputs, in order.
+        outputs: names of required outputs.
+
+    Raises:
+        ArtifactError: the graph cannot be loaded, or has other inputs or outputs.
+    """
     require_self_contained(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -77,16 +95,19 @@ def load_graph(
         raise ArtifactError(
             f"The model's {path.name} is not a graph that ONNX Runtime can load."
         ) from err
-    if tuple(item.name for item in session.get_inputs()) != takes or not set(gives) <= {
-        item.name for item in session.get_outputs()
-    }:
-        taken, given = (" and ".join(map(repr, names)) for names in (takes, gives))
-        raise ArtifactError(f"The model's {path.name} must take {taken} and give {given}.")
-    read = [
+    names = {item.name for item in session.get_outputs()}
+    if tuple(item.name for item in session.get_inputs()) != inputs or not set(outputs) <= names:
+        input_names, output_names = (" and ".join(map(repr, names)) for names in (inputs, outputs))
+        raise ArtifactError(
+            f"The model's {path.name} must take {input_names} and give {output_names}."
+        )
+    used = [
         item
         for item in (*session.get_inputs(), *session.get_outputs())
-        if item.name in takes + gives
+        if item.name in inputs + outputs
     ]
-    if odd := [item.name for item in read if item.type != SINGLE_PRECISION]:
-        raise ArtifactError(f"The model's {path.name} must use single precision for {odd[0]!r}.")
+    if wrong_type := [item.name for item in used if item.type != SINGLE_PRECISION]:
+        raise ArtifactError(
+            f"The model's {path.name} must use single precision for {wrong_type[0]!r}."
+        )
     return session

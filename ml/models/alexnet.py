@@ -39,7 +39,7 @@ MOST_BATCHES = 32  # per epoch, which is at most 1,024 images
 AVERAGING = 0.98
 CHUNK = 64
 # of cached feature maps; beyond that they are recomputed
-MOST_KEPT_BYTES = 3 * 2**30
+MOST_CACHED_BYTES = 3 * 2**30
 DENSE = ("fc6", "fc7", "fc8")
 MAPS_SHARE, TUNING_SHARE = 0.25, 0.7  # of a fit's time
 Report = Callable[[float, Mapping[str, float]], None]
@@ -57,7 +57,7 @@ class Trained:
 
 def fit(task: FitTask) -> Fitted:
     """Fit the architecture on `task.train`; see `ml.models.contract`."""
-    learn, held = (
+    learn, inner = (
         (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
     )
     size = task.images.shape[1]
@@ -78,7 +78,7 @@ def fit(task: FitTask) -> Fitted:
         return np.asarray(scores[:, 1] - scores[:, 0])
 
     decisions, descriptions = _of_all(task, features, decided)
-    held_out = task.held_out or held_out_of(decisions, held, task.scans)
+    held_out = task.held_out or held_out_of(decisions, inner, task.scans)
 
     def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
         return {
@@ -135,7 +135,7 @@ class _Source:
         self.task, self.frozen = task, int(task.settings["frozen"])
         self.copies = int(task.settings["augmentation"])
         self.restructuring = restructuring
-        self.kept: np.ndarray | None = None
+        self.cached: np.ndarray | None = None
         layer = f"conv{self.frozen}" if self.frozen else "conv1"
         self.front = (
             Extractor(start, layer, task.images.shape[1], normalizes(task), restructuring)
@@ -147,14 +147,14 @@ class _Source:
             self.model = self.front.build()
             self.shape = self.model.output_shape[1:]
 
-    def keep(self, report: Report) -> None:
+    def cache(self, report: Report) -> None:
         """Cache the feature maps of the frozen layers for the whole training part, if they are not
         too many.
         """
         task = self.task
         own = self.restructuring is not None
         n = len(task.images)
-        if self.front is None or self.copies * n * int(np.prod(self.shape)) * 2 > MOST_KEPT_BYTES:
+        if self.front is None or self.copies * n * int(np.prod(self.shape)) * 2 > MOST_CACHED_BYTES:
             return
         # A hidden file, so workers leave it out of the checkpoint; it is recomputed.
         path = (task.own if own else task.shared) / ".maps.npy"
@@ -170,16 +170,16 @@ class _Source:
                         at = wanted[begin : begin + CHUNK]
                         maps[number, at] = self._computed(at, np.full(len(at), number))
                 maps.flush()
-        self.kept = np.asarray(np.load(path, mmap_mode="r"))
+        self.cached = np.asarray(np.load(path, mmap_mode="r"))
 
     def inputs(self, at: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Return the inputs (b, ...) of the copies `numbers` (b,) of the images at `at` (b,),
         float32.
         """
-        if self.kept is None:
+        if self.cached is None:
             return self._computed(at, numbers)
         return np.stack(
-            [self.kept[number, position] for position, number in zip(at, numbers, strict=True)]
+            [self.cached[number, position] for position, number in zip(at, numbers, strict=True)]
         ).astype(np.float32)
 
     def _computed(self, at: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -197,8 +197,8 @@ def head_of(maps: tuple[int, ...], width: int, dropout: float, seed: int) -> ker
     two classes (n, 2).
     """
     layers = keras.layers
-    given = keras.Input(maps, name="maps")
-    x = layers.Flatten(name="flat")(layers.MaxPooling2D(3, 2, name="pool5")(given))
+    inputs = keras.Input(maps, name="maps")
+    x = layers.Flatten(name="flat")(layers.MaxPooling2D(3, 2, name="pool5")(inputs))
     for number, name in enumerate(DENSE[:2]):
         start = keras.initializers.HeNormal(seed=seed + number)
         x = layers.Dense(width, activation="relu", kernel_initializer=start, name=name)(
@@ -206,7 +206,7 @@ def head_of(maps: tuple[int, ...], width: int, dropout: float, seed: int) -> ker
         )
     start = keras.initializers.GlorotUniform(seed=seed + 2)
     return keras.Model(
-        given,
+        inputs,
         layers.Dense(2, kernel_initializer=start, dtype="float32", name=DENSE[2])(x),
         name="head",
     )
@@ -216,7 +216,7 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
     path, state = task.own / "trained.npz", task.own / "state.npz"
 
     def learn_anew() -> Weights:
-        source.keep(lambda share, figures: task.report((0.5 + 0.5 * share) * MAPS_SHARE, figures))
+        source.cache(lambda share, figures: task.report((0.5 + 0.5 * share) * MAPS_SHARE, figures))
         keras.utils.set_random_seed(task.seed)
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(
@@ -254,9 +254,9 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
             )
         return {name: values.astype(np.float16) for name, values in trained_weights.items()}
 
-    kept = load_or_make_arrays(path, learn_anew)
+    arrays = load_or_make_arrays(path, learn_anew)
     state.unlink(missing_ok=True)
-    whole = {name: values.astype(np.float32) for name, values in kept.items()}
+    whole = {name: values.astype(np.float32) for name, values in arrays.items()}
     return Trained(
         rounded({name: values for name, values in whole.items() if not name.startswith("fc")}),
         {name: values for name, values in whole.items() if name.startswith("fc")},
@@ -270,7 +270,7 @@ def _network(
     convolutional part, if any.
     """
     inputs = keras.Input(source.shape, name="inputs")
-    names = [each.name for each in layout_of(start).convolutions][source.frozen :]
+    names = [layer.name for layer in layout_of(start).convolutions][source.frozen :]
     twice = source.restructuring is not None
     back: keras.Model | None = None
     maps = inputs
@@ -284,15 +284,17 @@ def _network(
             maps = keras.layers.Concatenate()([maps, back(drawn_again(inputs))])
     elif names:
         channels = source.shape[-1] // (2 if twice else 1)
-        given = keras.Input((*source.shape[:-1], channels))
+        of_part = keras.Input((*source.shape[:-1], channels))
         back = keras.Model(
-            given, convolved(given, start, names, normalizes(task)), name="learning_convolutions"
+            of_part,
+            convolved(of_part, start, names, normalizes(task)),
+            name="learning_convolutions",
         )
         set_weights(back, start)
         # Image and reconstruction go through the same convolutions.
         parts = keras.ops.split(inputs, 2, axis=-1) if twice else [inputs]
-        made = [back(part) for part in parts]
-        maps = keras.layers.Concatenate()(made) if twice else made[0]
+        maps_of_parts = [back(part) for part in parts]
+        maps = keras.layers.Concatenate()(maps_of_parts) if twice else maps_of_parts[0]
     head = head_of(
         maps.shape[1:],
         int(task.settings["fully_connected"]),

@@ -48,10 +48,10 @@ class Bottleneck:
     def to_onnx(self) -> bytes:
         """Return the features graph: "images" (N, size, size, 1) -> "maps" (N, h, w, 32)."""
         side, channels = self.shape
-        nodes, constants = autoencoder.encoder_nodes(self.weights, self.size, "grey", "bottleneck")
+        nodes, constants = autoencoder.encoder_nodes(self.weights, self.size, "gray", "bottleneck")
         model = model_of(
             [
-                helper.make_node("Transpose", ["images"], ["grey"], perm=[0, 3, 1, 2]),
+                helper.make_node("Transpose", ["images"], ["gray"], perm=[0, 3, 1, 2]),
                 *nodes,
                 helper.make_node("Transpose", ["bottleneck"], ["maps"], perm=[0, 2, 3, 1]),
             ],

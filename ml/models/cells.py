@@ -38,7 +38,7 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
     """Fit on `task.train`; where it `smooths`, the decision of a slice is averaged with those of
     its neighbors in the scan (`ml.networks.aggregation`).
     """
-    learn, held = (
+    learn, inner = (
         (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
     )
     tuned = tuned_convolutions(
@@ -52,11 +52,11 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
     features = mirrored(encoder.build(tuned.convolutions, size))
     _, side, _, channels = features.outputs[0].shape
     # Of the slices learned from only the positive ones are predicted: types are fitted to them.
-    asked = np.setdiff1d(np.arange(len(task.images)), learn[task.labels[learn] != 1])
-    decisions, descriptions, outlines = _predicted(task, features, tuned, asked)
+    predicted = np.setdiff1d(np.arange(len(task.images)), learn[task.labels[learn] != 1])
+    decisions, descriptions, outlines = _predicted(task, features, tuned, predicted)
     if smooths:
         decisions = smoothed(decisions, task.scans)
-    held_out = task.held_out or held_out_of(decisions, held, task.scans)
+    held_out = task.held_out or held_out_of(decisions, inner, task.scans)
 
     def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
         head = head_to_onnx(tuned, platt, scan_platt, side, channels, smooths=smooths)
@@ -66,9 +66,9 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
         images: np.ndarray, platt: Platt, scan_platt: Platt
     ) -> tuple[np.ndarray, np.ndarray, float]:
         maps, _ = _answers(features, images)
-        found = decisions_of(maps, tuned)
-        found = smoothed(found, np.zeros(len(found), int)) if smooths else found
-        return maps, platt(found), scan_probability(found, platt, scan_platt)
+        decisions = decisions_of(maps, tuned)
+        decisions = smoothed(decisions, np.zeros(len(decisions), int)) if smooths else decisions
+        return maps, platt(decisions), scan_probability(decisions, platt, scan_platt)
 
     def outlines_of(images: np.ndarray) -> np.ndarray:
         return np.asarray(_answers(features, images)[1])
@@ -92,18 +92,18 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
 
 
 def _predicted(
-    task: FitTask, features: keras.Model, tuned: Tuned, asked: np.ndarray
+    task: FitTask, features: keras.Model, tuned: Tuned, at: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return decisions, descriptions and outlines as `Fitted` has them, with what stands for no
-    answer where nothing is asked.
+    answer elsewhere than `at`.
     """
     n, (maps, *outlined) = len(task.images), features.outputs
     decisions = np.full(n, np.nan)
     descriptions = np.zeros((n, 2 * maps.shape[-1]), np.float32)
     outlines = np.zeros((n, *outlined[0].shape[1:3]), np.float16) if outlined else None
-    for start in range(0, len(asked), CHUNK):
-        task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(asked), {})
-        chunk = asked[start : start + CHUNK]
+    for start in range(0, len(at), CHUNK):
+        task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(at), {})
+        chunk = at[start : start + CHUNK]
         of_chunk, outline = _answers(features, task.images[chunk])
         decisions[chunk] = decisions_of(of_chunk, tuned)
         descriptions[chunk] = pooled(of_chunk, "both")
@@ -116,10 +116,10 @@ def _answers(features: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.
     """Return the maps (n, h, w, c) of images and, of an encoder with outlines, the probability of
     hemorrhage at each place (n, h, w).
     """
-    given = features.predict_on_batch(np.asarray(images, np.float32))
-    if not isinstance(given, list):
-        return np.asarray(given), None
-    maps, logits = (np.asarray(values) for values in given)
+    outputs = features.predict_on_batch(np.asarray(images, np.float32))
+    if not isinstance(outputs, list):
+        return np.asarray(outputs), None
+    maps, logits = (np.asarray(values) for values in outputs)
     return maps, 1 / (1 + np.exp(-logits[..., 0]))
 
 

@@ -59,7 +59,7 @@ class RunData:
             folds.
         scans: (n,) number of each image's scan, 0..s-1, nondecreasing.
         masks: uint8 (n, m, m), segmentation masks in the frame of `images`: 1 inside an outlined
-            hemorrhage, 0 outside, 255 where there is no annotation.
+            hemorrhage, 0 outside, 255 if there is no annotation.
         unseen: (n,) False for images in the training data of the initial weights: they may be used
             for training, never for testing.
         settings: all settings of the architecture.
@@ -151,7 +151,7 @@ class Fitted:
         descriptions: float32 (n, 2c), average and maximum of each slice's maps, as output by
             `features.onnx`; the features for types of hemorrhage (`ml.networks.bleeding_types`).
         outlines: float16 (n, m, m), the probability of hemorrhage at each place of the slices that
-            have decisions; None where the architecture gives no outlines.
+            have decisions; None if the architecture gives no outlines.
         reference_outlines: images -> the same of these (n, m, m), which the exported graph must
             agree with; None as above.
     """
@@ -175,8 +175,8 @@ def fit_of(architecture: str) -> Callable[[FitTask], Fitted]:
 
 
 def scan_rule_of(architecture: str) -> Callable[[np.ndarray], float] | None:
-    """Return how an architecture makes the decision of a scan from those of its slices (n,), each
-    made by itself; None where it reads the scan as a whole.
+    """Return the rule by which an architecture aggregates independent decisions on slices (n,) to
+    that of the scan; None if it reads the scan as a whole.
     """
     module = importlib.import_module(f"ml.models.{architecture}")
     rule: Callable[[np.ndarray], float] | None = module.SCAN_RULE

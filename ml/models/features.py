@@ -206,8 +206,10 @@ def features_of(
     # whole, with their unlabeled slices.
     wanted = task.train if learned else np.flatnonzero(task.labels >= 0)
     if by_scan:
-        weak = task.weak_scans if learned else np.array(sorted(task.given_scan_labels), np.int64)
-        wanted = np.flatnonzero(np.isin(task.scans, np.union1d(task.scans[wanted], weak)))
+        weak_scans = (
+            task.weak_scans if learned else np.array(sorted(task.given_scan_labels), np.int64)
+        )
+        wanted = np.flatnonzero(np.isin(task.scans, np.union1d(task.scans[wanted], weak_scans)))
     model = cache(build)
 
     def of_copy(number: int) -> dict[str, np.ndarray]:
@@ -223,13 +225,13 @@ def features_of(
                 ]
             )
             parts.append(np.asarray(summarize(model().predict_on_batch(pictures)), np.float32))
-        there = np.concatenate(parts)
-        whole = np.zeros((n, *there.shape[1:]), np.float32)
-        whole[positions] = there
+        features = np.concatenate(parts)
+        whole = np.zeros((n, *features.shape[1:]), np.float32)
+        whole[positions] = features
         return {"features": whole}
 
-    found = [
+    all_copies = [
         load_or_make_arrays(folder / f"features-{number}.npz", partial(of_copy, number))["features"]
         for number in range(copies)
     ]
-    return np.stack(found)
+    return np.stack(all_copies)

@@ -87,8 +87,8 @@ def tuned_convolutions(
     epochs: int,
     report: Callable[[float, Mapping[str, float]], None],
 ) -> Tuned:
-    """Return the initial convolutions of the task after they have learned, some of the initial ones
-    mixed in; rounded to what the encoder stores.
+    """Return the fine-tuned convolutions of the task, averaged with some of the initial ones;
+    rounded to what the encoder stores.
 
     A reuse folder holds the weights before averaging.
 
@@ -120,8 +120,8 @@ def tuned_convolutions(
 
 
 def _digest(slices: LabeledSlices, start: Weights, encoder: Encoder, schedule: Schedule) -> str:
-    """Return the SHA-256 (hex) of everything that the fine-tuning depends on; where images stand
-    among others is no part of it.
+    """Return the SHA-256 (hex) of everything that the fine-tuning depends on; the position of
+    images among others is not part of it.
     """
     learn = slices.learn
     how = [TUNING_RECIPE, encoder.name, encoder.learning_rate, *astuple(schedule)]

@@ -38,9 +38,9 @@ def inner_folds(task: FitTask, one_split: bool) -> Sequence[tuple[np.ndarray, np
     n_folds = max(2, min(parts if one_split else INNER_FOLDS, fewest))
     folds = stratified_group_folds(labels, groups, n_folds, task.seed)
     usable = [
-        (np.concatenate([always, testable[learn]]), testable[held])
-        for learn, held in folds
-        if len(np.unique(labels[held])) == 2
+        (np.concatenate([always, testable[learn]]), testable[held_out])
+        for learn, held_out in folds
+        if len(np.unique(labels[held_out])) == 2
     ]
     if not usable:
         raise DatasetError(
@@ -50,7 +50,9 @@ def inner_folds(task: FitTask, one_split: bool) -> Sequence[tuple[np.ndarray, np
     return usable[:1] if one_split else usable
 
 
-def split_weak(task: FitTask, learn: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def split_weak(
+    task: FitTask, learn: np.ndarray, held_out: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Split `task.weak_scans` into (training, held-out) scan numbers in accordance with a split of
     the slices: a scan follows the slices of its group.
 
@@ -59,8 +61,8 @@ def split_weak(task: FitTask, learn: np.ndarray, held: np.ndarray) -> tuple[np.n
     first = np.searchsorted(task.scans, task.weak_scans)
     groups = task.groups[first]
     labels = np.array([task.given_scan_labels[int(scan)] for scan in task.weak_scans], np.int64)
-    is_held = dealt_folds(labels, groups, PARTS, task.seed) == 0
-    is_held = (is_held & ~np.isin(groups, task.groups[learn]) & task.unseen[first]) | np.isin(
-        groups, task.groups[held]
-    )
-    return task.weak_scans[~is_held], task.weak_scans[is_held]
+    is_held_out = dealt_folds(labels, groups, PARTS, task.seed) == 0
+    is_held_out = (
+        is_held_out & ~np.isin(groups, task.groups[learn]) & task.unseen[first]
+    ) | np.isin(groups, task.groups[held_out])
+    return task.weak_scans[~is_held_out], task.weak_scans[is_held_out]

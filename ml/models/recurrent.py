@@ -87,9 +87,9 @@ class Part:
     """
 
     learn: np.ndarray
-    held: np.ndarray
+    held_out: np.ndarray
     learn_weak: np.ndarray
-    held_weak: np.ndarray
+    held_out_weak: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,12 @@ class OfSlices:
         return np.concatenate(steps), np.array(of_scans)
 
     def held_out(self, trained: Trained, part: Part, scans: np.ndarray) -> HeldOut:
-        held, held_scans = np.sort(part.held), np.union1d(scans[part.held], part.held_weak)
+        slices, held_scans = (
+            np.sort(part.held_out),
+            np.union1d(scans[part.held_out], part.held_out_weak),
+        )
         return HeldOut(
-            held, trained.decisions[held], held_scans, trained.scan_decisions[held_scans]
+            slices, trained.decisions[slices], held_scans, trained.scan_decisions[held_scans]
         )
 
     def scan_probability(
@@ -182,7 +185,7 @@ class OfRows:
         return decisions, aggregate_scans(decisions, scans)
 
     def held_out(self, trained: Trained, part: Part, scans: np.ndarray) -> HeldOut:
-        return held_out_of(trained.decisions, part.held, scans)
+        return held_out_of(trained.decisions, part.held_out, scans)
 
     def scan_probability(
         self, decisions: np.ndarray, whole: float, platt: Platt, scan_platt: Platt
@@ -242,8 +245,8 @@ def _part_of(task: FitTask) -> Part:
     """Return the data of the first network; all for training if a cross-validation calibrates."""
     if task.held_out:
         return Part(task.train, task.train[:0], task.weak_scans, task.weak_scans[:0])
-    learn, held = inner_folds(task, one_split=True)[0]
-    return Part(learn, held, *split_weak(task, learn, held))
+    learn, held_out = inner_folds(task, one_split=True)[0]
+    return Part(learn, held_out, *split_weak(task, learn, held_out))
 
 
 def _sequences_of(task: FitTask, extractor: Extractor) -> Sequences:
@@ -315,9 +318,9 @@ class _Learner:
             )
             return {f"w{number}": values for number, values in enumerate(model.get_weights())}
 
-        kept = load_or_make_arrays(path, learn_anew)
+        arrays = load_or_make_arrays(path, learn_anew)
         state.unlink(missing_ok=True)
-        model.set_weights([kept[f"w{number}"] for number in range(len(kept))])
+        model.set_weights([arrays[f"w{number}"] for number in range(len(arrays))])
         return Network(model, mean, spread)
 
 
@@ -356,9 +359,11 @@ class _Exported:
         maps = np.asarray(self._model.predict_on_batch(np.asarray(images, np.float32)))
         features = self._sequences.read(self._sequences.summarized(maps))
         one_scan = np.zeros(len(maps), int)
-        found, whole = self._sequences.decided(self._network, features, one_scan)
-        probability = self._sequences.scan_probability(found, float(whole[0]), platt, scan_platt)
-        return maps, platt(found), probability
+        decisions, whole = self._sequences.decided(self._network, features, one_scan)
+        probability = self._sequences.scan_probability(
+            decisions, float(whole[0]), platt, scan_platt
+        )
+        return maps, platt(decisions), probability
 
 
 def rows_of(maps: np.ndarray) -> np.ndarray:

@@ -114,8 +114,8 @@ class _Scans:
         labels_of_scans = [task.given_scan_labels.get(int(scan), UNKNOWN) for scan in scans]
         truth = np.array(
             [
-                max(task.labels[at].max(), said)
-                for at, said in zip(places, labels_of_scans, strict=True)
+                max(task.labels[at].max(), scan_label)
+                for at, scan_label in zip(places, labels_of_scans, strict=True)
             ]
         )
         sources = np.array([task.sources[at[0]] for at in places])

@@ -44,8 +44,8 @@ class Network:
                 )
                 present[:, 0] = 1  # padding rows of the batch must be valid sequences, too
                 for row, number in enumerate(chunk):
-                    there = len(sequences[number])
-                    inputs[row, :there], present[row, :there] = (
+                    count = len(sequences[number])
+                    inputs[row, :count], present[row, :count] = (
                         (sequences[number] - self.mean) / self.spread,
                         1,
                     )
@@ -94,6 +94,8 @@ def build_network(
     if own is not None:
         decisions = features[..., :1] * own[1] + own[0]
         steps, evidence = steps + decisions, evidence + decisions
-    there = ops.expand_dims(present, -1)
-    whole = ops.logsumexp(evidence + (there - 1) * 1e9, axis=1) - ops.log(ops.sum(there, axis=1))
+    is_step = ops.expand_dims(present, -1)
+    whole = ops.logsumexp(evidence + (is_step - 1) * 1e9, axis=1) - ops.log(
+        ops.sum(is_step, axis=1)
+    )
     return keras.Model({"features": features, "present": present}, {"steps": steps, "whole": whole})

@@ -86,15 +86,15 @@ def summarized(maps: Iterable[np.ndarray]) -> np.ndarray:
     """Return the `values` of `Features` for some images, (m, sum of 2c), from their maps (m, h, w,
     c) of each layer.
     """
-    return np.concatenate([pooled(np.asarray(one), "both") for one in maps], axis=1)
+    return np.concatenate([pooled(np.asarray(layer_maps), "both") for layer_maps in maps], axis=1)
 
 
 def usual_choice(chosen: Sequence[Mapping[str, Any]]) -> Choice | None:
     """Return the most frequent choice of the folds, None if there were none."""
     counted = Counter(
-        Choice(*(one[name] for name in ("layer", "pooling", "kernel", "pca", "C")))
-        for one in chosen
-        if "C" in one
+        Choice(*(selection[name] for name in ("layer", "pooling", "kernel", "pca", "C")))
+        for selection in chosen
+        if "C" in selection
     )
     return counted.most_common(1)[0][0] if counted else None
 
@@ -111,8 +111,8 @@ def choose(
     poolings, kernels = (_allowed(task, name) for name in ("pooling", "kernel"))
     components = ("no", "yes") if task.settings["pca"] == "auto" else ("no",)
     first = [
-        Choice(*one, kernels[0], "no", cost)
-        for one in product(features.channels, poolings)
+        Choice(*layer_and_pooling, kernels[0], "no", cost)
+        for layer_and_pooling in product(features.channels, poolings)
         for cost in COSTS[kernels[0]]
     ]
     tried: dict[Choice, tuple[float, np.ndarray]] = {}
@@ -136,11 +136,11 @@ def choose(
     return best(), *tried[best()]
 
 
-def fit_machine(task: FitTask, features: Features, learn: np.ndarray, choice: Choice) -> Pipeline:
+def fit_svm(task: FitTask, features: Features, learn: np.ndarray, choice: Choice) -> Pipeline:
     """Return scaler, optional PCA, and SVM, fitted to all copies of the images at `learn`."""
     front = _front(choice)
     prepared = front.fit_transform(_rows(features, learn, choice))
-    return Pipeline([*front.steps, ("svm", _fit_svm(task, prepared, learn, choice))])
+    return Pipeline([*front.steps, ("svm", _fit_classifier(task, prepared, learn, choice))])
 
 
 def answer(
@@ -154,18 +154,18 @@ def answer(
     """Fit an SVM with that choice to the training part and return the result of the fit; `figures`
     are added to the selected hyperparameters.
     """
-    machine = fit_machine(task, features, task.train, choice)
-    decisions = machine.decision_function(features.of(choice)[0])
+    svm = fit_svm(task, features, task.train, choice)
+    decisions = svm.decision_function(features.of(choice)[0])
 
     def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
-        head = head_to_onnx(machine, platt, scan_platt, choice.pooling, *source.shape)
+        head = head_to_onnx(svm, platt, scan_platt, choice.pooling, *source.shape)
         return {"features.onnx": source.to_onnx(), "head.onnx": head}
 
     def reference(
         images: np.ndarray, platt: Platt, scan_platt: Platt
     ) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(source.build().predict_on_batch(np.asarray(images, np.float32)))
-        slice_decisions = machine.decision_function(pooled(maps, choice.pooling))
+        slice_decisions = svm.decision_function(pooled(maps, choice.pooling))
         return maps, platt(slice_decisions), scan_probability(slice_decisions, platt, scan_platt)
 
     named = {
@@ -179,7 +179,7 @@ def answer(
         decisions=decisions,
         scan_decisions=aggregate_scans(decisions, task.scans),
         held_out=held_out,
-        chosen={**named, **figures, "support_vectors": int(machine["svm"].n_support_.sum())},
+        chosen={**named, **figures, "support_vectors": int(svm["svm"].n_support_.sum())},
         export=export,
         reference=reference,
         learned_features=source.learned,
@@ -204,7 +204,7 @@ def _rows(features: Features, at: np.ndarray, choice: Choice) -> np.ndarray:
     return np.asarray(chosen.reshape(len(chosen) * len(at), -1))
 
 
-def _fit_svm(task: FitTask, prepared: np.ndarray, learn: np.ndarray, choice: Choice) -> SVC:
+def _fit_classifier(task: FitTask, prepared: np.ndarray, learn: np.ndarray, choice: Choice) -> SVC:
     copies = len(prepared) // len(learn)
     weights = sample_weights(task.labels[learn], task.sources[learn], task.groups[learn])
     svm = SVC(kernel=choice.kernel, C=choice.cost, cache_size=CACHE_MB)
@@ -233,15 +233,15 @@ def _scores(
     done = 0
     for _, alike in groupby(choices, key=lambda choice: (choice.layer, choice.pooling, choice.pca)):
         together = list(alike)
-        for learn, held in folds:
+        for learn, held_out in folds:
             front = _front(together[0])
             prepared = front.fit_transform(_rows(features, learn, together[0]))
-            asked = front.transform(features.of(together[0])[0, held])
+            held_rows = front.transform(features.of(together[0])[0, held_out])
             for choice in together:
-                decisions[choice][held] = _fit_svm(task, prepared, learn, choice).decision_function(
-                    asked
-                )
-                scores[choice].append(auroc(task.labels[held], decisions[choice][held]))
+                decisions[choice][held_out] = _fit_classifier(
+                    task, prepared, learn, choice
+                ).decision_function(held_rows)
+                scores[choice].append(auroc(task.labels[held_out], decisions[choice][held_out]))
                 done += 1
                 report(done / (len(choices) * len(folds)))
     return {choice: (float(np.mean(scores[choice])), decisions[choice]) for choice in choices}

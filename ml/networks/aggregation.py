@@ -45,8 +45,8 @@ def aggregate(decisions: np.ndarray) -> float:
     """Return the decision of a scan from those of its slices (n,), n >= 1: the mean of the three
     highest, or of all where there are fewer.
     """
-    given = np.asarray(decisions, np.float64)
-    return float(np.sort(given)[-HIGHEST:].mean())
+    values = np.asarray(decisions, np.float64)
+    return float(np.sort(values)[-HIGHEST:].mean())
 
 
 def aggregate_smoothed(decisions: np.ndarray) -> float:

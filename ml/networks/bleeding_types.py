@@ -132,11 +132,11 @@ def fit_types(
         number
         for number in range(len(BLEEDING_TYPES))
         if BLEEDING_TYPES[number] in names
-        and min(len(np.unique(groups[at[types[at, number] == shown]])) for shown in (0, 1))
+        and min(len(np.unique(groups[at[types[at, number] == value]])) for value in (0, 1))
         >= LEAST_GROUPS
     ]
-    given = descriptions[at].astype(np.float64)
-    fits = [_logistic(given, types[at, number]) for number in fitted]
+    features = descriptions[at].astype(np.float64)
+    fits = [_logistic(features, types[at, number]) for number in fitted]
     width = descriptions.shape[1]
     return TypesHead(
         tuple(BLEEDING_TYPES[number] for number in fitted),
@@ -145,12 +145,12 @@ def fit_types(
     )
 
 
-def _logistic(given: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, float]:
+def _logistic(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
     """Return weights and offset of a logistic regression, for unstandardized features.
 
     Classes are not reweighted, so that the outputs are calibrated probabilities in positive slices.
     """
-    mean, spread = given.mean(axis=0), given.std(axis=0) + LEAST_SPREAD
-    fitted = LogisticRegression(C=COST, max_iter=1000).fit((given - mean) / spread, shown)
+    mean, spread = features.mean(axis=0), features.std(axis=0) + LEAST_SPREAD
+    fitted = LogisticRegression(C=COST, max_iter=1000).fit((features - mean) / spread, labels)
     weights = fitted.coef_[0] / spread
     return weights, float(fitted.intercept_[0] - weights @ mean)

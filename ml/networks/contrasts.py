@@ -68,6 +68,8 @@ def contrasts_nodes(
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], tuple[str, str]]:
     """Return ONNX nodes and constants for `contrasts` of `takes` (N, 1, s, s), and the names of
     both outputs; opset 17.
+
+    One function, because it follows `contrasts` node by node, to be read beside it.
     """
     numbers = {
         "black": BLACK,
@@ -92,7 +94,10 @@ def contrasts_nodes(
     nodes: list[onnx.NodeProto] = []
 
     def add(kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        named = [each if each in (takes, SOFT_TISSUE) else f"contrast_{each}" for each in inputs]
+        named = [
+            operand if operand in (takes, SOFT_TISSUE) else f"contrast_{operand}"
+            for operand in inputs
+        ]
         nodes.append(helper.make_node(kind, named, [f"contrast_{name}"], **attributes))
         return name
 

@@ -35,6 +35,7 @@ from ml.networks.weights import (
     LAYERS,
     OWT,
     SOFT_TISSUE,
+    Convolution,
     Layout,
     Weights,
     groups_of,
@@ -125,30 +126,36 @@ def convolved(
     layout = layout_of(weights)
     if normalizes is None:
         normalizes = layout.normalizes
-    for each in layout.convolutions:
-        if each.name not in names:
+    for convolution in layout.convolutions:
+        if convolution.name not in names:
             continue
-        if each.pooled_before:
-            x = keras.layers.MaxPooling2D(3, 2, name=f"pool_before_{each.name}")(x)
-        if each.padding:
-            x = keras.layers.ZeroPadding2D(each.padding, name=f"{each.name}_padding")(x)
+        if convolution.pooled_before:
+            x = keras.layers.MaxPooling2D(3, 2, name=f"pool_before_{convolution.name}")(x)
+        if convolution.padding:
+            x = keras.layers.ZeroPadding2D(convolution.padding, name=f"{convolution.name}_padding")(
+                x
+            )
         # Keras's grouped convolutions have no gradient on CPUs, so the channels are split here.
-        parts = keras.ops.split(x, 2, axis=-1) if groups_of(weights, each.name) == 2 else [x]
-        made = []
+        parts = keras.ops.split(x, 2, axis=-1) if groups_of(weights, convolution.name) == 2 else [x]
+        convolved_parts = []
         for number, part in enumerate(parts):
-            name = each.name if len(parts) == 1 else f"{each.name}_{number}"
-            width = each.channels // len(parts)
-            made.append(
+            name = convolution.name if len(parts) == 1 else f"{convolution.name}_{number}"
+            width = convolution.channels // len(parts)
+            convolved_parts.append(
                 keras.layers.Conv2D(
-                    width, each.kernel, strides=each.stride, activation="relu", name=name
+                    width,
+                    convolution.kernel,
+                    strides=convolution.stride,
+                    activation="relu",
+                    name=name,
                 )(part)
             )
         x = (
-            made[0]
-            if len(made) == 1
-            else keras.layers.Concatenate(name=f"{each.name}_joined")(made)
+            convolved_parts[0]
+            if len(convolved_parts) == 1
+            else keras.layers.Concatenate(name=f"{convolution.name}_joined")(convolved_parts)
         )
-        if normalizes and each.name in NORMALIZED:
+        if normalizes and convolution.name in NORMALIZED:
             x = locally_normalized(x)
     return x
 
@@ -240,9 +247,9 @@ def to_onnx(
     training finds the weights.
     """
     layout = layout_of(weights)
-    nodes = [helper.make_node("Transpose", ["images"], ["grey"], perm=[0, 3, 1, 2])]
+    nodes = [helper.make_node("Transpose", ["images"], ["gray"], perm=[0, 3, 1, 2])]
     constants: list[onnx.TensorProto] = []
-    x = "grey"
+    x = "gray"
     if both_ways:
         nodes += both_ways_nodes(x)[0]
         x = "ways"
@@ -263,14 +270,7 @@ def to_onnx(
     )
     side, channels = maps_shape(layer, size, layout)
     if restructuring is not None:
-        nodes.append(
-            helper.make_node("Split", [x], ["maps_of_pictures", "maps_of_reconstructions"], axis=0)
-        )
-        nodes.append(
-            helper.make_node(
-                "Concat", ["maps_of_pictures", "maps_of_reconstructions"], ["maps_joined"], axis=1
-            )
-        )
+        nodes += _joined_nodes(x)
         x, channels = "maps_joined", 2 * channels
     if both_ways:
         more_nodes, more_constants = mean_of_both_ways_nodes(x)
@@ -287,6 +287,17 @@ def to_onnx(
     return serialized(model)
 
 
+def _joined_nodes(maps: str) -> list[onnx.NodeProto]:
+    """Return the nodes from `maps`, those of the pictures before those of their reconstructions, to
+    "maps_joined", with the channels of both.
+    """
+    halves = ["maps_of_pictures", "maps_of_reconstructions"]
+    return [
+        helper.make_node("Split", [maps], halves, axis=0),
+        helper.make_node("Concat", halves, ["maps_joined"], axis=1),
+    ]
+
+
 def _convolution_nodes(
     weights: Weights,
     layer: str,
@@ -294,38 +305,20 @@ def _convolution_nodes(
     nodes: list[onnx.NodeProto],
     constants: list[onnx.TensorProto],
 ) -> str:
-    """Add the nodes from "normalized" (n, 3, size, size) to the maps of `layer` (n, c, h, w);
+    """Add the nodes from "normalised" (n, 3, size, size) to the maps of `layer` (n, c, h, w);
     return the name of these.
     """
     x = "normalised"
-    for each in layout_of(weights).up_to(layer):
-        name = each.name
-        if each.pooled_before:
+    for convolution in layout_of(weights).up_to(layer):
+        name = convolution.name
+        if convolution.pooled_before:
             nodes.append(
                 helper.make_node(
                     "MaxPool", [x], [f"pool_before_{name}"], kernel_shape=[3, 3], strides=[2, 2]
                 )
             )
             x = f"pool_before_{name}"
-        # HWIO -> OIHW
-        constants.append(
-            numpy_helper.from_array(
-                weights[f"{name}_W"].transpose(3, 2, 0, 1).astype(np.float16), f"{name}_W"
-            )
-        )
-        constants.append(
-            numpy_helper.from_array(weights[f"{name}_b"].astype(np.float16), f"{name}_b")
-        )
-        for key in (f"{name}_W", f"{name}_b"):
-            nodes.append(helper.make_node("Cast", [key], [f"{key}_float"], to=TensorProto.FLOAT))
-        inputs = [x, f"{name}_W_float", f"{name}_b_float"]
-        strides, pads, group = [each.stride] * 2, [each.padding] * 4, groups_of(weights, name)
-        nodes.append(
-            helper.make_node(
-                "Conv", inputs, [f"{name}_linear"], strides=strides, pads=pads, group=group
-            )
-        )
-        nodes.append(helper.make_node("Relu", [f"{name}_linear"], [name]))
+        _add_convolution(weights, convolution, x, nodes, constants)
         x = name
         if normalizes and name in NORMALIZED:
             nodes.append(
@@ -348,12 +341,47 @@ def _convolution_nodes(
     return x
 
 
+def _add_convolution(
+    weights: Weights,
+    convolution: Convolution,
+    x: str,
+    nodes: list[onnx.NodeProto],
+    constants: list[onnx.TensorProto],
+) -> None:
+    """Add the nodes from `x` to the maps of one convolution, which have its name."""
+    name = convolution.name
+    # HWIO -> OIHW
+    constants.append(
+        numpy_helper.from_array(
+            weights[f"{name}_W"].transpose(3, 2, 0, 1).astype(np.float16), f"{name}_W"
+        )
+    )
+    constants.append(numpy_helper.from_array(weights[f"{name}_b"].astype(np.float16), f"{name}_b"))
+    for key in (f"{name}_W", f"{name}_b"):
+        nodes.append(helper.make_node("Cast", [key], [f"{key}_float"], to=TensorProto.FLOAT))
+    inputs = [x, f"{name}_W_float", f"{name}_b_float"]
+    nodes.append(
+        helper.make_node(
+            "Conv",
+            inputs,
+            [f"{name}_linear"],
+            strides=[convolution.stride] * 2,
+            pads=[convolution.padding] * 4,
+            group=groups_of(weights, name),
+        )
+    )
+    nodes.append(helper.make_node("Relu", [f"{name}_linear"], [name]))
+
+
 def maps_shape(layer: str, size: int, layout: Layout = OWT) -> tuple[int, int]:
     """Return the side (h = w) and the channels of `layer`'s maps for images of `size`."""
     side, channels = size, 1
-    for each in layout.up_to(layer):
-        side = (side - 3) // 2 + 1 if each.pooled_before else side
-        side, channels = (side + 2 * each.padding - each.kernel) // each.stride + 1, each.channels
+    for convolution in layout.up_to(layer):
+        side = (side - 3) // 2 + 1 if convolution.pooled_before else side
+        side, channels = (
+            (side + 2 * convolution.padding - convolution.kernel) // convolution.stride + 1,
+            convolution.channels,
+        )
     return ((side - 3) // 2 + 1 if layer == "pool5" else side), channels
 
 

@@ -243,19 +243,19 @@ def _batches(
             if random.random() < DECOY_SHARE:
                 picture = with_decoy(picture, random)
             if label == 0 and random.random() < MADE_SHARE:
-                made = None
+                with_bleed = None
                 if len(outlined) and random.random() < MOVED_SHARE:
                     donor = random.choice(outlined)
-                    made = with_moved_bleed(
+                    with_bleed = with_moved_bleed(
                         picture,
                         outline,
                         np.asarray(images[donor, :, :, 0], np.float32),
                         masks[donor],
                         random,
                     )
-                made = made or with_drawn_bleed(picture, outline, random)
-                if made is not None:
-                    (picture, outline), label = made, 1
+                with_bleed = with_bleed or with_drawn_bleed(picture, outline, random)
+                if with_bleed is not None:
+                    (picture, outline), label = with_bleed, 1
             picture, outline = vary(picture, outline, random)
             pictures.append(picture)
             answers.append(label)
@@ -298,10 +298,10 @@ def _outline_loss(truth: keras.KerasTensor, logits: keras.KerasTensor) -> keras.
     """
     ops = keras.ops
     bloody = ops.cast(truth > 0, "float32")
-    given = ops.sigmoid(logits) * ops.cast(truth >= 0, "float32")
+    predicted = ops.sigmoid(logits) * ops.cast(truth >= 0, "float32")
     drawn = ops.sum(bloody, axis=(1, 2))
-    both = 2 * ops.sum(given * bloody, axis=(1, 2)) + 1
-    dice = both / (ops.sum(given, axis=(1, 2)) + drawn + 1)
+    both = 2 * ops.sum(predicted * bloody, axis=(1, 2)) + 1
+    dice = both / (ops.sum(predicted, axis=(1, 2)) + drawn + 1)
     return _cells_loss(truth, logits) + (1 - dice) * ops.cast(drawn > 0, "float32")
 
 

@@ -130,8 +130,8 @@ class GoogLeNet:
         weights[SOFT_TISSUE] = np.array(CONTRASTS, np.float32)
         if init != "random":
             path = Path(init)
-            given = _from_model(path, self.shapes) if path.is_dir() else arrays_of_file(path)
-            weights |= _checked(given, path.name, self.shapes)
+            stored = _from_model(path, self.shapes) if path.is_dir() else arrays_of_file(path)
+            weights |= _checked(stored, path.name, self.shapes)
         return self.as_stored(weights)
 
     def build(self, weights: Weights, size: int) -> keras.Model:
@@ -219,14 +219,14 @@ class GoogLeNet:
         ]
         if self.outlines:
             outputs.append(graph.outline(x, quarter, half, sides))
-        made = model_of(
+        model = model_of(
             graph.nodes,
             "googlenet",
             [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", size, size, 1])],
             outputs,
             graph.constants,
         )
-        return serialized(made)
+        return serialized(model)
 
 
 def _sides(size: int) -> dict[int, int]:
@@ -412,7 +412,7 @@ def _random(seed: int, shapes: dict[str, tuple[int, int, int]]) -> Weights:
     return weights
 
 
-def _checked(given: Weights, source: str, shapes: dict[str, tuple[int, int, int]]) -> Weights:
+def _checked(stored: Weights, source: str, shapes: dict[str, tuple[int, int, int]]) -> Weights:
     """Return the arrays of the encoder among the given ones.
 
     Raises:
@@ -424,19 +424,19 @@ def _checked(given: Weights, source: str, shapes: dict[str, tuple[int, int, int]
             (f"{name}_W", (kernel, kernel, inside, outside)),
             (f"{name}_b", (outside,)),
         ):
-            if key not in given and name not in SHAPES:
+            if key not in stored and name not in SHAPES:
                 continue
-            if key not in given:
+            if key not in stored:
                 raise ArtifactError(f"{source} has no {key}; it holds no weights of GoogLeNet.")
-            if given[key].shape != shape:
+            if stored[key].shape != shape:
                 raise ArtifactError(
-                    f"{source} has {key} of shape {given[key].shape}; GoogLeNet has {shape}."
+                    f"{source} has {key} of shape {stored[key].shape}; GoogLeNet has {shape}."
                 )
-            if not np.isfinite(given[key]).all():
+            if not np.isfinite(stored[key]).all():
                 raise ArtifactError(f"{source} has values in {key} that are not numbers.")
-            weights[key] = given[key].astype(np.float32)
-    if SOFT_TISSUE in given:
-        weights[SOFT_TISSUE] = given[SOFT_TISSUE].astype(np.float32)
+            weights[key] = stored[key].astype(np.float32)
+    if SOFT_TISSUE in stored:
+        weights[SOFT_TISSUE] = stored[SOFT_TISSUE].astype(np.float32)
     return weights
 
 

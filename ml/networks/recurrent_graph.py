@@ -68,7 +68,7 @@ def head_to_onnx(head: RecurrentHead, platt: Platt, scan_platt: Platt) -> bytes:
         "reader",
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", *head.maps])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs],
-        [one for one in (*_constants(head, gates), *constants) if one.name in used],
+        [constant for constant in (*_constants(head, gates), *constants) if constant.name in used],
     )
     model = compose.add_prefix(model, "reader_", rename_inputs=False)
     if head.by_rows:
@@ -205,5 +205,5 @@ def _gates(cell: str, reader: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
 
 def _reordered(values: np.ndarray) -> np.ndarray:
     """Return gates i, f, c, o of the last axis as i, o, f, c."""
-    entered, forgotten, cell, put_out = np.split(values, 4, axis=-1)
-    return np.concatenate([entered, put_out, forgotten, cell], axis=-1)
+    entered, forgotten, cell, emitted = np.split(values, 4, axis=-1)
+    return np.concatenate([entered, emitted, forgotten, cell], axis=-1)

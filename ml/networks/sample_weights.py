@@ -14,10 +14,10 @@ def sample_weights(labels: np.ndarray, sources: np.ndarray, groups: np.ndarray) 
     """
     weights = np.zeros(len(labels))
     for source in np.unique(sources):
-        here = sources == source
-        worth = len(np.unique(groups[here]))
-        for label in np.unique(labels[here]):
-            cell = here & (labels == label)
+        of_source = sources == source
+        worth = len(np.unique(groups[of_source]))
+        for label in np.unique(labels[of_source]):
+            cell = of_source & (labels == label)
             weights[cell] = worth / cell.sum()
     relative: np.ndarray = weights / weights.mean()
     return relative

@@ -19,7 +19,7 @@ from ml.networks.onnx_graph import IR_VERSION, ML_OPSET, OPSET, model_of, serial
 
 
 def head_to_onnx(
-    machine: Pipeline, platt: Platt, scan_platt: Platt, pooling: str, side: int, channels: int
+    svm: Pipeline, platt: Platt, scan_platt: Platt, pooling: str, side: int, channels: int
 ) -> bytes:
     """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability"
     (1,).
@@ -29,9 +29,7 @@ def head_to_onnx(
     width = channels * (2 if pooling == "both" else 1)
     front = _pooling_graph(pooling, side, channels, width)
     middle = (
-        _linear_graph(machine, width)
-        if machine["svm"].kernel == "linear"
-        else _kernel_graph(machine, width)
+        _linear_graph(svm, width) if svm["svm"].kernel == "linear" else _kernel_graph(svm, width)
     )
     merged = compose.merge_models(
         front, middle, io_map=[("pooled", "features")], outputs=["svm_decision"]
@@ -42,18 +40,18 @@ def head_to_onnx(
     return serialized(merged)
 
 
-def _linear_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
+def _linear_graph(svm: Pipeline, width: int) -> onnx.ModelProto:
     """Return "features" (N, width) -> "svm_decision" (N, 1) of a linear SVM, with scaler, PCA and
     SVM folded into one weight vector.
 
     skl2onnx would store all support vectors: megabytes instead of kilobytes.
     """
-    weights, offset = machine["svm"].coef_[0], machine["svm"].intercept_
-    if "pca" in machine.named_steps:
-        weights = weights @ machine["pca"].components_
-        offset = offset - weights @ machine["pca"].mean_
-    weights = weights / machine["scaler"].scale_
-    offset = offset - weights @ machine["scaler"].mean_
+    weights, offset = svm["svm"].coef_[0], svm["svm"].intercept_
+    if "pca" in svm.named_steps:
+        weights = weights @ svm["pca"].components_
+        offset = offset - weights @ svm["pca"].mean_
+    weights = weights / svm["scaler"].scale_
+    offset = offset - weights @ svm["scaler"].mean_
     constants = [
         numpy_helper.from_array(weights.astype(np.float32).reshape(width, 1), "weights"),
         numpy_helper.from_array(offset.astype(np.float32), "bias"),
@@ -67,7 +65,7 @@ def _linear_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
     )
 
 
-def _kernel_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
+def _kernel_graph(svm: Pipeline, width: int) -> onnx.ModelProto:
     """Return "features" (N, width) -> "svm_decision" (N, 1) of scaler, PCA and SVM as converted by
     skl2onnx.
     """
@@ -76,7 +74,7 @@ def _kernel_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
         # used here.
         warnings.filterwarnings("ignore", message="Attribute `prob", category=FutureWarning)
         converted = sklearn_to_onnx(
-            machine,
+            svm,
             initial_types=[("features", FloatTensorType([None, width]))],
             options={"raw_scores": True, "zipmap": False},
             target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET},

@@ -1,5 +1,5 @@
-"""The training loop of every network: epochs that an interruption cannot change, batches drawn
-while the last one is learned from.
+"""The training loop of every network: resumable epochs, and batches that are drawn while the
+network trains on the previous one.
 
 What an epoch draws depends on the seed and the number of the epoch alone, and the state is written
 after each, so that an interrupted training continues with the same numbers.
@@ -41,6 +41,9 @@ def run_epochs(
 
     Adam (D. Kingma, J. Ba 2015) with a learning rate that falls along a cosine to nothing.
 
+    Many parameters, because this is what five architectures do not share: all are given by keyword,
+    and an object that held them would be built only for this call.
+
     Args:
         network: its outputs match `loss`; layers that are not trainable stay as they are.
         loss, loss_weights: as `keras.Model.compile` takes them.
@@ -69,11 +72,11 @@ def run_epochs(
         # throw its compiled functions away.
         epoch_seed = seed_of(seed, epoch)
         for number, batch in enumerate(_ahead(draw(epoch_seed))):
-            found = network.train_on_batch(*batch, return_dict=True)
+            results = network.train_on_batch(*batch, return_dict=True)
             network.reset_metrics()  # the loss of this batch, not the mean since the beginning
             report(
                 (epoch + (number + 1) / batches) / epochs,
-                {"loss": float(found["loss"]), "epoch": epoch + 1},
+                {"loss": float(results["loss"]), "epoch": epoch + 1},
             )
         save_arrays(
             state,
@@ -126,7 +129,7 @@ def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _restore(state: Path, variables: list[keras.Variable]) -> int:
-    """Put the saved state back; return how many epochs it has behind it."""
+    """Restore the saved state; return how many epochs were completed."""
     saved = load_arrays(state)
     if saved is None:
         return 0

@@ -116,7 +116,9 @@ def layout_of(weights: Weights) -> Layout:
 
 def groups_of(weights: Weights, name: str) -> int:
     """Return the number of groups of a convolution: 1 or 2."""
-    convolution = next(each for each in layout_of(weights).convolutions if each.name == name)
+    convolution = next(
+        candidate for candidate in layout_of(weights).convolutions if candidate.name == name
+    )
     return convolution.channels_in // int(weights[f"{name}_W"].shape[2])
 
 

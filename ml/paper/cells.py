@@ -224,11 +224,11 @@ def _cell(
 ) -> Cell:
     leaked = protocol == "leaked"
     copies = (effort.copies_leaked if leaked else effort.copies) if augmented else 1
-    given = {"threshold": THRESHOLD, **effort.settings, "augmentation": 1 if leaked else copies}
+    settings = {"threshold": THRESHOLD, **effort.settings, "augmentation": 1 if leaked else copies}
     if leaked and augmented and effort.epochs_leaked:
-        given["epochs"] = effort.epochs_leaked
+        settings["epochs"] = effort.epochs_leaked
     if not effort.restructured_only:
-        given["restructure"] = "autoencoder" if restructured else "none"
+        settings["restructure"] = "autoencoder" if restructured else "none"
     repeats = 1 if leaked or restructured else effort.repeats
     expected_s = effort.fold_s[restructured, augmented] * folds * repeats * images / IMAGES_TIMED
     return Cell(
@@ -236,7 +236,7 @@ def _cell(
         restructured,
         copies,
         protocol,
-        architecture_named(name).parse_settings(given),
+        architecture_named(name).parse_settings(settings),
         folds,
         repeats,
         expected_s,

@@ -68,7 +68,7 @@ class Watcher:
 
     on_progress: Callable[[Progress], None] = lambda progress: None
     on_plan: Callable[[int, int, float], None] = lambda cells, done, seconds: None
-    on_cell: Callable[[PaperResults], object] = lambda found: None
+    on_cell: Callable[[PaperResults], object] = lambda results: None
     should_stop: Callable[[], bool] = lambda: False
 
 
@@ -110,7 +110,7 @@ def run_paper(
     start = choose_start(init, "alexnet", joined, max(cell.folds for cell in cells))
     pool = pool_datasets(joined, start)
     nothing = _without_cells(dataset, pool, start.weights, seed, command)
-    results = {result.name: result for result in _kept(out_dir, nothing).cells}
+    results = {result.name: result for result in _saved(out_dir, nothing).cells}
     meter = Meter(watcher.on_progress, watcher.should_stop)
 
     def tell_plan() -> None:
@@ -130,10 +130,12 @@ def run_paper(
             bench = _Bench.read(pool, start, seed, cell, out_dir / "cache", reading)
         tell_cell = meter.between(begin[1], (behind_s + READING_S) / whole_s)
         tell = _named(tell_cell, f"cell {number} of {len(cells)}, {cell.name}: ")
-        results[cell.name] = _judged(cell, bench, out_dir / "checkpoint" / cell.identity, tell)
-        found = replace(nothing, cells=_in_order(results))
-        save_json(out_dir / "cells.json", to_json(found))
-        watcher.on_cell(found)
+        results[cell.name] = _cross_validated(
+            cell, bench, out_dir / "checkpoint" / cell.identity, tell
+        )
+        so_far = replace(nothing, cells=_in_order(results))
+        save_json(out_dir / "cells.json", to_json(so_far))
+        watcher.on_cell(so_far)
         shutil.rmtree(out_dir / "checkpoint" / cell.identity, ignore_errors=True)
         keras.utils.clear_session()  # hundreds of networks are built in one process
         tell_plan()
@@ -162,22 +164,22 @@ def _without_cells(
     )
 
 
-def _kept(out_dir: Path, nothing: PaperResults) -> PaperResults:
+def _saved(out_dir: Path, nothing: PaperResults) -> PaperResults:
     """Return what the folder has of this experiment.
 
     Raises:
         SettingError: it is another one's, or of another version.
     """
-    kept = load_json(out_dir / "cells.json")
-    if kept is None:
+    saved = load_json(out_dir / "cells.json")
+    if saved is None:
         return nothing
-    if kept["identity"] != nothing.identity:
+    if saved["identity"] != nothing.identity:
         raise SettingError(
             f"The folder {out_dir.name} holds results for other data, weights or seed; give"
             " another folder."
         )
     try:
-        return from_json(PaperResults, kept)
+        return from_json(PaperResults, saved)
     except JsonError as err:
         raise SettingError(
             f"{out_dir.name}/cells.json {err}; another version wrote it, so give another folder."
@@ -185,13 +187,13 @@ def _kept(out_dir: Path, nothing: PaperResults) -> PaperResults:
 
 
 def _named(tell: Tell, name: str) -> Tell:
-    """Return a progress callback whose stages begin with that name."""
+    """Return a progress callback that prefixes its stages with that name."""
     return lambda stage, share, figures: tell(name + stage, share, figures)
 
 
-def _judged(cell: Cell, bench: _Bench, checkpoint: Path, tell: Tell) -> CellResult:
+def _cross_validated(cell: Cell, bench: _Bench, checkpoint: Path, tell: Tell) -> CellResult:
     """Return the results of a cell, resuming from its checkpoint."""
-    experiment = bench.material_of(cell, tell)
+    experiment = bench.experiment_of(cell, tell)
     out_of_fold = cross_validate(
         experiment, cell.folds, cell.repeats, checkpoint, _later(tell, cell)
     )
@@ -226,7 +228,7 @@ class _Bench:
         )
         return cls(pictures, spec)
 
-    def material_of(self, cell: Cell, tell: Tell) -> Experiment:
+    def experiment_of(self, cell: Cell, tell: Tell) -> Experiment:
         """Return the training and test data of a cell."""
         if InputSpec.from_settings(cell.settings) != self.spec:
             raise SettingError(

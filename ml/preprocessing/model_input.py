@@ -30,6 +30,7 @@ from ml.scans.slices import FloatArray, Slice, gray_of
 SMALLEST_SIDE = 0.4
 MARGIN = 0.02  # margin on each side, relative to the head's longer side
 
+# Cards, stored settings of runs and programs use the British spelling of this key and of one value.
 CHOICES = {
     "normalisation": ("none", "percentile", "equalise", "clahe"),
     "segmentation": ("none", "otsu", "grabcut", "watershed", "edges"),
@@ -67,17 +68,17 @@ class InputSpec:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> InputSpec:
+    def from_dict(cls, values: Mapping[str, Any]) -> InputSpec:
         """Parse a dictionary of `to_dict`; missing keys have their defaults.
 
         Raises:
             ValueError: a key is unknown (the model is from another version), or a value has the
                 wrong type or is out of range.
         """
-        unknown = sorted(set(given) - {item.name for item in fields(cls)})
+        unknown = sorted(set(values) - {item.name for item in fields(cls)})
         if unknown:
             raise ValueError(f"The preprocessing {unknown[0]!r} is unknown to this version.")
-        spec = cls(**given)
+        spec = cls(**values)
         for item in fields(cls):
             value = getattr(spec, item.name)
             if item.name in CHOICES:

@@ -219,8 +219,8 @@ def _along_bone(space: BoolArray, random: np.random.Generator) -> tuple[FloatArr
     grid_rows, grid_columns = np.mgrid[: space.shape[0], : space.shape[1]].astype(np.float32)
     direction = np.arctan2(grid_rows - rows.mean(), grid_columns - columns.mean())
     toward, half_width = random.uniform(-np.pi, np.pi), random.uniform(0.35, 1.5)
-    away = np.abs(np.angle(np.exp(1j * (direction - toward))))
-    return depth.astype(np.float32), (1 - (away / half_width) ** 2).astype(np.float32)
+    angle = np.abs(np.angle(np.exp(1j * (direction - toward))))
+    return depth.astype(np.float32), (1 - (angle / half_width) ** 2).astype(np.float32)
 
 
 def _crescent(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:

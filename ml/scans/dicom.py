@@ -23,9 +23,9 @@ from pydicom.pixels.utils import iter_pixels
 
 from ml.errors import ImageError, NoSliceError
 from ml.scans.dicom_frames import PER_FRAME, SHARED, frame_headers
-from ml.scans.hounsfield import DICOM, Claim
+from ml.scans.hounsfield import DICOM, Claim, Scale, assess_scale
 from ml.scans.limits import require_a_picture, require_fewer_pixels, require_fewer_slices
-from ml.scans.ordering import FURTHEST_MM, Plane
+from ml.scans.planes import FURTHEST_MM, Plane
 
 # its warnings quote what stands in tags, and a log may not
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -40,17 +40,19 @@ COMPRESSED = {
         for number in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)
     ),
 }
-"""The transfer syntaxes that are read. The deflated ones are not among them: inflating has no limit
-in pydicom.
+"""Supported transfer syntaxes. Deflated ones are not supported: pydicom inflates without a limit.
 """
 
 CT_SOP_CLASSES = {f"1.2.840.10008.5.1.4.1.1.2{kind}" for kind in ("", ".1", ".2")}
 """CT, Enhanced CT, and Enhanced CT converted from single slices."""
 START_BYTES = 132 + 12
-# of the unit: directions of rows and columns that are no right angle at all span no plane
+# below the noise of air; so many different values are no marker
+LOWEST_POSSIBLE_HU, FEWEST_LOW_VALUES = -1300.0, 16
+TISSUE_HU = 200.0  # fat, brain, blood
+# minimum length of the cross product: nearly parallel rows and columns span no plane
 SHORTEST_NORMAL = 0.5
 
-# US is "unspecified"; iodine maps, electron densities and the like say what they are (C.11.1.1.2)
+# US is "unspecified"; iodine maps, electron densities and others have a type (C.11.1.1.2)
 HU_TYPES = {"HU", "HU_MOD", "US", "HOUNSFIELD", "HOUNSFIELD UNITS"}
 OTHER_TYPES = {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
 HEAD_PARTS = (
@@ -73,7 +75,7 @@ TAGS = [
     "InstanceNumber", "ConcatenationFrameOffsetNumber", "ImagePositionPatient",
     "ImageOrientationPatient", "SliceLocation", "SliceThickness", "SpacingBetweenSlices",
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
-    "PixelSpacing", "BitsAllocated", "BitsStored",
+    "PixelSpacing", "PixelAspectRatio", "KVP", "ConvolutionKernel", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelPaddingValue",
     "PixelPaddingRangeLimit", "RescaleIntercept", "ModalityLUTSequence",
     "RescaleSlope", "RescaleType", "BodyPartExamined", SHARED, PER_FRAME, "PixelData",
@@ -81,29 +83,38 @@ TAGS = [
 
 
 def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int, name: str = "") -> list[Plane]:
-    """Return the slices of one DICOM file with what puts them in order: one, or one for each frame.
+    """Return the slices of one DICOM file, one per frame, with the tags that determine their order.
 
     Args:
         file: the open file, at its beginning.
-        name: what the user calls it.
-        max_pixels: the largest picture (rows x columns) that is decoded.
-        max_slices: the most frames that are decoded.
+        name: the file's name as the user knows it.
+        max_pixels: maximum size (rows x columns) of a slice that is decoded.
+        max_slices: maximum number of frames that are decoded.
 
     Raises:
-        NoSliceError: the file holds something else than CT slices.
+        NoSliceError: the file does not contain CT slices.
         ImageError: the file is damaged, or its slices cannot be read.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of every odd value, and may quote it
+            warnings.simplefilter(
+                "ignore"
+            )  # pydicom warns of every unusual value, and may quote it
             header = read_tags(file, TAGS)
+            _assume_usual_pixels(header)
             frames = _require_ct_frames(header, max_pixels, max_slices)
-            # uncorrected: what a padding value is compared with may lie in the bits that are not
-            # stored
+            # uncorrected: a padding value may use the bits that are not stored
             words = iter_pixels(header, correct_unused_bits=False)
             pairs = zip(frame_headers(header, frames), words, strict=True)
             order = ">" if header.file_meta.TransferSyntaxUID == BIG_ENDIAN else "<"
-            return [_to_plane(own, frame, name, order) for own, frame in pairs]
+            planes = [
+                _to_plane(own, frame, name, order)
+                for own, frame in pairs
+                if "LOCALIZER" not in values_of(own, "FrameType")
+            ]
+        if not planes:
+            raise NoSliceError("The DICOM file is a localizer (scout view), not an axial slice.")
+        return planes
     except (ImageError, MemoryError):
         raise
     # a damaged file makes pydicom and its decoders raise anything, RecursionError included
@@ -115,12 +126,12 @@ def read_tags(file: BinaryIO, tags: Sequence[str], *, with_pixels: bool = True) 
     """Return some tags of a DICOM file, which may lack the preamble and the file meta information.
 
     Raises:
-        ImageError: its pixels, or its header, are coded in a way that is not read.
+        ImageError: the encoding of its pixels or its header is not supported.
     """
     file.seek(0)
-    at = start_of_data(file.read(START_BYTES))
-    file.seek(at or 0)
-    # `dcmread` would inflate a deflated data set before anybody could refuse it
+    offset = start_of_data(file.read(START_BYTES))
+    file.seek(offset or 0)
+    # `dcmread` would inflate a deflated data set before it can be refused
     meta = read_dataset(
         file,
         is_implicit_VR=False,
@@ -151,8 +162,8 @@ def read_tags(file: BinaryIO, tags: Sequence[str], *, with_pixels: bool = True) 
 
 
 def start_of_data(head: bytes) -> int | None:
-    """Return where the elements of a DICOM file begin, by its first `START_BYTES`: behind the
-    preamble, or at once where it has none; None where this is no DICOM file.
+    """Return the offset of the first element of a DICOM file, which may lack a preamble, from its
+    first `START_BYTES`; None if it is not a DICOM file.
     """
     if head[128:132] == b"DICM":
         return 132
@@ -165,8 +176,28 @@ def start_of_data(head: bytes) -> int | None:
     return 0 if is_first and (is_explicit or (group == 8 and length <= 256)) else None
 
 
+def _assume_usual_pixels(header: pydicom.Dataset) -> None:
+    """Set the tags that describe how the pixels are stored to the usual values where they are
+    missing: a CT has one gray sample of 16 bits. Whether it is signed follows from its values
+    (`ml.scans.hounsfield`).
+    """
+    if "PixelData" not in header:
+        return
+    if not header.get("BitsAllocated"):
+        header.BitsAllocated = 16
+    usual = {
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsStored": header.BitsAllocated,
+        "PixelRepresentation": 0,
+    }
+    for name, value in usual.items():
+        if header.get(name) in (None, ""):
+            setattr(header, name, value)
+
+
 def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int) -> int:
-    """Return how many frames of CT the file holds, 1 or more, before any is decoded."""
+    """Return the number of CT frames in the file, at least 1, before any is decoded."""
     if "PixelData" not in header or not header.PixelData:
         raise NoSliceError("The DICOM file contains no image.")
     modality = str(header.get("Modality") or "") or (
@@ -195,8 +226,7 @@ def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int
     if header.file_meta.TransferSyntaxUID in COMPRESSED:
         for frame in generate_frames(header.PixelData, number_of_frames=frames):
             coded = _coded_size(frame)
-            # A decoder believes the compressed stream, so a small header must not hide a huge
-            # picture.
+            # A decoder trusts the compressed stream, so a small header must not hide a huge image.
             if coded is not None and coded != (rows, columns):
                 raise ImageError(
                     f"The DICOM file announces {columns} x {rows} pixels, but {coded[1]} x"
@@ -206,8 +236,8 @@ def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int
 
 
 def _coded_size(frame: bytes) -> tuple[int, int] | None:
-    """Return (rows, columns) from the head of a JPEG, JPEG-LS or JPEG 2000 stream; None for RLE,
-    which has none.
+    """Return (rows, columns) from the header of a JPEG, JPEG-LS or JPEG 2000 stream; None for RLE,
+    which has no header.
     """
     # JPEG 2000: SOC, then SIZ with the corners of the image area
     if frame.startswith(b"\xff\x4f\xff\x51"):
@@ -215,17 +245,17 @@ def _coded_size(frame: bytes) -> tuple[int, int] | None:
         return bottom - top, right - left
     if not frame.startswith(b"\xff\xd8"):
         return None
-    at = 2
-    while frame[at] == 0xFF:
-        marker = frame[at + 1]
+    offset = 2
+    while frame[offset] == 0xFF:
+        marker = frame[offset + 1]
         if marker == 0xFF:  # a fill byte
-            at += 1
+            offset += 1
             continue
         # a start of frame
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns = struct.unpack_from(">2H", frame, at + 5)
+            rows, columns = struct.unpack_from(">2H", frame, offset + 5)
             return rows, columns
-        at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
+        offset += 2 + struct.unpack_from(">H", frame, offset + 2)[0]
     raise ImageError("The DICOM file's compressed image is damaged.")
 
 
@@ -233,13 +263,19 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
     require_a_picture(words.astype(np.float32))
     notes: list[str] = []
     bits = int(header.BitsStored)
-    stored = _without_unused_bits(words, bits)
+    stored = _without_unused_bits(_aligned(words, bits, int(header.get("HighBit") or 0)), bits)
     padding = _padding(header, words, stored)
     claim = _claim_of(header, bits)
+    if padding is not None and _is_tissue(stored, padding, claim):
+        padding = None
+    if (unsigned := _as_unsigned(words, stored, claim)) is not None:
+        stored = unsigned
+        notes.append("The DICOM file's pixels are not signed, although its header says so.")
     if header.get("ModalityLUTSequence"):
         stored = _looked_up(stored, header.ModalityLUTSequence[0], order)
         claim = replace(claim, slope=1.0, intercept=0.0, bits=16)
     spacing = numbers_of(header, "PixelSpacing", 2)
+    aspect = numbers_of(header, "PixelAspectRatio", 2) if spacing is None else None
     orientation = numbers_of(header, "ImageOrientationPatient", 6)
     position = numbers_of(header, "ImagePositionPatient", 3)
     part = _printable(str(header.get("BodyPartExamined") or "")).upper()
@@ -247,8 +283,8 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
         notes.append(f"According to its header, the DICOM file shows {part}, not a head.")
 
     def number(tag: str) -> float | None:
-        found = numbers_of(header, tag, 1)
-        return found[0] if found is not None and abs(found[0]) < FURTHEST_MM else None
+        values = numbers_of(header, tag, 1)
+        return values[0] if values is not None and abs(values[0]) < FURTHEST_MM else None
 
     instance = numbers_of(header, "InstanceNumber", 1)
     return Plane(
@@ -268,9 +304,11 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
         directions=None if orientation is None else _directions(orientation),
         location_mm=number("SliceLocation"),
         number=None if instance is None else int(instance[0]),
-        acquisition=number("AcquisitionNumber"),
+        acquisition=number("FrameAcquisitionNumber") or number("AcquisitionNumber"),
         time=_printable(str(header.get("AcquisitionTime") or header.get("ContentTime") or "")),
-        step_mm=number("SpacingBetweenSlices") or number("SliceThickness"),
+        step_mm=abs(number("SpacingBetweenSlices") or number("SliceThickness") or 0.0) or None,
+        aspect=(aspect[0], aspect[1]) if aspect is not None and min(aspect) > 0 else None,
+        technique=_technique_of(header),
         study_uid=str(header.get("StudyInstanceUID") or ""),
         series_uid=str(header.get("SeriesInstanceUID") or ""),
         series_number=number("SeriesNumber"),
@@ -279,11 +317,24 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
     )
 
 
+def _technique_of(header: pydicom.Dataset) -> tuple[str, ...]:
+    """Return what may differ between two reconstructions of one acquisition, or between the two
+    energies of a dual-energy scan.
+    """
+    kind = "FrameType" if "FrameType" in header else "ImageType"
+    kinds = [str(word) for word in values_of(header, kind)[2:]]
+    names = ("ConvolutionKernel", "KVP", "TemporalPositionIndex")
+    others = [values_of(header, name)[:1] for name in names]
+    return (*(str(*value) for value in others), *kinds)
+
+
 def _claim_of(header: pydicom.Dataset, bits: int) -> Claim:
-    """Return what a file, or a frame, says of its numbers."""
-    words = str(header.get("RescaleType") or "HU").strip().upper()
-    if words in OTHER_TYPES:
-        raise ImageError(f"The DICOM file's values are {_printable(words)}, not Hounsfield units.")
+    """Return the tags of a file or frame that describe its stored numbers."""
+    rescale_type = str(header.get("RescaleType") or "HU").strip().upper()
+    if rescale_type in OTHER_TYPES:
+        raise ImageError(
+            f"The DICOM file's values are {_printable(rescale_type)}, not Hounsfield units."
+        )
     slope, intercept = (
         numbers_of(header, "RescaleSlope", 1),
         numbers_of(header, "RescaleIntercept", 1),
@@ -295,12 +346,45 @@ def _claim_of(header: pydicom.Dataset, bits: int) -> Claim:
         bits,
         int(header.PixelRepresentation) == 1,
         white_is_low=header.get("PhotometricInterpretation") == "MONOCHROME1",
-        unit_is_known=words in HU_TYPES,
+        unit_is_known=rescale_type in HU_TYPES,
     )
 
 
+def _aligned(words: NDArray[np.generic], bits: int, high_bit: int) -> NDArray[np.generic]:
+    """Return words whose numbers begin at the lowest bit. Older files fill words from the highest
+    bit; other headers name a high bit that their pixels do not use.
+    """
+    empty = high_bit + 1 - bits
+    if empty <= 0 or high_bit >= 8 * words.dtype.itemsize or (words & ((1 << empty) - 1)).any():  # type: ignore[operator]
+        return words
+    return np.right_shift(words, empty)  # type: ignore[no-any-return]
+
+
+def _as_unsigned(
+    words: NDArray[np.generic], stored: NDArray[np.generic], claim: Claim
+) -> NDArray[np.generic] | None:
+    """Return the numbers as unsigned ones if they are declared signed, but show a head only so:
+    many of them would be impossibly low (bone would become air), and the bits above the sign do not
+    repeat it. Otherwise None.
+    """
+    unused = 8 * words.dtype.itemsize - claim.bits
+    if not claim.signed or unused <= 0:
+        return None
+    if (words.astype(f"u{words.dtype.itemsize}") >> claim.bits).any():
+        return None
+    scale = Scale(slope=claim.slope or 1.0, intercept=claim.intercept or 0.0)
+    numbers = stored.astype(np.float64)
+    lowest = (numbers < 0) & (scale.values(numbers) < LOWEST_POSSIBLE_HU)
+    # A marker of pixels that were not scanned has one value, or two.
+    if len(np.unique(stored[lowest])) < FEWEST_LOW_VALUES:
+        return None
+    unsigned = stored.astype(np.int32) & (2**claim.bits - 1)
+    is_head = assess_scale(scale, unsigned.ravel().astype(np.float64)).is_head
+    return unsigned if is_head else None
+
+
 def _without_unused_bits(words: NDArray[np.generic], bits: int) -> NDArray[np.generic]:
-    """Return the numbers in the lowest bits of words; above may lie an overlay."""
+    """Return the numbers in the lowest bits of words; higher bits may contain an overlay."""
     unused = 8 * words.dtype.itemsize - bits
     if unused <= 0:
         return words
@@ -310,8 +394,8 @@ def _without_unused_bits(words: NDArray[np.generic], bits: int) -> NDArray[np.ge
 def _looked_up(
     stored: NDArray[np.generic], table: pydicom.Dataset, order: str
 ) -> NDArray[np.generic]:
-    """Return what a modality table (PS3.3 C.11.1) makes of stored numbers; beyond its ends it goes
-    on as there. `order` is that of the file's bytes.
+    """Return stored numbers mapped by a modality table (PS3.3 C.11.1), whose first and last entries
+    also apply beyond its ends. `order` is the byte order of the file.
     """
     entries, first, _ = (int(number) for number in table.LUTDescriptor)
     entries = entries or 2**16
@@ -328,10 +412,9 @@ def _looked_up(
 def _padding(
     header: pydicom.Dataset, words: NDArray[np.generic], stored: NDArray[np.generic]
 ) -> NDArray[np.bool_] | None:
-    """Return where the file says that nothing was scanned; None where it says nothing.
+    """Return the mask of pixels that the file marks as not scanned; None if it has no such tag.
 
-    The tag may be signed or not, whatever the pixels are, and reach beyond the bits that are
-    stored.
+    The tag may be signed or unsigned, regardless of the pixels, and use bits that are not stored.
     """
     value, limit = (
         numbers_of(header, "PixelPaddingValue", 1),
@@ -342,7 +425,7 @@ def _padding(
     modulus = 2 ** (8 * words.dtype.itemsize)
     first = -modulus // 2 if words.dtype.kind == "i" else 0
     low, high = sorted(
-        (int(found[0]) - first) % modulus + first for found in (value, limit or value)
+        (int(values[0]) - first) % modulus + first for values in (value, limit or value)
     )
     padding: NDArray[np.bool_] = (stored >= low) & (stored <= high)
     if limit is None:
@@ -350,22 +433,31 @@ def _padding(
     return padding
 
 
+def _is_tissue(stored: NDArray[np.generic], padding: NDArray[np.bool_], claim: Claim) -> bool:
+    """True if only 0 is marked as not scanned, which is the value of tissue, and no corner of the
+    slice shows it: some programs write 0 for signed numbers, of which 0 is water.
+    """
+    corners = padding[[0, 0, -1, -1], [0, -1, 0, -1]]
+    is_zero = not stored[padding].any() and abs(claim.intercept or 0.0) < TISSUE_HU
+    return bool(claim.signed and is_zero and not corners.any())
+
+
 def _directions(orientation: Sequence[float]) -> NDArray[np.float64] | None:
-    """Return the unit vectors along rows and columns (2, 3); None where they span no plane."""
+    """Return the unit vectors along rows and columns (2, 3); None if they span no plane."""
     vectors = np.array(orientation, np.float64).reshape(2, 3)
     return vectors if float(np.linalg.norm(np.cross(*vectors))) > SHORTEST_NORMAL else None
 
 
 def _printable(value: str) -> str:
-    """Return a file's own word, safe to quote in a sentence."""
+    """Return a value from a file, safe to quote in a sentence."""
     return "".join(
         character for character in value if character.isascii() and character.isprintable()
     )[:64]
 
 
 def values_of(header: pydicom.Dataset, name: str) -> list[object]:
-    """Return the values of a tag, as text where they are not what the tag should hold; none where
-    it is missing or empty.
+    """Return the values of a tag, as text if they are not valid for the tag; none if it is missing
+    or empty.
     """
     try:
         value = header.get(name)
@@ -378,13 +470,16 @@ def values_of(header: pydicom.Dataset, name: str) -> list[object]:
 
 
 def numbers_of(header: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
-    """Return a tag's numbers, whose point may be a comma; None where it is missing, has another
-    count, or is not all finite numbers.
+    """Return the numbers of a tag, which may have decimal commas; None if it is missing, has
+    another number of values, or has values that are not finite numbers. Instead of one number, it
+    may have the same one several times.
     """
     try:
         numbers = tuple(_number(str(value)) for value in values_of(header, name))
     except ValueError:
         return None
+    if count == 1 and len(set(numbers)) == 1:
+        numbers = numbers[:1]
     return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
 
 

@@ -14,15 +14,17 @@ GROUPS = {
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
     "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope", "RescaleType"),
+    "FrameContentSequence": ("TemporalPositionIndex", "FrameAcquisitionNumber"),
+    "CTImageFrameTypeSequence": ("FrameType",),
 }
 
 
 def frame_headers(header: pydicom.Dataset, frames: int) -> Iterator[pydicom.Dataset]:
-    """Yield the tags of each frame, without pixels: those of the file, over them what its
-    functional groups say.
+    """Yield the tags of each frame without pixels: the tags of the file, overridden by the frame's
+    functional groups.
 
-    A place in the tags of a file of several frames is that of its first, so it counts for none. The
-    frames of a concatenation are numbered over all of its files.
+    A position in the tags of a multi-frame file is that of its first frame, so it is ignored. The
+    frames of a concatenation are numbered across all of its files.
     """
     of_file = pydicom.Dataset()
     of_file.update(
@@ -44,7 +46,7 @@ def frame_headers(header: pydicom.Dataset, frames: int) -> Iterator[pydicom.Data
 
 
 def _overlay(header: pydicom.Dataset, groups: Sequence[pydicom.Dataset]) -> None:
-    """Set in `header` what the functional groups (a sequence of one item) say."""
+    """Set the tags of the functional groups (a sequence of one item) in `header`."""
     for item in groups[:1]:
         for sequence, names in GROUPS.items():
             for inner in (item.get(sequence) or [])[:1]:

@@ -1,5 +1,5 @@
-"""The files of one scan: opened within limits, left out where they cannot be read, in order by the
-numbers in their names.
+"""The files of one scan: opened within limits, left out if unreadable, and ordered by the numbers
+in their names.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import BinaryIO
 from ml.errors import ImageError, NoSliceError, TooLargeError
 
 IMAGES_OF_A_FOLDER = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".gz", ""}
-UID_NAME = re.compile(r"[0-9]+(\.[0-9]+){3,}(_.*)?")  # as archives of hospitals name files
-DAMAGED_SHARE = 0.2  # of a scan's files; with more it is not that scan any more
-NAMED = 5  # files that get a sentence of their own
+UID_NAME = re.compile(r"[0-9]+(\.[0-9]+){3,}(_.*)?")  # file names used by hospital archives
+DAMAGED_SHARE = 0.2  # maximum share of a scan's files that may be damaged
+MAX_LISTED = 5  # files with their own sentence
 
 
 class LeftOut:
-    """The files of a scan that are not read, each with a sentence: damaged ones, up to a fifth, and
-    those that are no slices.
+    """The files of a scan that are left out, each with a sentence: damaged files, up to a fifth,
+    and files that are not slices.
     """
 
     def __init__(self, files: int) -> None:
@@ -34,8 +34,8 @@ class LeftOut:
         """Catch an `ImageError` raised inside, unless the file is the only one.
 
         Raises:
-            ImageError: it is, or too many were caught; among several files the sentence begins with
-                the name of one.
+            ImageError: it is the only file, or too many are damaged; then the sentence begins with
+                the name of the first of them.
         """
         try:
             yield
@@ -56,7 +56,7 @@ class LeftOut:
                 raise ImageError(self._damaged[0] + more) from err
 
     def require_others(self, read: Sequence[object]) -> None:
-        """Refuse a scan of which nothing was read.
+        """Refuse a scan of which no file was read.
 
         Raises:
             ImageError: `read` is empty.
@@ -67,11 +67,11 @@ class LeftOut:
     def notes(self) -> list[str]:
         """Return a sentence for each of the first files, and one for the rest."""
         sentences = self._damaged + self._others
-        said = [f"A file was left out: {sentence}" for sentence in sentences[:NAMED]]
+        listed = [f"A file was left out: {sentence}" for sentence in sentences[:MAX_LISTED]]
         return (
-            [*said, f"{len(sentences) - NAMED} further files were left out."]
-            if len(sentences) > NAMED
-            else said
+            [*listed, f"{len(sentences) - MAX_LISTED} further files were left out."]
+            if len(sentences) > MAX_LISTED
+            else listed
         )
 
 
@@ -80,7 +80,7 @@ def opened(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
     """Open a file that is neither empty nor larger than `max_bytes`.
 
     Raises:
-        ImageError: it is, or it cannot be opened.
+        ImageError: the file is empty, too large or cannot be opened.
     """
     try:
         file = path.open("rb")
@@ -96,13 +96,13 @@ def opened(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
 
 
 def is_named_as_image(path: Path, suffixes: Collection[str]) -> bool:
-    """True if a file has one of these endings, or is called by a UID, whose end is no ending."""
+    """True if a file has one of these suffixes, or a UID as its name, which has no suffix."""
     return path.suffix.lower() in suffixes or bool(UID_NAME.fullmatch(path.name))
 
 
 def files_of_series(path: Path) -> list[Path]:
-    """Return the images of a folder that is one series, in the order of the numbers in their names;
-    of a file, itself.
+    """Return the images in the folder of a series, in the order of the numbers in their names; a
+    file is returned alone.
     """
     if not path.is_dir():
         return [path]
@@ -116,10 +116,10 @@ def files_of_series(path: Path) -> list[Path]:
 
 
 def place_in_series(path: Path) -> tuple[int, list[tuple[int, str]], str]:
-    """Return what puts a picture in its place: the last number in its name, then the name with its
-    numbers read as numbers.
+    """Return the sort key of a picture: the last number in its name, then the name in natural
+    order.
 
-    So slice_2 comes before slice_10, and 2_of_30 before 10_of_30. DICOM files are ordered by
+    Thus slice_2 comes before slice_10, and 2_of_30 before 10_of_30. DICOM files are ordered by
     position later, whatever their names.
     """
     stem = path.name if UID_NAME.fullmatch(path.name) else path.stem

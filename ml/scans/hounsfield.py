@@ -1,9 +1,9 @@
-"""How stored numbers become Hounsfield units (HU), for every file format: from the file's tags, and
-from what air, tissue and bone look like in all slices of the scan.
+"""Convert stored pixel values to Hounsfield units (HU), for every file format: with the tags of the
+file, and with the appearance of air, tissue and bone in all slices of the scan.
 
-The tags are used as long as they are plausible for a head. Otherwise the interpretation that shows
-air at -1000 HU, soft tissue and nothing impossible is used, with a note for the user. If two
-interpretations fit, the scan is refused with a sentence.
+The tags are used as long as they are plausible for a head. Otherwise the scale that puts air at
+-1000 HU, shows soft tissue and yields no impossible value is used, with a note for the user. If two
+scales fit, the scan is refused with a sentence.
 """
 
 from __future__ import annotations
@@ -20,28 +20,32 @@ from ml.errors import ImageError
 from ml.scans.slices import FloatArray
 
 AIR_HU = -1000.0
-# what 12 bits of CT can say; beyond lie markers of pixels outside the scanned circle, and metal
+# range of 12-bit CT; values beyond are markers of pixels outside the scanned circle, or metal
 LOWEST_HU, HIGHEST_HU = -1024.0, 4095.0
 SOFT_HU = (-20.0, 100.0)  # brain, blood, muscle
 NOT_AIR_HU = -300.0
-AIR_REACH_HU, AIR_REACH_AS_SAID_HU = 10.0, 30.0
-BRIGHTEST_CORNER_HU = 300.0  # what fills the corners of a slice is not bone
-FAT_HU = -100.0  # a head that shows nothing below it shows neither fat nor air
-LEAST_SOFT = 0.3  # of what is not air, in a head whose numbers are read rightly
-LEAST_SOFT_AS_SAID = 0.05  # the same, where the tags are believed
-MOST_IMPOSSIBLE = 0.001  # of all pixels; metal is seldom more
-OFFSETS = (1024.0, 1000.0, 32768.0)
-SAMPLE_PX, SAMPLE_SLICES = 128, 48  # that are looked at: of a slice's side, of a scan
+AIR_RANGE_HU = (-1100.0, -700.0)
+# maximum deviation of air from -1000 HU: of a scale that is derived from air, of any plausible one
+AIR_TOLERANCE_HU, AIR_TOLERANCE_PLAUSIBLE_HU = 10.0, 30.0
+BRIGHTEST_CORNER_HU = 300.0  # brighter corners are filled with a marker, not with anatomy
+FAT_HU = -100.0  # a scan without values below it shows neither fat nor air
+LEAST_SOFT = 0.3  # minimum share of soft tissue among pixels that are not air, in a head
+LEAST_SOFT_WITH_TAGS = 0.05  # the same, if complete tags support the scale
+MOST_IMPOSSIBLE = 0.001  # maximum share of impossible values; metal seldom covers more
+AMBIGUOUS_OFFSETS = (1024.0, 1000.0)
+OFFSETS = (*AMBIGUOUS_OFFSETS, 32768.0)
+DARKEST_BRAIN_HU = 18.0  # median of soft tissue in a head
+AIR_WRAPPED_IN_12_BITS = 3096.0  # -1000 HU + 4096
+SAMPLE_PX, SAMPLE_SLICES = 128, 48  # per side of a slice, per scan
 
-# HU of which only 0 to some end was kept, as brain windows are: that end, the least share of pixels
-# at both ends, and where the brain lies between them
+# HU clipped to 0 and an upper end, as brain windows are: that end, the minimum share of pixels at
+# each end, and the median of the brain between them
 CLIPPED_AT = (70.0, 130.0)
 CLIPPED_IN_8_BITS = 255.0
 LEAST_CLIPPED = 0.01
 CLIPPED_BRAIN = (20.0, 60.0)
 
 DICOM, NIFTI = "DICOM file", "NIfTI file"
-GIVE_DICOM = "give the DICOM files"
 
 Stored = NDArray[np.generic]
 Numbers = NDArray[np.float64]
@@ -50,15 +54,15 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Claim:
-    """What a container says of its numbers.
+    """The tags of a file that describe its stored numbers.
 
     Attributes:
-        container: what the user calls it: "DICOM file".
-        slope, intercept: of the rescaling to HU; None where it says nothing.
-        bits: how many are stored of each number; 8 or less may be grays.
+        container: the user's term for the file, such as "DICOM file".
+        slope, intercept: of the rescaling to HU; None if missing.
+        bits: stored bits per number; values of 8 bits or fewer may be gray levels.
         signed: numbers may be negative.
-        white_is_low: black and white are exchanged when shown (MONOCHROME1).
-        unit_is_known: False where it names its unit by a word that nobody knows.
+        white_is_low: low values are displayed white (MONOCHROME1).
+        unit_is_known: False if the tag for the unit has an unknown value.
     """
 
     container: str
@@ -72,16 +76,16 @@ class Claim:
 
 @dataclass(frozen=True)
 class Scale:
-    """How stored numbers become values.
+    """The conversion of stored numbers to values.
 
     Attributes:
-        unit: what the values are: Hounsfield units, or gray 0..1.
+        unit: of the values: Hounsfield units, or gray 0..1.
         slope, intercept: value = number x slope + intercept.
-        wraps_from, wraps_by: numbers from `wraps_from` on are negative ones to which `wraps_by` was
-            added; None where none are.
-        turned_at: black and white are exchanged: numbers are first taken from this one; None where
-            they are not.
-        border: the number that stands for "not scanned" though no tag says so.
+        wraps_from, wraps_by: numbers from `wraps_from` on are negative numbers to which `wraps_by`
+            was added; None if no number is wrapped.
+        inverted_from: stored numbers are first subtracted from this number; None if they are not
+            inverted.
+        border: the number that marks pixels that were not scanned, although no tag says so.
     """
 
     unit: Literal["hu", "display"] = "hu"
@@ -89,23 +93,23 @@ class Scale:
     intercept: float = 0.0
     wraps_from: float | None = None
     wraps_by: float = 0.0
-    turned_at: float | None = None
+    inverted_from: float | None = None
     border: float | None = None
 
     def values(self, stored: Stored) -> Numbers:
         """Return the values of stored numbers, not clipped."""
-        # what is too large for a float is clipped later
+        # values too large for a float are clipped later
         with np.errstate(over="ignore", invalid="ignore"):
             numbers = stored.astype(np.float64)
-            if self.turned_at is not None:
-                numbers = self.turned_at - numbers
+            if self.inverted_from is not None:
+                numbers = self.inverted_from - numbers
             if self.wraps_from is not None:
                 numbers = np.where(numbers >= self.wraps_from, numbers - self.wraps_by, numbers)
             return numbers * self.slope + self.intercept
 
     def pixels(self, stored: Stored, padding: Mask | None = None) -> FloatArray:
-        """Return the pixels of a slice of stored numbers: HU in -1024..4095, air where nothing was
-        scanned; or gray in 0..1.
+        """Return the pixels of a slice of stored numbers: HU in -1024..4095, with air in areas that
+        were not scanned; or gray in 0..1.
         """
         values = np.nan_to_num(self.values(stored), nan=AIR_HU if self.unit == "hu" else 0.0)
         if self.unit == "display":
@@ -118,14 +122,27 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a scale makes of a scan.
+class AirFit:
+    """The result of `scale_from_air`.
 
     Attributes:
-        lowest_hu: what all but a thousandth of the pixels lie above.
-        impossible: share of pixels that no number of CT can be.
-        soft: share of what is not air that has the HU of soft tissue.
-        shows_air: a hundredth of all pixels or more lie around -1000 HU.
+        scale: None if no scale fits, or more than one.
+        is_ambiguous: the numbers are CT values, but more than one scale fits.
+    """
+
+    scale: Scale | None = None
+    is_ambiguous: bool = False
+
+
+@dataclass(frozen=True)
+class ScalePlausibility:
+    """Properties of a scan under an assumed scale.
+
+    Attributes:
+        lowest_hu: the 0.1st percentile of the values.
+        impossible: share of pixels above the range of CT.
+        soft: share of the pixels other than air that have the HU of soft tissue.
+        shows_air: at least 1% of the pixels lie around -1000 HU.
     """
 
     lowest_hu: float
@@ -135,16 +152,16 @@ class Look:
 
     @property
     def is_head(self) -> bool:
-        """True if a head looks so."""
+        """True if the values are those of a head."""
         return self.soft >= LEAST_SOFT and self.impossible <= MOST_IMPOSSIBLE and self.shows_air
 
     @property
     def may_be_head(self) -> bool:
-        """True unless the pixels contradict: none lies below fat, next to none is soft tissue, or
-        some are impossible.
+        """True unless the values rule out a head: none lies below fat, almost none is soft tissue,
+        or too many are impossible.
         """
         return (
-            self.soft >= LEAST_SOFT_AS_SAID
+            self.soft >= LEAST_SOFT_WITH_TAGS
             and self.impossible <= MOST_IMPOSSIBLE
             and self.lowest_hu < FAT_HU
         )
@@ -153,15 +170,15 @@ class Look:
 def scale_of(
     stored: Sequence[Stored], paddings: Sequence[Mask | None], claim: Claim
 ) -> tuple[Scale, list[str]]:
-    """Return the scale of all slices of a scan, and sentences about what was assumed.
+    """Return the scale of all slices of a scan, and notes about assumptions.
 
     Args:
         stored: the numbers of each slice, (rows, columns).
-        paddings: of each, where the file says that nothing was scanned; None where it does not.
-        claim: what the files say.
+        paddings: a mask for each slice of the pixels that the file marks as not scanned, or None.
+        claim: the tags of the files.
 
     Raises:
-        ImageError: the numbers are no HU, or they can be read in two ways.
+        ImageError: the numbers are not HU, or more than one scale fits.
     """
     if claim.slope == 0:
         raise ImageError(
@@ -170,14 +187,15 @@ def scale_of(
     sample, corner = _sample_of(stored, paddings), _corner_of(stored)
     if (gray := _as_gray(sample, claim)) is not None:
         return gray
-    scale, notes = _as_said(stored, sample, claim)
+    scale, notes = _scale_from_tags(stored, sample, claim)
     scale = _with_border(scale, sample, corner)
-    look = look_at(scale, sample)
-    if look.is_head or (claim.unit_is_known and claim.intercept is not None and look.may_be_head):
+    plausibility = assess_scale(scale, sample)
+    has_complete_tags = claim.unit_is_known and claim.intercept is not None
+    if plausibility.is_head or (has_complete_tags and plausibility.may_be_head):
         if not claim.unit_is_known:
             notes.append(
-                f"The {claim.container} does not say in a known word that its values are"
-                " Hounsfield units; they look like it."
+                f"The {claim.container} does not identify its values as Hounsfield units; they"
+                " appear to be."
             )
         return scale, notes
     if not claim.unit_is_known:
@@ -185,29 +203,31 @@ def scale_of(
     return _repaired(scale, notes, sample, corner, claim)
 
 
-def look_at(scale: Scale, sample: Numbers) -> Look:
-    """Return what a scale makes of some numbers of a scan."""
+def assess_scale(scale: Scale, sample: Numbers) -> ScalePlausibility:
+    """Return the plausibility of a scale for a sample of a scan's stored numbers."""
     values = scale.values(sample if scale.border is None else sample[sample != scale.border])
     if not values.size:
-        return Look(0.0, 1.0, 0.0, shows_air=False)
-    air = values[(values < -700) & (values > -1100)]
-    return Look(
+        return ScalePlausibility(0.0, 1.0, 0.0, shows_air=False)
+    return ScalePlausibility(
         float(np.quantile(values, 0.001)),
         float((values > HIGHEST_HU).mean()),
         soft_tissue_share(values),
-        air.size >= 0.01 * values.size
-        and abs(float(np.median(air)) - AIR_HU) <= AIR_REACH_AS_SAID_HU,
+        _is_air(
+            values[(values > AIR_RANGE_HU[0]) & (values < AIR_RANGE_HU[1])],
+            values.size,
+            AIR_TOLERANCE_PLAUSIBLE_HU,
+        ),
     )
 
 
 def soft_tissue_share(values_hu: NDArray[np.floating]) -> float:
-    """Return how much of what is not air has the HU of soft tissue, 0..1; 0 where all is air."""
-    return _soft(values_hu[values_hu > NOT_AIR_HU])
+    """Return the share of soft tissue among the values that are not air, 0..1; 0 if all are air."""
+    return _soft_share(values_hu[values_hu > NOT_AIR_HU])
 
 
 def is_clipped_window(values: NDArray[np.floating]) -> bool:
-    """True if values look like HU of which only 0 to about 80 or 100, or to 255, was kept: air and
-    fat at one end, bone at the other, the brain at its own HU between them.
+    """True if values look like HU clipped to 0 and about 80 or 100, or 255: air and fat at one end,
+    bone at the other, and brain at its own HU between them.
     """
     if not values.size or values.min() != 0:
         return False
@@ -222,70 +242,69 @@ def is_clipped_window(values: NDArray[np.floating]) -> bool:
     )
 
 
-def hounsfield_in_16_bits(stored: NDArray[np.int64]) -> tuple[FloatArray | None, bool]:
-    """Return the HU that a 16-bit picture's values (height, width) hold, and whether they are CT
-    values at all; see `scale_from_air`.
+def scale_from_air(numbers: Numbers, bits: int, slope: float = 1.0) -> AirFit:
+    """Return the scale of untagged numbers that puts air at -1000 HU.
+
+    Programs save HU as signed numbers read as unsigned ones, or with 1024, 1000 or 32768 added. The
+    offset follows from air, which has -1000 HU. If air is clipped at zero, both 1024 (a padded
+    circle) and 1000 fit, and the 24 HU between them are the difference between brain and blood:
+    the result is then ambiguous.
     """
-    scale, is_ct = scale_from_air(stored.astype(np.float64), bits=16)
-    return (None if scale is None else scale.pixels(stored)), is_ct
-
-
-def scale_from_air(numbers: Numbers, bits: int, slope: float = 1.0) -> tuple[Scale | None, bool]:
-    """Return the scale of numbers of which nothing is said, and whether they are CT values at all.
-
-    Programs save HU as signed numbers read as unsigned ones, or with 1024, 1000 or 32768 added.
-    What was added follows from air, which lies at -1000 HU. Values whose air is cut off at zero fit
-    1024 (a padded circle) as well as 1000, and the 24 HU between these are the difference between
-    brain and blood: then there is no scale though the second answer is True.
-    """
-    unclear = False
-    half = 2.0 ** (bits - 1) if bits == 16 else 2.0**bits - 1100
-    candidates = [
-        Scale(slope=slope, wraps_from=half, wraps_by=2.0**bits),
-        *(Scale(slope=slope, intercept=-offset) for offset in OFFSETS),
-    ]
-    for number, candidate in enumerate(candidates):
+    # With fewer than 16 bits, positive CT values may use the sign bit. Only numbers that would be
+    # -1100 HU (the lowest value of noisy air) or more are then read as negative.
+    first_negative = 2.0 ** (bits - 1) if bits == 16 else 2.0**bits + AIR_RANGE_HU[0]
+    signed = Scale(slope=slope, wraps_from=first_negative, wraps_by=2.0**bits)
+    shifted = [Scale(slope=slope, intercept=-offset) for offset in OFFSETS]
+    is_ambiguous = False
+    for candidate in (signed, *shifted):
         values = candidate.values(numbers)
         if (values > HIGHEST_HU).any() or (
             soft_tissue_share(np.maximum(values, LOWEST_HU)) < LEAST_SOFT
         ):
             continue
         lowest = float(values.min())
-        above = values[(values > lowest) & (values < -700)]
-        # Unsigned numbers that begin at 0 may have been cut off there.
-        air_is_lowest = (number == 0 or numbers.min() > 0) and abs(lowest - AIR_HU) <= AIR_REACH_HU
-        air_is_above = (
-            above.size >= 0.01 * values.size
-            and abs(float(np.median(above)) - AIR_HU) <= AIR_REACH_HU
-        )
-        if air_is_lowest or air_is_above:
-            wraps = number == 0 and bool((numbers >= half).any())
-            return (candidate if wraps or number else replace(candidate, wraps_from=None)), True
-        unclear = unclear or (number in (1, 2) and numbers.max() * slope <= HIGHEST_HU)
-    return None, unclear
+        # Unsigned numbers that begin at 0 may have been clipped there.
+        is_clipped = candidate is not signed and numbers.min() <= 0
+        air_is_lowest = not is_clipped and abs(lowest - AIR_HU) <= AIR_TOLERANCE_HU
+        above = values[(values > lowest) & (values < AIR_RANGE_HU[1])]
+        if air_is_lowest or _is_air(above, values.size, AIR_TOLERANCE_HU):
+            if candidate is signed and not (numbers >= first_negative).any():
+                candidate = replace(signed, wraps_from=None)
+            return AirFit(candidate)
+        if -candidate.intercept in AMBIGUOUS_OFFSETS and numbers.max() * slope <= HIGHEST_HU:
+            is_ambiguous = True
+    return AirFit(is_ambiguous=is_ambiguous)
+
+
+def _is_air(values_hu: Numbers, count: int, tolerance_hu: float) -> bool:
+    """True if these values are at least 1% of `count` pixels and their median is that of air."""
+    return (
+        values_hu.size >= max(0.01 * count, 1)
+        and abs(float(np.median(values_hu)) - AIR_HU) <= tolerance_hu
+    )
 
 
 def _as_gray(sample: Numbers, claim: Claim) -> tuple[Scale, list[str]] | None:
-    """Return the scale of numbers that are grays, or HU in 8 bits; None where they are neither."""
+    """Return the scale of gray levels or of HU in 8 bits; None if the numbers are neither."""
     slope, intercept = claim.slope or 1.0, claim.intercept or 0.0
-    said = Scale(slope=slope, intercept=intercept)
-    values = said.values(sample)
+    from_tags = Scale(slope=slope, intercept=intercept)
+    values = from_tags.values(sample)
     low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
     rescales = (slope, intercept) != (1.0, 0.0)
-    # a slope is a float: 1000 thousandths are a little more than 1
+    # rounding of the slope may yield slightly more than 1
     if claim.container == NIFTI and (claim.bits > 8 or rescales) and low >= 0 and high < 1.001:
-        return replace(said, unit="display"), [
+        return replace(from_tags, unit="display"), [
             "The NIfTI file's values range from 0 to 1, so it was read as pictures without"
             " Hounsfield units."
         ]
     if claim.bits > 8:
         return None
     between = values[(values > low) & (values < high)]
-    holds_hu = rescales and low <= 0 and high >= SOFT_HU[1] and _soft(between) >= LEAST_SOFT
+    holds_hu = rescales and low <= 0 and high >= SOFT_HU[1] and _soft_share(between) >= LEAST_SOFT
     if holds_hu or is_clipped_window(values):
-        return said, [
+        return from_tags, [
             f"The {claim.container}'s 8-bit values are Hounsfield units from {low:g} to {high:g};"
-            " what lay beyond was cut off."
+            " values beyond this range were clipped."
         ]
     if claim.container == NIFTI and (rescales or claim.signed):
         return None
@@ -295,26 +314,28 @@ def _as_gray(sample: Numbers, claim: Claim) -> tuple[Scale, list[str]] | None:
         else ("voxels, so it was read as pictures")
     )
     return (
-        Scale("display", 1 / 255, turned_at=255.0 if claim.white_is_low else None),
+        Scale("display", 1 / 255, inverted_from=255.0 if claim.white_is_low else None),
         [f"The {claim.container} has 8-bit {kind} without Hounsfield units."],
     )
 
 
-def _as_said(stored: Sequence[Stored], sample: Numbers, claim: Claim) -> tuple[Scale, list[str]]:
-    """Return the scale that the tags say, or all but universal habits where they say nothing."""
+def _scale_from_tags(
+    stored: Sequence[Stored], sample: Numbers, claim: Claim
+) -> tuple[Scale, list[str]]:
+    """Return the scale that the tags give, with common defaults for missing tags, and notes."""
     notes: list[str] = []
     scale = Scale(slope=1.0 if claim.slope is None else claim.slope)
     plain = replace(scale, intercept=claim.intercept or 0.0)
-    if claim.white_is_low and _air_is_brightest(stored) and not look_at(plain, sample).is_head:
-        # MONOCHROME1 speaks of display only (PS3.3 C.7.6.3.1.2), but some exporters turn the values
-        # over as well.
-        scale = replace(scale, turned_at=-1.0 if claim.signed else 2.0**claim.bits - 1)
-        notes.append(f"The {claim.container}'s gray values were inverted; this was corrected.")
-    numbers = sample if scale.turned_at is None else scale.turned_at - sample
+    if claim.white_is_low and _air_is_brightest(stored) and not assess_scale(plain, sample).is_head:
+        # MONOCHROME1 concerns the display only (PS3.3 C.7.6.3.1.2), but some exporters also invert
+        # the values.
+        scale = replace(scale, inverted_from=-1.0 if claim.signed else 2.0**claim.bits - 1)
+        notes.append(_inversion_note(claim))
+    numbers = sample if scale.inverted_from is None else scale.inverted_from - sample
     if claim.intercept is None:
-        # CT requires the tag. Values that are never negative are stored from -1024 HU on, by all
-        # but universal habit.
-        assumed = 0.0 if numbers.min(initial=0.0) < 0 else -1024.0
+        # CT requires the tag. Values that are never negative have an intercept of -1024 HU almost
+        # always, and rarely of -1000 HU.
+        assumed = 0.0 if numbers.min(initial=0.0) < 0 else -_likely_offset(numbers * scale.slope)
         notes.append(
             f"The {claim.container} has no rescale values; an intercept of {assumed:g} HU was"
             " assumed."
@@ -324,53 +345,82 @@ def _as_said(stored: Sequence[Stored], sample: Numbers, claim: Claim) -> tuple[S
         claim.bits == 12
         and not claim.signed
         and claim.intercept == 0
-        and numbers.max(initial=0.0) >= 3096
+        and numbers.max(initial=0.0) >= AIR_WRAPPED_IN_12_BITS
     ):
-        # Some scanners' files hold signed HU in unsigned 12 bits and lost the intercept: air shows
-        # as 3096 (RSNA 2019 has hundreds).
+        # Some files hold signed HU in unsigned 12 bits without the intercept, so air is stored as
+        # 3096 (RSNA 2019 has hundreds of them).
         notes.append(
-            f"The {claim.container}'s negative values were wrapped around; they were put right."
+            f"The {claim.container}'s negative values were wrapped around; this was corrected."
         )
-        return replace(scale, wraps_from=3096.0, wraps_by=4096.0), notes
+        return replace(scale, wraps_from=AIR_WRAPPED_IN_12_BITS, wraps_by=4096.0), notes
     return replace(scale, intercept=claim.intercept), notes
 
 
+def _likely_offset(numbers: Numbers) -> float:
+    """Return what was probably added to HU: 1024, unless the brain would then be as dark as water,
+    and would not with 1000.
+    """
+    with_1024, with_1000 = AMBIGUOUS_OFFSETS
+    values = numbers - with_1024
+    if _is_air(values[values < AIR_RANGE_HU[1]], values.size, AIR_TOLERANCE_HU):
+        return with_1024
+    dark, usual = (_median_of_soft_tissue(numbers - offset) for offset in AMBIGUOUS_OFFSETS)
+    is_brain = dark < DARKEST_BRAIN_HU <= usual
+    fits = is_brain and assess_scale(Scale(intercept=-with_1000), numbers).is_head
+    return with_1000 if fits else with_1024
+
+
+def _median_of_soft_tissue(values_hu: Numbers) -> float:
+    soft = values_hu[(values_hu >= SOFT_HU[0]) & (values_hu <= SOFT_HU[1])]
+    return float(np.median(soft)) if soft.size else 0.0
+
+
 def _repaired(
-    said: Scale, notes: list[str], sample: Numbers, corner: float | None, claim: Claim
+    from_tags: Scale, notes: list[str], sample: Numbers, corner: float | None, claim: Claim
 ) -> tuple[Scale, list[str]]:
-    """Return another scale than that of the tags where one fits, else theirs.
+    """Return the scale that fits air, if there is one, else that of the tags; and notes.
 
     Raises:
-        ImageError: the numbers are those of CT, and two scales fit.
+        ImageError: the numbers are CT values, but more than one scale fits.
     """
     bits = 16 if claim.container != DICOM else min(max(claim.bits, 12), 16)
+    is_inverted = from_tags.inverted_from is not None
     samples = [sample] if corner is None else [sample, sample[sample != corner]]
     for numbers in samples:
         if not numbers.size:
             continue
-        if said.turned_at is not None:
-            numbers = said.turned_at - numbers
-        found, is_ct = scale_from_air(numbers, bits, said.slope)
-        if found is not None:
-            found = _with_border(replace(found, turned_at=said.turned_at), sample, corner)
-            if replace(found, border=None) == replace(said, border=None):
-                return said, notes
-            turned = notes[:1] if said.turned_at is not None else []
-            return found, [*turned, _what_was_repaired(found, claim)]
-        lowest = numbers.min() * said.slope + said.intercept
-        if is_ct and claim.intercept is not None and lowest >= 0:
-            instead = "please export it again" if claim.container == DICOM else GIVE_DICOM
-            raise ImageError(
-                f"The {claim.container} contains CT values with an unknown offset; {instead}."
+        if from_tags.inverted_from is not None:
+            numbers = from_tags.inverted_from - numbers
+        fit = scale_from_air(numbers, bits, from_tags.slope)
+        if fit.scale is not None:
+            scale = replace(fit.scale, inverted_from=from_tags.inverted_from)
+            scale = _with_border(scale, sample, corner)
+            if replace(scale, border=None) == replace(from_tags, border=None):
+                return from_tags, notes
+            inversion = [_inversion_note(claim)] if is_inverted else []
+            return scale, [*inversion, _repair_note(scale, claim)]
+        lowest = numbers.min() * from_tags.slope + from_tags.intercept
+        if fit.is_ambiguous and claim.intercept is not None and lowest >= 0:
+            advice = (
+                "please export it again"
+                if claim.container == DICOM
+                else "upload the DICOM files instead"
             )
-    return said, notes
+            raise ImageError(
+                f"The {claim.container} contains CT values with an unknown offset; {advice}."
+            )
+    return from_tags, notes
 
 
-def _what_was_repaired(scale: Scale, claim: Claim) -> str:
+def _inversion_note(claim: Claim) -> str:
+    return f"The {claim.container}'s gray values were inverted; this was corrected."
+
+
+def _repair_note(scale: Scale, claim: Claim) -> str:
     if scale.wraps_from is not None:
         return (
-            f"The {claim.container}'s negative values were stored as large ones; they were put"
-            " right."
+            f"The {claim.container}'s negative values were stored as large ones; this was"
+            " corrected."
         )
     if scale.intercept == 0:
         return (
@@ -379,24 +429,24 @@ def _what_was_repaired(scale: Scale, claim: Claim) -> str:
         )
     return (
         f"The {claim.container}'s values are Hounsfield units with {-scale.intercept:g} added,"
-        " which was taken off."
+        " which was subtracted."
     )
 
 
 def _with_border(scale: Scale, sample: Numbers, corner: float | None) -> Scale:
-    """Return the scale with what fills the corners taken for "not scanned", where it is as bright
-    as bone and what it leaves may be a head.
+    """Return the scale with the number in the corners as the marker of pixels that were not
+    scanned, if it is as bright as bone and the other numbers may be those of a head.
     """
     if corner is None or scale.values(np.array([corner]))[0] <= BRIGHTEST_CORNER_HU:
         return scale
     bordered = replace(scale, border=corner)
-    look = look_at(bordered, sample)
-    is_head = look.soft >= LEAST_SOFT and look.impossible <= MOST_IMPOSSIBLE
+    rest = assess_scale(bordered, sample)
+    is_head = rest.soft >= LEAST_SOFT and rest.impossible <= MOST_IMPOSSIBLE
     return bordered if is_head else scale
 
 
 def _sample_of(stored: Sequence[Stored], paddings: Sequence[Mask | None]) -> Numbers:
-    """Return some numbers of a scan, without padding and without what is no number."""
+    """Return a sample of the numbers of a scan, without padding and non-finite values."""
     parts = []
     for index in np.unique(np.linspace(0, len(stored) - 1, SAMPLE_SLICES).round().astype(int)):
         numbers, padding = stored[index], paddings[index]
@@ -410,9 +460,7 @@ def _sample_of(stored: Sequence[Stored], paddings: Sequence[Mask | None]) -> Num
 
 
 def _corner_of(stored: Sequence[Stored]) -> float | None:
-    """Return the number that fills at least three corners of half of the slices; None where none
-    does.
-    """
+    """Return the number that fills at least three corners in half of the slices, or None."""
     votes = Counter[float]()
     for numbers in stored:
         corners = Counter(float(number) for number in numbers[[0, 0, -1, -1], [0, -1, 0, -1]])
@@ -426,15 +474,16 @@ def _corner_of(stored: Sequence[Stored]) -> float | None:
 
 
 def _air_is_brightest(stored: Sequence[Stored]) -> bool:
-    """True if in most slices the rim, which shows air, is brighter than the slice as a whole."""
+    """True if in most slices the edge, which shows air, is brighter than the slice as a whole."""
     bright = [
-        np.median(np.concatenate([one[0], one[-1], one[:, 0], one[:, -1]])) > one.mean()
-        for one in stored
+        np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]))
+        > pixels.mean()
+        for pixels in stored
     ]
     return 2 * sum(map(bool, bright)) > len(bright)
 
 
-def _soft(values_hu: NDArray[np.floating]) -> float:
+def _soft_share(values_hu: NDArray[np.floating]) -> float:
     if not values_hu.size:
         return 0.0
     return float(((values_hu >= SOFT_HU[0]) & (values_hu <= SOFT_HU[1])).mean())

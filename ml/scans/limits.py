@@ -1,11 +1,11 @@
-"""How large a scan may be, and how little it may show."""
+"""Limits on the size of a scan, and the minimum content that it must show."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ml.errors import BareImageError, ImageError, TooLargeError
-from ml.scans.hounsfield import is_clipped_window, soft_tissue_share
+from ml.scans.hounsfield import CLIPPED_AT, CLIPPED_IN_8_BITS, is_clipped_window, soft_tissue_share
 from ml.scans.slices import FloatArray, Series
 
 MAX_BYTES = 256 * 2**20
@@ -14,32 +14,39 @@ MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 16_000_000  # 4000 x 4000; a CT slice has 512 x 512
 
 
-MAX_SLICES = 1_000  # a head at a fifth of a millimeter
+MAX_SLICES = 1_000  # a head in steps of 0.2 mm
 
 
-MAX_VOXELS = MAX_SLICES * 512 * 512  # in all: 1 GiB as float32
+MAX_VOXELS = MAX_SLICES * 512 * 512  # in total: 1 GiB as float32
 
 
 MIN_SIDE_PX = 32
 
 
-# a slice is about square, and every picture is padded to a square: a thin one would take its length
-# in both ways
+# maximum ratio of the sides: every picture is padded to a square, so the memory of an elongated one
+# grows with the square of its length
 MOST_ELONGATED = 4
 
 
-FEWEST_GREYS = 16  # a drawing, a mask or a fax has fewer; the plainest slice of ours has 81
+# drawings, masks and faxes have fewer; slices in the training data have at least 81
+FEWEST_GRAYS = 16
 
 
-LEAST_SOFT_TISSUE = 0.05  # of what is not air, in the slice of a scan that shows most of it
+# a scan with a narrower range was normalized; gray values of 8 bits, resampled, and the share of
+# black among them
+NARROWEST_HU = 20.0
+GRAY_RANGE, BLACK_HU, LEAST_BLACK = (-30.0, 290.0), 6.0, 0.1
+
+
+LEAST_SOFT_TISSUE = 0.05  # share of pixels other than air, in the slice that shows most
 
 
 def require_a_picture(pixels: FloatArray) -> None:
-    """Refuse what cannot be a slice.
+    """Refuse a picture that cannot be a slice.
 
     Raises:
-        ImageError: the picture is smaller than 32 px on a side, far from square, or holds values
-            that are no numbers.
+        ImageError: the picture is smaller than 32 px on a side, far from square, or has
+            values that are not finite numbers.
     """
     height, width = pixels.shape
     if min(height, width) < MIN_SIDE_PX:
@@ -70,7 +77,7 @@ def require_fewer_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def require_fewer_slices(slices: int, pixels: int, max_slices: int) -> None:
-    """Refuse a scan of so many slices of so many pixels each.
+    """Refuse a scan of this many slices with this many pixels each.
 
     Raises:
         TooLargeError: it has more than `max_slices`, or more than `MAX_VOXELS` pixels in all.
@@ -83,25 +90,41 @@ def require_fewer_slices(slices: int, pixels: int, max_slices: int) -> None:
         )
 
 
-def require_contrast(series: Series) -> None:
-    """Refuse a scan that shows nothing. A single slice of a series may: those above the crown hold
-    air only.
+def _is_gray_with_noise(series: Series, lowest: float, highest: float) -> bool:
+    """True for gray values of 8 bits that were resampled, and so go somewhat beyond 0 and 255: no
+    air at -1000 HU, but a black background.
     """
-    if all(slice.pixels.min() == slice.pixels.max() for slice in series.slices):
+    is_exact = lowest >= 0 and highest <= CLIPPED_IN_8_BITS
+    if is_exact or not (GRAY_RANGE[0] <= lowest and CLIPPED_AT[1] < highest <= GRAY_RANGE[1]):
+        return False
+    black = np.mean([(np.abs(slice_.pixels) < BLACK_HU).mean() for slice_ in series.slices])
+    return bool(black > LEAST_BLACK)
+
+
+def require_contrast(series: Series) -> None:
+    """Refuse a scan that shows no head. Single slices of a series may be empty: those above the
+    vertex show only air.
+
+    Raises:
+        ImageError: the scan is blank, has no soft tissue or no Hounsfield units.
+    """
+    if all(slice_.pixels.min() == slice_.pixels.max() for slice_ in series.slices):
         raise BareImageError("The picture is blank: all its pixels have the same value.")
     lowest, highest = (
-        min(float(slice.pixels.min()) for slice in series.slices),
-        max(float(slice.pixels.max()) for slice in series.slices),
+        min(float(slice_.pixels.min()) for slice_ in series.slices),
+        max(float(slice_.pixels.max()) for slice_ in series.slices),
     )
     if series.slices[0].unit == "display":
         if (
             len(
-                set().union(*(np.unique(np.round(slice.pixels * 65535)) for slice in series.slices))
+                set().union(
+                    *(np.unique(np.round(slice_.pixels * 65535)) for slice_ in series.slices)
+                )
             )
-            < FEWEST_GREYS
+            < FEWEST_GRAYS
         ):
             raise BareImageError(
-                f"The picture has fewer than {FEWEST_GREYS} shades of gray, so it is not a CT"
+                f"The picture has fewer than {FEWEST_GRAYS} shades of gray, so it is not a CT"
                 " slice."
             )
     elif highest < 0 or lowest > 80:
@@ -111,13 +134,18 @@ def require_contrast(series: Series) -> None:
     elif (
         lowest >= 0
         and highest <= 255
-        and not is_clipped_window(np.stack([slice.pixels for slice in series.slices]))
+        and not is_clipped_window(np.stack([slice_.pixels for slice_ in series.slices]))
     ):
         raise ImageError(
             f"The scan has no Hounsfield units: its values range from {lowest:g} to {highest:g},"
             " like those of a picture."
         )
-    elif max(soft_tissue_share(slice.pixels) for slice in series.slices) < LEAST_SOFT_TISSUE:
+    elif highest - lowest < NARROWEST_HU or _is_gray_with_noise(series, lowest, highest):
+        raise ImageError(
+            f"The scan has no Hounsfield units: its values range from {lowest:.3g} to"
+            f" {highest:.3g}."
+        )
+    elif max(soft_tissue_share(slice_.pixels) for slice_ in series.slices) < LEAST_SOFT_TISSUE:
         raise BareImageError(
             "The scan shows no soft tissue: almost none of its values are between -20 and 100 HU."
         )

@@ -1,9 +1,9 @@
-"""Read one CT volume from a NIfTI-1 or NIfTI-2 file, packed by gzip or not: axial slices from foot
-to head, Hounsfield units.
+"""Read one CT volume from a NIfTI-1 or NIfTI-2 file, optionally gzipped: axial slices from foot to
+head in Hounsfield units.
 
-The headers are those of nifti.nimh.nih.gov (nifti1.h, nifti2.h): few fields at fixed places, so
-nothing more than numpy is needed, and nothing is inflated or allocated before its size is known.
-World coordinates have x to the right, y to the front, z to the head.
+The headers are defined by nifti.nimh.nih.gov (nifti1.h, nifti2.h). They have few fields at fixed
+offsets, so numpy suffices, and nothing is inflated or allocated before its size is known. World
+coordinates have x to the right, y to the front and z to the head.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.errors import ImageError
-from ml.scans.geometry import in_square_pixels, says_no_size
+from ml.scans.geometry import factor_of_sizes, in_square_pixels, scaled
 from ml.scans.hounsfield import NIFTI, Claim, scale_of
 from ml.scans.limits import require_a_picture, require_fewer_pixels, require_fewer_slices
-from ml.scans.ordering import AXIAL, FURTHEST_MM, NOT_AXIAL, tilt_note
+from ml.scans.ordering import AXIAL, NOT_AXIAL, tilt_note
+from ml.scans.planes import FURTHEST_MM
 from ml.scans.slices import Series, Slice
 
 GZIP = b"\x1f\x8b"
 HEADER_BYTES = {1: 348, 2: 540}
 MAGIC = {1: (344, b"n+1\0"), 2: (4, b"n+2\0\r\n\x1a\n")}
 PAIR = {b"ni1\0", b"ni2\0"}
-FURTHEST_DATA = 16 * 2**20  # bytes of extensions before the voxels; more is no header of a CT
+FURTHEST_DATA = 16 * 2**20  # bytes before the voxels, extensions included; CT files have fewer
 TYPES = {
     2: "u1",
     4: "i2",
@@ -59,9 +60,10 @@ DAMAGED = "The NIfTI file is damaged or incomplete and cannot be decoded."
 
 @dataclass(frozen=True)
 class Header:
-    """What is read of a header. `affine` (4, 4) takes a voxel (i, j, k, 1) to mm; `says_where` is
-    False where it was assumed; `is_identity` is True where a program wrote the affine that stands
-    for none.
+    """The fields of a header that are used. `affine` (4, 4) maps a voxel (i, j, k, 1) to mm;
+    `says_where` is False if it was assumed; `is_bare` is True for a diagonal without an origin,
+    which programs write that know the size of a voxel at most; `forms_differ` is True if the two
+    orientations in the header contradict each other.
     """
 
     shape: tuple[int, int, int]
@@ -71,11 +73,12 @@ class Header:
     intercept: float
     affine: NDArray[np.float64]
     says_where: bool
-    is_identity: bool
+    is_bare: bool
+    forms_differ: bool
 
 
 def is_nifti(head: bytes) -> bool:
-    """True if a file that begins so is NIfTI, packed or not."""
+    """True if a file with these first bytes is NIfTI, gzipped or not."""
     if head.startswith(GZIP):
         try:
             head = zlib.decompressobj(wbits=31).decompress(head, HEADER_BYTES[2])
@@ -85,16 +88,16 @@ def is_nifti(head: bytes) -> bool:
 
 
 def read_nifti(file: BinaryIO, *, max_pixels: int, max_slices: int) -> Series:
-    """Return the slices of one volume as radiologists see them: foot to head, forehead at the top,
-    the patient's left on the right.
+    """Return the slices of one volume in radiological orientation: foot to head, forehead at the
+    top, the patient's left on the right.
 
     Args:
         file: the open file, at its beginning.
-        max_pixels: the largest slice (height x width) that is read.
-        max_slices: the most slices that are read.
+        max_pixels: maximum size (height x width) of a slice.
+        max_slices: maximum number of slices.
 
     Raises:
-        ImageError: the file is damaged, too large, or holds no volume of axial CT slices.
+        ImageError: the file is damaged, too large, or does not contain a volume of axial CT slices.
     """
     packed = file.read(2) == GZIP
     file.seek(0)
@@ -106,25 +109,19 @@ def read_nifti(file: BinaryIO, *, max_pixels: int, max_slices: int) -> Series:
         require_fewer_pixels(columns, rows, max_pixels)
         require_fewer_slices(slices, rows * columns, max_slices)
         voxels = _read_voxels(stream, header)
-        if header.is_identity and _rows_come_first(voxels):
-            header = replace(header, affine=header.affine @ ROWS_FIRST)
+        if header.is_bare and _rows_come_first(voxels):
+            header = replace(header, affine=ROWS_FIRST @ header.affine, says_where=False)
             axes, signs = _axes(header.affine)
     except (EOFError, OSError, zlib.error, struct.error) as err:
         raise ImageError(DAMAGED) from err
-    # To (slices, rows, columns), toward the head, the back and the left: what NIfTI calls +z, -y
-    # and -x.
-    stacked = voxels.transpose(axes[::-1])[
-        tuple(np.s_[::sign] for sign in (signs[2], -signs[1], -signs[0]))
-    ]
+    # To (slices, rows, columns), toward the head, the back and the left: NIfTI's +z, -y and -x.
+    directions = signs[2], -signs[1], -signs[0]
+    stacked = voxels.transpose(axes[::-1])[tuple(np.s_[::sign] for sign in directions)]
     steps = header.affine[:3, axes]
     spacing = np.linalg.norm(steps, axis=0)
     normal = np.cross(steps[:, 0], steps[:, 1])
     normal /= np.linalg.norm(normal)
-    notes = (
-        []
-        if header.says_where
-        else ["The NIfTI file does not give the patient's orientation; the usual one was assumed."]
-    )
+    notes = _notes_of(header)
     if slices > 1:
         notes += tilt_note(steps[:, 2], normal)
     scale, of_values = scale_of(
@@ -139,20 +136,32 @@ def read_nifti(file: BinaryIO, *, max_pixels: int, max_slices: int) -> Series:
         ),
     )
     across, step_mm = (float(spacing[1]), float(spacing[0])), float(abs(steps[:, 2] @ normal))
-    knows_sizes = not says_no_size((*across, step_mm), slices)
-    if not knows_sizes:
-        notes.append(
-            f"The NIfTI file does not give its voxel size: {slices} slices of 1 mm would not cover"
-            " a head."
-        )
-    found = []
+    factor, size_notes = factor_of_sizes(NIFTI, across, (rows, columns), step_mm, slices)
+    knows_sizes, notes = factor is not None, [*notes, *size_notes]
+    across, step_mm = scaled(across, factor or 1.0), (factor or 1.0) * step_mm
+    read_slices = []
     for plane in stacked:
         pixels, spacing_mm = in_square_pixels(scale.pixels(plane), across if knows_sizes else None)
-        found.append(Slice(pixels, scale.unit, spacing_mm))
-    require_a_picture(found[0].pixels)
+        read_slices.append(Slice(pixels, scale.unit, spacing_mm))
+    require_a_picture(read_slices[0].pixels)
     return Series(
-        tuple(found), (*notes, *of_values), step_mm if slices > 1 and knows_sizes else None
+        tuple(read_slices), (*notes, *of_values), step_mm if slices > 1 and knows_sizes else None
     )
+
+
+def _notes_of(header: Header) -> list[str]:
+    """Return what the reader of a scan should know of the orientation in its header."""
+    notes = []
+    if not header.says_where:
+        notes.append(
+            "The NIfTI file does not give the patient's orientation; the usual one was assumed."
+        )
+    if header.forms_differ:
+        notes.append(
+            "The NIfTI file gives two orientations that contradict each other; the standard one"
+            " (sform) was used. Check left and right."
+        )
+    return notes
 
 
 def _version_of(head: bytes) -> int | None:
@@ -163,6 +172,13 @@ def _version_of(head: bytes) -> int | None:
 
 
 def _read_header(stream: BinaryIO) -> Header:
+    """Return the checked header of a NIfTI file.
+
+    One function, because each field is read and checked once, in the order of the header.
+
+    Raises:
+        ImageError: it is no header of a volume of slices that can be read.
+    """
     head = stream.read(HEADER_BYTES[1])
     if head[344:348] in PAIR:
         raise ImageError(
@@ -185,8 +201,8 @@ def _read_header(stream: BinaryIO) -> Header:
         raise ImageError(DAMAGED)
 
     def get(layout: str, first: int, second: int) -> tuple[float, ...]:
-        """Return a field that lies at `first` in NIfTI-1; NIfTI-2 has it at `second`, floats as
-        doubles and counts as longs.
+        """Return a field at offset `first` in NIfTI-1 and `second` in NIfTI-2, which has doubles
+        for floats and longs for counts.
         """
         wide = layout.translate(str.maketrans("fh", "dq")) if version == 2 else layout
         return struct.unpack_from(order + wide, head, second if version == 2 else first)
@@ -204,6 +220,7 @@ def _read_header(stream: BinaryIO) -> Header:
     if code not in TYPES:
         raise ImageError("The NIfTI file's voxels are colors or complex numbers, not CT values.")
     (offset,) = get("f", 108, 0) if version == 1 else struct.unpack_from(f"{order}q", head, 168)
+    offset = offset or HEADER_BYTES[version] + 4  # some programs leave it out
     if not HEADER_BYTES[version] <= offset <= FURTHEST_DATA:
         raise ImageError(DAMAGED)
     stream.read(int(offset) - len(head))
@@ -218,15 +235,18 @@ def _read_header(stream: BinaryIO) -> Header:
         else struct.unpack_from(f"{order}2i", head, 344)
     )
     units = head[123] if version == 1 else struct.unpack_from(f"{order}i", head, 500)[0]
-    with np.errstate(all="ignore"):  # a damaged header holds numbers of any size
-        affine, says_where = _affine(
+    with np.errstate(all="ignore"):  # a damaged header may contain any numbers
+        fields = (
             pixdim,
-            forms,
             np.array(get("6f", 256, 352)),
             np.array(get("12f", 280, 400)).reshape(3, 4),
         )
-    # np.eye(4) is what scripts write that know no affine
+        affine, says_where = _affine(forms, *fields)
+        by_quaternion, has_both = _affine((forms[0], 0), *fields)
+    # scripts that do not know the affine write np.eye(4), perhaps times the size of a voxel
     is_identity = says_where and bool(np.array_equal(affine, np.eye(4)))
+    is_bare = bool(np.array_equal(affine, np.diag(np.abs(np.diag(affine))))) and says_where
+    forms_differ = has_both and bool(((affine * by_quaternion)[:3, :3].sum(axis=0) < 0).any())
     affine[:3] *= TO_MM.get(units & 7, 1.0)
     return Header(
         (shape[0], shape[1], shape[2]),
@@ -236,23 +256,26 @@ def _read_header(stream: BinaryIO) -> Header:
         intercept,
         affine,
         says_where and not is_identity,
-        is_identity,
+        is_bare,
+        forms_differ,
     )
 
 
 def _affine(
-    pixdim: NDArray[np.float64],
     forms: tuple[int, ...],
+    pixdim: NDArray[np.float64],
     quaternion: NDArray[np.float64],
     rows: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], bool]:
     """Return the affine (4, 4) and whether the file gives one: the standard form before the
-    quaternion's, as nifti1.h advises.
+    quaternion's, as nifti1.h advises, unless it is an identity and the quaternion's is not.
     """
-    sizes = np.where((pixdim[1:4] > 0) & (pixdim[1:4] < FURTHEST_MM), pixdim[1:4], 1.0)
+    sizes = np.abs(pixdim[1:4])
+    sizes = np.where((sizes > 0) & (sizes < FURTHEST_MM), sizes, 1.0)
     affine = np.eye(4)
     affine[:3] = rows
-    if forms[1] > 0 and _is_usable(affine):
+    is_placeholder = forms[0] > 0 and np.array_equal(affine, np.eye(4))
+    if forms[1] > 0 and _is_usable(affine) and not is_placeholder:
         return affine, True
     b, c, d = quaternion[:3]
     a = np.sqrt(max(1 - b * b - c * c - d * d, 0.0))
@@ -267,12 +290,12 @@ def _affine(
     affine[:3, 3] = quaternion[3:]
     if forms[0] > 0 and _is_usable(affine):
         return affine, True
-    # the older format's habit: x runs to the left
+    # as in the older format, x runs to the left
     return np.diag([-sizes[0], sizes[1], sizes[2], 1.0]), False
 
 
 def _is_usable(affine: NDArray[np.float64]) -> bool:
-    if not (np.abs(affine) < FURTHEST_MM).all():  # nor is NaN
+    if not (np.abs(affine) < FURTHEST_MM).all():  # also excludes NaN
         return False
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     return bool(min(sizes) > 1e-6 and abs(np.linalg.det(affine[:3, :3] / sizes)) > 0.1)
@@ -322,5 +345,5 @@ def _read_voxels(stream: BinaryIO, header: Header) -> NDArray[np.generic]:
         if not got:
             raise ImageError(DAMAGED)
         rest = rest[got:]
-    stream.read(1)  # at its end gzip compares its checksum
+    stream.read(1)  # at the end of the data, gzip verifies its checksum
     return voxels

@@ -1,5 +1,5 @@
 """Synthetic head CT in Hounsfield units, with and without hemorrhage: for tests and for users
-without a CT at hand.
+without a CT scan.
 
 Ellipses, ripples and noise, no patient. Phantoms never count in a reported result.
 
@@ -276,7 +276,10 @@ def _bleed(
     rng: np.random.Generator, hu: FloatArray, kind: Kind, x: FloatArray, y: FloatArray,
     inside: FloatArray, angle: FloatArray, ventricles: NDArray[np.bool_],
 ) -> None:  # fmt: skip
-    """Put blood into `hu`, in place."""
+    """Put blood into `hu`, in place.
+
+    Many parameters, because the geometry of a head is computed once and used for each `kind`.
+    """
     side = rng.choice([-1, 1])
     if kind == "intraventricular":
         hu[ventricles & (inside > 1.2) & (y > rng.uniform(-20, -5))] = BLOOD_HU
@@ -289,18 +292,20 @@ def _bleed(
             + 0.14 * np.sin(3 * around + rng.uniform(0, 6))
             + 0.08 * np.sin(7 * around + rng.uniform(0, 6))
         )
-        away = np.hypot(x - middle_x, (y - middle_y) / 1.35)
-        hu[(away < edge_mm + rng.uniform(4, 7)) & (inside > 3)] = EDEMA_HU
-        hu[(away < edge_mm) & (inside > 3)] = BLOOD_HU
+        distance_mm = np.hypot(x - middle_x, (y - middle_y) / 1.35)
+        hu[(distance_mm < edge_mm + rng.uniform(4, 7)) & (inside > 3)] = EDEMA_HU
+        hu[(distance_mm < edge_mm) & (inside > 3)] = BLOOD_HU
         return
     # Along the inner table: a subdural is a long crescent, an epidural a short lens (its edges end
     # at the sutures).
     toward = 0 if side > 0 else np.pi
-    off = np.abs(np.angle(np.exp(1j * (angle - toward - side * rng.uniform(-0.3, 0.3)))))
+    angular_offset = np.abs(np.angle(np.exp(1j * (angle - toward - side * rng.uniform(-0.3, 0.3)))))
     reach, thick_mm = (
         (1.25, rng.uniform(9, 12)) if kind == "subdural" else (0.55, rng.uniform(18, 24))
     )
-    profile = np.clip(1 - (off / reach) ** 2, 0, 1) ** (0.5 if kind == "subdural" else 1.0)
+    profile = np.clip(1 - (angular_offset / reach) ** 2, 0, 1) ** (
+        0.5 if kind == "subdural" else 1.0
+    )
     hu[(inside > 0) & (inside < thick_mm * profile)] = BLOOD_HU
 
 

@@ -1,5 +1,5 @@
-"""Read PNG and JPEG pictures of slices: gray on a black background, colors and transparency
-removed, HU where 16 bits hold such.
+"""Read PNG and JPEG pictures of slices: gray on a black background, without colors and
+transparency, or HU from 16-bit values.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ml.errors import ImageError
-from ml.scans.hounsfield import hounsfield_in_16_bits
+from ml.scans.hounsfield import scale_from_air
 from ml.scans.limits import require_a_picture, require_fewer_pixels
 from ml.scans.repairs import on_black
 from ml.scans.slices import FloatArray, Slice
 
 COLOR_SPREAD = 24  # of 255 between a pixel's channels; JPEG chroma noise stays below it
-COLOR_SHARE = 0.001  # of all pixels: a color cast or a colored mark, not three stray pixels
+COLOR_SHARE = 0.001  # share of pixels: a color cast or a colored mark, not a few stray pixels
 
 
 def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
@@ -51,26 +51,27 @@ def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
 
 
 def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"], list[str]]:
-    """Return a Pillow picture's pixels as HU, where its 16 bits hold such, or else as gray 0..1 on
-    a black background; and notes.
+    """Return the pixels of a Pillow picture as HU if its 16-bit values are HU, or else as gray 0..1
+    on a black background; and notes.
 
     Raises:
-        ImageError: its values or its background can be read in two ways.
+        ImageError: its values or its background are ambiguous.
     """
     if picture.mode == "I" or picture.mode.startswith("I;16"):
-        values_hu, is_ct = hounsfield_in_16_bits(np.asarray(picture).astype(np.int64))
-        if values_hu is not None:
+        stored = np.asarray(picture).astype(np.int64)
+        fit = scale_from_air(stored.astype(np.float64), bits=16)
+        if fit.scale is not None:
             return (
-                values_hu,
+                fit.scale.pixels(stored),
                 "hu",
                 ["The 16-bit picture contains CT values; they were read as Hounsfield units."],
             )
-        if is_ct:
+        if fit.is_ambiguous:
             raise ImageError(
                 "The 16-bit picture contains CT values with an unknown offset; send the DICOM file."
             )
-    grey, notes = _to_gray(picture)
-    shown, note = on_black(grey)
+    gray, notes = _to_gray(picture)
+    shown, note = on_black(gray)
     if shown is None:
         raise ImageError(
             "The picture has a white background; CT slices must have black air around the head."
@@ -79,8 +80,8 @@ def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"
 
 
 def _to_gray(picture: Image.Image) -> tuple[FloatArray, list[str]]:
-    """Return any Pillow picture as float32 gray 0..1: transparency over black (air), colors by
-    their luminance.
+    """Return a Pillow picture as float32 gray 0..1, with transparency over black (air) and the
+    luminance of colors.
     """
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         values = np.asarray(picture).astype(np.float32)

@@ -1,8 +1,8 @@
-"""Read what a user submits: PNG, JPEG, DICOM and NIfTI files become slices in anatomical order.
+"""Read submitted files: PNG, JPEG, DICOM and NIfTI files become slices in anatomical order.
 
-What a file is, is decided by its first bytes, never by its name. Every file is hostile until it is
-read: sizes are checked before anything is decoded, and whatever goes wrong becomes an `ImageError`
-whose text is one sentence for the user.
+The format is determined by a file's first bytes, never by its name. Files are untrusted: sizes are
+checked before anything is decoded, and every failure becomes an `ImageError` whose text is one
+sentence for the user.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ from ml.scans.slices import Series, Slice
 
 ORDER_GIVEN = "Pictures have no position; they were read in the order given."
 
-DARK = 0.5  # of white, for the brightest hundredth of a picture: bone is white in the brain window
+DARK = 0.5  # 99th percentile relative to white; bone is white in the brain window
 
-# by which a file is known; the header of a packed NIfTI file is among them whatever its packer
-# writes first
+# to determine the format; enough to unpack the header of a compressed NIfTI file
 HEAD_BYTES = 16 * 1024
 
 DARK_NOTE = (
@@ -55,26 +54,24 @@ def read_series(
 ) -> Series:
     """Read the files of one scan.
 
-    That is PNG or JPEG pictures, which have no position and stay in the order given, a film sheet
-    cut into its slices; or DICOM
-    files of one series, single-frame or multi-frame, which are put in order by their position along
-    its normal; or one NIfTI file. Of several files, damaged ones are left out with a warning, up to
-    a fifth of them, and so is what is no axial slice.
+    The files are one of these: PNG or JPEG pictures, which have no position and are read in the
+    order given, with film sheets cut into slices; DICOM files of one series, single-frame or
+    multi-frame, which are ordered by position along the normal; or one NIfTI file. If there are
+    several files, damaged ones are left out with a warning, up to a fifth of them, and so are
+    images that are not axial slices.
 
     Args:
-        paths: the files; their names mean nothing, but what is said of one file among several
-            begins with its name.
-        max_bytes: the largest file that is opened.
-        max_pixels: the largest picture (height x width) that is decoded.
-        max_slices: the longest series.
-        crops: False leaves a single picture as large as it is; True cuts a wide margin or the
-            window of a program off it.
-        cuts: False reads a film sheet as a single slice.
-        may_be_bare: True reads what shows next to nothing; it must belong to a scan that shows
-            more.
+        paths: the files; names have no meaning, but notes about one of several files begin with its
+            name.
+        max_bytes: maximum size of a file that is opened.
+        max_pixels: maximum size (height x width) of a picture that is decoded.
+        max_slices: maximum number of slices.
+        crops: whether a wide margin or a program's window is cropped from a single picture.
+        cuts: whether a film sheet is cut into its slices.
+        may_be_bare: accept a scan with almost no content, such as one slice of a larger scan.
 
     Raises:
-        ImageError: a file is not readable as a head CT, too large, of an unclear range of values,
+        ImageError: a file is not readable as a head CT, too large, of an ambiguous range of values,
             or does not belong to the others.
     """
     if not paths:
@@ -82,6 +79,33 @@ def read_series(
     if len(paths) > max_slices:
         raise ImageError(f"The scan has {len(paths)} files; at most {max_slices} are supported.")
     left_out = LeftOut(len(paths))
+    readable, kind = _of_one_kind(paths, left_out, max_bytes)
+    if kind == "DICOM":
+        series = _read_dicom(readable, left_out, max_bytes, max_pixels, max_slices)
+    elif kind == "NIfTI":
+        if len(readable) > 1:
+            raise ImageError(
+                f"There are {len(readable)} NIfTI files; each contains a whole scan, so please"
+                " send them separately."
+            )
+        with opened(readable[0], max_bytes) as file:
+            series = read_nifti(file, max_pixels=max_pixels, max_slices=max_slices)
+    else:
+        cutting = {"crops": crops and len(paths) == 1, "cuts": cuts}
+        series = _read_pictures(readable, left_out, max_bytes, max_pixels, max_slices, cutting)
+    if not may_be_bare:
+        require_contrast(series)
+    return replace(series, warnings=(*left_out.notes(), *series.warnings))
+
+
+def _of_one_kind(
+    paths: Sequence[Path], left_out: LeftOut, max_bytes: int
+) -> tuple[list[Path], str]:
+    """Return the files that can be read so far, and their format.
+
+    Raises:
+        ImageError: there are several formats, or too few files can be read.
+    """
     kinds: list[tuple[Path, str]] = []
     for path in paths:
         with left_out.if_unreadable(path.name), opened(path, max_bytes) as file:
@@ -91,36 +115,21 @@ def read_series(
             f"The scan mixes {' and '.join(different)} files; all files of a scan must have the"
             " same format."
         )
-    if different == ["DICOM"]:
-        planes = []
-        for path, _ in kinds:
-            with left_out.if_unreadable(path.name), opened(path, max_bytes) as file:
-                planes += read_planes(
-                    file, max_pixels=max_pixels, max_slices=max_slices, name=path.name
-                )
-                require_fewer_slices(len(planes), planes[-1].stored.size, max_slices)
-        left_out.require_others(planes)
-        series = arrange(planes)
-    elif different == ["NIfTI"]:
-        if len(kinds) > 1:
-            raise ImageError(
-                f"There are {len(kinds)} NIfTI files; each contains a whole scan, so please"
-                " send them separately."
+    return [path for path, _ in kinds], "".join(different)
+
+
+def _read_dicom(
+    paths: Sequence[Path], left_out: LeftOut, max_bytes: int, max_pixels: int, max_slices: int
+) -> Series:
+    planes = []
+    for path in paths:
+        with left_out.if_unreadable(path.name), opened(path, max_bytes) as file:
+            planes += read_planes(
+                file, max_pixels=max_pixels, max_slices=max_slices, name=path.name
             )
-        with opened(kinds[0][0], max_bytes) as file:
-            series = read_nifti(file, max_pixels=max_pixels, max_slices=max_slices)
-    else:
-        series = _read_pictures(
-            [path for path, _ in kinds],
-            left_out,
-            max_bytes,
-            max_pixels,
-            max_slices,
-            {"crops": crops and len(paths) == 1, "cuts": cuts},
-        )
-    if not may_be_bare:
-        require_contrast(series)
-    return replace(series, warnings=(*left_out.notes(), *series.warnings))
+            require_fewer_slices(len(planes), planes[-1].stored.size, max_slices)
+    left_out.require_others(planes)
+    return arrange(planes)
 
 
 def _read_pictures(
@@ -136,22 +145,24 @@ def _read_pictures(
     notes: list[str] = []
     for path in paths:
         with left_out.if_unreadable(path.name), opened(path, max_bytes) as file:
-            slice, of_slice = read_picture(file, max_pixels)
-            require_fewer_slices(len(slices) + 1, slice.pixels.size, max_slices)
-            shown, of_sheet = [slice.pixels], list[str]()
-            if slice.unit == "display":
-                shown, of_sheet = slices_on(slice.pixels, **cutting)
-            slices += [replace(slice, pixels=pixels) for pixels in shown]
+            slice_, of_slice = read_picture(file, max_pixels)
+            require_fewer_slices(len(slices) + 1, slice_.pixels.size, max_slices)
+            shown, of_sheet = [slice_.pixels], list[str]()
+            if slice_.unit == "display":
+                shown, of_sheet = slices_on(slice_.pixels, **cutting)
+            slices += [replace(slice_, pixels=pixels) for pixels in shown]
             names += [path.name] * len(shown)
             notes += [*of_slice, *of_sheet]
     left_out.require_others(slices)
-    sizes = [(slice.pixels.shape[0], slice.pixels.shape[1]) for slice in slices]
+    sizes = [(slice_.pixels.shape[0], slice_.pixels.shape[1]) for slice_ in slices]
     slices = [slices[index] for index in of_one_size(sizes, names, notes)]
     if len(slices) > 1 and len(paths) > 1:
         notes.append(ORDER_GIVEN)
-    if all(slice.unit == "display" and np.percentile(slice.pixels, 99) < DARK for slice in slices):
+    if all(
+        slice_.unit == "display" and np.percentile(slice_.pixels, 99) < DARK for slice_ in slices
+    ):
         notes.append(DARK_NOTE)
-    if len({slice.unit for slice in slices}) > 1:
+    if len({slice_.unit for slice_ in slices}) > 1:
         raise ImageError(
             "Some pictures of the scan have Hounsfield units and some do not; please send them as"
             " separate scans."
@@ -160,7 +171,7 @@ def _read_pictures(
 
 
 def _kind(head: bytes) -> str:
-    """Return what a file is by its first `HEAD_BYTES`."""
+    """Return the format of a file from its first `HEAD_BYTES`."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if head.startswith(b"\xff\xd8\xff"):

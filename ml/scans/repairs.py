@@ -13,47 +13,47 @@ WHITE_LINE = 0.98  # of the pixels of a margin's row or column
 SKULL_DEPTH, SKULL_SHARE = 0.2, 0.25  # of the way to the body's middle; of that zone
 
 
-def on_black(grey: FloatArray) -> tuple[FloatArray | None, str]:
-    """Return a picture (height, width) in 0..1 with its background black, and a sentence about what
-    was done to it.
+def on_black(gray: FloatArray) -> tuple[FloatArray | None, str]:
+    """Return a picture (height, width) in 0..1 with a black background, and a note about the
+    change.
 
-    A dark background is left as it is. Of a white one, a margin around a dark picture becomes
-    black; a picture turned over (a black skull under the scalp) is turned back. Anything else,
-    None: where white bone lies on white paper, the head has no outline.
+    A dark background is unchanged. A white margin around a dark picture becomes black; an inverted
+    picture (a black skull under the scalp) is inverted back. Otherwise the picture is None: the
+    outline of white bone on a white background is unknown.
     """
-    if _rim_median(grey) < WHITE:
-        return grey, ""
+    if _rim_median(gray) < WHITE:
+        return gray, ""
     white_rows, white_columns = (
-        (grey >= WHITE).mean(axis=1) >= WHITE_LINE,
-        (grey >= WHITE).mean(axis=0) >= WHITE_LINE,
+        (gray >= WHITE).mean(axis=1) >= WHITE_LINE,
+        (gray >= WHITE).mean(axis=0) >= WHITE_LINE,
     )
     rows, columns = np.flatnonzero(~white_rows), np.flatnonzero(~white_columns)
     if not rows.size or not columns.size:
         return None, ""
     inner = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    if _rim_median(grey[inner]) < 0.5:
-        framed = np.zeros_like(grey)
-        framed[inner] = grey[inner]
+    if _rim_median(gray[inner]) < 0.5:
+        framed = np.zeros_like(gray)
+        framed[inner] = gray[inner]
         return framed, "The picture had a white margin, which was made black."
     outlines, _ = cv2.findContours(
-        (grey < WHITE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+        (gray < WHITE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
     )
-    body = np.zeros(grey.shape, np.uint8)
+    body = np.zeros(gray.shape, np.uint8)
     cv2.drawContours(body, [max(outlines, key=cv2.contourArea)], -1, 1, thickness=cv2.FILLED)
     depth = np.asarray(cv2.distanceTransform(np.pad(body, 1), cv2.DIST_L2, 5))[1:-1, 1:-1]
     zone = (depth > 0) & (depth <= SKULL_DEPTH * depth.max())
-    black, white = zone & (grey < BLACK), zone & (grey >= WHITE)
-    # From outside come skin, fat and bone. Fat is black and bone white as a CT shows them, and the
-    # other way round when turned over.
+    black, white = zone & (gray < BLACK), zone & (gray >= WHITE)
+    # From the outside: skin, fat, bone. In CT, fat is black and bone is white; if inverted, the
+    # other way round.
     bone_is_black = (
         not white.any() or depth[black].mean() > depth[white].mean() if black.any() else False
     )
     if black.sum() > SKULL_SHARE * zone.sum() and bone_is_black:
         return np.asarray(
-            1 - grey, np.float32
+            1 - gray, np.float32
         ), "The picture's gray levels were inverted; this was corrected."
     return None, ""
 
 
-def _rim_median(grey: FloatArray) -> float:
-    return float(np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])))
+def _rim_median(gray: FloatArray) -> float:
+    return float(np.median(np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])))

@@ -1,8 +1,8 @@
-"""What a model sees of a stack of slices, and how its answers go back to them.
+"""Averaging of thin slices into slabs for a model, and mapping of its output back to the slices.
 
-The models learned slices of about 5 mm. A thin one shows less blood against more noise, so thin
-neighbors are averaged to slabs of that thickness, as a scanner's own thick reconstruction does. A
-viewer shows the slices themselves; each has the answer of its slab.
+The models were trained on slices of about 5 mm. A thinner slice shows less blood and more noise, so
+thin neighbors are averaged into slabs of that thickness, like the thick reconstruction of a
+scanner. A viewer shows the slices themselves; each has the result of its slab.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from ml.scans.slices import FloatArray, Series, Slice
 
 SLAB_MM = 5.0
-# the distance below which slices are averaged: from there on, half of a slab would be one slice
+# slices closer than this are averaged; at this distance, two slices fill a slab
 THIN_MM = 2.5
 
 
 class Slabs(Sequence[Slice]):
-    """The slabs of a series from foot to head, each averaged when it is asked for; where slices are
-    not thin, each is one.
+    """The slabs of a series from foot to head, averaged on access; a slice that is not thin is a
+    slab by itself.
 
-    No slab reaches across a gap, or from thin slices into thick ones.
+    No slab extends across a gap, or contains both thin and thick slices.
     """
 
     def __init__(self, series: Series) -> None:
@@ -41,7 +41,7 @@ class Slabs(Sequence[Slice]):
     def __getitem__(self, index: slice) -> list[Slice]: ...
     def __getitem__(self, index: int | slice) -> Slice | list[Slice]:
         if isinstance(index, slice):
-            return [self[one] for one in range(len(self))[index]]
+            return [self[number] for number in range(len(self))[index]]
         index = range(len(self))[index]
         members = self._slices[self._starts[index] : self._starts[index + 1]]
         if len(members) == 1:
@@ -53,7 +53,7 @@ class Slabs(Sequence[Slice]):
         return int(np.searchsorted(self._starts, slice_index, side="right")) - 1
 
     def size_of(self, index: int) -> int:
-        """Return how many slices a slab holds."""
+        """Return the number of slices in a slab."""
         return int(self._starts[index + 1] - self._starts[index])
 
     def middle_of(self, index: int) -> int:
@@ -66,8 +66,8 @@ class Slabs(Sequence[Slice]):
 
 
 def slab_starts(steps_mm: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the index of each slab's first slice, and at last the number of slices; `steps_mm` is
-    how far each lies from the next.
+    """Return the index of the first slice of each slab, followed by the number of slices;
+    `steps_mm` are the distances between neighboring slices.
     """
     count = len(steps_mm) + 1
     ends = [*(np.flatnonzero(steps_mm >= THIN_MM) + 1), count]
@@ -82,6 +82,6 @@ def slab_starts(steps_mm: NDArray[np.float64]) -> NDArray[np.int64]:
 def mean_of(slices: Sequence[Slice]) -> Slice:
     """Return the mean of neighboring slices of one size and unit."""
     mean: FloatArray = np.zeros_like(slices[0].pixels)
-    for one in slices:
-        mean += one.pixels
+    for slice_ in slices:
+        mean += slice_.pixels
     return Slice(mean / np.float32(len(slices)), slices[0].unit, slices[0].spacing_mm)

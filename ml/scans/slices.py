@@ -1,7 +1,8 @@
-"""A slice, a series, and how they are windowed and shown."""
+"""Slices and series, their windowing and rendering."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,11 +19,11 @@ class Slice:
     """One CT slice.
 
     Attributes:
-        pixels: float32 (height, width): Hounsfield units if `unit` is "hu", gray 0..1 as a viewer
-            shows it if "display".
-        unit: what `pixels` holds.
-        spacing_mm: distance of neighboring rows and columns in mm, None where the file does not
-            say.
+        pixels: float32 (height, width): Hounsfield units if `unit` is "hu", displayed gray 0..1 if
+            it is "display".
+        unit: of `pixels`.
+        spacing_mm: distance between neighboring rows and between neighboring columns, None if
+            unknown.
     """
 
     pixels: FloatArray
@@ -35,15 +36,14 @@ class Series:
     """The slices of one scan from foot to head; a single slice is a series of one.
 
     Attributes:
-        slices: all of one size and unit, where `read_series` made them.
-        warnings: sentences for the user about what had to be assumed, removed or left out.
-        distance_mm: the usual distance of neighboring slices, None where the files do not say or
-            there is one slice.
-        steps_mm: how far each slice but the last lies from the next; empty where they are even or
-            unknown.
+        slices: of one size and unit if made by `read_series`.
+        warnings: sentences for the user about assumptions, corrections and files left out.
+        distance_mm: the median distance between neighboring slices, None if unknown or if there is
+            one slice.
+        steps_mm: distance from each slice but the last to the next; empty if even or unknown.
     """
 
-    slices: tuple[Slice, ...]
+    slices: Sequence[Slice]
     warnings: tuple[str, ...] = ()
     distance_mm: float | None = None
     steps_mm: tuple[float, ...] = ()
@@ -62,19 +62,19 @@ def window(values_hu: FloatArray, level: float, width: float) -> FloatArray:
     return shown
 
 
-def gray_of(slice: Slice, level: float = 40, width: float = 80) -> FloatArray:
-    """Return the gray values of a slice, float32 (height, width) in 0..1: Hounsfield units through
-    the window (HU), display values as they are.
+def gray_of(slice_: Slice, level: float = 40, width: float = 80) -> FloatArray:
+    """Return the gray values of a slice, float32 (height, width) in 0..1: Hounsfield units in the
+    window (HU), display values unchanged.
     """
-    if slice.unit == "hu":
-        return window(slice.pixels, level, width)
-    shown: FloatArray = np.clip(slice.pixels, 0, 1)
+    if slice_.unit == "hu":
+        return window(slice_.pixels, level, width)
+    shown: FloatArray = np.clip(slice_.pixels, 0, 1)
     return shown
 
 
 def rendered_size(shape: tuple[int, ...], max_px: int) -> tuple[int, int]:
-    """Return (width, height) of an array of that shape (height, width) shown with its longer side
-    at most `max_px`, never enlarged.
+    """Return the (width, height) of an array of this shape (height, width) when its longer side is
+    reduced to at most `max_px`; it is never enlarged.
     """
     height, width = shape[:2]
     scale = min(1.0, max_px / max(height, width))
@@ -82,16 +82,16 @@ def rendered_size(shape: tuple[int, ...], max_px: int) -> tuple[int, int]:
 
 
 def render(
-    slice: Slice, max_px: int, window_level: float = 40, window_width: float = 80
+    slice_: Slice, max_px: int, window_level: float = 40, window_width: float = 80
 ) -> Image.Image:
-    """Return the slice as an 8-bit gray picture for a page: aspect kept, longer side at most
-    `max_px`, never enlarged.
+    """Return the slice as an 8-bit gray image with the same aspect ratio and a longer side of at
+    most `max_px`; it is never enlarged.
 
-    Hounsfield units are shown through the window (HU); display values are shown as they are.
+    Hounsfield units are shown in the window (HU); display values are shown unchanged.
     """
-    grey = gray_of(slice, window_level, window_width)
-    picture = Image.fromarray(np.round(grey * 255).astype(np.uint8))
-    size = rendered_size(grey.shape, max_px)
+    gray = gray_of(slice_, window_level, window_width)
+    picture = Image.fromarray(np.round(gray * 255).astype(np.uint8))
+    size = rendered_size(gray.shape, max_px)
     return (
         picture
         if picture.size == size

@@ -1,13 +1,13 @@
-"""Write a series, or the outlines in it, as one NIfTI file that a viewer loads whole and a server
+"""Write a series, or its outlines, as one NIfTI file that a viewer loads as a whole and a server
 reads slice by slice.
 
-The file is an ordinary .nii.gz. As in a dictzip file, its compressor begins afresh at every slice,
-and an extra field of the gzip header (RFC 1952, 2.3.1.1), whose two letters are "HS", says where: a
-little-endian uint32 for each slice, counted from the file's start. From there on a raw inflate
-gives that slice alone.
+The file is an ordinary .nii.gz. As in a dictzip file, its compressor restarts at every slice, and
+an extra field of the gzip header (RFC 1952, 2.3.1.1) with the id "HS" contains the offsets: a
+little-endian uint32 for each slice, from the start of the file. A raw inflate from there yields
+that slice alone.
 
-Its description ends in the distances that were measured, since a ruler must not take an assumed one
-for a measurement: "pixels", and "slices" where these are evenly spaced.
+The description ends in the distances that were measured, since a ruler must not treat an assumed
+distance as measured: "pixels", and "slices" if these are evenly spaced.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.scans.ordering import EVEN
+from ml.scans.geometry import EVEN
 from ml.scans.slices import BoolArray, Series, Slice, rendered_size
 
 LONGEST_SIDE_PX = 512
 LEVEL = 1
-CHUNK = 16  # slices that are compressed before they are written: what memory is needed for
+CHUNK = 16  # slices compressed before they are written; determines the memory
 HEADER_BYTES = 352  # with the four that say that no extension follows
 INDEX = b"HS"
 NAME = "Hemoscan; measured:"
@@ -55,9 +55,9 @@ def write_volume(series: Series, path: Path) -> None:
 
 
 def write_masks(series: Series, masks: Sequence[BoolArray | None], path: Path) -> None:
-    """Write what is outlined in a series as NIfTI-1, uint8, gzipped: 1 inside, 0 elsewhere.
+    """Write the outlines in a series as NIfTI-1, uint8, gzipped: 1 inside, 0 elsewhere.
 
-    The file has the frame, the size and the order of the slices of `write_volume`'s.
+    The frame, the size and the order of the slices are as in `write_volume`.
 
     Args:
         series: the scan.
@@ -94,8 +94,8 @@ def read_masks(content: bytes) -> BoolArray:
 
 
 def resized_mask(mask: BoolArray, size: tuple[int, int]) -> BoolArray:
-    """Return a mask (height, width) at another size (width, height); something stays of what is
-    smaller than a new pixel.
+    """Return a mask (height, width) at another size (width, height); regions smaller than a new
+    pixel do not vanish.
     """
     if (mask.shape[1], mask.shape[0]) == size:
         return mask
@@ -131,14 +131,14 @@ def _write(
         file.write(_gzip_header(starts))
 
 
-def _voxels(slice: Slice, size: tuple[int, int]) -> NDArray[np.int16]:
-    """Return what is stored of a slice, int16 (height, width): rows to the front, columns to the
+def _voxels(slice_: Slice, size: tuple[int, int]) -> NDArray[np.int16]:
+    """Return the stored voxels of a slice, int16 (height, width): rows to the front, columns to the
     right.
     """
-    pixels = slice.pixels
+    pixels = slice_.pixels
     if (pixels.shape[1], pixels.shape[0]) != size:
         pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.float32)
-    values = pixels if slice.unit == "hu" else pixels / np.float32(DISPLAY_STEP)
+    values = pixels if slice_.unit == "hu" else pixels / np.float32(DISPLAY_STEP)
     return np.clip(np.round(values), -32768, 32767).astype("<i2")[::-1, ::-1]
 
 

@@ -16,10 +16,9 @@ Checkpoints are saved for each step.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -33,54 +32,23 @@ from ml.datasets.groups import stratified_group_folds
 from ml.errors import DatasetError
 from ml.evaluation.answers import Answers
 from ml.evaluation.metrics import auroc, lower_bound_of_mean, metrics_with_intervals
+from ml.expected_time import (
+    CHEAP_PERMUTATIONS,
+    CONTROLS,
+    DEAR_PERMUTATIONS,
+    MOST_IMAGES_PERMUTED_WHOLE,
+    control_names,
+    leaked_copies,
+)
 from ml.figures import Estimate, Metrics
 from ml.preprocessing.augmentation import augmented_copies
 from ml.training.cross_validation import Tell, cross_validate
 from ml.training.experiment import Experiment
 from ml.typed_json import from_json, to_json
 
-CHEAP_PERMUTATIONS, DEAR_PERMUTATIONS = 20, 5
-MOST_IMAGES_PERMUTED_WHOLE = 600
-"""Up to this number of images every permutation is a full cross-validation; above, permutation p is
-tested on fold p only.
-"""
-MOST_COPIES, MOST_LEAKED_IMAGES = 10, 4000
 LEVEL = 0.99
 TREES = 300
 MODES = ("L", "LA", "P", "RGB", "RGBA", "I;16", "DICOM")
-
-
-NAMES = ("permuted", "metadata", "leaked", "random_weights")
-
-
-def control_names(settings: Mapping[str, Any], learned_features: bool) -> tuple[str, ...]:
-    """Return the controls for the setting `controls`: "all", "cheap" (without fine-tuning) or
-    "none".
-
-    If the convolutions are trained, the leaked split and the random weights are tested on the first
-    fold only, with one fit each.
-    """
-    wanted = str(settings.get("controls", "cheap"))
-    if wanted == "all":
-        return NAMES
-    if wanted == "none":
-        return ()
-    return ("metadata",) if learned_features else ("permuted", "metadata")
-
-
-def fits_of_controls(
-    names: Sequence[str], learned_features: bool, images: int
-) -> tuple[float, ...]:
-    """Return the approximate number of fold fits of each control, for the progress; equal for all
-    if only heads are trained.
-    """
-    fits = {
-        "permuted": DEAR_PERMUTATIONS,
-        "metadata": 0.1,
-        "leaked": _copies(images),
-        "random_weights": 1,
-    }
-    return tuple(float(fits[name]) if learned_features else 1.0 for name in names)
 
 
 @dataclass(frozen=True)
@@ -125,20 +93,20 @@ def run_controls(run: ControlledRun, checkpoint: Path, tell: Tell) -> list[Contr
         tell: progress callback.
     """
     names = control_names(run.experiment.settings, run.learned_features)
-    fits = fits_of_controls(names, run.learned_features, len(run.experiment.labels))
     results = []
     for number, name in enumerate(names):
-        begin, own = sum(fits[:number]) / sum(fits), fits[number] / sum(fits)
+        # Equal steps, as `ml.expected_time.Part` counts them.
+        begin, own = number / len(names), 1 / len(names)
         within = _within(tell, f"control {name.replace('_', ' ')}: ", begin, own)
-        kept = load_json(checkpoint / f"control-{name}.json")
-        if kept is None:
+        saved = load_json(checkpoint / f"control-{name}.json")
+        if saved is None:
             result = _run(name, run, checkpoint / f"control-{name}", within)
             save_json(checkpoint / f"control-{name}.json", to_json(result))
         else:
-            result = from_json(Control, kept)
+            result = from_json(Control, saved)
         results.append(result)
     reason = "not requested by the setting controls"
-    return results + [Control(name=name, skipped=reason) for name in NAMES if name not in names]
+    return results + [Control(name=name, skipped=reason) for name in CONTROLS if name not in names]
 
 
 def _within(tell: Tell, before: str, begin: float, own: float) -> Tell:
@@ -172,7 +140,7 @@ def blocked_because(controls: Sequence[Control]) -> str | None:
         if control.auroc and bound is not None and bound > 0.5:
             return (
                 "With labels permuted between groups, the run still reaches an AUROC of"
-                f" {control.auroc.value:.3f} (lower 99 % bound {bound:.3f}, above 0.5):"
+                f" {control.auroc.value:.3f} (lower 99% bound {bound:.3f}, above 0.5):"
                 " there is leakage from training to test data."
             )
     return None
@@ -210,7 +178,7 @@ def _permuted(run: ControlledRun, folder: Path, tell: Tell) -> Control:
     experiment, folds = run.experiment, run.folds
     n = DEAR_PERMUTATIONS if run.learned_features else CHEAP_PERMUTATIONS
     whole = not run.learned_features and len(experiment.testable) <= MOST_IMAGES_PERMUTED_WHOLE
-    found, seconds = [], 0.0
+    areas, seconds = [], 0.0
     for number in range(n):
         shuffled = _shuffled(experiment, number)
         if run.learned_features:
@@ -221,22 +189,22 @@ def _permuted(run: ControlledRun, folder: Path, tell: Tell) -> Control:
         seconds += answers.seconds
         value = auroc(answers.slices.labels, answers.slices.probabilities[0])
         if np.isfinite(value):
-            found.append(value)
-    if not found:
+            areas.append(value)
+    if not areas:
         raise DatasetError("No permutation had both classes in a test fold.")
-    lower = lower_bound_of_mean(found, LEVEL)
-    mean = float(np.mean(found))
+    lower = lower_bound_of_mean(areas, LEVEL)
+    mean = float(np.mean(areas))
     low, high = (lower, 2 * mean - lower) if np.isfinite(lower) else (None, None)
     scope = "a whole cross-validation each" if whole else f"permutation p on fold p of {folds}"
     return Control(
         name="permuted",
-        auroc=Estimate(mean, low, high, len(found)),
+        auroc=Estimate(mean, low, high, len(areas)),
         lower_99=low,
-        permutations=found,
+        permutations=areas,
         seconds=seconds,
         how=(
-            f"Mean over {len(found)} permutations of labels between groups, {scope}; low and high"
-            " are its one-sided 99 % bounds."
+            f"Mean over {len(areas)} permutations of labels between groups, {scope}; low and high"
+            " are its one-sided 99% bounds."
         ),
     )
 
@@ -298,12 +266,12 @@ def metadata_control(
     folds.
     """
     probabilities = np.zeros(len(labels))
-    for learn, held in stratified_group_folds(labels, groups, folds, seed):
+    for learn, held_out in stratified_group_folds(labels, groups, folds, seed):
         forest = RandomForestClassifier(
             TREES, min_samples_leaf=2, class_weight="balanced", random_state=seed
         )
         forest.fit(facts[learn], labels[learn])
-        probabilities[held] = forest.predict_proba(facts[held])[:, 1]
+        probabilities[held_out] = forest.predict_proba(facts[held_out])[:, 1]
     figures = metrics_with_intervals(labels, probabilities, probabilities >= 0.5, groups, seed)
     how = (
         "A random forest on file size, width, height, pixel format and color, without any anatomy;"
@@ -331,7 +299,7 @@ def file_facts(example: Example) -> list[float]:
 
 
 def _leaked(run: ControlledRun, folder: Path, tell: Tell) -> Control:
-    copies = _copies(len(run.experiment.labels))
+    copies = leaked_copies(len(run.experiment.labels))
     leaked = replace(leak(run.experiment, copies, folder, tell), shared=folder / "shared")
     fitting = _within(tell, "", 0.2, 0.8)
     answers = cross_validate(leaked, run.folds, 1, folder, fitting, run.first_fold)
@@ -346,11 +314,6 @@ def _leaked(run: ControlledRun, folder: Path, tell: Tell) -> Control:
             f" {run.scope}."
         ),
     )
-
-
-def _copies(images: int) -> int:
-    """Return the number of copies of each image in the leaked split."""
-    return max(2, min(MOST_COPIES, MOST_LEAKED_IMAGES // images))
 
 
 def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Experiment:

@@ -7,6 +7,7 @@ part, for slices and for scans.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from ml.networks.bleeding_types import fit_types, of_scan
 from ml.training.experiment import Experiment
 from ml.training.folds import Split, splits
 from ml.training.heat_map_tests import HeatMapTest, judge_heat_maps
+from ml.training.mistakes import draw_mistakes, worst_of
 from ml.training.operating_points import has_both_classes, without
 from ml.training.outline_figures import Overlap, overlaps
 from ml.typed_json import from_json, to_json
@@ -35,6 +37,8 @@ from ml.typed_json import from_json, to_json
 MOST_HEAT_MAPS = 50  # per fold: they take about ten seconds
 Tell = Callable[[str, float, Mapping[str, float]], None]
 """Called with a stage, the share that is done, and metrics to show; raises to stop."""
+Report = Callable[[float, Mapping[str, float]], None]
+"""The same without a stage."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,8 @@ def cross_validate(
         checkpoint: folder with finished folds, which are not repeated.
         tell: progress callback.
         only: the folds to run; default: all. Slices and scans of the others are not in the results.
-        test_heat_maps: test the heat maps of true positives in the first repeat.
+        test_heat_maps: test the heat maps of true positives in the first repeat, and keep those of
+            the worst mistakes (`ml.training.mistakes`) in `checkpoint`.
     """
     known_scans = np.flatnonzero(experiment.scan_labels != UNKNOWN)
     slices, scans = _Level(experiment.testable, repeats), _Level(known_scans, repeats)
@@ -191,6 +196,7 @@ def cross_validate(
             split,
             checkpoint / name,
             _within(tell, stage, begin, end),
+            test_heat_maps,
             test_heat_maps and repeat == 0,
         )
         slices.write(repeat, fold, result.slices)
@@ -200,11 +206,25 @@ def cross_validate(
         tell(stage, end, {"fold_auroc": area})
     if experiment.settings.get("folds_by") == "data set":
         _judge_by_the_others(experiment, slices, scans)
-    at, first = experiment.testable, experiment.first_of_scan[known_scans]
+    return _out_of_fold(experiment, slices, scans, results)
+
+
+def _out_of_fold(
+    experiment: Experiment,
+    slices: _Level,
+    scans: _Level,
+    results: Sequence[FoldResult],
+) -> OutOfFold:
+    """Return the predictions of all folds with what they are judged by."""
+    first = experiment.first_of_scan[scans.at]
     return OutOfFold(
-        slices=slices.answers(experiment.labels[at], experiment.groups[at], experiment.sources[at]),
+        slices=slices.answers(
+            experiment.labels[slices.at],
+            experiment.groups[slices.at],
+            experiment.sources[slices.at],
+        ),
         scans=scans.answers(
-            experiment.scan_labels[known_scans], experiment.groups[first], experiment.sources[first]
+            experiment.scan_labels[scans.at], experiment.groups[first], experiment.sources[first]
         ),
         held_out=HeldOut(*slices.first_decisions(), *scans.first_decisions()),
         held_out_folds=(slices.first_folds(), scans.first_folds()),
@@ -212,7 +232,9 @@ def cross_validate(
         seconds=sum(result.seconds for result in results),
         heat_maps=[test for result in results for test in result.heat_maps or ()],
         outlines=[
-            overlap for result in results[: len(wanted)] for overlap in result.outlines or ()
+            overlap
+            for result in results[: len(results) // slices.repeats]
+            for overlap in result.outlines or ()
         ],
         chosen=[result.chosen for result in results],
     )
@@ -225,18 +247,18 @@ def _judge_by_the_others(experiment: Experiment, slices: _Level, scans: _Level) 
     What a model held back of the data sets that it learned from says little about one that it has
     never seen.
     """
-    held = HeldOut(*slices.first_decisions(), *scans.first_decisions())
+    held_out = HeldOut(*slices.first_decisions(), *scans.first_decisions())
     folds = slices.first_folds(), scans.first_folds()
     for fold in np.unique(folds[0]):
-        here = held.slices[folds[0] == fold], held.scans[folds[1] == fold]
-        others = without(held, *here)
+        here = held_out.slices[folds[0] == fold], held_out.scans[folds[1] == fold]
+        others = without(held_out, *here)
         if not has_both_classes(experiment, others):
             continue
         of_slices, of_scans = experiment.operating_points(others)
-        at = held.decisions[folds[0] == fold], held.scan_decisions[folds[1] == fold]
-        judged = _judged_scans(experiment, here[1], at[1], of_slices, of_scans)
+        at = held_out.decisions[folds[0] == fold], held_out.scan_decisions[folds[1] == fold]
+        answers = _judged_scans(experiment, here[1], at[1], of_slices, of_scans)
         slices.write(0, fold, _fold_answers(here[0], _judge(of_slices, at[0])))
-        scans.write(0, fold, _fold_answers(here[1], judged))
+        scans.write(0, fold, _fold_answers(here[1], answers))
 
 
 def _splits_of_repeats(
@@ -248,10 +270,14 @@ def _splits_of_repeats(
             yield repeat, fold, split
 
 
-def _within(
-    tell: Tell, stage: str, begin: float, end: float
-) -> Callable[[float, Mapping[str, float]], None]:
-    """Return what a fit reports to, whose part goes from `begin` to `end` of the whole."""
+def _first_half(report: Report) -> Report:
+    """Return what a fit reports to that is the first half of a whole."""
+    return lambda share, metrics: report(share / 2, metrics)
+
+
+def _within(tell: Tell, stage: str, begin: float, end: float) -> Report:
+    """Return the progress callback of a fit that covers the shares `begin` to `end` of the
+    whole."""
     return lambda share, metrics: tell(stage, begin + share * (end - begin), metrics)
 
 
@@ -259,30 +285,54 @@ def _finished(
     experiment: Experiment,
     split: Split,
     own: Path,
-    report: Callable[[float, Mapping[str, float]], None],
+    report: Report,
+    tests_follow: bool,
     test_heat_maps: bool,
 ) -> FoldResult:
     """Return a fold's result: what an earlier call left beside the folder `own`, or that of a new
     fit, which is then left there.
+
+    Args:
+        experiment: training and test data.
+        split: of the fold.
+        own: the folder of its checkpoint.
+        report: called with the share that is done.
+        tests_follow: the fit is half of that share, and tests of heat maps the other half.
+        test_heat_maps: test them.
     """
     path = own.with_name(f"{own.name}.json")
-    kept = load_json(path)
-    if kept is not None:
-        return from_json(FoldResult, kept)
+    saved = load_json(path)
+    if saved is not None:
+        return from_json(FoldResult, saved)
     began = time.monotonic()
     train, weak_scans = _learned_from(experiment, split)
-    fitted = experiment.fit(train, own, report, weak_scans)
+    fitting = _first_half(report) if tests_follow else report
+    fitted = experiment.fit(train, own, fitting, weak_scans)
     slices, scans = _answers_of(experiment, fitted, split)
     if experiment.types is not None:
         slices, scans = _with_types(slices, scans, experiment, experiment.types, fitted, train)
     of_slices, of_scans = experiment.operating_points(fitted.held_out)
+    tested = None
+    if test_heat_maps:
+        files = fitted.export(of_slices.platt, of_scans.platt)
+        at, wrong = _true_positives_in(experiment, slices), _mistakes_in(experiment, slices)
+        drawn = itertools.count(1)
+
+        def on_map() -> None:
+            report(0.5 + 0.5 * next(drawn) / (len(at) + len(wrong)), {})
+
+        tested = judge_heat_maps(
+            files, experiment.images, experiment.masks, at, experiment.seed, on_map
+        )
+        pictures = own.with_name(f"{own.name}-mistakes.npz")
+        draw_mistakes(pictures, experiment, fitted, files, wrong, on_map)
     result = FoldResult(
         slices=slices,
         scans=scans,
         threshold=of_slices.threshold,
         scan_threshold=of_scans.threshold,
-        heat_maps=_heat_maps_of(experiment, fitted, slices) if test_heat_maps else None,
-        outlines=overlaps(experiment, fitted, np.sort(split.held)),
+        heat_maps=tested,
+        outlines=overlaps(experiment, fitted, np.sort(split.held_out)),
         seconds=time.monotonic() - began,
         learnt_features=fitted.learned_features,
         chosen=dict(fitted.chosen),
@@ -322,8 +372,8 @@ def _answers_of(
     labeled ones. A scan of one slice is treated as a slice.
     """
     of_slices, of_scans = experiment.operating_points(fitted.held_out)
-    at = np.sort(split.held)
-    scans = np.union1d(experiment.scans[at], split.held_weak)
+    at = np.sort(split.held_out)
+    scans = np.union1d(experiment.scans[at], split.held_out_weak)
     whole = fitted.scan_decisions[scans]
     return (
         _fold_answers(at, _judge(of_slices, fitted.decisions[at])),
@@ -347,40 +397,39 @@ def _with_types(
     training part.
     """
     of_slices, _ = experiment.operating_points(fitted.held_out)
-    found = fit_types(fitted.descriptions, types.slices, experiment.groups, part).of_slices(
+    probabilities = fit_types(fitted.descriptions, types.slices, experiment.groups, part).of_slices(
         fitted.descriptions, of_slices.platt(fitted.decisions)
     )
-    ends = np.append(experiment.first_of_scan, len(found))
+    ends = np.append(experiment.first_of_scan, len(probabilities))
     of_scans = [
-        of_scan(found[ends[scan] : ends[scan + 1]], probability).tolist()
+        of_scan(probabilities[ends[scan] : ends[scan + 1]], probability).tolist()
         for scan, probability in zip(scans.at, scans.probabilities, strict=True)
     ]
-    return replace(slices, types=found[slices.at].tolist()), replace(scans, types=of_scans)
+    return replace(slices, types=probabilities[slices.at].tolist()), replace(scans, types=of_scans)
 
 
-def _heat_maps_of(
-    experiment: Experiment, fitted: Fitted, answers: FoldAnswers
-) -> list[HeatMapTest]:
-    """Test the heat maps of at most `MOST_HEAT_MAPS` true positives of a fold, those with masks
+def _mistakes_in(experiment: Experiment, answers: FoldAnswers) -> list[int]:
+    """Return the positions of the slices that a fold was most wrong about."""
+    at = np.asarray(answers.at, int)
+    labels = experiment.labels[at]
+    worst = worst_of(labels, np.asarray(answers.probabilities), np.asarray(answers.predicted))
+    return [int(position) for position in at[worst]]
+
+
+def _true_positives_in(experiment: Experiment, answers: FoldAnswers) -> list[int]:
+    """Return the positions of at most `MOST_HEAT_MAPS` true positives of a fold, those with masks
     first.
     """
     at = np.asarray(answers.at, int)
-    found = at[(experiment.labels[at] == 1) & np.asarray(answers.predicted, bool)]
-    random = np.random.default_rng([experiment.seed, len(found)])
+    positives = at[(experiment.labels[at] == 1) & np.asarray(answers.predicted, bool)]
+    random = np.random.default_rng([experiment.seed, len(positives)])
     outlined = (
-        (np.asarray(experiment.masks[found]) == 1).any(axis=(1, 2))
-        if len(found)
+        (np.asarray(experiment.masks[positives]) == 1).any(axis=(1, 2))
+        if len(positives)
         else np.zeros(0, bool)
     )
-    tested = found[np.lexsort((random.random(len(found)), ~outlined))][:MOST_HEAT_MAPS]
-    of_slices, of_scans = experiment.operating_points(fitted.held_out)
-    return judge_heat_maps(
-        fitted.export(of_slices.platt, of_scans.platt),
-        experiment.images,
-        experiment.masks,
-        tested.tolist(),
-        experiment.seed,
-    )
+    order = np.lexsort((random.random(len(positives)), ~outlined))
+    return [int(position) for position in positives[order][:MOST_HEAT_MAPS]]
 
 
 def _judge(point: OperatingPoint, decisions: np.ndarray) -> dict[str, np.ndarray]:

@@ -41,6 +41,8 @@ class Experiment(RunData):
     ) -> Experiment:
         """Create an experiment from pooled data sets and their model inputs, without types of
         hemorrhage; the fields are as in `ml.models.contract.RunData`.
+
+        More than seven parameters, because each is a field of the experiment, given by its name.
         """
         return cls(
             images=inputs.images,
@@ -110,6 +112,6 @@ class Experiment(RunData):
         )
         return fit_of(self.architecture)(task)
 
-    def operating_points(self, held: HeldOut) -> tuple[OperatingPoint, OperatingPoint]:
+    def operating_points(self, held_out: HeldOut) -> tuple[OperatingPoint, OperatingPoint]:
         """Return those of slices and of scans; see `ml.training.operating_points`."""
-        return operating_points(self, self.architecture, held)
+        return operating_points(self, self.architecture, held_out)

@@ -38,47 +38,47 @@ def check_export(
     largest = 0.0
     for scan in (images, images[:1]):
         maps, slices, whole = final.reference(scan, of_slices, of_scans)
-        found_maps = features.run(["maps"], {"images": scan})[0]
-        found_slices, found_whole = head.run(
-            ["slice_probability", "scan_probability"], {"maps": found_maps}
+        exported_maps = features.run(["maps"], {"images": scan})[0]
+        exported_slices, exported_whole = head.run(
+            ["slice_probability", "scan_probability"], {"maps": exported_maps}
         )
-        of_maps = float(np.abs(maps - found_maps).max() / max(float(np.abs(maps).max()), 1.0))
-        of_whole = abs(float(found_whole[0]) - float(whole))
-        largest = max(largest, of_maps, float(np.abs(slices - found_slices).max()), of_whole)
+        of_maps = float(np.abs(maps - exported_maps).max() / max(float(np.abs(maps).max()), 1.0))
+        of_whole = abs(float(exported_whole[0]) - float(whole))
+        largest = max(largest, of_maps, float(np.abs(slices - exported_slices).max()), of_whole)
         if final.reference_outlines is not None:
             outlined = features.run([OUTLINE], {"images": scan})[0]
             off = np.abs(final.reference_outlines(scan) - outlined)
             largest = max(largest, float(off.max()))
         if types is not None and TYPES in files:
-            given = {
-                "maps": found_maps,
-                "slice_probability": found_slices,
-                "scan_probability": found_whole,
+            inputs_of_types = {
+                "maps": exported_maps,
+                "slice_probability": exported_slices,
+                "scan_probability": exported_whole,
             }
             expected = types.of_slices(pooled(maps, "both"), slices)
             largest = max(
-                largest, _difference_of_types(files[TYPES], given, expected, whole, types)
+                largest, _difference_of_types(files[TYPES], inputs_of_types, expected, whole, types)
             )
     return ExportCheck(largest, EXPORT_LIMIT, largest <= EXPORT_LIMIT)
 
 
 def _difference_of_types(
     graph: bytes,
-    given: Mapping[str, np.ndarray],
+    inputs: Mapping[str, np.ndarray],
     expected: np.ndarray,
     whole: float,
     types: TypesHead,
 ) -> float:
-    """Return how far the graph of types is from the head.
+    """Return the maximum difference between the graph of types and the head.
 
     Args:
         graph: types.onnx.
-        given: its inputs.
+        inputs: its inputs.
         expected: the head's probabilities of slices (n, 5).
         whole: the probability of the scan.
         types: the head.
     """
-    found = onnxruntime.InferenceSession(graph).run(["slice_types", "scan_types"], given)
+    outputs = onnxruntime.InferenceSession(graph).run(["slice_types", "scan_types"], inputs)
     columns = [BLEEDING_TYPES.index(name) for name in types.names]
     right = expected[:, columns], of_scan(expected, whole)[columns]
-    return max(float(np.abs(one - other).max()) for one, other in zip(found, right, strict=True))
+    return max(float(np.abs(a - b).max()) for a, b in zip(outputs, right, strict=True))

@@ -197,9 +197,11 @@ class Scored:
         as a whole; 0 if what is known shows none, else unknown.
         """
         labels = np.full(len(self.answers), UNKNOWN)
-        given = [UNKNOWN if one.scan_label is None else one.scan_label for one in self.examples]
+        of_examples = [
+            UNKNOWN if one.scan_label is None else one.scan_label for one in self.examples
+        ]
         np.maximum.at(labels, self.scans, self.slices.labels)
-        np.maximum.at(labels, self.scans, given)
+        np.maximum.at(labels, self.scans, of_examples)
         number_of = {
             scan_key(self.examples[at]): number for number, at in enumerate(self.first_of_scan)
         }
@@ -242,19 +244,19 @@ def evaluate(
         )
     # each image is checked once, below
     predictor = Predictor(model_dir, threads, checks_head_ct=False)
-    judge, without_judge = _judge()
+    head_check, why_not = _load_head_check()
     examples = in_scan_order(dataset.examples)
     scans = numbered([scan_key(example) for example in examples])
     identity = digest(predictor.card.id, dataset.fingerprint)
     began = time.monotonic()
-    answers = _score(predictor, judge, examples, scans, out_dir, identity, on_progress)
+    answers = _score(predictor, head_check, examples, scans, out_dir, identity, on_progress)
     marks, without_marks = _marks(model_dir)
     scored = Scored(predictor.card, dataset, examples, scans, answers, seen_among(examples, marks))
     result = _figures(
         scored,
         identity,
-        _gate_figures(scored.oddness, judge),
-        [*without_judge, *without_marks, *_notes(scored)],
+        _gate_figures(scored.oddness, head_check),
+        [*why_not, *without_marks, *_notes(scored)],
         began,
     )
     _write_predictions(
@@ -269,7 +271,7 @@ def evaluate(
 def _figures(
     scored: Scored, identity: str, not_head_ct: GateFigures, notes: list[str], began: float
 ) -> Evaluation:
-    """Return all that is said of a scored data set; `began` is when that was, by
+    """Return all that is reported of a scored data set; `began` is when that was, by
     `time.monotonic()`.
     """
     card, slices, patients = scored.card, scored.slices, scored.patients
@@ -279,7 +281,7 @@ def _figures(
         identity=identity,
         model=EvaluatedModel(card.id, card.architecture, card.reads, card.settings),
         threshold=card.threshold,
-        patient_threshold=card.point_of(2)[0],
+        patient_threshold=card.operating_point(2)[0],
         dataset=scored.dataset.name,
         fingerprint=scored.dataset.fingerprint,
         images=len(scored.examples),
@@ -301,7 +303,7 @@ def _figures(
 
 
 def _notes(scored: Scored) -> list[str]:
-    """Return what a reader of the figures must know."""
+    """Return notes for readers of the figures."""
     notes, examples = [], scored.examples
     if overlap := int(scored.seen_images.sum()):
         notes.append(
@@ -315,7 +317,7 @@ def _notes(scored: Scored) -> list[str]:
             if without == len(examples)
             else f"{without} images name no patient"
         )
-        notes.append(f"{which}; each counts as a patient of its own.")
+        notes.append(f"{which}; each counts as a separate patient.")
     if unknown := int((scored.slices.labels == UNKNOWN).sum()):
         notes.append(
             f"{unknown} images have no label: they are used for their patient's prediction, but"
@@ -330,18 +332,18 @@ def _notes(scored: Scored) -> list[str]:
     return notes
 
 
-def _judge() -> tuple[Gate | None, list[str]]:
+def _load_head_check() -> tuple[Gate | None, list[str]]:
     try:
         return gate(), []
     except ArtifactError as err:
         return None, [str(err)]
 
 
-def _gate_figures(scores: np.ndarray, judge: Gate | None) -> GateFigures:
+def _gate_figures(scores: np.ndarray, head_check: Gate | None) -> GateFigures:
     """Summarize the scores for "not a head CT" (n,), with the number of images that the service
     would refuse.
     """
-    if judge is None:
+    if head_check is None:
         return GateFigures(
             refused=None,
             n=0,
@@ -383,7 +385,7 @@ def _notes_on_unread(examples: Sequence[Example], unread: Sequence[Example]) -> 
 
 def _score(
     predictor: Predictor,
-    judge: Gate | None,
+    head_check: Gate | None,
     examples: Sequence[Example],
     scans: np.ndarray,
     out_dir: Path,
@@ -393,22 +395,22 @@ def _score(
     """Return the prediction for each scan, resuming from saved ones."""
     partial = out_dir / PARTIAL
     order = digest(*((example.name, example.place_mm) for example in examples), *scans)
-    kept = _kept(partial)
-    if any(
-        found and found.get("identity") != identity for found in (kept, _kept(out_dir / METRICS))
-    ):
+    saved = _saved(partial)
+    if any(one and one.get("identity") != identity for one in (saved, _saved(out_dir / METRICS))):
         raise SettingError(
             f"The folder {out_dir.name} holds an evaluation of another model or data set; give"
             " another folder."
         )
     # Patients or slice numbers may have been corrected in the meantime.
-    answers = from_json(Partial, kept).answers if kept.get("order") == order else []
+    answers = from_json(Partial, saved).answers if saved.get("order") == order else []
     starts = [*np.unique(scans, return_index=True)[1].tolist(), len(examples)]
     saved_at = time.monotonic()
     try:
         for scan in range(len(answers), len(starts) - 1):
             on_progress(starts[scan], len(examples))
-            answers.append(_answer(predictor, judge, examples[starts[scan] : starts[scan + 1]]))
+            answers.append(
+                _answer(predictor, head_check, examples[starts[scan] : starts[scan + 1]])
+            )
             if time.monotonic() - saved_at > KEEP_EVERY_S:
                 save_json(partial, to_json(Partial(identity, order, answers)))
                 saved_at = time.monotonic()
@@ -419,28 +421,32 @@ def _score(
     return answers
 
 
-def _kept(path: Path) -> dict[str, Any]:
+def _saved(path: Path) -> dict[str, Any]:
     """Load the results of an evaluation; empty if there is no file."""
     try:
-        found = load_json(path)
+        results = load_json(path)
     except ValueError:
-        found = path.name
-    return {} if found is None else found if isinstance(found, dict) else {"identity": None}
+        return {"identity": None}
+    if results is None:
+        return {}
+    return results if isinstance(results, dict) else {"identity": None}
 
 
-def _answer(predictor: Predictor, judge: Gate | None, examples: Sequence[Example]) -> ScanAnswer:
+def _answer(
+    predictor: Predictor, head_check: Gate | None, examples: Sequence[Example]
+) -> ScanAnswer:
     try:
         # Slices with too little contrast were already handled when the data set was read.
         slices = tuple(slice_of(example, may_be_bare=True) for example in examples)
     except ImageError as err:  # it was readable when the data set was read
         raise ImageError(f"{examples[0].name} and the slices after it: {err}") from err
-    finding = predictor.predict(Series(slices, steps_mm=_steps_mm(examples, slices)))
+    result = predictor.predict(Series(slices, steps_mm=_steps_mm(examples, slices)))
     return ScanAnswer(
-        probability=finding.probability,
-        positive=finding.positive,
-        uncertain=finding.uncertain,
-        slices=list(finding.slice_probabilities),
-        not_head_ct=[judge.score(one) for one in slices] if judge else [],
+        probability=result.probability,
+        positive=result.positive,
+        uncertain=result.uncertain,
+        slices=list(result.slice_probabilities),
+        not_head_ct=[head_check.score(one) for one in slices] if head_check else [],
     )
 
 
@@ -488,11 +494,11 @@ def _rows(scored: Scored) -> Iterator[dict[str, Any]]:
         ("patient", scored.patients, scored.first_of_scan),
     ):
         for number, position in enumerate(positions):
-            asked = name == "slice" and len(scored.oddness)
+            is_checked = name == "slice" and len(scored.oddness)
             yield whose_answer(scored.examples[position], name, level.groups[number]) | {
                 "label": "" if level.labels[number] == UNKNOWN else int(level.labels[number]),
                 "probability": repr(float(level.probabilities[number])),
                 "predicted": int(level.predicted[number]),
                 "overlap": int(level.seen[number]),
-                "not_head_ct": repr(float(scored.oddness[number])) if asked else "",
+                "not_head_ct": repr(float(scored.oddness[number])) if is_checked else "",
             }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ml.datasets.groups import dealt_folds, stratified_group_folds
+from ml.datasets.groups import grouped_folds
 from ml.training.experiment import Experiment
 
 
@@ -18,9 +18,9 @@ class Split:
     """
 
     learn: np.ndarray
-    held: np.ndarray
+    held_out: np.ndarray
     learn_weak: np.ndarray
-    held_weak: np.ndarray
+    held_out_weak: np.ndarray
 
 
 def splits(experiment: Experiment, folds: int, repeat: int) -> Iterator[Split]:
@@ -32,27 +32,32 @@ def splits(experiment: Experiment, folds: int, repeat: int) -> Iterator[Split]:
     weak_scans = experiment.weak_scans[experiment.unseen[first[experiment.weak_scans]]]
     groups, weak_groups = experiment.groups[testable], experiment.groups[first[weak_scans]]
     if experiment.settings.get("folds_by") != "data set":
-        seed = experiment.seed + repeat
-        fold_of = dealt_folds(experiment.scan_labels[weak_scans], weak_groups, folds, seed)
-        by_group = list(stratified_group_folds(experiment.labels[testable], groups, folds, seed))
-        for fold, (_, held) in enumerate(by_group):
-            fold_of[np.isin(weak_groups, groups[held])] = fold
-        for fold, (learn, held) in enumerate(by_group):
+        weak_labels = experiment.scan_labels[weak_scans]
+        for learn, held_out, is_held_out in grouped_folds(
+            experiment.labels[testable],
+            groups,
+            weak_labels,
+            weak_groups,
+            folds,
+            experiment.seed + repeat,
+        ):
             yield Split(
                 testable[learn],
-                testable[held],
-                weak_scans[fold_of != fold],
-                weak_scans[fold_of == fold],
+                testable[held_out],
+                weak_scans[~is_held_out],
+                weak_scans[is_held_out],
             )
         return
     sources, weak_sources = experiment.sources[testable], experiment.sources[first[weak_scans]]
     for source in np.union1d(sources, weak_sources):
-        held, held_weak = sources == source, weak_sources == source
+        held_out, held_out_weak = sources == source, weak_sources == source
         # An image that is in both data sets joins their groups, which must be excluded from
         # training.
-        there = np.concatenate([groups[held], weak_groups[held_weak]])
+        there = np.concatenate([groups[held_out], weak_groups[held_out_weak]])
         learn, learn_weak = (
-            ~held & ~np.isin(groups, there),
-            ~held_weak & ~np.isin(weak_groups, there),
+            ~held_out & ~np.isin(groups, there),
+            ~held_out_weak & ~np.isin(weak_groups, there),
         )
-        yield Split(testable[learn], testable[held], weak_scans[learn_weak], weak_scans[held_weak])
+        yield Split(
+            testable[learn], testable[held_out], weak_scans[learn_weak], weak_scans[held_out_weak]
+        )

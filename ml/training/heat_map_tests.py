@@ -12,7 +12,7 @@ alone, also by series models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -45,7 +45,12 @@ class HeatMapTest:
 
 
 def judge_heat_maps(
-    files: Mapping[str, bytes], images: np.ndarray, masks: np.ndarray, at: Sequence[int], seed: int
+    files: Mapping[str, bytes],
+    images: np.ndarray,
+    masks: np.ndarray,
+    at: Sequence[int],
+    seed: int,
+    on_map: Callable[[], None] = lambda: None,
 ) -> list[HeatMapTest]:
     """Return how the heat map of each slice does in both tests.
 
@@ -55,6 +60,7 @@ def judge_heat_maps(
         masks: uint8 (n, m, m) see `ml.models.contract.RunData`.
         at: positions of the slices to test.
         seed: for the random covers.
+        on_map: called after each slice; raises to stop.
     """
     features, head = (onnxruntime.InferenceSession(files[name]) for name in (FEATURES, HEAD))
 
@@ -89,6 +95,7 @@ def judge_heat_maps(
                 hottest_in_or_beside_mask=points_at(heat, masks[position]),
             )
         )
+        on_map()
     return tests
 
 

@@ -48,13 +48,13 @@ def read_inputs(
             cache, whose order a checkpoint relies on, is of other examples.
     """
     paths = cache / "images.npy", cache / "masks.npy"
-    made_of, owner = _digest(examples), cache / "examples.json"
-    if load_json(owner) not in (None, made_of):
+    digest, owner = _digest(examples), cache / "examples.json"
+    if load_json(owner) not in (None, digest):
         raise DatasetError(
             f"Order, masks or labels of the images have changed since {cache.parent.name} was"
             " created; give another folder."
         )
-    save_json(owner, made_of)
+    save_json(owner, digest)
     if not all(path.is_file() for path in paths):
         shapes = (len(examples), spec.size, spec.size, 1), (len(examples), MASK_PX, MASK_PX)
         with replacing(paths[0]) as of_images, replacing(paths[1]) as of_masks:

@@ -43,14 +43,14 @@ def series_of(run: RunData) -> np.ndarray:
 
 
 def operating_points(
-    run: RunData, architecture: str, held: HeldOut, point: str | None = None
+    run: RunData, architecture: str, held_out: HeldOut, point: str | None = None
 ) -> tuple[OperatingPoint, OperatingPoint]:
     """Return those of slices and of scans of several slices.
 
     Args:
         run: what is known of the slices.
         architecture: a name of `ml.catalogue`; whether it answers for scans by a rule.
-        held: decisions of models that had not learned from these slices and scans.
+        held_out: decisions of models that had not learned from these slices and scans.
         point: a name of `ml.named_points.POINTS` in place of the setting "threshold".
     """
     chosen = point or str(run.settings.get("threshold", "balanced"))
@@ -59,16 +59,16 @@ def operating_points(
         "target": float(run.settings.get("target_sensitivity", 0.95)),
     }
     of_slices = operating_point(
-        run.labels[held.slices], held.decisions, run.sources[held.slices], **how
+        run.labels[held_out.slices], held_out.decisions, run.sources[held_out.slices], **how
     )
-    labels, decisions, sources = _scans(run, scan_rule_of(architecture), held)
+    labels, decisions, sources = _scans(run, scan_rule_of(architecture), held_out)
     if len(np.unique(labels)) < 2:
         return of_slices, of_slices
     return of_slices, operating_point(labels, decisions, sources, prior=of_slices.platt, **how)
 
 
 def _scans(
-    run: RunData, rule: Callable[[np.ndarray], float] | None, held: HeldOut
+    run: RunData, rule: Callable[[np.ndarray], float] | None, held_out: HeldOut
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return labels, decisions and sources of the scans that a scan's operating point is fitted to.
 
@@ -76,58 +76,62 @@ def _scans(
     such: one that sent only bleeding patients says nothing about a threshold.
     """
     all_labels = run.scan_labels
-    several = series_of(run)[held.scans] & (all_labels[held.scans] != UNKNOWN)
-    scans, decisions = held.scans[several], held.scan_decisions[several]
+    several = series_of(run)[held_out.scans] & (all_labels[held_out.scans] != UNKNOWN)
+    scans, decisions = held_out.scans[several], held_out.scan_decisions[several]
     labels, sources = all_labels[scans], run.sources[run.first_of_scan[scans]]
-    made = made_series(run, rule, held) if rule else {}
-    if made and (labels == 1).any():
+    sampled = made_series(run, rule, held_out) if rule else {}
+    if sampled and (labels == 1).any():
         return (
-            np.concatenate([labels, *(np.zeros(len(each), int) for each in made.values())]),
-            np.concatenate([decisions, *made.values()]),
-            np.concatenate([sources, *(np.full(len(each), name) for name, each in made.items())]),
+            np.concatenate([labels, *(np.zeros(len(values), int) for values in sampled.values())]),
+            np.concatenate([decisions, *sampled.values()]),
+            np.concatenate(
+                [sources, *(np.full(len(values), name) for name, values in sampled.items())]
+            ),
         )
     mixed = [name for name in np.unique(sources) if len(np.unique(labels[sources == name])) == 2]
-    kept = np.isin(sources, mixed) if mixed else np.ones(len(sources), bool)
-    return labels[kept], decisions[kept], sources[kept]
+    chosen = np.isin(sources, mixed) if mixed else np.ones(len(sources), bool)
+    return labels[chosen], decisions[chosen], sources[chosen]
 
 
 def made_series(
-    run: RunData, rule: Callable[[np.ndarray], float], held: HeldOut
+    run: RunData, rule: Callable[[np.ndarray], float], held_out: HeldOut
 ) -> dict[str, np.ndarray]:
     """Return decisions (`MADE_SERIES`,) of series of `SERIES_SLICES` slices without hemorrhage,
     each of another person, by the name that the source of each gets.
     """
-    single = (run.labels[held.slices] == 0) & (run.scan_sizes[run.scans[held.slices]] == 1)
-    made = {}
-    for source in np.unique(run.sources[held.slices]):
-        at = np.flatnonzero(single & (run.sources[held.slices] == source))
-        one_each = at[np.unique(run.groups[held.slices[at]], return_index=True)[1]]
+    single = (run.labels[held_out.slices] == 0) & (run.scan_sizes[run.scans[held_out.slices]] == 1)
+    decisions = {}
+    for source in np.unique(run.sources[held_out.slices]):
+        at = np.flatnonzero(single & (run.sources[held_out.slices] == source))
+        one_each = at[np.unique(run.groups[held_out.slices[at]], return_index=True)[1]]
         if len(one_each) < FEWEST_PEOPLE:
             continue
         random = np.random.default_rng(run.seed)
         drawn = [random.choice(one_each, SERIES_SLICES, replace=False) for _ in range(MADE_SERIES)]
-        made[f"series of {source}"] = np.array([rule(held.decisions[each]) for each in drawn])
-    return made
+        decisions[f"series of {source}"] = np.array(
+            [rule(held_out.decisions[chosen]) for chosen in drawn]
+        )
+    return decisions
 
 
-def without(held: HeldOut, slices: np.ndarray, scans: np.ndarray) -> HeldOut:
+def without(held_out: HeldOut, slices: np.ndarray, scans: np.ndarray) -> HeldOut:
     """Return the decisions but those on these positions of slices and numbers of scans."""
-    of_slices, of_scans = ~np.isin(held.slices, slices), ~np.isin(held.scans, scans)
+    of_slices, of_scans = ~np.isin(held_out.slices, slices), ~np.isin(held_out.scans, scans)
     return HeldOut(
-        held.slices[of_slices],
-        held.decisions[of_slices],
-        held.scans[of_scans],
-        held.scan_decisions[of_scans],
+        held_out.slices[of_slices],
+        held_out.decisions[of_slices],
+        held_out.scans[of_scans],
+        held_out.scan_decisions[of_scans],
     )
 
 
-def has_both_classes(run: RunData, held: HeldOut) -> bool:
+def has_both_classes(run: RunData, held_out: HeldOut) -> bool:
     """True if slices of both classes are among the decisions."""
-    return len(np.unique(run.labels[held.slices])) == 2
+    return len(np.unique(run.labels[held_out.slices])) == 2
 
 
 def named_points(
-    run: RunData, architecture: str, held: HeldOut, folds: tuple[np.ndarray, np.ndarray]
+    run: RunData, architecture: str, held_out: HeldOut, folds: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, dict[str, PointFigures]]:
     """Return by level, "slice" and "patient", each named operating point with its threshold and
     what it means (`ml.evaluation.metrics.figures_at`).
@@ -136,31 +140,34 @@ def named_points(
     folds are data sets, those of other hospitals.
 
     Args:
-        run, architecture, held: as `operating_points` takes them, of the whole cross-validation.
-        folds: of the slices and of the scans in `held`.
+        run, architecture, held_out: as `operating_points` takes them, of the whole
+            cross-validation.
+        folds: of the slices and of the scans in `held_out`.
     """
-    labels = run.labels[held.slices], run.scan_labels[held.scans]
-    several = series_of(run)[held.scans]
-    groups = run.groups[held.slices], run.groups[run.first_of_scan[held.scans]]
+    labels = run.labels[held_out.slices], run.scan_labels[held_out.scans]
+    several = series_of(run)[held_out.scans]
+    groups = run.groups[held_out.slices], run.groups[run.first_of_scan[held_out.scans]]
     described: dict[str, dict[str, PointFigures]] = {"slice": {}, "patient": {}}
     for name in POINTS:
-        called = [np.zeros(len(each), bool) for each in labels]
-        judged = [np.zeros(len(each), bool) for each in labels]
+        called = [np.zeros(len(level_labels), bool) for level_labels in labels]
+        tested = [np.zeros(len(level_labels), bool) for level_labels in labels]
         for fold in np.unique(folds[0]):
-            others = without(held, held.slices[folds[0] == fold], held.scans[folds[1] == fold])
+            others = without(
+                held_out, held_out.slices[folds[0] == fold], held_out.scans[folds[1] == fold]
+            )
             if not has_both_classes(run, others):
                 continue
             points = operating_points(run, architecture, others, name)
-            for level, decisions in enumerate((held.decisions, held.scan_decisions)):
-                here = folds[level] == fold
-                called[level][here] = (
-                    points[level].platt(decisions[here]) >= points[level].threshold
+            for level, decisions in enumerate((held_out.decisions, held_out.scan_decisions)):
+                in_fold = folds[level] == fold
+                called[level][in_fold] = (
+                    points[level].platt(decisions[in_fold]) >= points[level].threshold
                 )
-                judged[level][here] = True
-        final = operating_points(run, architecture, held, name)
-        judged[1] &= several & (labels[1] != UNKNOWN)
+                tested[level][in_fold] = True
+        final = operating_points(run, architecture, held_out, name)
+        tested[1] &= several & (labels[1] != UNKNOWN)
         for level, key in enumerate(described):
-            chosen = judged[level]
+            chosen = tested[level]
             figures = figures_at(
                 labels[level][chosen], called[level][chosen], groups[level][chosen], run.seed
             )
@@ -168,19 +175,23 @@ def named_points(
     return described
 
 
-def threshold_curves(run: RunData, architecture: str, held: HeldOut) -> dict[str, list[CurvePoint]]:
+def threshold_curves(
+    run: RunData, architecture: str, held_out: HeldOut
+) -> dict[str, list[CurvePoint]]:
     """Return by level, "slice" and "patient", what thresholds from 0 to 1 find, at most
     `ml.evaluation.curves.CURVE_POINTS` of them in ascending order; empty where a class is missing.
 
     The answers are held out, but calibrated by what is fitted to all of them; the figures of
     `named_points` are not, and say what to expect elsewhere.
     """
-    scans = held.scans[series_of(run)[held.scans] & (run.scan_labels[held.scans] != UNKNOWN)]
-    points = operating_points(run, architecture, held)
+    scans = held_out.scans[
+        series_of(run)[held_out.scans] & (run.scan_labels[held_out.scans] != UNKNOWN)
+    ]
+    points = operating_points(run, architecture, held_out)
     return {
-        "slice": threshold_curve(run.labels[held.slices], points[0].platt(held.decisions)),
+        "slice": threshold_curve(run.labels[held_out.slices], points[0].platt(held_out.decisions)),
         "patient": threshold_curve(
             run.scan_labels[scans],
-            points[1].platt(held.scan_decisions[np.isin(held.scans, scans)]),
+            points[1].platt(held_out.scan_decisions[np.isin(held_out.scans, scans)]),
         ),
     }

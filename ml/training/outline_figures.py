@@ -31,34 +31,34 @@ class Overlap:
 
     Attributes:
         at: position of the slice.
-        drawn, given: places inside the annotation and inside the model's outline.
+        drawn, predicted: places inside the annotation and inside the model's outline.
         both: places inside both.
     """
 
     at: int
     drawn: int
-    given: int
+    predicted: int
     both: int
 
 
-def overlaps(experiment: Experiment, fitted: Fitted, held: np.ndarray) -> list[Overlap] | None:
+def overlaps(experiment: Experiment, fitted: Fitted, held_out: np.ndarray) -> list[Overlap] | None:
     """Return the overlaps of held-out slices (positions), those without annotation left out; None
     where the architecture gives no outlines.
     """
     if fitted.outlines is None:
         return None
-    found = []
-    for at in held:
+    measured = []
+    for at in held_out:
         mask = np.asarray(experiment.masks[at])
         if (mask == NOT_DRAWN).any():
             continue
-        given = fitted.outlines[at] >= INSIDE
-        if given.any():
-            given &= _places_inside(np.asarray(experiment.images[at, ..., 0]), given.shape)
+        predicted = fitted.outlines[at] >= INSIDE
+        if predicted.any():
+            predicted &= _places_inside(np.asarray(experiment.images[at, ..., 0]), predicted.shape)
         drawn = mask == BLOOD
-        counts = (int(places.sum()) for places in (drawn, given, drawn & given))
-        found.append(Overlap(int(at), *counts))
-    return found
+        counts = (int(places.sum()) for places in (drawn, predicted, drawn & predicted))
+        measured.append(Overlap(int(at), *counts))
+    return measured
 
 
 def _places_inside(gray: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -73,58 +73,58 @@ def _places_inside(gray: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def outline_figures(
-    found: Sequence[Overlap], slices: Answers, seed: int
+    measured: Sequence[Overlap], slices: Answers, seed: int
 ) -> dict[str, OutlineFigures]:
     """Return the figures of each data set that has annotations, by its name.
 
     Args:
-        found: overlaps of held-out slices.
+        measured: of held-out slices.
         slices: the answers for them; those of the first repeat say which have an outline.
         seed: of the bootstrap over groups.
     """
     place = {int(at): number for number, at in enumerate(slices.at)}
     shown = [
-        overlap if slices.predicted[0, place[overlap.at]] else replace(overlap, given=0, both=0)
-        for overlap in found
+        overlap if slices.predicted[0, place[overlap.at]] else replace(overlap, predicted=0, both=0)
+        for overlap in measured
     ]
-    sources = np.array([slices.sources[place[overlap.at]] for overlap in found], str)
-    groups = np.array([slices.groups[place[overlap.at]] for overlap in found], str)
-    drawn, given, both = (
+    sources = np.array([slices.sources[place[overlap.at]] for overlap in measured], str)
+    groups = np.array([slices.groups[place[overlap.at]] for overlap in measured], str)
+    drawn, predicted, both = (
         np.array([getattr(overlap, name) for overlap in shown], float)
-        for name in ("drawn", "given", "both")
+        for name in ("drawn", "predicted", "both")
     )
     figures = {}
     for source in np.unique(sources[drawn > 0]):
         own = sources == source
-        figures[str(source)] = _of_one(drawn[own], given[own], both[own], groups[own], seed)
+        figures[str(source)] = _of_one(drawn[own], predicted[own], both[own], groups[own], seed)
     return figures
 
 
 def _of_one(
-    drawn: np.ndarray, given: np.ndarray, both: np.ndarray, groups: np.ndarray, seed: int
+    drawn: np.ndarray, predicted: np.ndarray, both: np.ndarray, groups: np.ndarray, seed: int
 ) -> OutlineFigures:
     bloody = drawn > 0
     patients, inverse = np.unique(groups, return_inverse=True)
-    of_patient = [np.bincount(inverse, values) for values in (drawn, given, both)]
+    of_patient = [np.bincount(inverse, values) for values in (drawn, predicted, both)]
     bleeding = of_patient[0] > 0
 
     def mean(values: np.ndarray, of: np.ndarray) -> Estimate:
         return share_with_interval(values, of, seed)
 
-    by_slice = [values[bloody] for values in (drawn, given, both)]
+    by_slice = [values[bloody] for values in (drawn, predicted, both)]
     by_patient = [values[bleeding] for values in of_patient]
     return OutlineFigures(
         slice_dice=mean(_dice(*by_slice), groups[bloody]),
         slice_iou=mean(_iou(*by_slice), groups[bloody]),
         patient_dice=mean(_dice(*by_patient), patients[bleeding]),
         patient_iou=mean(_iou(*by_patient), patients[bleeding]),
-        without_outline=mean((given[~bloody] == 0).astype(float), groups[~bloody]),
+        without_outline=mean((predicted[~bloody] == 0).astype(float), groups[~bloody]),
     )
 
 
-def _dice(drawn: np.ndarray, given: np.ndarray, both: np.ndarray) -> np.ndarray:
-    return np.asarray(2 * both / (drawn + given))
+def _dice(drawn: np.ndarray, predicted: np.ndarray, both: np.ndarray) -> np.ndarray:
+    return np.asarray(2 * both / (drawn + predicted))
 
 
-def _iou(drawn: np.ndarray, given: np.ndarray, both: np.ndarray) -> np.ndarray:
-    return np.asarray(both / (drawn + given - both))
+def _iou(drawn: np.ndarray, predicted: np.ndarray, both: np.ndarray) -> np.ndarray:
+    return np.asarray(both / (drawn + predicted - both))

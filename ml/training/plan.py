@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from ml.artifacts.card import InitialWeights
 from ml.catalogue import Architecture, architecture_named
 from ml.checkpoints import digest
@@ -18,10 +16,10 @@ from ml.datasets.read import Dataset
 from ml.datasets.seen_images import describe_weights
 from ml.datasets.type_labels import known_types
 from ml.errors import SettingError
+from ml.expected_time import Part, expected_parts
 from ml.models.contract import RECIPE
 from ml.models.fine_tuned import require_usable
 from ml.preprocessing.model_input import InputSpec
-from ml.training.controls import control_names, fits_of_controls
 from ml.training.experiment import Experiment
 from ml.training.inputs import Inputs
 from ml.typed_json import to_json
@@ -88,11 +86,6 @@ class Plan:
         """How the model reads a slice."""
         return InputSpec.from_settings(self.settings)
 
-    @property
-    def learns_features(self) -> bool:
-        """Whether the convolutions learn."""
-        return bool(self.settings.get("fine_tune_epochs") or self.settings.get("epochs"))
-
     def experiment(self, inputs: Inputs, shared: Path) -> Experiment:
         """Return the data of the training; `shared` is a folder for results that all fits share."""
         experiment = Experiment.of(
@@ -107,25 +100,15 @@ class Plan:
         types = known_types(self.pool.examples, self.pool.scans)
         return replace(experiment, reuse=self.config.reuse, types=types)
 
-    def shares(self) -> dict[str, tuple[float, float]]:
-        """Return from where to where each part of the training, "reading", "folds", "controls" and
-        "final", moves its progress, by about how long it takes.
-        """
-        learns, fits = self.learns_features, self.folds * self.repeats
-        names = control_names(self.settings, learns)
-        of_controls = sum(fits_of_controls(names, learns, len(self.pool.labels)))
-        fit = 10.0 if learns else 3.0
-        parts = {
-            "reading": 1.0 if learns else 5.0,
-            "folds": fits * fit,
-            "controls": (of_controls if learns else bool(names) * fits / 2) * fit,
-            "final": fit,
-        }
-        ends = np.cumsum(list(parts.values())) / sum(parts.values()) * 0.96
-        return {
-            name: (float(end - 0.96 * size / sum(parts.values())), float(end))
-            for (name, size), end in zip(parts.items(), ends, strict=True)
-        }
+    def parts(self) -> list[Part]:
+        """Return the parts of the training, in the order of its progress."""
+        return expected_parts(
+            self.architecture.name,
+            self.settings,
+            len(self.pool.labels),
+            len(self.datasets),
+            starts_random=self.init == "random",
+        )
 
 
 def plan_of(config: TrainConfig, datasets: Sequence[Dataset]) -> Plan:
@@ -146,7 +129,7 @@ def plan_of(config: TrainConfig, datasets: Sequence[Dataset]) -> Plan:
     pool = pool_datasets(joined, start)
     start_from = describe_weights(start.weights)
     if start.weights != "random":
-        require_usable(architecture, settings, start.weights)  # said before a folder is claimed
+        require_usable(architecture, settings, start.weights)  # fails before a folder is claimed
     fingerprint = digest(*(dataset.fingerprint for dataset in datasets))
     # their files decide the order
     placed = [example.name for example in pool.examples if example.place_mm is not None]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+from ml.expected_time import READING, Part
 
 
 class TrainingStopped(Exception):
@@ -23,16 +26,46 @@ class Progress:
     metrics: Mapping[str, float]
 
 
+SKIPPED_S = 0.05
+"""A whole step of a part that takes less was not computed but read from a checkpoint."""
+LEAST_MEASURED = 0.01
+"""The share of the whole that must have been computed before the time left is estimated."""
+ROUNDING = 1e-9
+ENOUGH_MEASURED = 0.15
+"""The share of a part from which on its own speed counts for the rest of it."""
+
+
 class Meter:
-    """Converts steps into monotonic `Progress`, with the remaining time estimated from the speed so
-    far.
+    """Converts steps into monotonic `Progress`, with the time left from what was expected of each
+    part and how long it took in fact.
+
+    What a checkpoint made unnecessary takes no time and says nothing about the speed. Images are
+    read at another speed than models are fitted, so the parts behind the present one are estimated
+    by the fits as soon as there are any.
+
+    Args:
+        on_progress: called after each step.
+        should_stop: asked before each step.
+        parts: of the whole in their order; without them it is one part.
+        clock: the seconds.
     """
 
     def __init__(
-        self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
+        self,
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+        parts: Sequence[Part] = (Part("all", (1.0,)),),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._on_progress, self._should_stop = on_progress, should_stop
-        self._began, self._first, self._fraction = time.monotonic(), -1.0, 0.0
+        self._parts = {part.name: part for part in parts}
+        self._whole = sum(part.seconds for part in parts)
+        ends = itertools.accumulate(part.seconds / self._whole for part in parts)
+        self._ends = dict(zip(self._parts, ends, strict=True))
+        self._clock, self._last_at, self._fraction = clock, clock(), 0.0
+        self._has_begun = False
+        # Of each part: the expected seconds that were computed, and those that this took.
+        self._measured = dict.fromkeys(self._parts, (0.0, 0.0))
 
     def tell(self, stage: str, fraction: float, metrics: Mapping[str, float]) -> None:
         """Report progress.
@@ -50,14 +83,13 @@ class Meter:
         """Report completion; from here on the training cannot be stopped."""
         self._report("done", 1.0, {})
 
-    def _report(self, stage: str, fraction: float, metrics: Mapping[str, float]) -> None:
-        self._fraction = max(self._fraction, min(fraction, 1.0))
-        if self._first < 0:
-            self._began, self._first = time.monotonic(), self._fraction
-        gained = self._fraction - self._first
-        elapsed = time.monotonic() - self._began
-        eta = elapsed / gained * (1 - self._fraction) if gained > 0.01 else None
-        self._on_progress(Progress(stage, self._fraction, eta, dict(metrics)))
+    def part(self, name: str) -> Callable[[str, float, Mapping[str, float]], None]:
+        """Return a progress callback for a part, 0..1 over its steps."""
+        part = self._parts[name]
+        begin = self._ends[name] - part.seconds / self._whole
+        return lambda stage, share, metrics: self.tell(
+            stage, begin + part.seconds_at(share) / self._whole, metrics
+        )
 
     def within(self, stage: str, start: float, end: float) -> Callable[[float], None]:
         """Return a function to report the share of one stage, which spans `start` to `end` of the
@@ -74,3 +106,79 @@ class Meter:
         return lambda stage, share, metrics: self.tell(
             stage, start + share * (end - start), metrics
         )
+
+    def _report(self, stage: str, fraction: float, metrics: Mapping[str, float]) -> None:
+        before = self._fraction
+        self._fraction = max(before, min(fraction, 1.0))
+        now = self._clock()
+        took, self._last_at = now - self._last_at, now
+        if self._has_begun and not (took < SKIPPED_S and self._is_whole_step(before)):
+            self._measure(before, took)
+        self._has_begun = True
+        self._on_progress(Progress(stage, self._fraction, self._left_s(), dict(metrics)))
+
+    def _is_whole_step(self, before: float) -> bool:
+        """Return whether the last report went through a whole step at once."""
+        reached = self._fraction + ROUNDING
+        for name, part in self._parts.items():
+            begin = self._ends[name] - part.seconds / self._whole
+            for step in part.steps:
+                end = begin + step / self._whole
+                if step and before <= begin + ROUNDING and end <= reached:
+                    return True
+                begin = end
+        return False
+
+    def _measure(self, before: float, took: float) -> None:
+        """Divide the time since the last step among the parts that it went through."""
+        gained = self._fraction - before
+        for name, part in self._parts.items():
+            end = self._ends[name]
+            begin = end - part.seconds / self._whole
+            share = max(min(end, self._fraction) - max(begin, before), 0.0)
+            is_here = begin <= before < end
+            own = took * share / gained if gained > 0 else took * is_here
+            expected, measured = self._measured[name]
+            self._measured[name] = expected + share * self._whole, measured + own
+
+    def _left_s(self) -> float | None:
+        """Return the seconds that are left, None until enough was measured."""
+        if sum(expected for expected, _ in self._measured.values()) < LEAST_MEASURED * self._whole:
+            return None
+        overall = self._overall()
+        left = 0.0
+        for name, part in self._parts.items():
+            begin = self._ends[name] - part.seconds / self._whole
+            remaining = self._ends[name] - max(begin, self._fraction)
+            if remaining > 0:
+                expected, _ = self._measured[name]
+                begun = self._fraction > begin + part.steps[0] / self._whole + ROUNDING
+                is_known = expected >= ENOUGH_MEASURED * part.seconds and (begun or name == READING)
+                own = self._slowness([name]) if is_known else None
+                left += remaining * self._whole * (overall if own is None else own)
+        return left
+
+    def _overall(self) -> float:
+        """Return the slowness that holds for parts that have not begun: that of the fits or, until
+        the first of them has ended, that of reading. Before its first batch a fit loads and traces
+        what it needs, so its beginning says little.
+        """
+        others = [name for name in self._parts if name != READING]
+        begin = self._ends[others[0]] - self._parts[others[0]].seconds / self._whole
+        first_end = begin + self._parts[others[0]].steps[0] / self._whole
+        of_fits, of_reading = self._slowness(others), None
+        if READING in self._parts and self._fraction < first_end - ROUNDING:
+            of_reading = self._slowness([READING])
+        for slowness in (of_reading, of_fits, self._slowness(self._parts)):
+            if slowness is not None:
+                return slowness
+        return 0.0
+
+    def _slowness(self, names: Collection[str]) -> float | None:
+        """Return how many seconds an expected second of these parts takes here; None where too
+        little of them was measured.
+        """
+        expected, measured = (
+            sum(self._measured[name][which] for name in names) for which in (0, 1)
+        )
+        return measured / expected if expected >= LEAST_MEASURED * self._whole else None

@@ -1,9 +1,9 @@
-"""Train a model on labeled slices and judge it: grouped cross-validation, calibration, export,
-card.
+"""Train and evaluate a model on labeled slices: grouped cross-validation, calibration, export and
+model card.
 
-Everything that is fitted (features, scaler, SVM, its C, calibration, threshold) is fitted inside
-the training part of a fold; the figures are made of the pooled decisions on images that no part of
-the fold's model had seen. The final model is then fitted on all images in the same way.
+Everything that is fitted (features, scaler, SVM, its C, calibration, threshold) is fitted on the
+training part of a fold; the figures are computed from the pooled out-of-fold predictions. The final
+model is then fitted on all images in the same way.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ml.training.controls import ControlledRun, run_controls
 from ml.training.cross_validation import cross_validate
 from ml.training.final_model import fit_final
 from ml.training.inputs import read_inputs
+from ml.training.mistakes import write_mistakes
 from ml.training.out_of_fold import write_predictions
 from ml.training.plan import LICENSE_NOTES, TrainConfig, plan_of
 from ml.training.progress import Meter, Progress, TrainingStopped
@@ -39,9 +40,7 @@ __all__ = [
 
 
 class OtherTraining(SettingError):
-    """What a folder holds of an unfinished training cannot be continued: it had other settings or
-    data, or another version began it.
-    """
+    """The folder contains an unfinished run with other settings, data or code version."""
 
 
 def train(
@@ -51,31 +50,33 @@ def train(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Card:
-    """Train and judge a model; afterwards `out_dir/model` is its folder.
+    """Train and evaluate a model; afterwards `out_dir/model` is its folder.
 
-    Called again on the same folder with the same configuration and data it continues where it was,
-    and ends with the same numbers.
+    Called again on the same folder with the same configuration and data, it resumes and ends with
+    the same numbers.
 
     Args:
         config: what to train.
-        datasets: their images are pooled; slices with unknown labels stand in their scans and never
-            train.
+        datasets: their images are pooled; slices with unknown labels are kept in their scans but
+            not trained on.
         out_dir: gets `model`, `predictions.csv` (every out-of-fold answer, see
-            `ml.evaluation.answers`) and, where the data tell types of bleeding, `types.csv` (those
+            `ml.evaluation.answers`), `mistakes` (pictures of the worst ones, see
+            `ml.training.mistakes`) and, where the data tell types of bleeding, `types.csv` (answers
             about types); `checkpoint` and `cache` in it hold what is needed to continue and vanish
             at the end.
         on_progress: called after every step.
-        should_stop: asked at least every batch.
+        should_stop: called at least once per batch.
 
     Raises:
         DatasetError: the data cannot be trained or tested on.
         SettingError: a setting is wrong, or the folder holds another training; an `OtherTraining`
             if that is unfinished.
         ArtifactError: the initial weights are unusable.
-        TrainingStopped: `should_stop` said so.
+        TrainingStopped: `should_stop` returned True.
 
     Example:
-        Twelve phantoms, one folder a class; so few images and no controls are for a try only.
+        Twelve phantoms, one folder per class; so few images and no controls are only for
+        demonstration.
 
         >>> from pathlib import Path
         >>> from ml.datasets.read import read_dataset
@@ -92,22 +93,21 @@ def train(
         >>> card.export_check.passed, card.metrics.auroc.n
         (True, 12)
         >>> sorted(path.name for path in Path("run").iterdir())
-        ['model', 'predictions.csv']
+        ['mistakes', 'model', 'predictions.csv']
     """
     plan = plan_of(config, datasets)
     finished = _claim_folder(out_dir, plan.identity)
     if finished:
         return finished
-    meter, parts, checkpoint = (
-        Meter(on_progress, should_stop),
-        plan.shares(),
-        out_dir / "checkpoint",
+    meter, checkpoint = Meter(on_progress, should_stop, plan.parts()), out_dir / "checkpoint"
+    tell_reading, tell_final, tell_export, tell_figures = (
+        meter.part(name) for name in ("reading", "final", "export", "figures")
     )
     inputs = read_inputs(
         plan.pool.examples,
         plan.spec,
         out_dir / "cache",
-        meter.within("reading images", *parts["reading"]),
+        lambda share: tell_reading("reading images", share, {}),
     )
     experiment = plan.experiment(inputs, checkpoint)
     out_of_fold = cross_validate(
@@ -115,22 +115,24 @@ def train(
         plan.folds,
         plan.repeats,
         checkpoint,
-        meter.between(*parts["folds"]),
+        meter.part("folds"),
         test_heat_maps=True,
     )
-    of_labels = replace(experiment, types=None)  # controls ask about hemorrhage alone
+    of_labels = replace(experiment, types=None)  # controls are about hemorrhage only
     run = ControlledRun(of_labels, plan.pool.examples, out_of_fold.learned_features, plan.folds)
-    controls = run_controls(run, checkpoint, meter.between(*parts["controls"]))
-    tell_final = meter.between(*parts["final"])
+    controls = run_controls(run, checkpoint, meter.part("controls"))
 
     def report(share: float, metrics: Mapping[str, float]) -> None:
         tell_final("final model", share, metrics)
 
-    final = fit_final(plan, experiment, out_of_fold, report, lambda: meter.tell("export", 0.97, {}))
-    meter.tell("figures", 0.98, {})
+    final = fit_final(plan, experiment, out_of_fold, report, lambda: tell_export("export", 0.0, {}))
+    tell_figures("figures", 0.0, {})
     card = card_of_run(plan, experiment, out_of_fold, controls, final)
     write_predictions(out_dir / "predictions.csv", plan.pool.examples, experiment, out_of_fold)
     write_types(out_dir / "types.csv", plan.pool.examples, experiment, out_of_fold)
+    write_mistakes(
+        out_dir / "mistakes", out_of_fold.slices, plan.pool.examples, plan.spec, checkpoint
+    )
     written = write_model(out_dir / "model", card, final.files)
     _clear(out_dir)
     meter.end()
@@ -138,29 +140,35 @@ def train(
 
 
 def _claim_folder(out_dir: Path, identity: str) -> Card | None:
-    """Mark the folder as this training's own, or return the card if this training has ended there
-    already.
+    """Mark the folder as that of this run; return the card if the run has already finished there.
+
+    Raises:
+        SettingError: the folder contains another run.
     """
     if (out_dir / "model").exists():
-        card = read_card(out_dir / "model")
-        if card.data.training != identity:
-            raise SettingError(
-                f"The folder {out_dir.name} holds the model of another training; give another"
-                " folder."
-            )
-        _clear(out_dir)
-        return card
+        return _finished_card(out_dir, identity)
     owner = out_dir / "checkpoint" / "training.json"
-    found = load_json(owner)
-    # what was being written when it was killed is hidden
-    if found is None and not any(owner.parent.glob("[!.]*")):
+    claim = load_json(owner)
+    # Hidden files are partial writes of a killed process.
+    if claim is None and not any(owner.parent.glob("[!.]*")):
         save_json(owner, {"identity": identity})
-    elif found is None or found["identity"] != identity:
+    elif claim is None or claim["identity"] != identity:
         raise OtherTraining(
             f"The folder {out_dir.name} holds an unfinished training with other settings or data,"
             " or of another version; give another folder."
         )
     return None
+
+
+def _finished_card(out_dir: Path, identity: str) -> Card:
+    """Return the card of a finished run and remove leftovers of its training."""
+    card = read_card(out_dir / "model")
+    if card.data.training != identity:
+        raise SettingError(
+            f"The folder {out_dir.name} holds the model of another training; give another folder."
+        )
+    _clear(out_dir)
+    return card
 
 
 def _clear(out_dir: Path) -> None:

@@ -152,7 +152,7 @@ def _notes_on_tuning(out_of_fold: OutOfFold, final: Fitted) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    # whatever Keras computes with here; a program that trains nothing need not load it
+    # Imported here because a program that trains nothing need not load Keras.
     from keras.backend import backend
 
     return {
@@ -201,6 +201,7 @@ def _protocol(experiment: Experiment, folds: int, repeats: int) -> str:
     return (
         f"{split} on {len(experiment.testable)} of {len(experiment.labeled)} images, which the"
         f" initial weights had not seen; all that is fitted, with thresholds ({threshold}), is"
-        f" fitted {calibrated}; pooled held-out answers by slice and by patient; 95 % intervals by"
-        " bootstrap over groups."
+        f" fitted {calibrated}; pooled held-out answers by slice and by patient; 95% intervals by"
+        " bootstrap over groups: percentiles, and for the calibration error, which resampling"
+        " overestimates, percentiles moved by the bias of their median."
     )

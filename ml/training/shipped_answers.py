@@ -16,7 +16,7 @@ from ml.datasets.read import Dataset
 from ml.evaluation.answers import AnswersError, read_answers, write_answers
 from ml.training.answer_rows import mark_of, whose_answer
 
-KEPT = ("level", "dataset", "label", "repeat", "fold", "predicted")
+COPIED = ("level", "dataset", "label", "repeat", "fold", "predicted")
 """Columns that are shipped as they are."""
 SHIPPED_DIGITS = 5
 
@@ -76,7 +76,7 @@ def _nameless(
                 " sets; give those that the model was trained on."
             )
         yield {
-            **{name: row[name] for name in KEPT},
+            **{name: row[name] for name in COPIED},
             "image": image,
             "group": groups.setdefault(row["group"], len(groups)),
             "probability": f"{float(row['probability']):.{SHIPPED_DIGITS}g}",

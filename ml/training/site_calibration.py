@@ -72,7 +72,7 @@ def calibrate(
     usable = {name: scans for name, scans in levels.items() if scans.lacks is None}
     if not usable:
         max(levels.values(), key=lambda scans: len(scans.labels)).require_enough()
-    thresholds = {"slice": card.point_of(1)[0], "scan": card.point_of(2)[0]}
+    thresholds = {"slice": card.operating_point(1)[0], "scan": card.operating_point(2)[0]}
     fitted = {name: fit_local(scans) for name, scans in usable.items()}
     result = {}
     for name, scans in usable.items():
@@ -114,13 +114,13 @@ def simulate_sites(run: Path) -> list[dict[str, Any]]:
             (answer.label, answer.probabilities[0], answer.group, slices_of[_scan(key)])
         )
     rows = []
-    for name, found in sites.items():
+    for name, scans_of_site in sites.items():
         labels, probabilities, groups, sizes = (
-            np.array(column) for column in zip(*found, strict=True)
+            np.array(column) for column in zip(*scans_of_site, strict=True)
         )
         scans = LocalScans(labels, probabilities, groups)
         # A few patients with two images make no data set of series.
-        threshold = card.point_of(int(np.median(sizes)))[0]
+        threshold = card.operating_point(int(np.median(sizes)))[0]
         rows += [
             {"site": name, "size": size, **simulate(scans, threshold, size)}
             for size in SIZES
@@ -151,11 +151,11 @@ def _local_scans(evaluation: Path, dataset: Dataset) -> dict[str, LocalScans]:
         )
     return {
         level: LocalScans(
-            np.array([label for label, _, _ in found], int),
-            np.array([probability for _, probability, _ in found], float),
-            np.array([group for _, _, group in found], str),
+            np.array([label for label, _, _ in rows], int),
+            np.array([probability for _, probability, _ in rows], float),
+            np.array([group for _, _, group in rows], str),
         )
-        for level, found in levels.items()
+        for level, rows in levels.items()
     }
 
 

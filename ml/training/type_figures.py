@@ -35,14 +35,14 @@ COLUMNS = (
 
 
 def figures_of_types(
-    experiment: Experiment, out_of_fold: OutOfFold, given: Collection[str]
+    experiment: Experiment, out_of_fold: OutOfFold, predicted: Collection[str]
 ) -> dict[str, TypeFigures]:
-    """Return what the card says of each type; nothing where the data tell no types.
+    """Return the card's figures for each type; empty if the data have no types.
 
     Args:
         experiment: the one that was evaluated.
         out_of_fold: its answers.
-        given: the types that the final model predicts.
+        predicted: the types that the final model predicts.
     """
     if experiment.types is None:
         return {}
@@ -52,7 +52,7 @@ def figures_of_types(
     )
     return {
         name: _of_type(
-            name in given, _OfType(*slices, number), _OfType(*scans, number), experiment.seed
+            name in predicted, _OfType(*slices, number), _OfType(*scans, number), experiment.seed
         )
         for number, name in enumerate(BLEEDING_TYPES)
     }
@@ -65,10 +65,10 @@ def distinguished_types(experiment: Experiment, out_of_fold: OutOfFold) -> tuple
     figures = figures_of_types(experiment, out_of_fold, BLEEDING_TYPES)
     return tuple(
         name
-        for name, found in figures.items()
-        if found.patient is not None
-        and found.patient.auroc_among_bleeding is not None
-        and (found.patient.auroc_among_bleeding.low or 0.0) > CHANCE
+        for name, of_type in figures.items()
+        if of_type.patient is not None
+        and of_type.patient.auroc_among_bleeding is not None
+        and (of_type.patient.auroc_among_bleeding.low or 0.0) > CHANCE
     )
 
 
@@ -130,9 +130,9 @@ class _OfType:
         return metrics_with_intervals(labels, rows, rows >= 0.5, self.answers.groups[chosen], seed)
 
 
-def _of_type(given: bool, slices: _OfType, patients: _OfType, seed: int) -> TypeFigures:
+def _of_type(is_predicted: bool, slices: _OfType, patients: _OfType, seed: int) -> TypeFigures:
     figures = TypeFigures(
-        given=given,
+        given=is_predicted,
         slices=int(slices.shown.sum()),
         of_slices=int(slices.known.sum()),
         patients=len(np.unique(patients.answers.groups[patients.shown])),

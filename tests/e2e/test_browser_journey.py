@@ -13,21 +13,12 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Locator, Page, Route, expect
 
-from tests.conftest import PASSWORD
+from tests.e2e.browser import log_in, send, sign_up
 from tests.e2e.conftest import Service, a_service
 from tests.e2e.pictures import phantom_dataset, phantom_dicom, phantom_png, phantom_series
 
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 VERDICT = re.compile(
     r"^((No )?Brain Hemorrhage Detected\.|Inconclusive\. Please have this scan read\.)$"
 )
@@ -43,73 +34,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         service.start("web", "worker-predict", "worker-train", "beat")
         service.wait_until_ready()
         yield service
-
-
-@pytest.fixture(scope="module")
-def chromium_browser(chromium: str) -> Iterator[Browser]:
-    """Chromium, without windows."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(service: Service, chromium_browser: Browser) -> Iterator[Callable[..., Page]]:
-    """`visit()` is a page in a browser of its own: cookies are not shared.
-
-    Whatever a page's scripts complain of fails the test, and so does whatever the policies keep the
-    browser from doing.
-    """
-    contexts = []
-    complaints: list[str] = []
-
-    def open_page(**options: object) -> Page:
-        context = chromium_browser.new_context(base_url=service.url, **options)  # type: ignore[arg-type]
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "console",
-            lambda said: (
-                complaints.append(said.text) if "Content Security Policy" in said.text else None
-            ),
-        )
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not complaints
-
-
-def send(page: Page, field: str) -> None:
-    """Press the button of the form that has this field."""
-    page.locator(f"main form:has([name={field}]) button").click()
-
-
-def sign_up(page: Page, username: str) -> None:
-    """Make an account, which logs in."""
-    page.goto("/signup")
-    for name, value in {
-        "username": username,
-        "name": "A Person",
-        "email": f"{username}@example.org",
-        "phone": "+49 30 1234",
-    }.items():
-        page.fill(f"[name={name}]", value)
-    page.fill("[name=password]", PASSWORD)
-    send(page, "username")
-    expect(page).to_have_url(re.compile("/scans$"))
-
-
-def log_in(page: Page, username: str) -> None:
-    """Log in to an account that exists."""
-    page.goto("/login")
-    page.fill("[name=username]", username)
-    page.fill("[name=password]", PASSWORD)
-    send(page, "username")
-    expect(page).to_have_url(re.compile("/scans$"))
 
 
 def submit(page: Page, file: Path) -> None:
@@ -161,6 +85,8 @@ def test_sign_up_submit_and_read_the_verdict(
     slider = page.locator("input[type=range][data-opacity-of]")
     heat = page.locator(f"#{slider.get_attribute('data-opacity-of')}")
     expect(page.get_by_label("Heat map", exact=True)).to_be_enabled(timeout=VERDICT_MS)
+    expect(heat).to_be_visible()  # It was asked for.
+    page.keyboard.press("h")
     expect(heat).to_be_hidden()
     page.keyboard.press("h")
     expect(slider).to_be_visible()
@@ -178,7 +104,14 @@ def test_sign_up_submit_and_read_the_verdict(
     expect(history).to_be_visible()
     expect_drawn(page.locator("main img"))
 
-    stranger = visit()
+    page.goto("/account")
+    page.get_by_role("link", name="The documentation of the API").click()
+    operation = page.locator("#operations-scans-submit_scans")
+    operation.locator(".opblock-summary-control").click()
+    expect(operation).to_contain_text("Needs the scope submit")
+    expect(operation.get_by_role("button", name="Try it out")).to_be_visible()
+
+    stranger = visit(lossy=True)
     sign_up(stranger, "bob")
     for path in ("", "/progress", "/image.png", "/thumbnail.png", "/heatmap.png"):
         answer = stranger.goto(f"{address}{path}")
@@ -234,19 +167,20 @@ def bar(page: Page, name: str) -> Locator:
 def test_what_is_dropped_is_submitted_from_the_worklist(
     service: Service, visit: Callable[..., Page], tmp_path: Path
 ) -> None:
-    page = visit()
+    page = visit(lossy=True)
     sign_up(page, "erin")
     expect(page.get_by_role("heading", name="No CT available?")).to_be_visible()
     page.evaluate(DROP, [[f"{number}.png" for number in range(10_000)], 1])
-    expect(bar(page, "said")).to_have_text(
-        "More than 2,000 files at once are not accepted; nothing was added."
+    expect(bar(page, "message")).to_have_text(
+        "More than 2,000 files cannot be sent at once; nothing was added."
+        " Please send them folder by folder."
     )
     expect(bar(page, "staged")).to_be_hidden()
     page.evaluate(DROP, [["notes.txt", "Thumbs.db"], 9])
     bar(page, "send").click()
     expect(bar(page, "total")).to_have_text("0 of 2 files accepted, 2 refused.")
     expect(bar(page, "list")).to_contain_text("not a PNG, JPEG, DICOM or NIfTI image")
-    expect(bar(page, "list")).to_contain_text("A file of the operating system")
+    expect(bar(page, "list")).to_contain_text("A system file or disc directory")
 
     folder = tmp_path / "head"
     folder.mkdir()
@@ -269,7 +203,9 @@ def test_what_is_dropped_is_submitted_from_the_worklist(
     page.fill("#submit-title", "Forty")
     bar(page, "send").click()
     expect(bar(page, "list")).to_contain_text("The server is busy; trying again in 1 s")
-    expect(bar(page, "total")).to_have_text("40 of 40 files accepted.", timeout=VERDICT_MS)
+    expect(bar(page, "total")).to_have_text(
+        re.compile("40 of 40 files accepted as "), timeout=VERDICT_MS
+    )
     expect(bar(page, "list")).to_contain_text("Accepted: 1 scan, 40 slices.")
     expect(page.locator("#worklist tbody tr")).to_have_count(1)  # Without a reload.
     expect(page.get_by_text("Try a phantom")).to_be_visible()
@@ -279,9 +215,11 @@ def test_what_is_dropped_is_submitted_from_the_worklist(
     page.fill("#submit-title", "Forty")
     page.select_option("#submit-pictures", "apart")
     bar(page, "send").click()
-    expect(bar(page, "total")).to_have_text("40 of 40 files accepted.", timeout=VERDICT_MS)
+    expect(bar(page, "total")).to_have_text(
+        re.compile("40 of 40 files accepted as "), timeout=VERDICT_MS
+    )
     expect(page.locator("#worklist tbody tr")).to_have_count(41)
-    expect(page.get_by_role("link", name="Forty · No. 40")).to_be_visible()
+    expect(page.locator("#worklist").get_by_role("link", name="Forty · Head (40)")).to_be_visible()
 
 
 def test_a_study_is_followed_selected_and_exported(
@@ -311,6 +249,11 @@ def test_a_study_is_followed_selected_and_exported(
     expect(page.locator("#worklist tr.unread")).to_have_count(2)
     assert page.evaluate("window.neverReloaded") is True
 
+    expect(page.locator("#selection")).to_be_hidden()
+    for key in ("j", "j", "x"):  # The study, its first series, which is selected.
+        page.keyboard.press(key)
+    expect(page.locator("#selection .count")).to_have_text("1 selected")
+    expect(page.locator("#worklist tr.series a").first).to_be_focused()
     page.get_by_label("Select the series shown of Monday").check()
     expect(page.locator("#selection .count")).to_have_text("2 selected")
     with page.expect_download() as exported:
@@ -350,7 +293,9 @@ def test_import_train_promote_predict_and_roll_back(
     page.check("[name=datasets]")
     page.locator("details:has([name=setting_folds]) summary").click()
     page.fill("[name=setting_folds]", "2")
-    send(page, "datasets")
+    page.select_option("[name=setting_controls]", "cheap")
+    expect(page.locator("#outlook")).to_contain_text(re.compile(r"on \d+ images"))
+    page.get_by_role("button", name="Launch", exact=True).click()
     expect(page).to_have_url(re.compile("/admin/runs/[0-9a-f]{32}$"))
     page.evaluate("window.neverReloaded = true")
     trained = page.get_by_role("heading", name=re.compile("Created version"))
@@ -358,13 +303,16 @@ def test_import_train_promote_predict_and_roll_back(
     expect(trained).to_be_visible()
     assert page.evaluate("window.neverReloaded") is True
     version = trained.locator("a").inner_text()
+    page.get_by_role("link", name="Figures", exact=True).click()
     for figure in ("Accuracy", "Sensitivity", "Specificity", "AUROC"):
         shown = page.locator(f"tr:has(th:text-is('{figure}')) td").first
         expect(shown).to_have_text(re.compile(r"^[01]\.\d+\s*\([01]\.\d+–[01]\.\d+\)$"))
+    page.get_by_role("link", name="Curves", exact=True).click()
     expect(page.locator("svg.roc").first).to_be_visible()
     expect(page.locator("table.confusion").first).to_be_visible()
     page.screenshot(path=tmp_path / "training.png", full_page=True)
 
+    page.get_by_role("link", name="Run", exact=True).click()
     trained.locator("a").click()
     expect(page.locator("ul.checks")).to_contain_text("Not comparable with the live version.")
     page.fill("[name=reason]", "It was trained on phantoms.")
@@ -378,10 +326,15 @@ def test_import_train_promote_predict_and_roll_back(
     page.goto("/admin/models")
     page.get_by_text("Roll back to a version that was live before").click()
     page.get_by_role("link", name=f"Roll back to {starter}").click()
+    page.get_by_role("link", name="Evaluations", exact=True).click()
     page.get_by_role("button", name="Evaluate").click()
     expect(page.get_by_role("heading", name="16 scans")).to_be_visible(timeout=IMPORT_MS)
     expect(page.locator("svg.calibration").first).to_be_visible()
     page.get_by_role("link", name=starter, exact=True).click()
+    page.get_by_label(re.compile("^Sensitive")).check()  # The slider and the figures follow.
+    expect(page.locator("#threshold-meaning")).to_contain_text("At 0.197, of 100 scans")
+    expect(page.locator("#threshold-slider")).to_have_value("0.195")
+    page.get_by_label(re.compile("^As trained")).check()
     page.fill("[name=reason]", "It was only a test.")
     # Eight phantoms of each class are too few to compare on.
     page.fill("[name=confirmation]", "promote although it is not comparable")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -15,11 +16,15 @@ from typing import Any
 
 import pytest
 import yaml
+from pydicom.uid import CTImageStorage
+from pynetdicom import AE
 from sqlalchemy import select
 
 from tests.e2e.conftest import Service, an_empty_service
 from tests.e2e.pictures import phantom_dataset, phantom_png
 from tests.e2e.test_api_journey import ApiClient
+from tests.listener.archives import free_port
+from tests.listener.running import a_study
 from webapp.config import PROJECT_ROOT
 from webapp.extensions import db
 from webapp.intake import accept_dataset
@@ -77,24 +82,47 @@ def interpolated(text: str) -> str:
     """Return `text` as Compose reads it: `${NAME:?needed}` and `${NAME:-default}`."""
     return re.sub(
         r"\$\{(\w+):([?-])([^}]*)\}",
-        lambda found: GIVEN[found[1]] if found[2] == "?" else found[3],
+        lambda match: GIVEN[match[1]] if match[2] == "?" else match[3],
         text,
     )
 
 
-def start(name: str, service: Service, container: str | None = None) -> None:
-    """Start a container of a service."""
+def start(name: str, service: Service, container: str | None = None, **given: str) -> None:
+    """Start a container of a service, some of whose settings are given."""
     container = container or name
     service.programs.start(
-        container, SERVICES[name]["command"], environment(name, service, container)
+        container, SERVICES[name]["command"], {**environment(name, service, container), **given}
     )
+
+
+def send_a_study(port: int) -> None:
+    """Send a study to the listener as a scanner does, and once more, as if it was not sure."""
+    ae = AE("CT1")
+    ae.add_requested_context(CTImageStorage)
+    study = a_study()
+    for _ in range(2):
+        association = ae.associate("127.0.0.1", port, ae_title="HEMOSCAN")
+        assert [association.send_c_store(one).Status for one in study] == [0, 0, 0]
+        association.release()
 
 
 def have_ended(service: Service, table: type[Scan] | type[Dataset] | type[TrainingRun]) -> bool:
     """True if the table has rows and nothing more will happen to any."""
     with service.app.app_context():
-        found = set(db.session.scalars(select(table.status)))
-        return bool(found) and all(status.is_final for status in found)
+        values = set(db.session.scalars(select(table.status)))
+        return bool(values) and all(status.is_final for status in values)
+
+
+def scans_from(service: Service, title: str) -> int:
+    """Return how many scans with that title there are."""
+    with service.app.app_context():
+        return len(db.session.scalars(select(Scan.id).where(Scan.title == title)).all())
+
+
+def is_open(port: int) -> bool:
+    """True if something listens at that port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def live_workers(service: Service) -> Counter[str]:
@@ -153,11 +181,8 @@ def test_the_composed_services_answer_scans_and_train_a_version(
         launch_training(service, phantom_dataset(tmp_path))
 
         with ApiClient(service, "ann") as ann:
-            pictures = [
-                (f"{seed}.png", phantom_png(tmp_path, seed, hemorrhage=seed % 2 == 0).read_bytes())
-                for seed in range(6)
-            ]
-            jobs = ann.submit(*pictures[:4]).json()["scans"]
+            pictures = [phantom_png(tmp_path, seed, hemorrhage=seed % 2 == 0) for seed in range(6)]
+            jobs = ann.hemoscan.submit(pictures[:4])
             # Either worker is enough.
             for held, picture in zip(TWO_PREDICT, pictures[4:], strict=True):
                 # Both are there, and idle: what a paused worker has claimed waits for the end of
@@ -171,9 +196,11 @@ def test_the_composed_services_answer_scans_and_train_a_version(
                     lambda: have_ended(service, Scan), "All scans have verdicts", PATIENCE_S
                 )
                 with service.programs.paused(held):
-                    jobs.append(ann.submit(picture).json())
-                    assert ann.verdict_on(jobs[-1]["url"])["status"] == "done"
-            assert {ann.verdict_on(job["url"])["status"] for job in jobs} == {"done"}
+                    jobs += ann.hemoscan.submit([picture])
+                    (scan,) = ann.hemoscan.wait([jobs[-1].id], timeout_s=PATIENCE_S)
+                    assert scan.status == "done"
+            scans = ann.hemoscan.wait([job.id for job in jobs], timeout_s=PATIENCE_S)
+            assert {scan.status for scan in scans} == {"done"}
 
         service.eventually(lambda: have_ended(service, TrainingRun), "The run ends", PATIENCE_S)
         with service.app.app_context():
@@ -183,7 +210,17 @@ def test_the_composed_services_answer_scans_and_train_a_version(
                 select(ModelVersion.run_id).where(ModelVersion.run_id.is_not(None))
             ).all() == [run.id]
             answered = db.session.scalars(select(Prediction.scan_id)).all()
-            assert sorted(answered) == sorted(job["id"] for job in jobs)
+            assert sorted(answered) == sorted(job.id for job in jobs)
+        port = free_port()
+        peers = {"DICOM_PEERS": "CT1@127.0.0.1 account=ann stat", "DICOM_QUIET_S": "2"}
+        start("dicom-listen", service, **peers, DICOM_PORT=str(port))
+        service.eventually(lambda: is_open(port), "The listener listens", PATIENCE_S)
+        send_a_study(port)
+        service.eventually(
+            lambda: have_ended(service, Scan) and scans_from(service, "CT1") == 1,
+            "The study is one scan",
+            PATIENCE_S,
+        )
         # After each run the train worker has a new child, which takes a while to show up.
         everybody = {"predict": 2, "train": 1, "maintenance": 1}
         service.eventually(

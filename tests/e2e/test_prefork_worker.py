@@ -12,7 +12,7 @@ from tests.conftest import make_user
 from tests.e2e.conftest import Service, a_service
 from tests.e2e.pictures import phantom_dicom, phantom_png
 from webapp.extensions import db
-from webapp.intake import accept_scans
+from webapp.intake import accept_upload
 from webapp.models import JobStatus, ModelVersion, Prediction, Scan, Worker, live_version
 
 EACH = 10
@@ -55,7 +55,7 @@ def submit(service: Service, user_id: str, paths: list[Path]) -> list[str]:
     files = [FileStorage(path.open("rb"), filename=path.name, name="file") for path in paths]
     try:
         with service.app.test_request_context():
-            return [scan.id for scan in accept_scans(user_id, files)]
+            return [scan.id for scan in accept_upload(user_id, files).scans]
     finally:
         for file in files:
             file.close()

@@ -4,84 +4,24 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import requests
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from tests.conftest import make_user
-from tests.e2e.conftest import READY_S, Service, a_service
-from tests.e2e.test_browser_journey import FLAGS, log_in
+from tests.e2e.browser import NO_WEBGL, PHONE, SLICES, STEP_HU, WEBGL, a_series, part
+from tests.e2e.conftest import Service
 from tests.webapp.series import add_series
 from tests.webapp.test_outlines import add_outlined
 from webapp.extensions import db
 from webapp.models import Heatmap, JobStatus, Scan
 
-SLICES = 11
-# From slice to slice, so that the brain window shows the first black and the last white.
-STEP_HU = 8
 DRAWN_MS = 30_000  # A processor that plays a graphics card is slow.
 AROUND_AND_INSIDE = ((15.5, 32), (24, 32))
 """Places of a slice on the contour of the mask, and in the middle of the mask."""
-WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
-NO_WEBGL = ("--disable-gpu", "--disable-3d-apis")
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The web processes alone: the series lie there."""
-    with a_service(tmp_path_factory.mktemp("service")) as service:
-        make_user(service.app, "ann")
-        service.start("web")
-        service.eventually(lambda: answers(service), "The web processes answer", READY_S)
-        yield service
-
-
-@pytest.fixture
-def visit(service: Service, chromium: str) -> Iterator[Callable[..., Page]]:
-    """`visit(*flags)` is a page in which Ann is logged in. Whatever the console complains of fails
-    the test.
-    """
-    complaints: list[str] = []
-    with sync_playwright() as playwright:
-
-        def open_page(*flags: str, **options: object) -> Page:
-            shared = [flag for flag in FLAGS if flag != "--disable-gpu"]
-            browser = playwright.chromium.launch(executable_path=chromium, args=[*shared, *flags])
-            page = browser.new_page(base_url=service.url, **options)  # type: ignore[arg-type]
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on(
-                "console",
-                lambda said: complaints.append(said.text) if said.type == "error" else None,
-            )
-            log_in(page, "ann")
-            return page
-
-        yield open_page
-    assert not complaints
-
-
-def answers(service: Service) -> bool:
-    """True if the web processes answer; without workers the service is never ready."""
-    try:
-        return requests.get(f"{service.url}/healthz", timeout=5).ok
-    except requests.ConnectionError:
-        return False
-
-
-def a_series(service: Service) -> str:
-    """Add a series of which every slice is of one gray; return the address of its page."""
-    hu = np.broadcast_to(np.arange(SLICES)[:, None, None] * STEP_HU, (SLICES, 64, 64))
-    return f"/scans/{add_series(service.app, hu)}"
-
-
-def part(page: Page, name: str) -> Locator:
-    """Return a part of the viewer."""
-    return page.locator(f"[data-part={name}]")
 
 
 def set_heatmap(service: Service, address: str, **columns: object) -> None:
@@ -117,7 +57,7 @@ def expect_slice(
 def test_a_series_is_scrolled_and_windowed(
     service: Service, visit: Callable[..., Page], flags: tuple[str, ...], tmp_path: Path
 ) -> None:
-    page = visit(*flags)
+    page = visit(*flags, user="ann")
     page.goto(a_series(service))
     expect(part(page, "slider")).to_be_visible()
     canvas = page.locator("#viewer canvas")
@@ -169,22 +109,27 @@ def test_a_series_is_scrolled_and_windowed(
     assert canvas.count() == (1 if flags is WEBGL else 0)
 
 
-def test_heat_maps_come_to_the_slice_that_is_being_looked_at(
+def test_heat_maps_that_were_asked_for_come_to_the_slice_that_is_being_looked_at(
     service: Service, visit: Callable[..., Page]
 ) -> None:
     address = a_series(service)
-    set_heatmap(service, address, status=JobStatus.RUNNING, slices=None)
-    page = visit(*NO_WEBGL)
+    with service.app.app_context():
+        scan = db.session.get_one(Scan, address.rsplit("/", 1)[-1])
+        drawn = scan.prediction.heatmap
+        columns = {"id": drawn.id, "image_key": drawn.image_key, "slices": drawn.slices}
+        db.session.delete(drawn)
+        db.session.commit()
+    page = visit(*NO_WEBGL, user="ann")
     page.goto(address)
+    page.keyboard.press("h")
+    expect(page.get_by_text("The heat maps are being generated…")).to_be_visible()
+    expect(part(page, "window")).to_have_text("Level 40, width 80 HU")  # The scripts run.
+    expect(part(page, "heat-on")).to_be_disabled()
     part(page, "slider").fill("1")
     part(page, "stage").evaluate("stage => { stage.neverReplaced = true; }")
-    expect(page.get_by_text("The heat maps are being generated…")).to_be_visible()
-    expect(part(page, "heat-on")).to_be_disabled()
-    set_heatmap(service, address, status=JobStatus.DONE, slices=[0, SLICES - 1])
-    expect(part(page, "heat-on")).to_be_enabled()
-    expect(part(page, "heat")).to_be_hidden()
-    part(page, "heat-on").check()
+    set_heatmap(service, address, status=JobStatus.DONE, **columns)
     expect(part(page, "heat")).to_be_visible()
+    expect(part(page, "heat-on")).to_be_checked()
     expect_slice(service, page, 0)
     assert part(page, "stage").evaluate("stage => stage.neverReplaced") is True
     page.locator("#opacity").fill("20")
@@ -199,7 +144,7 @@ def test_keys_reach_everything_without_a_click(
         for address in (older, newer):
             db.session.get_one(Scan, address.rsplit("/", 1)[-1]).title = "Follow-up"
         db.session.commit()
-    page = visit(*NO_WEBGL)
+    page = visit(*NO_WEBGL, user="ann")
     page.goto("/scans?title=follow-up")
     page.locator(f"a[href^='{newer}']").click()
     expect(part(page, "window")).to_have_text("Level 40, width 80 HU")  # The scripts run.
@@ -247,7 +192,7 @@ def test_values_distances_and_the_other_planes(
 ) -> None:
     slices, rows, columns = np.meshgrid(*map(np.arange, (SLICES, 64, 64)), indexing="ij")
     hu = 100 * slices + 400 * (columns >= 32) + 200 * (rows < 32)
-    page = visit(*WEBGL)
+    page = visit(*WEBGL, user="ann")
     page.goto(f"/scans/{add_series(service.app, hu)}")
     page.wait_for_load_state("networkidle")
     sent = "performance.getEntries().reduce((sum, each) => sum + (each.transferSize || 0), 0)"
@@ -305,7 +250,7 @@ def test_values_distances_and_the_other_planes(
 
 
 def test_a_picture_is_enlarged_and_moved(service: Service, visit: Callable[..., Page]) -> None:
-    page = visit(*NO_WEBGL)
+    page = visit(*NO_WEBGL, user="ann")
     page.goto(a_series(service))
     expect(part(page, "window")).not_to_be_empty()  # The scripts run.
     stage, picture = part(page, "stage"), part(page, "picture")
@@ -318,8 +263,8 @@ def test_a_picture_is_enlarged_and_moved(service: Service, visit: Callable[..., 
         def is_there() -> bool:
             box = picture.bounding_box()
             assert box is not None
-            found = ((box["x"] - whole["x"]) / whole["width"], box["width"] / whole["width"])
-            return found == pytest.approx((left, width), abs=0.02)
+            place = ((box["x"] - whole["x"]) / whole["width"], box["width"] / whole["width"])
+            return place == pytest.approx((left, width), abs=0.02)
 
         service.eventually(is_there, f"The picture is at {left}, {width} wide", 5)
 
@@ -350,7 +295,7 @@ def test_the_outline_is_drawn_around_the_hemorrhage_when_somebody_asks(
 ) -> None:
     masks = np.zeros((SLICES, 64, 64), bool)
     masks[-1, 24:40, 16:32] = True
-    page = visit(*WEBGL)
+    page = visit(*WEBGL, user="ann")
     page.goto(f"/scans/{add_outlined(service.app, masks)}")
     expect(part(page, "outline")).to_be_hidden()
     page.keyboard.press("o")
@@ -373,23 +318,62 @@ def test_the_outline_is_drawn_around_the_hemorrhage_when_somebody_asks(
 def test_the_picture_comes_first_and_the_verdict_stays(
     service: Service, visit: Callable[..., Page], width: int, height: int
 ) -> None:
-    page = visit(*NO_WEBGL, viewport={"width": width, "height": height})
+    page = visit(*NO_WEBGL, user="ann", viewport={"width": width, "height": height})
     page.goto(a_series(service))
     expect(part(page, "window")).not_to_be_empty()  # The scripts run.
     picture = part(page, "stage").bounding_box()
     assert picture is not None
     assert picture["width"] >= 380 and picture["y"] + picture["height"] < height
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    cut = "each => each.offsetParent && each.scrollWidth > each.clientWidth + 1"
+    controls = page.locator("#viewer .controls, #viewer .controls > *")
+    assert controls.evaluate_all(f"all => all.filter({cut}).length") == 0
     page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
     verdict = page.locator("#result h1")
     expect(verdict).to_be_in_viewport()
     expect(verdict).to_have_text("Brain Hemorrhage Detected.")
 
 
+def test_a_lost_picture_says_so_and_fingers_scroll_and_zoom(
+    service: Service, visit: Callable[..., Page]
+) -> None:
+    page = visit(*NO_WEBGL, user="ann", lossy=True, viewport=PHONE, has_touch=True)
+    page.route("**/slices/*.png**", lambda route: route.abort())
+    page.goto(a_series(service))
+    expect(part(page, "failed")).to_contain_text(f"Slice {SLICES} could not be loaded.")
+    page.unroute("**/slices/*.png**")
+    page.get_by_role("button", name="Try again").tap()
+    expect(part(page, "failed")).to_be_hidden()
+    expect(part(page, "image")).to_have_js_property("naturalWidth", 64)
+    small = "each => each.offsetParent && each.getBoundingClientRect().height < 40"
+    assert page.locator("#viewer button").evaluate_all(f"all => all.filter({small}).length") == 0
+
+    box = part(page, "stage").bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch = page.context.new_cdp_session(page)
+
+    def fingers(kind: str, *places: tuple[float, float]) -> None:
+        points = [{"x": x + dx, "y": y + dy, "id": id} for id, (dx, dy) in enumerate(places)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    fingers("touchStart", (0, 0))
+    for across in range(-10, -61, -10):
+        fingers("touchMove", (across, 0))
+    fingers("touchEnd")
+    expect(part(page, "place")).to_have_text(re.compile(f"^{SLICES - 2} of "))
+    fingers("touchStart", (-20, 0), (20, 0))
+    for apart in range(20, 61, 10):
+        fingers("touchMove", (-apart, 0), (apart, 0))
+    fingers("touchEnd")
+    expect(part(page, "picture")).to_have_attribute("style", re.compile(r"scale\((2|3)\.?"))
+    expect(part(page, "place")).to_have_text(re.compile(f"^{SLICES - 2} of "))
+
+
 def test_without_scripts_the_slices_to_look_at_first_are_pictures_and_links(
     service: Service, visit: Callable[..., Page]
 ) -> None:
-    page = visit(*NO_WEBGL, java_script_enabled=False)
+    page = visit(*NO_WEBGL, user="ann", java_script_enabled=False)
     page.goto(a_series(service))
     expect(part(page, "image")).to_be_visible()
     expect(part(page, "slider")).to_be_hidden()

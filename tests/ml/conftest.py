@@ -36,7 +36,7 @@ def shared_data() -> Path:
     return folder
 
 
-def points_judged() -> dict[str, Any]:
+def named_points_of_card() -> dict[str, Any]:
     """What a card says of its named operating points: thresholds .1, .3 and .6 by scan, by slice
     each .05 lower.
     """
@@ -208,7 +208,7 @@ def types_graph() -> bytes:
     return _graph(nodes, takes, {"slice_types": ["N", 2], "scan_types": [2]}, constants)
 
 
-def types_judged() -> dict[str, TypeFigures]:
+def type_figures_of_card() -> dict[str, TypeFigures]:
     """What a card says of types: epidural and subdural are told, the second of four patients, and
     the others are not.
     """
@@ -225,7 +225,7 @@ def types_judged() -> dict[str, TypeFigures]:
     scores = [{"probability": 0.5, "rank": rank, "of": 40} for rank in (2, 7)] + [
         {"probability": None, "rank": None, "of": 40}
     ]
-    found: dict[str, dict[str, object]] = {
+    result: dict[str, dict[str, object]] = {
         "epidural": {
             "given": True,
             "slices": 12,
@@ -236,8 +236,8 @@ def types_judged() -> dict[str, TypeFigures]:
         "subdural": {"given": True, "slices": 4, "patients": 3, "scores": scores},
     }
     for name in ("subarachnoid", "intraparenchymal", "intraventricular"):
-        found[name] = {"given": False, "slices": 0, "patients": 0, "scores": []}
-    return {name: from_json(TypeFigures, {**one, **counts}) for name, one in found.items()}
+        result[name] = {"given": False, "slices": 0, "patients": 0, "scores": []}
+    return {name: from_json(TypeFigures, {**one, **counts}) for name, one in result.items()}
 
 
 def _graph(
@@ -305,6 +305,7 @@ def few_repetitions() -> Iterator[None]:
     """What a training repeats for the sake of its figures it does but once or twice: controls and
     heat maps take most of its time.
     """
+    # Imported here because most tests need no training and so no Keras.
     from ml.training import controls, cross_validation
 
     with pytest.MonkeyPatch.context() as patch:
@@ -322,6 +323,7 @@ def untraced() -> Iterator[None]:
     Tracing one takes longer than the few batches of most tests. What trains for many epochs, and
     whole trainings, are traced as for a user.
     """
+    # Imported here because most tests do without it.
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(True)

@@ -162,4 +162,4 @@ def nifti(
 
 
 def packed(content: bytes) -> bytes:
-    return gzip.compress(content, 1)
+    return gzip.compress(content, 1, mtime=0)

@@ -18,7 +18,7 @@ from ml.models.contract import FitTask, Fitted, HeldOut
 from ml.training.experiment import Experiment
 
 
-def material_of(
+def experiment_of(
     labels: list[int],
     shared: Path,
     scans: list[int] | None = None,

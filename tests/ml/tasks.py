@@ -69,19 +69,19 @@ def largest_difference(fitted: Fitted, scans: list[np.ndarray]) -> float:
     for images in scans:
         maps, slices, whole = fitted.reference(images, platt, scan_platt)
         found_maps = features.run(["maps"], {"images": images})[0]
-        found, found_whole = head.run(
+        result, found_whole = head.run(
             ["slice_probability", "scan_probability"], {"maps": found_maps}
         )
         assert (
             found_maps.shape == maps.shape
-            and found.shape == (len(images),)
+            and result.shape == (len(images),)
             and found_whole.shape == (1,)
         )
         of_maps = np.abs(found_maps - maps).max() / max(1.0, float(np.abs(maps).max()))
         largest = max(
             largest,
             float(of_maps),
-            float(np.abs(found - slices).max()),
+            float(np.abs(result - slices).max()),
             abs(float(found_whole[0]) - whole),
         )
     return largest

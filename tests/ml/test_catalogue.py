@@ -18,9 +18,9 @@ ALEXNET_SVM = architecture_named("alexnet_svm")
 
 
 def test_defaults_fill_what_is_not_given_and_texts_become_numbers() -> None:
-    found = ALEXNET_SVM.parse_settings({"folds": "3", "target_sensitivity": "0.9"})
-    assert found["folds"] == 3 and found["target_sensitivity"] == 0.9
-    assert found["kernel"] == "linear" and found["fine_tune_epochs"] == 0
+    result = ALEXNET_SVM.parse_settings({"folds": "3", "target_sensitivity": "0.9"})
+    assert result["folds"] == 3 and result["target_sensitivity"] == 0.9
+    assert result["kernel"] == "linear" and result["fine_tune_epochs"] == 0
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,9 @@ def test_defaults_fill_what_is_not_given_and_texts_become_numbers() -> None:
         ({"kernel": "poly"}, "kernel must be one of linear, rbf, auto, not 'poly'."),
     ],
 )
-def test_a_wrong_setting_is_said_in_one_sentence(given: dict[str, object], sentence: str) -> None:
+def test_a_wrong_setting_is_reported_in_one_sentence(
+    given: dict[str, object], sentence: str
+) -> None:
     with pytest.raises(SettingError) as caught:
         ALEXNET_SVM.parse_settings(given)
     assert str(caught.value) == sentence

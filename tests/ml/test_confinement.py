@@ -28,7 +28,9 @@ if without != "all":
     if without:
         def refuse(*_): raise OSError("not on this host")
         setattr(confinement, without, refuse)
-    holding = confinement.confine(pathlib.Path(folder), file_bytes=1000)
+    holding = confinement.confine(
+        pathlib.Path(folder), file_bytes=1000, memory_bytes=2**30
+    )
 
 def connect(family, kind, address):
     with socket.socket(family, kind) as client:
@@ -110,9 +112,9 @@ def successes(tmp_path: Path, port: int, abstract: str, without: str) -> set[str
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)
-    assert len(told["all"]) == 16
-    return set(told["succeeded"])
+    content = json.loads(ran.stdout)
+    assert len(content["all"]) == 16
+    return set(content["succeeded"])
 
 
 def holding() -> set[str]:
@@ -150,7 +152,7 @@ def test_without_landlock_namespaces_keep_from_secrets_network_and_processes(
     if "namespaces" not in holding():
         pytest.skip("This host allows no namespaces.")
 
-    done = successes(tmp_path, port, abstract_socket, "_keep_to")
+    done = successes(tmp_path, port, abstract_socket, "_restrict_to")
 
     assert done == {
         "read outside",

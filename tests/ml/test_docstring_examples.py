@@ -19,6 +19,6 @@ def test_the_example_in_a_docstring_runs(
     monkeypatch.chdir(tmp_path)
     # Without the module's own names: what the example needs, it imports.
     (example,) = doctest.DocTestFinder(exclude_empty=True, recurse=False).find(documented, globs={})
-    said: list[str] = []
-    result = doctest.DocTestRunner().run(example, out=said.append)
-    assert result.attempted > 5 and result.failed == 0, "".join(said)
+    output: list[str] = []
+    result = doctest.DocTestRunner().run(example, out=output.append)
+    assert result.attempted > 5 and result.failed == 0, "".join(output)

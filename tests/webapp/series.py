@@ -84,7 +84,7 @@ def add_series(
             status=JobStatus.DONE,
             finished_at=utc_now(),
         )
-        told = {
+        values = {
             "probability": 0.9,
             "threshold": 0.4,
             "positive": True,
@@ -97,7 +97,7 @@ def add_series(
             model_version=version,
             slices=suspicious,
             first_slices=list(range(last, max(last - 5, -1), -1)),
-            **told,
+            **values,
         )
         scan.prediction.heatmap = Heatmap(
             status=JobStatus.DONE, slices=[0, last], finished_at=utc_now()

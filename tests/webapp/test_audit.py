@@ -13,9 +13,10 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from tests.conftest import PASSWORD, make_user
+from tests.conftest import PASSWORD, TOKEN_FORM, make_user
 from tests.webapp.admin.conftest import NOBODY, add_dataset, add_run, add_version, zip_of
 from webapp import create_app
+from webapp.audit_chain import seal, trim, verify
 from webapp.extensions import db, utc_now
 from webapp.models import (
     Act,
@@ -29,14 +30,15 @@ from webapp.models import (
     User,
 )
 
+YEAR = timedelta(days=365)
 PHANTOM = "phantom-1.png"
 
 
 def events(app: Flask) -> list[tuple[str, str | None, str | None]]:
     """Return act, actor and object of all events, oldest first."""
     with app.app_context():
-        found = db.session.scalars(select(AuditEvent).order_by(AuditEvent.id)).all()
-        return [(event.act, event.actor_id, event.object_id) for event in found]
+        rows = db.session.scalars(select(AuditEvent).order_by(AuditEvent.id)).all()
+        return [(event.act, event.actor_id, event.object_id) for event in rows]
 
 
 def newest(app: Flask) -> tuple[str, str | None, str | None]:
@@ -67,7 +69,8 @@ def test_what_happens_to_an_account_is_kept(any_database_app: Flask) -> None:
         "/account", data={"current_password": PASSWORD, "password": "another long password"}
     )
     client.post(
-        "/account/tokens", data={"name": "a script", "token_password": "another long password"}
+        "/account/tokens",
+        data={"name": "a script", "token_password": "another long password", **TOKEN_FORM},
     )
     token = only_id(app, ApiToken)
     client.post(f"/account/tokens/{token}/revoke")
@@ -87,10 +90,10 @@ def test_what_happens_to_an_account_is_kept(any_database_app: Flask) -> None:
         (Act.LOGIN_FAILED, None, None),
     ]
     with app.app_context():
-        kept = str([vars(event) for event in db.session.scalars(select(AuditEvent))])
-    assert "127.0.0.1" in kept
+        events_text = str([vars(event) for event in db.session.scalars(select(AuditEvent))])
+    assert "127.0.0.1" in events_text
     # People type passwords into the field for the username.
-    assert "example.org" not in kept and "nobody" not in kept
+    assert "example.org" not in events_text and "nobody" not in events_text
 
 
 def test_what_happens_to_a_scan_is_kept_whether_a_browser_or_a_token_asks(
@@ -98,7 +101,9 @@ def test_what_happens_to_a_scan_is_kept_whether_a_browser_or_a_token_asks(
 ) -> None:
     browser = logged_in("ann")
     ann = only_id(app, User)
-    answer = browser.post("/account/tokens", data={"name": "a script", "token_password": PASSWORD})
+    answer = browser.post(
+        "/account/tokens", data={"name": "a script", "token_password": PASSWORD, **TOKEN_FORM}
+    )
     secret = answer.text.split('id="token">')[1].split("<")[0]
     program = app.test_client()
     program.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {secret}"
@@ -241,6 +246,33 @@ def test_the_database_refuses_to_change_or_delete_an_event(
                 db.session.execute(text(change))
             db.session.rollback()
         assert db.session.scalars(select(AuditEvent.act)).all() == [Act.LOGGED_OUT]
+        # Only what its retention trims goes, by way of an anchor that cannot be changed either.
+        db.session.add(AuditEvent(act=Act.LOGGED_IN, address="192.0.2.1", at=utc_now() - YEAR))
+        db.session.commit()
+        db.session.execute(text("DELETE FROM audit_event WHERE id < 0"))
+        assert seal() == 2
+        db.session.commit()
+        assert trim(100) == 0  # The older one was sealed after the newer one.
+        assert trim(0) == 2
+        assert seal() == 1
+        db.session.commit()
+        for change in (
+            "UPDATE audit_link SET hash = ''",
+            "UPDATE audit_anchor SET position = 9",
+            "DELETE FROM audit_anchor",
+        ):
+            with pytest.raises(DBAPIError, match="The audit log is append-only"):
+                db.session.execute(text(change))
+            db.session.rollback()
+        with pytest.raises(DBAPIError, match="The audit log is append-only"):
+            db.session.execute(text("DELETE FROM audit_event"))
+        db.session.rollback()
+        verification = verify()
+        assert (verification.events, verification.problem) == (1, None)
+        flask_migrate.downgrade(revision="9a6f20c84be1")
+        with pytest.raises(DBAPIError, match="The audit log is append-only"):
+            db.session.execute(text("DELETE FROM audit_event"))
+        db.session.rollback()
         db.session.remove()
         db.engine.dispose()
 

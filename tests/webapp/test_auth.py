@@ -8,13 +8,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 
-from tests.conftest import PASSWORD, app_on, make_user
+from tests.conftest import PASSWORD, TOKEN_FORM, app_on, make_user
+from webapp import logins
 from webapp.auth import local_target
 from webapp.extensions import db, utc_now
 from webapp.models import ApiToken, LoginSession, PasswordReset, User
@@ -37,9 +39,9 @@ def count(app: Flask, table: type[db.Model]) -> int:  # type: ignore[name-define
 
 def csrf_of(client: FlaskClient, path: str) -> str:
     """Return the token in the forms of a page."""
-    found = re.search(r'name="csrf_token" value="([^"]+)"', client.get(path).text)
-    assert found
-    return found[1]
+    match = re.search(r'name="csrf_token" value="([^"]+)"', client.get(path).text)
+    assert match
+    return match[1]
 
 
 def is_logged_in(client: FlaskClient) -> bool:
@@ -188,8 +190,6 @@ def test_a_refused_login_does_not_tell_why(
 def test_an_unknown_username_costs_an_argon2_check_too(
     app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from webapp import logins
-
     checks = []
     dummy = logins.nobodys_password_hash()
     monkeypatch.setattr(logins, "nobodys_password_hash", lambda: checks.append(1) or dummy)
@@ -214,7 +214,7 @@ def test_a_link_cannot_log_out(logged_in: Callable[..., FlaskClient]) -> None:
     client = logged_in("ann")
     answer = client.get("/logout")
     assert answer.status_code == 405
-    assert "This page does not support that request method." in answer.text
+    assert "This address does not support that request method." in answer.text
     assert is_logged_in(client)
 
 
@@ -243,9 +243,9 @@ def test_a_cookie_that_holds_a_users_id_is_no_login(app: Flask) -> None:
 def test_a_page_that_needs_a_login_is_shown_after_it(app: Flask) -> None:
     make_user(app, "ann")
     client = app.test_client()
-    asked = client.get("/scans?page=2")
-    assert asked.status_code == 302
-    form = client.get(asked.location)
+    response = client.get("/scans?page=2")
+    assert response.status_code == 302
+    form = client.get(response.location)
     assert 'value="/scans?page=2"' in form.text
     answer = client.post(
         "/login", data={"username": "ann", "password": PASSWORD, "next": "/scans?page=2"}
@@ -415,7 +415,9 @@ def test_a_token_is_shown_once_and_only_its_hash_is_kept(
     app: Flask, logged_in: Callable[..., FlaskClient]
 ) -> None:
     client = logged_in("ann")
-    answer = client.post("/account/tokens", data={"name": "a script", "token_password": PASSWORD})
+    answer = client.post(
+        "/account/tokens", data={"name": "a script", "token_password": PASSWORD, **TOKEN_FORM}
+    )
     assert answer.status_code == 200
     assert answer.headers["Cache-Control"] == "no-store"
     shown = re.search(r'id="token">([^<]+)<', answer.text)
@@ -437,11 +439,39 @@ def test_a_token_is_shown_once_and_only_its_hash_is_kept(
 def test_a_token_needs_a_name(app: Flask, logged_in: Callable[..., FlaskClient], name: str) -> None:
     assert (
         logged_in("ann")
-        .post("/account/tokens", data={"name": name, "token_password": PASSWORD})
+        .post("/account/tokens", data={"name": name, "token_password": PASSWORD, **TOKEN_FORM})
         .status_code
         == 400
     )
     assert count(app, ApiToken) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"scopes": []}, "choose what the token may be used for"),
+        ({"scopes": ["admin"]}, "not a valid choice for this field"),
+        ({"days": "365"}, "Not a valid choice"),
+        ({"days": "0"}, "Not a valid choice"),
+    ],
+)
+def test_a_token_has_scopes_and_an_end_within_the_operators_limits(
+    app: Flask, logged_in: Callable[..., FlaskClient], changes: dict[str, Any], sentence: str
+) -> None:
+    app.config["TOKEN_MAX_DAYS"] = 180
+    client = logged_in("ann")
+    form = {"name": "a script", "token_password": PASSWORD, **TOKEN_FORM}
+    refused = client.post("/account/tokens", data={**form, **changes})
+    assert refused.status_code == 400 and sentence in refused.text
+    made = client.post("/account/tokens", data={**form, "scopes": ["review"], "days": "180"})
+    assert made.status_code == 200
+    app.config["TOKEN_MAX_DAYS"] = 0
+    assert client.post("/account/tokens", data={**form, "days": "0"}).status_code == 200
+    with app.app_context():
+        first, second = db.session.scalars(select(ApiToken).order_by(ApiToken.created_at))
+        assert first.scopes == "review" and first.expires_at is not None
+        assert timedelta(days=179) < first.expires_at - utc_now() <= timedelta(days=180)
+        assert (second.scopes, second.expires_at) == ("read submit", None)
 
 
 def test_there_is_an_end_to_tokens(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
@@ -449,14 +479,15 @@ def test_there_is_an_end_to_tokens(app: Flask, logged_in: Callable[..., FlaskCli
     for _ in range(20):
         assert (
             client.post(
-                "/account/tokens", data={"name": "a script", "token_password": PASSWORD}
+                "/account/tokens",
+                data={"name": "a script", "token_password": PASSWORD, **TOKEN_FORM},
             ).status_code
             == 200
         )
     assert (
         "Please revoke one first"
         in client.post(
-            "/account/tokens", data={"name": "a script", "token_password": PASSWORD}
+            "/account/tokens", data={"name": "a script", "token_password": PASSWORD, **TOKEN_FORM}
         ).text
     )
     assert count(app, ApiToken) == 20
@@ -466,7 +497,7 @@ def test_a_token_is_revoked_by_its_owner_only(
     app: Flask, logged_in: Callable[..., FlaskClient]
 ) -> None:
     ann, bob = logged_in("ann"), logged_in("bob")
-    ann.post("/account/tokens", data={"name": "a script", "token_password": PASSWORD})
+    ann.post("/account/tokens", data={"name": "a script", "token_password": PASSWORD, **TOKEN_FORM})
     with app.app_context():
         token_id = db.session.scalars(select(ApiToken)).one().id
     for path in (token_id, "0" * 32, "%00"):
@@ -483,17 +514,19 @@ def api_status(app: Flask, token: str) -> int:
 
 def token_of(client: FlaskClient) -> str:
     """Make a token in that browser."""
-    answer = client.post("/account/tokens", data={"name": "a", "token_password": PASSWORD})
-    found = re.search(r'id="token">([^<]+)<', answer.text)
-    assert found
-    return found[1]
+    answer = client.post(
+        "/account/tokens", data={"name": "a", "token_password": PASSWORD, **TOKEN_FORM}
+    )
+    match = re.search(r'id="token">([^<]+)<', answer.text)
+    assert match
+    return match[1]
 
 
 @pytest.mark.parametrize("password", ["", "not the password"])
 def test_a_browser_that_was_left_open_makes_no_token(
     app: Flask, logged_in: Callable[..., FlaskClient], password: str
 ) -> None:
-    form = {"name": "a script", "token_password": password}
+    form = {"name": "a script", "token_password": password, **TOKEN_FORM}
     assert logged_in("ann").post("/account/tokens", data=form).status_code == 400
     assert count(app, ApiToken) == 0
 
@@ -504,7 +537,9 @@ def test_whoever_guesses_in_a_browser_that_was_left_open_is_slowed_down(tmp_path
     client = app.test_client()
     client.post("/login", data={"username": "ann", "password": PASSWORD})
     for _ in range(20):
-        client.post("/account/tokens", data={"name": "a script", "token_password": "a guess"})
+        client.post(
+            "/account/tokens", data={"name": "a script", "token_password": "a guess", **TOKEN_FORM}
+        )
     deletion = client.post("/account/delete", data={"your_password": PASSWORD})
     assert deletion.status_code == 429
     assert count(app, User) == 1
@@ -533,10 +568,10 @@ def test_a_changed_password_revokes_ones_own_tokens_and_nobody_elses(
     browser.post("/login", data={"username": "bob", "password": "another long password"})
     monkeypatch.setattr("tests.webapp.test_auth.PASSWORD", "another long password")
     token = token_of(browser)
-    said = app.test_cli_runner().invoke(
+    result = app.test_cli_runner().invoke(
         args=["create-admin", "bob"], env={"HEMOSCAN_PASSWORD": "a third long password"}
     )
-    assert said.exit_code == 0, said.output
+    assert result.exit_code == 0, result.output
     assert api_status(app, token) == 401
 
 
@@ -553,7 +588,7 @@ def test_no_token_is_made_by_a_password_that_is_changed_meanwhile(
         return is_right
 
     monkeypatch.setattr(User, "has_password", changed_meanwhile)
-    form = {"name": "a script", "token_password": PASSWORD}
+    form = {"name": "a script", "token_password": PASSWORD, **TOKEN_FORM}
     assert client.post("/account/tokens", data=form).status_code == 401
     assert count(app, ApiToken) == 0
 
@@ -565,7 +600,9 @@ def test_there_is_an_end_to_tokens_that_are_made_at_once(
     user_id = make_user(app, "ann")
     with app.app_context():
         for number in range(18):
-            db.session.add(ApiToken(user_id=user_id, name="a", secret_hash=f"{number}"))
+            db.session.add(
+                ApiToken(user_id=user_id, name="a", secret_hash=f"{number}", scopes="read")
+            )
         db.session.commit()
     browsers = [app.test_client() for _ in range(4)]
     for browser in browsers:
@@ -575,7 +612,7 @@ def test_there_is_an_end_to_tokens_that_are_made_at_once(
         time.sleep(0.3)
 
     monkeypatch.setattr("webapp.auth.record", record_slowly)
-    form = {"name": "a script", "token_password": PASSWORD}
+    form = {"name": "a script", "token_password": PASSWORD, **TOKEN_FORM}
     with ThreadPoolExecutor(len(browsers)) as pool:
         answers = pool.map(lambda browser: browser.post("/account/tokens", data=form), browsers)
         assert sorted(answer.status_code for answer in answers) == [200, 200, 400, 400]

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 from ml.artifacts.folder import write_model
 from tests.conftest import PASSWORD, make_user
 from tests.ml.conftest import a_card, features_graph, head_graph
-from webapp import cli, create_app
+from webapp import cli, create_app, setup
 from webapp.extensions import db, utc_now
 from webapp.models import (
     ApiToken,
@@ -48,8 +48,8 @@ def starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny model in place of the one that ships."""
     folder = tmp_path / "starter"
     write_model(folder, a_card(), {"features.onnx": features_graph(), "head.onnx": head_graph()})
-    monkeypatch.setattr(cli, "STARTER_DIR", folder)
-    monkeypatch.setattr(cli, "STARTER_SERIES_DIR", tmp_path / "none")
+    monkeypatch.setattr(setup, "STARTER_DIR", folder)
+    monkeypatch.setattr(setup, "STARTER_SERIES_DIR", tmp_path / "none")
     return folder
 
 
@@ -72,10 +72,10 @@ def new_app(database_url: str, tmp_path: Path) -> Iterator[Flask]:
 
 
 def test_setup_makes_tables_an_admin_and_a_live_model(new_app: Flask, starter: Path) -> None:
-    said = run(new_app, "setup")
+    result = run(new_app, "setup")
 
-    assert said.exit_code == 0, said.output
-    password = re.search(r"with the password (\S+) ", said.output)
+    assert result.exit_code == 0, result.output
+    password = re.search(r"with the password (\S+) ", result.output)
     assert password
     with new_app.app_context():
         admin = db.session.scalars(select(User)).one()
@@ -117,7 +117,7 @@ def test_setup_leaves_the_bare_mount_point_of_an_older_installation_alone(
         a_card(),
         {"features.onnx": features_graph(), "head.onnx": head_graph(gain=3.0)},
     )
-    monkeypatch.setattr(cli, "STARTER_DIR", tmp_path / "newer")
+    monkeypatch.setattr(setup, "STARTER_DIR", tmp_path / "newer")
 
     again = run(new_app, "setup")
 
@@ -143,12 +143,12 @@ def test_setup_makes_a_starter_for_series_live_for_series(
         a_card(reads="series"),
         {"features.onnx": features_graph(), "head.onnx": head_graph(gain=3.0)},
     )
-    monkeypatch.setattr(cli, "STARTER_SERIES_DIR", folder)
+    monkeypatch.setattr(setup, "STARTER_SERIES_DIR", folder)
 
-    said = run(new_app, "setup")
+    result = run(new_app, "setup")
 
-    assert said.exit_code == 0, said.output
-    assert said.output.count("Installed the starter model") == 2
+    assert result.exit_code == 0, result.output
+    assert result.output.count("Installed the starter model") == 2
     with new_app.app_context():
         live = [live_version(reads) for reads in ("slice", "series")]
         assert [version and version.reads for version in live] == ["slice", "series"]
@@ -156,12 +156,12 @@ def test_setup_makes_a_starter_for_series_live_for_series(
 
 def test_two_setups_at_once_do_the_work_once(new_app: Flask, starter: Path) -> None:
     def set_up(_: int) -> None:
-        with new_app.app_context(), cli.one_at_a_time():
+        with new_app.app_context(), setup.one_at_a_time():
             if not db.inspect(db.engine).has_table("user"):
                 db.create_all()
-            cli.ensure_admin()
-            cli.has_storage()
-            cli.install_starter(starter)
+            setup.ensure_admin()
+            setup.has_storage()
+            setup.install_starter(starter)
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(set_up, range(3)))
@@ -182,9 +182,9 @@ def test_a_new_starter_replaces_the_old_one_but_not_a_trained_version(
             {"features.onnx": features_graph(), "head.onnx": head_graph(gain=gain)},
         )
     with app.app_context():
-        cli.install_starter(starter)
+        setup.install_starter(starter)
         first = live_version("slice")
-        cli.install_starter(newer)
+        setup.install_starter(newer)
         second = live_version("slice")
         assert first is not None and second is not None and first.id != second.id
 
@@ -200,7 +200,7 @@ def test_a_new_starter_replaces_the_old_one_but_not_a_trained_version(
         db.session.add(trained)
         promote(trained, None, "better on our scans")
         db.session.commit()
-        cli.install_starter(newest)
+        setup.install_starter(newest)
         assert live_version("slice") is trained
         compared = [
             (pair.version.card_id, pair.other_id) for pair in db.session.scalars(select(Comparison))
@@ -216,13 +216,13 @@ def test_the_answers_of_a_starter_are_stored_beside_it_even_later(
     app: Flask, starter: Path
 ) -> None:
     with app.app_context():
-        cli.install_starter(starter)
+        setup.install_starter(starter)
         live = live_version("slice")
         assert live is not None
         key = f"{live.storage_prefix}/predictions.csv"
         assert not storage.exists(key)
         (starter / "predictions.csv").write_text("level\n")
-        cli.install_starter(starter)
+        setup.install_starter(starter)
         assert storage.get(key) == b"level\n"
 
 
@@ -243,15 +243,15 @@ def a_training_run() -> str:
 def test_setup_without_a_starter_model_warns(
     new_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "STARTER_DIR", tmp_path / "none")
-    monkeypatch.setattr(cli, "STARTER_SERIES_DIR", tmp_path / "none")
+    monkeypatch.setattr(setup, "STARTER_DIR", tmp_path / "none")
+    monkeypatch.setattr(setup, "STARTER_SERIES_DIR", tmp_path / "none")
 
-    said = run(new_app, "setup")
+    result = run(new_app, "setup")
 
-    assert said.exit_code == 0
+    assert result.exit_code == 0
     assert (
         "There is no starter model. All scans will fail until an administrator trains and promotes"
-        " a model." in said.output
+        " a model." in result.output
     )
 
 
@@ -260,13 +260,13 @@ def test_setup_does_not_touch_somebody_elses_account_named_admin(
 ) -> None:
     make_user(app, "Admin")
     with app.app_context():
-        cli.ensure_admin()
+        setup.ensure_admin()
         assert db.session.scalars(select(User.role)).all() == [Role.USER]
     assert "`flask --app webapp create-admin USERNAME`" in capsys.readouterr().out
 
 
 def test_create_admin_takes_the_password_from_the_environment(app: Flask) -> None:
-    said = run(
+    result = run(
         app,
         "create-admin",
         "Eve",
@@ -279,7 +279,7 @@ def test_create_admin_takes_the_password_from_the_environment(app: Flask) -> Non
         HEMOSCAN_PASSWORD=PASSWORD,
     )
 
-    assert said.exit_code == 0, said.output
+    assert result.exit_code == 0, result.output
     with app.app_context():
         eve = db.session.scalars(select(User)).one()
         assert (eve.username, eve.email, eve.email_key, eve.name, eve.phone) == (
@@ -293,14 +293,14 @@ def test_create_admin_takes_the_password_from_the_environment(app: Flask) -> Non
 
 
 def test_create_admin_asks_for_the_password_twice(app: Flask) -> None:
-    said = app.test_cli_runner().invoke(
+    result = app.test_cli_runner().invoke(
         args=["create-admin", "eve"],
         input=f"{PASSWORD}\n{PASSWORD}\n",
         env={"HEMOSCAN_PASSWORD": ""},
     )
 
-    assert said.exit_code == 0, said.output
-    assert PASSWORD not in said.output
+    assert result.exit_code == 0, result.output
+    assert PASSWORD not in result.output
 
 
 def test_create_admin_makes_an_existing_account_an_admins_and_ends_its_logins(app: Flask) -> None:
@@ -309,10 +309,10 @@ def test_create_admin_makes_an_existing_account_an_admins_and_ends_its_logins(ap
         db.session.add(LoginSession(user_id=user_id, secret_hash="a", expires_at=utc_now()))
         db.session.commit()
 
-    said = run(app, "create-admin", "Ann", HEMOSCAN_PASSWORD="another long password")
+    result = run(app, "create-admin", "Ann", HEMOSCAN_PASSWORD="another long password")
 
-    assert said.exit_code == 0
-    assert "The existing account ann is now an administrator's" in said.output
+    assert result.exit_code == 0
+    assert "The existing account ann is now an administrator's" in result.output
     with app.app_context():
         ann = db.session.scalars(select(User)).one()
         assert ann.is_admin and ann.has_password("another long password")
@@ -330,19 +330,21 @@ def test_create_admin_makes_an_existing_account_an_admins_and_ends_its_logins(ap
 def test_create_admin_refuses_what_the_sign_up_page_refuses(
     app: Flask, username: str, password: str, sentence: str
 ) -> None:
-    said = run(app, "create-admin", username, HEMOSCAN_PASSWORD=password)
+    result = run(app, "create-admin", username, HEMOSCAN_PASSWORD=password)
 
-    assert said.exit_code == 1
-    assert sentence in said.output
+    assert result.exit_code == 1
+    assert sentence in result.output
 
 
 def test_create_admin_says_whose_email_address_it_is(app: Flask) -> None:
     make_user(app, "ann")
 
-    said = run(app, "create-admin", "eve", "--email", "ANN@example.org", HEMOSCAN_PASSWORD=PASSWORD)
+    result = run(
+        app, "create-admin", "eve", "--email", "ANN@example.org", HEMOSCAN_PASSWORD=PASSWORD
+    )
 
-    assert said.exit_code == 1
-    assert "Another account already uses the email address ANN@example.org." in said.output
+    assert result.exit_code == 1
+    assert "Another account already uses the email address ANN@example.org." in result.output
 
 
 def test_create_token_prints_the_token_alone_on_the_last_line_and_keeps_its_hash(
@@ -350,18 +352,31 @@ def test_create_token_prints_the_token_alone_on_the_last_line_and_keeps_its_hash
 ) -> None:
     make_user(app, "ann")
 
-    said = run(app, "create-token", "Ann")
+    result = run(app, "create-token", "Ann")
 
-    token = said.output.splitlines()[-1]
+    token = result.output.splitlines()[-1]
     assert re.fullmatch(r"[\w-]{43}", token)
     with app.app_context():
         assert db.session.scalars(select(ApiToken.secret_hash)).all() == [secret_hash(token)]
 
 
-def test_create_token_of_nobody_is_a_sentence(app: Flask) -> None:
-    said = run(app, "create-token", "nobody")
+def test_create_token_takes_scopes_and_days_within_the_operators_limits(app: Flask) -> None:
+    make_user(app, "ann")
 
-    assert (said.exit_code, said.output) == (1, "Error: User 'nobody' does not exist.\n")
+    result = run(app, "create-token", "ann", "--scope", "review", "--scope", "read", "--days", "7")
+    admin = run(app, "create-token", "ann", "--scope", "admin")
+    endless = run(app, "create-token", "ann", "--days", "0")
+
+    assert "for read review" in result.output
+    assert (admin.exit_code, endless.exit_code) == (1, 1)
+    assert admin.output == "Error: Only administrators can have tokens for the administration.\n"
+    assert endless.output == "Error: A token is valid for at most 365 days here.\n"
+
+
+def test_create_token_of_nobody_is_a_sentence(app: Flask) -> None:
+    result = run(app, "create-token", "nobody")
+
+    assert (result.exit_code, result.output) == (1, "Error: User 'nobody' does not exist.\n")
 
 
 def test_import_dataset_packs_a_folder(app: Flask, tmp_path: Path) -> None:
@@ -370,9 +385,9 @@ def test_import_dataset_packs_a_folder(app: Flask, tmp_path: Path) -> None:
     (folder / "normal" / "1.png").write_bytes(b"one")
     (folder / ".hidden").write_bytes(b"none of your business")
 
-    said = run(app, "import-dataset", str(folder))
+    result = run(app, "import-dataset", str(folder))
 
-    assert said.exit_code == 0, said.output
+    assert result.exit_code == 0, result.output
     with app.app_context():
         dataset = db.session.scalars(select(Dataset)).one()
         assert (dataset.name, dataset.status) == ("hospital", JobStatus.QUEUED)
@@ -399,9 +414,12 @@ def test_import_dataset_takes_a_zip_and_a_name(app: Flask, tmp_path: Path) -> No
 def test_import_dataset_refuses_what_is_no_archive(app: Flask, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("filename,label\n")
 
-    said = run(app, "import-dataset", str(tmp_path / "labels.csv"))
+    result = run(app, "import-dataset", str(tmp_path / "labels.csv"))
 
-    assert (said.exit_code, said.output) == (1, "Error: The file is not a complete ZIP archive.\n")
+    assert (result.exit_code, result.output) == (
+        1,
+        "Error: The file is not a complete ZIP archive.\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -467,9 +485,9 @@ def test_a_corrected_data_set_takes_the_place_of_one_that_failed(
         )
         db.session.commit()
 
-    said = run(app, "import-dataset", str(tmp_path / "x.zip"))
+    result = run(app, "import-dataset", str(tmp_path / "x.zip"))
 
-    assert said.exit_code == 0, said.output
+    assert result.exit_code == 0, result.output
     with app.app_context():
         dataset = db.session.scalars(select(Dataset)).one()
         assert (dataset.status, dataset.error) == (JobStatus.QUEUED, None)

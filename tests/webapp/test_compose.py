@@ -20,7 +20,8 @@ import yaml
 from honcho.environ import parse_procfile
 
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
-from webapp.config import PROJECT_ROOT
+from webapp.config import PROJECT_ROOT, settings
+from webapp.embedded import commands
 
 DOCKERFILE = (PROJECT_ROOT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "docker-compose.yml").read_text())
@@ -65,14 +66,17 @@ def test_every_part_of_the_service_is_there() -> None:
         "worker-predict",
         "worker-train",
         "beat",
+        "dicom-listen",
     }
 
 
-def test_only_the_proxy_faces_the_network() -> None:
+def test_only_the_proxy_faces_the_network_unless_an_operator_opens_more() -> None:
     published = {name: SERVICES[name].get("ports", []) for name in SERVICES}
 
     assert published.pop("proxy") == ["${HTTPS_PORT:-443}:8443", "${HTTP_PORT:-80}:8080"]
     assert published.pop("web") == ["${LISTEN:-127.0.0.1}:${PORT:-8000}:8000"]
+    dicom = ["${DICOM_LISTEN:-127.0.0.1}:${DICOM_PORT:-11112}:11112"]
+    assert published.pop("dicom-listen") == dicom
     assert not any(published.values())
 
 
@@ -85,6 +89,15 @@ def test_compose_and_the_procfile_start_the_same_commands() -> None:
     commands = parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes
 
     assert {name: SERVICES[name]["command"] for name in commands} == dict(commands)
+
+
+def test_make_run_starts_the_listener_where_somebody_may_send(tmp_path: Path) -> None:
+    home = {"HEMOSCAN_HOME": str(tmp_path)}
+    alone = commands(settings(home))
+    connected = commands(settings({**home, "DICOM_PEERS": "CT1@10.1.2.3 account=ann"}))
+
+    assert connected == parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes
+    assert set(connected) - set(alone) == {"dicom-listen"}
 
 
 def test_whatever_a_service_depends_on_can_be_waited_for() -> None:
@@ -119,12 +132,19 @@ def test_no_container_can_starve_the_others(name: str) -> None:
     assert 0 < service["pids_limit"] <= 500
 
 
-def test_every_image_of_others_has_a_version_and_can_be_pinned_by_digest() -> None:
+def test_every_third_party_image_is_pinned_by_version_and_digest_the_same_everywhere() -> None:
     images = [SERVICES[name]["image"] for name in ("db", "redis", "proxy")]
-    images += {SERVICES[name]["build"]["args"]["PYTHON_IMAGE"] for name in OURS}
-    assert len(images) == 4
-    for image in images:
-        assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[a-z/-]+:[0-9][a-z0-9.-]+\}", image), image
+    (python,) = {SERVICES[name]["build"]["args"]["PYTHON_IMAGE"] for name in OURS}
+
+    for image in (*images, python):
+        assert re.fullmatch(
+            r"\$\{[A-Z]+_IMAGE:-[a-z/-]+:[0-9][a-z0-9.-]+@sha256:[0-9a-f]{64}\}", image
+        )
+    assert (
+        f"\nARG PYTHON_IMAGE={python.removeprefix('${PYTHON_IMAGE:-').rstrip('}')}\n" in DOCKERFILE
+    )
+    broker = SERVICES["redis"]["image"].removeprefix("${BROKER_IMAGE:-").rstrip("}")
+    assert f"image: {broker}\n" in (PROJECT_ROOT / "deploy/kubernetes/broker.yaml").read_text()
     assert DOCKERFILE.count("FROM ${PYTHON_IMAGE} AS ") == 1
     assert not re.search(r"^FROM (?!\$\{PYTHON_IMAGE\}|base )", DOCKERFILE, re.M)
 
@@ -175,11 +195,11 @@ def test_every_image_is_a_stage_that_drops_its_privileges(name: str) -> None:
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
 
-    said = subprocess.run(
+    completed = subprocess.run(
         [hadolint, PROJECT_ROOT / "Dockerfile"], capture_output=True, text=True, check=False
     )
 
-    assert (said.returncode, said.stdout) == (0, "")
+    assert (completed.returncode, completed.stdout) == (0, "")
 
 
 def test_everything_that_the_dockerfile_copies_exists_and_is_not_ignored() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from base64 import b64encode
 from pathlib import Path
@@ -157,9 +158,61 @@ def test_notifications_are_set_up_with_a_public_address(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_channel_that_is_set_up_wrongly_is_told_of_without_its_secrets(
+def test_a_channel_that_is_set_up_wrongly_is_reported_without_its_secrets(
     tmp_path: Path, given: dict[str, str], sentence: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match=sentence) as told:
+    with pytest.raises(ConfigurationError, match=sentence) as raised:
         settings({"HEMOSCAN_HOME": str(tmp_path), **given})
-    assert "secret" not in str(told.value).replace("random", "")
+    assert "secret" not in str(raised.value).replace("random", "")
+
+
+def test_dicom_peers_and_destinations_are_read_from_lines_or_commas(tmp_path: Path) -> None:
+    known = settings(
+        {
+            "HEMOSCAN_HOME": str(tmp_path),
+            "DICOM_DESTINATIONS": "pacs=dimses://ORTHANC@pacs.example.org,"
+            " web=https://me:se%20cret@10.1.2.9/dicom-web/",
+            "DICOM_PEERS": "CT_ER@10.1.2.0/24 account=er stat\n"
+            "ORTHANC@pacs account=radiology answer=pacs+web results=positives",
+        }
+    )
+    scanner, archive = known["DICOM_PEERS"]
+    assert (scanner.account, scanner.stat, scanner.answers) == ("er", True, ())
+    assert scanner.is_at("10.1.2.77") and scanner.is_at("::ffff:10.1.2.77")
+    assert not scanner.is_at("10.1.3.77") and not scanner.is_at("::1")
+    assert (archive.answers, archive.results) == (("pacs", "web"), "positives")
+    pacs, web = known["DICOM_DESTINATIONS"].values()
+    assert (pacs.ae_title, pacs.host, pacs.port, pacs.has_tls) == (
+        "ORTHANC", "pacs.example.org", 2762, True
+    )  # fmt: skip
+    assert (web.is_dimse, web.url) == (False, "https://me:se%20cret@10.1.2.9/dicom-web")
+    assert "secret" not in repr(known["DICOM_DESTINATIONS"]).replace("%20", "")
+    assert settings({"HEMOSCAN_HOME": str(tmp_path)})["DICOM_PEERS"] == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"DICOM_PEERS": "CT1 account=a"}, "'CT1' must be an AE title, @ and an address"),
+        ({"DICOM_PEERS": "CT1@10.1.2.300 account=a"}, "must be an AE title, @ and an address"),
+        ({"DICOM_PEERS": "A_TITLE_THAT_IS_LONG@10.1.2.3 account=a"}, "must be an AE title"),
+        ({"DICOM_PEERS": "CT1@10.1.2.3"}, "CT1@10.1.2.3 needs account="),
+        ({"DICOM_PEERS": "CT1@10.1.2.3 account=a stat=1"}, "'stat' is not understood"),
+        ({"DICOM_PEERS": "CT1@10.1.2.3 account=a answer=x"}, "DICOM_DESTINATIONS has no 'x'"),
+        ({"DICOM_PEERS": "CT1@10.1.2.3 account=a results=all"}, "results= needs answer="),
+        ({"DICOM_DESTINATIONS": "dimse://A@b"}, "entry 1 must be a name of its own"),
+        ({"DICOM_DESTINATIONS": "x=dimse://b:104"}, "the address of x must be dimse://AE_TITLE@"),
+        ({"DICOM_DESTINATIONS": "x=ftp://me:secret@b"}, "the address of x must be"),
+        ({"DICOM_DESTINATIONS": "x=https://a, x=https://b"}, "entry 2 must be a name of its own"),
+        ({"DICOM_AE_TITLE": "HEMO SCAN"}, "DICOM_AE_TITLE must have 1 to 16 characters"),
+        ({"DICOM_PORT": "65536"}, "DICOM_PORT must be at most 65535."),
+        ({"DICOM_TLS_CERT": "/nowhere"}, "DICOM_TLS_CERT and DICOM_TLS_KEY must be set together"),
+        ({"DICOM_TLS_CA": "/nowhere"}, "DICOM_TLS_CA: there is no file '/nowhere'"),
+    ],
+)
+def test_what_is_wrong_with_a_dicom_setting_is_reported_without_its_secrets(
+    tmp_path: Path, given: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(sentence)) as raised:
+        settings({"HEMOSCAN_HOME": str(tmp_path), **given})
+    assert "secret" not in str(raised.value)

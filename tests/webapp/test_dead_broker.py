@@ -5,8 +5,10 @@ and limits are kept in memory.
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,19 @@ def test_an_upload_is_answered_within_a_second_and_waits_in_its_row(cut_off_app:
     )
     with cut_off_app.app_context():
         assert db.session.scalars(select(Scan.status)).all() == [JobStatus.QUEUED] * 6
+
+
+def test_requests_that_wait_for_the_broker_at_once_are_all_answered(cut_off_app: Flask) -> None:
+    at_once = threading.Barrier(6)
+
+    def try_to_log_in() -> int:
+        at_once.wait()
+        wrong = {"username": "ann", "password": "a wrong password"}
+        return cut_off_app.test_client().post("/login", data=wrong).status_code
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(try_to_log_in) for _ in range(6)]
+    assert [answer.result() for answer in answers] == [400] * 6
 
 
 def test_limits_are_kept_in_memory(cut_off_app: Flask) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from sqlalchemy import ColumnElement, delete, func, select, text
 from sqlalchemy.exc import OperationalError
 
-from tests.conftest import PASSWORD, make_user
+from tests.conftest import PASSWORD, TOKEN_FORM, make_user
 from tests.webapp.admin.conftest import a_card
 from tests.webapp.test_scans import add_scan, add_verdict, form, png
 from tests.webapp.test_second_factors import set_up
@@ -69,16 +69,16 @@ def noise(side: int = 64) -> bytes:
 
 def everything_kept(app: Flask, home: Path) -> bytes:
     """Return every byte of the database and the storage."""
-    kept = [path.read_bytes() for path in home.rglob("*") if path.is_file()]
+    stored = [path.read_bytes() for path in home.rglob("*") if path.is_file()]
     with app.app_context():
         if db.engine.dialect.name == "postgresql":
             for table in db.inspect(db.engine).get_table_names():
-                kept += [
+                stored += [
                     row.encode()
                     for row in db.session.scalars(text(f'SELECT "{table}"::text FROM "{table}"'))
                 ]
         db.session.rollback()
-    return b"\n".join(kept)
+    return b"\n".join(stored)
 
 
 def rows(app: Flask, *tables: type[db.Model]) -> list[int]:  # type: ignore[name-defined]
@@ -107,7 +107,7 @@ def test_nothing_that_a_person_gave_is_left_in_database_or_storage(
     add_verdict(app, scan_id)
     assert (
         sally.post(
-            "/account/tokens", data={"name": "my script", "token_password": PASSWORD}
+            "/account/tokens", data={"name": "my script", "token_password": PASSWORD, **TOKEN_FORM}
         ).status_code
         == 200
     )
@@ -189,12 +189,12 @@ def test_what_an_administrator_did_stays_by_nobody(any_database_app: Flask) -> N
 
 def test_other_peoples_scans_stay(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
     ann, bob = logged_in("ann"), logged_in("bob")
-    gone, kept = (browser.post("/scans", data=form(png())).location for browser in (ann, bob))
+    gone, response = (browser.post("/scans", data=form(png())).location for browser in (ann, bob))
     assert ann.post("/account/delete", data={"your_password": PASSWORD}).status_code == 302
-    assert (ann.get(gone).status_code, bob.get(kept).status_code) == (302, 200)
+    assert (ann.get(gone).status_code, bob.get(response).status_code) == (302, 200)
     with app.app_context():
         assert [
-            key for key in storage.keys("originals") if kept.rsplit("/", 1)[-1] not in key
+            key for key in storage.keys("originals") if response.rsplit("/", 1)[-1] not in key
         ] == []
     assert (
         app.test_client().post("/login", data={"username": "ann", "password": PASSWORD}).status_code
@@ -242,7 +242,7 @@ def test_administrators_delete_themselves_by_password_only(
     assert rows(app, User) == [2]
 
 
-def test_files_that_cannot_be_removed_at_once_are_told(
+def test_files_that_cannot_be_removed_at_once_are_reported(
     app: Flask, logged_in: Callable[..., FlaskClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ann = logged_in("ann")
@@ -369,8 +369,8 @@ def test_an_upload_that_its_account_does_not_outlive_is_refused_and_leaves_no_fi
     token = token_for(app, user_id)
     assert upload(app, token)[0] == 202
     when_stored(monkeypatch, elsewhere(app, lambda: deletion.delete_account(user_id)))
-    status, told = upload(app, token)
-    assert status == 422 and "deleted or disabled" in told
+    status, body = upload(app, token)
+    assert status == 422 and "deleted or disabled" in body
     assert stored_files(tmp_path) == []
     assert rows(app, User, Scan) == [1, 0]
 

@@ -56,7 +56,7 @@ def test_states_are_spelled_as_americans_do() -> None:
 
 def test_numbers_have_their_digits_and_none_is_a_dash() -> None:
     assert (number(0.12345), number(2, 1), number(None)) == ("0.123", "2.0", "–")
-    assert (percent(0.9731), percent(0.5, 0), percent(None)) == ("97.3 %", "50 %", "–")
+    assert (percent(0.9731), percent(0.5, 0), percent(None)) == ("97.3%", "50%", "–")
     assert (signed(0.012), signed(-0.02)) == ("+0.012", "−0.020")
 
 

@@ -2,8 +2,9 @@
 text as anything but text.
 
 A cell of the table is the status of an answer to an otherwise empty request; `login` is a
-redirection to the login. The owner is whose the scan, the token, the login, the opinion and the
-reset link in the address are; the scan is shared with the reviewers.
+redirection to the login. `scope` is what a token needs for an operation of the API. The owner is
+whose the scan, the token, the login, the opinion and the reset link in the address are; the scan is
+shared with the reviewers.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ import numpy as np
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import JSON, String, select, update
+from sqlalchemy import JSON, String, func, select, update
 from werkzeug.routing import Rule
 from wtforms.fields.core import UnboundField
 
 from tests.conftest import app_on, make_user
 from tests.webapp.admin.conftest import EXPLORATION, add_dataset, add_run, add_version
-from tests.webapp.admin.test_evaluations import evaluated
+from tests.webapp.admin.test_accuracy import cell
+from tests.webapp.admin.test_evaluations import A_MISTAKE, evaluated
+from tests.webapp.admin.test_images import indexed
+from tests.webapp.admin.test_shadows import shadow_answers
 from tests.webapp.series import heat, stored_masks, stored_series
 from webapp.extensions import db, utc_now
 from webapp.forms import PostedForm
@@ -42,16 +46,24 @@ from webapp.models import (
     ModelVersion,
     Notification,
     Opinion,
+    PaperExperiment,
     PasswordReset,
     Prediction,
+    Promotion,
+    Replay,
     Report,
     ReportKind,
+    ResultDelivery,
     Role,
     Scan,
+    Scope,
+    Shadow,
     Share,
     SiteFigures,
     User,
+    new_preview,
     promote,
+    sample_answers,
 )
 from webapp.models.accounts import new_secret, secret_hash
 from webapp.pictures import heatmap_key
@@ -60,7 +72,15 @@ from webapp.storage import storage
 
 ROLES = ("anonymous", "other", "owner", "reviewer", "admin", "disabled", "revoked")
 TABLE = Path(__file__).with_name("access.csv")
-REFUSED = ("login", "401", "404")
+REFUSED = ("login", "401", "403", "404")
+TOKENED = ("/api/v1/", "/dicom-web/")
+PUBLIC = {("GET", "/api/v1/docs"), ("GET", "/api/v1/openapi.json")}
+"""The documentation of the API, which needs no token."""
+ONE_PIXEL = b"""{"00280010": {"vr": "US", "Value": [1]}, "00280011": {"vr": "US", "Value": [1]},
+"00280100": {"vr": "US", "Value": [8]}}"""
+"""What a picture of one pixel says in the DICOM JSON model."""
+SAME = {"differs": [], "not_kept": [], "changes": []}
+PICTURED = {"name": "original", "pictures": [[0, 8]], "notes": ["a note"]}
 HOSTILE = """<script>alert(1)</script>'"><img src=x onerror=alert(1)>"""
 
 
@@ -103,7 +123,7 @@ def site_figures_of(version_id: str) -> dict[str, Any]:
     """Return site figures of a version as a worker writes them."""
     share = {"value": 0.9, "low": 0.8, "high": 1.0, "n": 10, "reason": None}
     missing = {"value": None, "low": None, "high": None, "n": 0, "reason": "there is none"}
-    found = {
+    figures = {
         "scans": 10,
         "with_hemorrhage": 5,
         "represented": 50.0,
@@ -115,15 +135,18 @@ def site_figures_of(version_id: str) -> dict[str, Any]:
         "card_id": "card-one",
         "architecture": "alexnet_svm",
         "reads": "slice",
-        "all": found,
-        "months": [{"month": "2026-11", **found}],
+        "all": figures,
+        "months": [{"month": "2026-11", **figures}],
         "notes": ["a note"],
     }
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """The world that all tests of this module ask, each time as it was made."""
+    """Rows of every kind that all tests of this module request, each time as they were created.
+
+    One function, because it is a list: the rows refer to each other.
+    """
     home = tmp_path_factory.mktemp("home")
     app = app_on(f"sqlite:///{home / 'test.db'}", home)
     users = {
@@ -142,7 +165,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             )
             db.session.add(
                 ApiToken(
-                    user_id=user_id, secret_hash=secret_hash(secrets[role][1]), name="a script"
+                    user_id=user_id,
+                    secret_hash=secret_hash(secrets[role][1]),
+                    name="a script",
+                    scopes=" ".join(Scope),
                 )
             )
         db.session.get_one(User, users["disabled"]).disabled_at = utc_now()
@@ -170,6 +196,23 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         version_id = add_version("card-one", run_id=run_id)
         promote(db.session.get_one(ModelVersion, version_id), users["admin"], "a reason")
         evaluation_id = evaluated(version_id, dataset_id)
+        analysis_id = indexed(dataset_id)
+        preview = new_preview({"phantom": "phantom-1.png"}, {"kind": "processing"})
+        preview.status, preview.result = JobStatus.DONE, [PICTURED]
+        storage.put(preview.file_key, b"pictures")
+        version = db.session.get_one(ModelVersion, version_id)
+        version.mistakes = [A_MISTAKE]
+        for layer in ("", "-heat"):
+            storage.put(version.mistake_key(0, layer), b"a picture")
+        experiment = PaperExperiment(
+            dataset_id=dataset_id,
+            architectures=["cnn_lstm"],
+            status=JobStatus.FAILED,
+            results={"cells": [cell("honest", 0.8)]},
+        )
+        db.session.add(experiment)
+        db.session.flush()
+        experiment_id = experiment.id
         columns = {"user_id": users["owner"], "kind": "png", "original_key": "originals/1.png"}
         scan = Scan(
             **columns,
@@ -180,6 +223,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             volume_key="volumes/1.nii.gz",
             outline_key="outlines/1.nii.gz",
             thumbnail_key="thumbnails/1.png",
+            study_uid="2.25.1",
         )
         facts = {
             "probability": 0.9,
@@ -222,15 +266,35 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         )
         db.session.add_all((opinion, other_opinion, share, figures))
         db.session.flush()
+        candidate_id = add_version("card-two")
+        shadow = Shadow(version_id=candidate_id, against_id=version_id, reads="slice")
+        db.session.add(shadow)
+        db.session.flush()
+        db.session.add_all(shadow_answers(shadow.id, [scan.id, failed.id]))
+        sample, _ = sample_answers(1, users["admin"])
+        db.session.flush()
+        db.session.execute(update(Replay).values(status=JobStatus.DONE, is_same=True, result=SAME))
         report = Report(
             scan_id=scan.id, user_id=scan.user_id, kind=ReportKind.PDF, status=JobStatus.DONE
         )
-        told = Notification(
+        capture = Report(
+            scan_id=scan.id,
+            user_id=scan.user_id,
+            kind=ReportKind.SECONDARY_CAPTURE,
+            status=JobStatus.DONE,
+            series_uid="2.25.2",
+        )
+        notification = Notification(
             user_id=scan.user_id, scan_id=scan.id, channel=Channel.EMAIL, error="No."
         )
-        db.session.add_all((report, told))
+        unsent = ResultDelivery(
+            user_id=scan.user_id, scan_id=scan.id, destination="pacs", error="No."
+        )
+        db.session.add_all((report, capture, notification, unsent))
         db.session.flush()
         storage.put(report.file_key, b"a report")
+        for key in capture.file_keys:
+            storage.put(key, ONE_PIXEL if key.endswith(".json") else b"ab")
         storage.put(scan.volume_key, stored_series(np.zeros((2, 4, 4))))
         storage.put("outlines/1.nii.gz", stored_masks(np.ones((1, 4, 4), bool)))
         storage.put(heatmap_key(scan.prediction.heatmap.id, 0), heat(0))
@@ -247,10 +311,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "login_id": str(of_owner[LoginSession]),
             "index": "0",
             "kind": "pdf",
+            "study_uid": scan.study_uid,
+            "series_uid": capture.series_uid,
+            "instance_uid": capture.sop_instance_uid,
+            "frames": "1",
             "secret": link,
             "dataset_id": dataset_id,
+            "number": "0",
+            "analysis_id": analysis_id,
+            "question_id": analysis_id,
+            "preview_id": preview.id,
+            "step": "0",
+            "delivery_id": unsent.id,
             "evaluation_id": evaluation_id,
+            "promotion_id": str(db.session.scalar(select(func.max(Promotion.id)))),
+            "experiment_id": experiment_id,
             "run_id": run_id,
+            "sample_id": sample.id,
+            "shadow_id": shadow.id,
             "version_id": version_id,
             "user_id": users["other"],
             "filename": "hemoscan.css",
@@ -319,6 +397,34 @@ def expected() -> dict[tuple[str, str], dict[str, str]]:
         }
 
 
+def scopes() -> dict[tuple[str, str], str]:
+    """Return for each operation of the API the scope that a token needs, or "any"."""
+    with TABLE.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        (row["method"], row["route"]): row["scope"]
+        for row in rows
+        if row["route"].startswith(TOKENED) and row["scope"]
+    }
+
+
+def test_every_operation_of_the_api_needs_the_scope_of_the_table(world: World) -> None:
+    operations = {key for key in expected() if key[1].startswith(TOKENED)} - PUBLIC
+    assert scopes().keys() == operations
+    world.restore()
+    for (method, route), scope in scopes().items():
+        with world.app.app_context():
+            others = " ".join(each for each in Scope if each != scope)
+            db.session.execute(update(ApiToken).values(scopes=others))
+            db.session.commit()
+        before = rows(world.app)
+        with world.client("admin").open(
+            address_of(world, routes(world.app)[method, route]), method=method
+        ) as answer:
+            assert (answer.status_code == 403) is (scope != "any"), (method, route)
+        assert rows(world.app) == before
+
+
 def test_the_table_has_a_row_for_every_route_and_for_nothing_else(app: Flask) -> None:
     assert sorted(expected()) == sorted(routes(app))
 
@@ -344,14 +450,14 @@ def test_everybody_gets_the_answer_of_the_table_and_who_is_refused_changes_nothi
 def test_nobody_reaches_a_scan_that_is_not_shared_with_them(world: World, role: str) -> None:
     world.restore()
     before = rows(world.app)
-    asked = 0
+    requests = 0
     for (method, _), rule in routes(world.app).items():
         if "scan_id" not in rule.arguments:
             continue
         address = address_of(world, rule).replace(world.addresses["scan_id"], world.unshared_id)
         assert answer_to(world, role, method, address) in ("404", "422"), (method, rule.rule)
-        asked += 1
-    assert asked > 30
+        requests += 1
+    assert requests > 30
     assert rows(world.app) == before
 
 
@@ -364,7 +470,7 @@ def test_no_change_is_made_for_a_page_of_another_site(
     changes = [
         rule
         for (method, route), rule in routes(world.app).items()
-        if method != "GET" and not route.startswith("/api/")
+        if method != "GET" and not route.startswith(("/api/", "/dicom-web/"))
     ]
     assert len(changes) > 20
     for rule in changes:
@@ -404,7 +510,8 @@ def test_a_field_of_another_type_than_a_browser_sends_is_refused_and_breaks_noth
 ) -> None:
     address = address_of(world, routes(world.app)[method, route])
     world.restore()
-    client = world.client("admin" if route.startswith("/admin") else "owner")
+    is_for_admins = route.startswith("/admin") or scopes().get((method, route)) == "admin"
+    client = world.client("admin" if is_for_admins else "owner")
     for body in odd_bodies():
         with client.open(address, method=method, **body) as answer:
             assert answer.status_code < 500, body
@@ -442,7 +549,7 @@ def plant(app: Flask) -> None:
     """Put a script into every column of text that is not an id, a key, a secret or one of a few
     words.
     """
-    kept = {
+    stored = {
         "status",
         "role",
         "kind",
@@ -457,6 +564,7 @@ def plant(app: Flask) -> None:
         "username_key",
         "card_id",
         "finding",
+        "scopes",
     }
     with app.app_context():
         for table in db.metadata.sorted_tables:
@@ -464,17 +572,16 @@ def plant(app: Flask) -> None:
                 if (
                     column.primary_key
                     or column.foreign_keys
-                    or column.name in kept
+                    or column.name in stored
                     or column.name.endswith(("_id", "_key"))
                 ):
                     continue
                 if isinstance(column.type, JSON):
-                    for key, value in db.session.execute(select(table.c.id, column)).all():
-                        db.session.execute(
-                            update(table)
-                            .where(table.c.id == key)
-                            .values({column.name: made_hostile(value)})
-                        )
+                    keys = table.primary_key.columns
+                    for *key, value in db.session.execute(select(*keys, column)).all():
+                        own = [one == part for one, part in zip(keys, key, strict=True)]
+                        changed = {column.name: made_hostile(value)}
+                        db.session.execute(update(table).where(*own).values(changed))
                 elif isinstance(column.type, String):
                     text = HOSTILE + table.c.id if column.unique else HOSTILE
                     db.session.execute(update(table).values({column.name: text}))

@@ -95,17 +95,17 @@ def test_who_deletes_while_somebody_reads_keeps_nobody_from_writing(
 def test_what_is_deleted_while_somebody_reads_is_overwritten_once_they_have_read(
     app: Flask, tmp_path: Path
 ) -> None:
-    def kept() -> bytes:
+    def on_disk() -> bytes:
         return b"".join(path.read_bytes() for path in tmp_path.glob("test.db*"))
 
     user_id = make_user(app, "sally-quux")
     with app.app_context():
-        assert forget_deleted() and b"sally-quux" in kept()
+        assert forget_deleted() and b"sally-quux" in on_disk()
         with somebody_reads(tmp_path / "test.db"):
             delete_account(user_id)
-            assert b"sally-quux" in kept()
+            assert b"sally-quux" in on_disk()
         assert forget_deleted(waits_s=())  # As every sweep does.
-        assert b"sally-quux" not in kept()
+        assert b"sally-quux" not in on_disk()
 
 
 def test_a_request_waits_less_for_the_write_lock_than_a_worker(app: Flask) -> None:

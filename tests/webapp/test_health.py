@@ -105,7 +105,7 @@ def test_readiness_is_one_statement(app: Flask) -> None:
 
 
 @pytest.mark.parametrize("database", ["a closed port", "a folder"])
-def test_a_dead_database_is_told_at_once_and_without_a_traceback(
+def test_a_dead_database_is_reported_at_once_and_without_a_traceback(
     database: str, tmp_path: Path
 ) -> None:
     url = (

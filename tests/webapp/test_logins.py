@@ -17,7 +17,7 @@ from itsdangerous import URLSafeTimedSerializer
 from sqlalchemy import event, select, update
 from sqlalchemy.exc import OperationalError
 
-from tests.conftest import PASSWORD, app_on, make_user
+from tests.conftest import PASSWORD, TOKEN_FORM, app_on, make_user
 from webapp.extensions import db, utc_now
 from webapp.logins import browser_name, known_browsers
 from webapp.models import Act, ApiToken, AuditEvent, LoginSession
@@ -153,7 +153,9 @@ def program(app: Flask, logged_in: Callable[..., FlaskClient]) -> FlaskClient:
     """A client with a token of ann's."""
     secret = (
         logged_in("ann")
-        .post("/account/tokens", data={"name": "a script", "token_password": PASSWORD})
+        .post(
+            "/account/tokens", data={"name": "a script", "token_password": PASSWORD, **TOKEN_FORM}
+        )
         .text.split('id="token">')[1]
         .split("<")[0]
     )

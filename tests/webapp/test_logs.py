@@ -39,14 +39,14 @@ def line_of(message: str = "It is done.", **parts: Any) -> dict[str, Any]:
     record.__dict__.update(parts)
     written = logs.JsonLines().format(record)
     assert "\n" not in written
-    told: dict[str, Any] = json.loads(written)
-    return told
+    event: dict[str, Any] = json.loads(written)
+    return event
 
 
 def test_an_event_tells_when_how_bad_where_and_what() -> None:
-    told = line_of("%d scans are done.", args=(2,))
-    assert datetime.fromisoformat(told.pop("time")).utcoffset() is not None
-    assert told == {"level": "WARNING", "logger": "webapp.scans", "message": "2 scans are done."}
+    event = line_of("%d scans are done.", args=(2,))
+    assert datetime.fromisoformat(event.pop("time")).utcoffset() is not None
+    assert event == {"level": "WARNING", "logger": "webapp.scans", "message": "2 scans are done."}
 
 
 def test_an_event_tells_its_worker_and_the_jobs_that_are_at_work(
@@ -55,8 +55,8 @@ def test_an_event_tells_its_worker_and_the_jobs_that_are_at_work(
     monkeypatch.setattr(logs, "_process", {})
     logs.name_worker("predict-host-1-abc")
     with logs.about(heatmap_ids=[OTHER]), logs.about(scan_ids=(SCAN, OTHER)):
-        told, its_own = line_of(), line_of(scan_ids=[SCAN])
-    assert (told["worker"], told["scan_ids"], told["heatmap_ids"]) == (
+        event, its_own = line_of(), line_of(scan_ids=[SCAN])
+    assert (event["worker"], event["scan_ids"], event["heatmap_ids"]) == (
         "predict-host-1-abc",
         [SCAN, OTHER],
         [OTHER],
@@ -70,12 +70,18 @@ def test_every_queue_has_its_field() -> None:
         "scan_ids",
         "heatmap_ids",
         "report_ids",
+        "replay_ids",
+        "shadow_answer_ids",
+        "preview_ids",
         "notification_ids",
+        "result_delivery_ids",
         "dataset_ids",
+        "dataset_analysis_ids",
         "site_figures_ids",
         "comparison_ids",
         "evaluation_ids",
         "run_ids",
+        "paper_experiment_ids",
     ]
 
 
@@ -83,11 +89,11 @@ def test_an_exception_stays_in_its_line() -> None:
     try:
         raise ZeroDivisionError
     except ZeroDivisionError:
-        told = line_of(exc_info=sys.exc_info())
-    assert told["exc_info"].startswith("Traceback (most recent call last):\n")
+        event = line_of(exc_info=sys.exc_info())
+    assert event["exc_info"].startswith("Traceback (most recent call last):\n")
 
 
-def test_what_a_library_hands_along_is_not_told() -> None:
+def test_what_a_library_hands_along_is_not_reported() -> None:
     assert "data" not in line_of(data={"args": "patient-tag"}, filename_given="smith_john.dcm")
 
 
@@ -153,10 +159,10 @@ def test_the_web_processes_write_nothing_but_lines_of_json_where_these_are_wante
             web.send_signal(signal.SIGTERM)
             web.wait(20)
     lines = (tmp_path / "log").read_text().splitlines()
-    said = [line for line in lines if "The database cannot be read" in line]
-    assert said
+    failures = [line for line in lines if "The database cannot be read" in line]
+    assert failures
     if log_format == "text":
-        assert not said[0].startswith("{")
+        assert not failures[0].startswith("{")
     else:
         events = [json.loads(line) for line in lines]
         assert {event["logger"] for event in events if "database" in event["message"]} == {

@@ -23,8 +23,20 @@ from tests.conftest import (
 )
 from tests.plans import rows_touched, statements
 from webapp.extensions import database_now, db
-from webapp.models import ApiToken, JobStatus, ModelVersion, Prediction, Role, Scan
+from webapp.models import (
+    ApiToken,
+    JobStatus,
+    ModelVersion,
+    Prediction,
+    Role,
+    Scan,
+    Scope,
+    User,
+    urgent_room,
+)
 from webapp.models.accounts import secret_hash
+from webapp.space import cap_is_reached, quota_problem
+from webapp.worklist_query import count_of, has_pending
 
 PEOPLE, FINISHED, QUEUED = 100, 100_000, 10_000
 TOKEN = "sesame"
@@ -45,7 +57,14 @@ def full_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
             for number in range(PEOPLE)
         ]
         with app.app_context():
-            db.session.add(ApiToken(user_id=people[0], name="test", secret_hash=secret_hash(TOKEN)))
+            db.session.add(
+                ApiToken(
+                    user_id=people[0],
+                    name="test",
+                    secret_hash=secret_hash(TOKEN),
+                    scopes=" ".join(Scope),
+                )
+            )
             fill(people)
             yield app
             db.session.remove()
@@ -116,11 +135,27 @@ def rows_for(app: Flask, path: str) -> int:
         "/scans?page=20&order=-title&title=e&status=done",
         "/scans?verdict=suspected&priority=routine&since=2020-01-01&order=-probability",
         "/api/v1/scans",
-        "/api/v1/scans?page=10&per_page=100&status=done",
+        "/api/v1/scans?limit=100&status=done&order=risk",
     ],
 )
 def test_a_persons_history_reads_no_scan_of_anybody_else(full_app: Flask, path: str) -> None:
     assert rows_for(full_app, path) < 10 * OWN
+
+
+def test_an_upload_and_the_last_page_read_as_many_rows_as_of_a_person_with_few(
+    full_app: Flask,
+) -> None:
+    owner = db.session.scalars(select(User.id).filter_by(username="person-0")).one()
+    with statements() as sent:
+        assert urgent_room(owner) == full_app.config["MAX_STAT"]
+        assert quota_problem(owner) is None
+        assert not cap_is_reached()
+        assert has_pending(owner)
+        assert count_of(owner, {}) == (OWN, OWN)
+    db.session.rollback()
+    assert sum(map(rows_touched, sent)) < 3 * PEOPLE
+    # A page of 50 is read by several queries.
+    assert rows_for(full_app, f"/scans?page={OWN // 50}") < 20 * 50
 
 
 def test_a_scans_page_reads_a_handful_of_rows(full_app: Flask) -> None:

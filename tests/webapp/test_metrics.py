@@ -25,7 +25,7 @@ def figures(app: Flask) -> dict[str, float]:
     return {name: float(value) for name, value in lines}
 
 
-def test_a_scrape_reads_exact_figures_in_three_statements(any_database_app: Flask) -> None:
+def test_a_scrape_reads_exact_figures_in_four_statements(any_database_app: Flask) -> None:
     with any_database_app.app_context():
         now = db.session.scalar(select(database_now()))
         assert now is not None
@@ -65,12 +65,12 @@ def test_a_scrape_reads_exact_figures_in_three_statements(any_database_app: Flas
         db.session.commit()
         statements: list[str] = []
         event.listen(db.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-    found = figures(any_database_app)
+    scraped = figures(any_database_app)
     assert [text.split()[0] for text in statements if not text.startswith("BEGIN")] == [
         "SELECT"
-    ] * 3
-    assert 1000 <= found.pop('hemoscan_queue_oldest_age_seconds{queue="train"}') < 1100
-    assert {name: value for name, value in found.items() if value} == {
+    ] * 4
+    assert 1000 <= scraped.pop('hemoscan_queue_oldest_age_seconds{queue="train"}') < 1100
+    assert {name: value for name, value in scraped.items() if value} == {
         'hemoscan_jobs{state="queued",table="dataset"}': 2,
         'hemoscan_jobs{state="done",table="dataset"}': 3,
         'hemoscan_jobs{state="failed",table="dataset"}': 1,
@@ -81,8 +81,8 @@ def test_a_scrape_reads_exact_figures_in_three_statements(any_database_app: Flas
         'hemoscan_workers{queue="train"}': 2,
         'hemoscan_worker_alarms{queue="train"}': 1,
     }
-    assert found['hemoscan_workers{queue="predict"}'] == 0
-    assert found['hemoscan_worker_alarms{queue="predict"}'] == 0
+    assert scraped['hemoscan_workers{queue="predict"}'] == 0
+    assert scraped['hemoscan_worker_alarms{queue="predict"}'] == 0
 
 
 def test_without_a_token_set_there_is_nothing(app: Flask) -> None:

@@ -7,32 +7,55 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import flask_migrate
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from flask import Flask
 from sqlalchemy import delete, select, text
 from sqlalchemy.exc import IntegrityError
 
 from webapp import create_app
 from webapp.extensions import db
-from webapp.models import AuditEvent, Comparison, JobStatus, ModelVersion, Promotion, Scan
+from webapp.models import ApiToken, AuditEvent, Comparison, JobStatus, ModelVersion, Promotion, Scan
+from webapp.models.totals import ON_POSTGRESQL, ON_SQLITE
 
 OF_ELEVEN = Path(__file__).with_name("eleven_migrations.sql")
 """A database of the eleven migrations that the first one replaces, with rows in every table."""
 
 SINCE = {
+    "audit_anchor",
+    "audit_check",
+    "audit_link",
+    "dataset_analysis",
+    "dataset_image",
+    "dataset_pair",
     "dataset_scan",
     "earlier_answer",
+    "environment",
     "evaluation",
+    "idempotent_request",
+    "label_correction",
     "notification",
     "notification_choice",
     "opinion",
+    "preview",
+    "paper_experiment",
+    "received_scan",
+    "received_study",
     "recovery_code",
+    "replay",
+    "replay_sample",
     "report",
+    "run_tag",
+    "scan_totals",
+    "result_delivery",
     "second_factor",
+    "shadow",
+    "shadow_answer",
     "share",
     "site_figures",
     "training_point",
@@ -78,7 +101,12 @@ def schema() -> set[tuple[str, ...]]:
     """Return the statements that make what an SQLite database holds, without their line breaks."""
     with db.engine.connect() as connection:
         made = connection.execute(text("SELECT type, name, coalesce(sql, '') FROM sqlite_master"))
-        return {tuple(" ".join(part.split()) for part in row) for row in made}
+        return {tuple(map(as_words, row)) for row in made}
+
+
+def as_words(statement: str) -> str:
+    """Return a statement without its line breaks."""
+    return " ".join(statement.split())
 
 
 def columns_of() -> dict[str, str]:
@@ -90,7 +118,7 @@ def columns_of() -> dict[str, str]:
     }
 
 
-def rows(columns: dict[str, str] | None = None) -> dict[str, list[tuple[object, ...]]]:
+def rows(columns: dict[str, str] | None = None) -> dict[str, list[tuple[Any, ...]]]:
     """Return what stands in each table, or in these columns of it."""
     with db.engine.connect() as connection:
         return {
@@ -104,6 +132,25 @@ def rows(columns: dict[str, str] | None = None) -> dict[str, list[tuple[object, 
 def differences() -> list[object]:
     """Return what the database lacks or has too much, by the models."""
     with db.engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            made = "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'scan'"
+            of_models = [as_words(statement) for statement in ON_SQLITE]
+        else:
+            made = "SELECT prosrc FROM pg_proc WHERE proname = 'count_scans'"
+            of_models = [as_words(ON_POSTGRESQL[0].split("$$")[1])]
+            triggers = (
+                "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger"
+                " WHERE tgname LIKE 'scan_totals_after_%' ORDER BY tgname"
+            )
+            migrated = connection.execute(text(triggers)).all()
+            with connection.begin_nested() as replaced:
+                for name, _ in migrated:
+                    connection.execute(text(f"DROP TRIGGER {name} ON scan"))
+                for statement in ON_POSTGRESQL[1:]:
+                    connection.execute(text(statement))
+                assert connection.execute(text(triggers)).all() == migrated
+                replaced.rollback()
+        assert sorted(map(as_words, connection.scalars(text(made)))) == sorted(of_models)
         context = MigrationContext.configure(
             connection, opts={"compare_type": True, "compare_server_default": True}
         )
@@ -141,11 +188,21 @@ def test_a_database_of_the_eleven_migrations_goes_on_with_its_rows(app_of_eleven
     after = rows(columns)
     assert after.pop("alembic_version") != before.pop("alembic_version")
     assert after == before
-    assert not any(rows()[name] for name in SINCE)
+    totals = rows({"scan_totals": "user_id, scans, size"})["scan_totals"]
+    counted = rows({"scan": "user_id, size"})["scan"]
+    assert totals == [
+        (user_id, len(sizes), sum(sizes))
+        for user_id in sorted({user_id for user_id, _ in counted})
+        if (sizes := [size for owner, size in counted if owner == user_id])
+    ]
+    assert not any(rows()[name] for name in SINCE - {"scan_totals"})
     assert differences() == []
     comparison = db.session.scalars(select(Comparison)).one()
     assert (comparison.version_id, comparison.status) == (id, JobStatus.DONE)
     assert comparison.results == [{"source": "out of fold", "reason": "None."}]
+    for token in db.session.scalars(select(ApiToken)):
+        everything = "read submit review admin" if token.user.is_admin else "read submit review"
+        assert (token.scopes, token.expires_at) == (everything, None)
     as_trained = (None, None, None)
     for table in (ModelVersion, Promotion):
         for row in db.session.scalars(select(table)):
@@ -157,6 +214,27 @@ def test_a_database_of_the_eleven_migrations_goes_on_with_its_rows(app_of_eleven
     assert scan.prediction.model_version.run is not None
     with pytest.raises(IntegrityError, match="append-only"):
         db.session.execute(delete(AuditEvent))
+
+
+def test_data_sets_learn_the_studies_of_their_scans_and_keep_deleted_ones(
+    app_of_eleven: Flask,
+) -> None:
+    flask_migrate.upgrade(revision="b27c5e9a4d10")
+    with db.engine.begin() as connection:
+        connection.execute(text("UPDATE scan SET study_id = 'study ' || id"))
+        connection.execute(
+            text("INSERT INTO dataset_scan SELECT dataset.id, scan.id FROM dataset, scan")
+        )
+    before = rows()["dataset_scan"]
+    flask_migrate.upgrade()
+    assert rows({"dataset_scan": "study_id"})["dataset_scan"] == sorted(
+        (f"study {scan_id}",) for _, scan_id in before
+    )
+    with db.engine.begin() as connection:
+        connection.execute(text("DELETE FROM scan"))
+    assert len(rows()["dataset_scan"]) == len(before) > 0
+    flask_migrate.downgrade(revision="b27c5e9a4d10")
+    assert rows()["dataset_scan"] == []
 
 
 def test_the_first_migration_makes_what_the_eleven_made(
@@ -172,8 +250,6 @@ def test_the_first_migration_makes_what_the_eleven_made(
 def test_a_migration_that_fails_leaves_nothing_half_done(
     empty_app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alembic.operations import Operations
-
     monkeypatch.setattr(Operations, "create_index", fail)
     with pytest.raises(ZeroDivisionError):
         flask_migrate.upgrade()

@@ -76,10 +76,10 @@ def test_a_test_message_is_queued_for_each_chosen_channel_and_shown(
 ) -> None:
     app.config.update(NOTIFY_EMAIL_URL="mailto://x", NOTIFY_CHAT_URL="json://x")
     answer = ann.post("/account/notifications/test", follow_redirects=True)
-    assert "Choose a channel first" in answer.text
+    assert "Choose a channel and save it first" in answer.text
     ann.post("/account/notifications", data={"browser": "all", "email": "all", "chat": "none"})
     page = ann.post("/account/notifications/test", follow_redirects=True).text
-    assert "A test message is on its way" in page
+    assert "A test message is being sent" in page
     assert "waiting</span>" in page
     with app.app_context():
         (message,) = db.session.scalars(select(Notification)).all()
@@ -95,7 +95,7 @@ def test_an_administrator_sees_what_was_not_sent_and_no_name(
     app: Flask, ann: FlaskClient, logged_in: Callable[..., FlaskClient]
 ) -> None:
     root = logged_in("root", Role.ADMIN)
-    assert "Notifications that were not sent" not in root.get("/admin").text
+    assert "Undelivered notifications" not in root.get("/admin").text
     with app.app_context():
         columns: dict[str, Any] = {"user_id": id_of("ann"), "channel": Channel.WEBHOOK}
         failed = Notification(
@@ -109,7 +109,7 @@ def test_an_administrator_sees_what_was_not_sent_and_no_name(
     assert "The webhook answered with 500." in page and ">ann<" not in page
 
 
-def test_a_page_is_told_what_is_new_of_what_its_reader_wants(app: Flask, ann: FlaskClient) -> None:
+def test_a_page_gets_what_is_new_of_what_its_reader_wants(app: Flask, ann: FlaskClient) -> None:
     before = utc_now() - timedelta(seconds=60)
     make_user(app, "bob")
     with app.app_context():
@@ -124,7 +124,7 @@ def test_a_page_is_told_what_is_new_of_what_its_reader_wants(app: Flask, ann: Fl
                     kind="png",
                     original_key="o",
                     status=JobStatus.DONE,
-                    finished_at=utc_now() - timedelta(seconds=10),
+                    finished_at=utc_now() - timedelta(seconds=20),
                     verdict_state=state,
                     stat=stat,
                     title=f"{username} {state}",
@@ -133,22 +133,49 @@ def test_a_page_is_told_what_is_new_of_what_its_reader_wants(app: Flask, ann: Fl
         db.session.commit()
         ids = dict(db.session.execute(select(Scan.title, Scan.id)).all())
 
-    def told(after: str) -> list[str]:
+    def titles_since(after: str) -> list[str]:
         return list(ann.get(f"/notifications/news?after={quote(after)}").json["results"])
 
     suspected, not_found = (f"/scans/{ids[f'ann {state}']}" for state in ("suspected", "not found"))
-    assert sorted(told(before.isoformat())) == sorted([suspected, not_found])
+    assert sorted(titles_since(before.isoformat())) == sorted([suspected, not_found])
     for wanted, results in ((Wanted.SUSPICIOUS, [suspected]), (Wanted.STAT, [not_found]),
                             (Wanted.NONE, [])):  # fmt: skip
         with app.app_context():
             choose(id_of("ann"), {Channel.BROWSER: wanted})
             db.session.commit()
-        assert told(before.isoformat()) == results
+        assert titles_since(before.isoformat()) == results
     now = ann.get(f"/notifications/news?after={quote(before.isoformat())}").json["now"]
-    assert told(now) == []
+    assert titles_since(now) == []
 
 
-@pytest.mark.parametrize("after", ["", "yesterday", "2026-11-29", "2026-11-29T10:00:00"])
+def test_a_result_that_is_committed_late_is_in_the_next_answer_until_it_is_opened(
+    app: Flask, ann: FlaskClient
+) -> None:
+    def news(after: str) -> Any:
+        return ann.get(f"/notifications/news?after={quote(after)}").json
+
+    written_at = utc_now()
+    answer = news((written_at - timedelta(seconds=5)).isoformat())
+    assert answer["results"] == []
+    scan_id = add_scan(app, finished_at=written_at, status=JobStatus.DONE)
+    for _ in range(2):
+        answer = news(answer["now"])
+        assert answer["results"] == [f"/scans/{scan_id}"]
+    ann.get(f"/scans/{scan_id}")
+    assert news(answer["now"])["results"] == []
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "",
+        "yesterday",
+        "2026-11-29",
+        "2026-11-29T10:00:00",
+        "0001-01-01T00:00:00%2B00:00",
+        "9999-12-31T23:59:59-14:00",
+    ],
+)
 def test_nonsense_for_a_time_is_refused(ann: FlaskClient, after: str) -> None:
     assert ann.get(f"/notifications/news?after={after}").status_code == 400
 

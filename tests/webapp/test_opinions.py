@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from markupsafe import escape
 from sqlalchemy import func, select
 
 from tests.conftest import PASSWORD, make_user
@@ -28,7 +29,7 @@ from webapp.models import (
     User,
     new_id,
 )
-from webapp.opinions import OpinionRefused, Said, ScanGone, consensus_of, give, opinions_of
+from webapp.opinions import NewOpinion, OpinionRefused, ScanGone, consensus_of, give, opinions_of
 from webapp.review import next_in_queue, queue_of, sampling_of
 
 LogIn = Callable[..., FlaskClient]
@@ -83,7 +84,7 @@ def say(app: Flask, scan_id: str, username: str, finding: Finding, **more: Any) 
     with app.app_context():
         author = db.session.scalars(select(User.id).where(User.username == username)).one()
         from_queue = more.pop("from_queue", False)
-        give(scan_id, author, Said(finding, **more), from_queue=from_queue)
+        give(scan_id, author, NewOpinion(finding, **more), from_queue=from_queue)
         db.session.commit()
 
 
@@ -101,6 +102,17 @@ def ann(logged_in: LogIn) -> FlaskClient:
 
 
 class TestGiving:
+    def test_nobody_agrees_or_disagrees_with_an_inconclusive_answer(
+        self, app: Flask, ann: FlaskClient
+    ) -> None:
+        scan_id = add_done(app, state="inconclusive")
+        ann.post(f"/scans/{scan_id}/opinions", data={"finding": "absent"})
+        page = ann.get(f"/scans/{scan_id}").text
+        assert "agrees with" not in page and "(agree)" not in page
+        assert re.search(r'value="present"[^>]* title="Key Y"', page)
+        with app.app_context():
+            assert db.session.scalars(select(Opinion)).one().agrees is None
+
     def test_an_owner_agrees_changes_it_and_withdraws_it(
         self, app: Flask, ann: FlaskClient
     ) -> None:
@@ -123,6 +135,23 @@ class TestGiving:
         ]
         with app.app_context():
             assert db.session.scalar(select(func.count()).select_from(Opinion)) == 0
+
+    def test_a_script_gets_the_panel_and_a_sentence(self, app: Flask, ann: FlaskClient) -> None:
+        scan_id = add_done(app, slices=3)
+        path, json = f"/scans/{scan_id}/opinions", {"Accept": "application/json"}
+        saved = ann.post(path, data={"finding": "absent", "slice": "2"}, headers=json)
+        assert saved.status_code == 200 and saved.json
+        assert saved.json["message"] == "Saved: no hemorrhage in slice 2."
+        assert saved.json["panel"].lstrip().startswith("<section")
+        refused = ann.post(path, data={"finding": "present", "slice": "9"}, headers=json)
+        assert refused.status_code == 400 and refused.json
+        assert "numbered from 1 to 3" in refused.json["panel"] and "message" not in refused.json
+        ann.post(f"/scans/{scan_id}/delete")
+        assert "deleted" in ann.get("/scans").text
+        gone = ann.post(path, data={"finding": "present"}, headers=json)
+        assert gone.status_code == 404 and gone.json
+        assert "so your opinion was not saved" in gone.json["detail"]
+        assert 'class="messages"' not in ann.get("/scans").text  # Nothing is told twice.
 
     def test_the_buttons_change_the_finding_alone(self, app: Flask, ann: FlaskClient) -> None:
         scan_id = add_done(app)
@@ -198,8 +227,8 @@ class TestGiving:
             db.session.commit()
             author = db.session.scalars(select(User.id)).one()
             with pytest.raises(OpinionRefused, match="once the scan has a result"):
-                give(scan_id, author, Said(Finding.PRESENT))
-        assert "Opinions can be given when" in ann.get(f"/scans/{scan_id}").text
+                give(scan_id, author, NewOpinion(Finding.PRESENT))
+        assert "You can give an opinion once" in ann.get(f"/scans/{scan_id}").text
 
 
 class TestSharing:
@@ -241,6 +270,13 @@ class TestSharing:
             answer = ann.post(f"/scans/{scan_id}/shares", data={"username": name})
             assert answer.status_code == 400 and sentence in answer.text
             assert HOSTILE[:30] not in answer.text
+            # What was typed is kept, and the sentence stands beside the field, once.
+            assert f'value="{escape(name)}"' in answer.text
+            assert '<details class="sharing" open>' in answer.text
+            assert (
+                answer.text.count('id="username-error"') == 1
+                and 'class="messages"' not in answer.text
+            )
         ann.post(f"/scans/{scan_id}/shares", data={"username": "bob"})
         again = ann.post(f"/scans/{scan_id}/shares", data={"username": "bob"})
         assert "already shared with bob" in again.text
@@ -253,7 +289,7 @@ class TestSharing:
         assert bob.get(f"/scans/{scan_id}").status_code == 404
         with app.app_context():
             bob_id = db.session.scalars(select(User.id).where(User.username == "bob")).one()
-        assert root.post(f"/admin/users/{bob_id}/role", data={"role": "admin"}).status_code == 400
+        assert root.post(f"/admin/users/{bob_id}/role", data={"role": "chief"}).status_code == 400
         root.post(f"/admin/users/{bob_id}/role", data={"role": "reviewer"})
         assert acts(app, bob_id)[-1] == ("role changed", "user → reviewer")
         assert bob.get(f"/scans/{scan_id}").status_code == 200
@@ -319,7 +355,7 @@ class TestTogether:
             assert left.scan_id == others and left.author.username == "bob"
             assert [one.scan_id for one in db.session.scalars(select(Share))] == [others]
             with pytest.raises(ScanGone):
-                give(others, ann_id, Said(Finding.PRESENT))
+                give(others, ann_id, NewOpinion(Finding.PRESENT))
 
 
 class TestReviewQueue:
@@ -365,7 +401,7 @@ class TestReviewQueue:
         app, ids = app_with_queue
         with app.app_context():
             scans = {scan.title: scan for scan in db.session.scalars(select(Scan))}
-            chances = {title: sampling_of(scans[title]) for title in ids}
+            chances = {title: sampling_of(ids[title], scans[title].verdict_state) for title in ids}
             assert chances == {
                 "usual": None, "drawn": 0.1, "uncertain": 1.0, "drawn too": 0.1, "disputed": None,
             }  # fmt: skip
@@ -373,8 +409,30 @@ class TestReviewQueue:
         say(app, ids["drawn too"], "eve", Finding.PRESENT)
         say(app, ids["usual"], "ann", Finding.ABSENT, from_queue=True)
         with app.app_context():
-            kept = {one.scan.title: one.sampling for one in db.session.scalars(select(Opinion))}
-        assert kept == {"disputed": None, "drawn": 0.1, "drawn too": None, "usual": None}
+            sampling = {one.scan.title: one.sampling for one in db.session.scalars(select(Opinion))}
+        assert sampling == {"disputed": None, "drawn": 0.1, "drawn too": None, "usual": None}
+
+    def test_only_a_reviewer_whom_the_queue_offers_a_scan_is_led_there_by_it(
+        self, app_with_queue: tuple[Flask, dict[str, str]]
+    ) -> None:
+        app, ids = app_with_queue
+        with app.app_context():
+            make_user(app, "mia")
+            people = {user.username: user.id for user in db.session.scalars(select(User))}
+            shares = [Share(scan_id=each, with_user_id=people["mia"]) for each in ids.values()]
+            db.session.add_all(shares)
+            db.session.commit()
+        for name, title, sampling in (
+            ("mia", "uncertain", None),  # No reviewer, whom ann shared it with.
+            ("eve", "uncertain", None),  # Somebody decided meanwhile.
+            ("eve", "disputed", None),  # Offered, but not for a first opinion.
+            ("eve", "usual", None),
+            ("eve", "drawn", 0.1),
+        ):
+            given = {"finding": "present", "from_queue": True}
+            client = api_client_of(app, people[name])
+            made = client.put(f"/api/v1/scans/{ids[title]}/opinions", json=given)
+            assert made.json is not None and made.json["sampling"] == sampling, (name, title)
 
     def test_a_reviewer_goes_from_one_to_the_next(
         self, app_with_queue: tuple[Flask, dict[str, str]]
@@ -391,10 +449,10 @@ class TestReviewQueue:
         with app.app_context():
             eve_id = db.session.scalars(select(User.id).where(User.username == "eve")).one()
             for due in queue_of(eve_id, 10):
-                give(due.scan.id, eve_id, Said(Finding.PRESENT), from_queue=True)
+                give(due.scan.id, eve_id, NewOpinion(Finding.PRESENT), from_queue=True)
             db.session.commit()
             assert next_in_queue(eve_id) is None
-        assert "Nothing waits for a review" in eve.get("/review").text
+        assert "No scans to review" in eve.get("/review").text
 
 
 class TestApi:
@@ -422,7 +480,7 @@ class TestApi:
             ({"finding": "present", "slice": 9}, "no such slice"),
             ({"finding": "present", "slice": "1"}, "slice: Not a valid integer."),
             ({"finding": "present", "region": {"x": 2}}, "region.x: Must be"),
-            ({"finding": "present", "colour": 1}, "colour: Unknown field."),
+            ({"finding": "present", "color": 1}, "color: Unknown field."),
             ([], "Invalid input type."),
         ],
     )
@@ -452,7 +510,7 @@ class TestApi:
         shared = bob.get("/api/v1/scans?shared=1").json
         assert shared is not None and shared["items"][0]["submitter"] == "ann"
         assert bob.get(path).status_code == 404
-        assert [each["username"] for each in ann.get(path).json or []] == ["bob"]
+        assert [each["username"] for each in ann.get(path).json["items"]] == ["bob"]  # type: ignore[index]
         assert ann.delete(f"{path}/{made.json['id']}").status_code == 204
         assert bob.get(f"/api/v1/scans/{scan_id}").status_code == 404
 
@@ -461,13 +519,20 @@ class TestApi:
         scan_id = add_done(app, state="inconclusive")
         share_with_reviewers(app, scan_id)
         assert ann.get("/api/v1/review").status_code == 404
-        (due,) = bob.get("/api/v1/review").json or []
+        queue = bob.get("/api/v1/review").json
+        assert queue is not None and queue["counts"]["uncertain"] == 1
+        (due,) = queue["items"]
         assert due["scan_id"] == scan_id and due["reason"] == "uncertain"
 
 
 def api_client(app: Flask, username: str, role: Role = Role.USER) -> FlaskClient:
     """Return an API client that acts for a new person in that role."""
-    token = make_token(app, make_user(app, username, role))
+    return api_client_of(app, make_user(app, username, role))
+
+
+def api_client_of(app: Flask, user_id: str) -> FlaskClient:
+    """Return an API client that acts for that person."""
+    token = make_token(app, user_id)
     client = app.test_client()
     client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {token}"
     return client

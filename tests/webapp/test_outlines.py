@@ -64,13 +64,13 @@ def add_outlined(app: Flask, masks: NDArray[np.bool_], **columns: object) -> str
         db.session.delete(scan.prediction.heatmap)
         scan.outline_key = f"outlines/{scan_id}.nii.gz"
         storage.put(scan.outline_key, stored_masks(masks))
-        told: dict[str, object] = {
+        values: dict[str, object] = {
             "outlined_slices": [int(index) for index in np.flatnonzero(masks.any(axis=(1, 2)))],
             "areas_mm2": [3.0 * int(mask.sum()) for mask in masks],
             "volume_ml": 12.34,
             **columns,
         }
-        for name, value in told.items():
+        for name, value in values.items():
             setattr(scan.prediction, name, value)
         db.session.commit()
     return scan_id
@@ -138,7 +138,7 @@ def test_another_answer_under_the_same_key_is_fetched_anew(
         assert ann.get(address, headers={"If-None-Match": tag}).status_code == 200
 
 
-def test_a_program_is_told_the_volume_and_where_the_outlines_are(
+def test_a_program_gets_the_volume_and_where_the_outlines_are(
     app: Flask, program: FlaskClient, masks: NDArray[np.bool_]
 ) -> None:
     scan_id = add_outlined(app, masks)
@@ -169,7 +169,7 @@ def test_a_page_says_why_there_is_no_volume(
     page = ann.get(
         f"/scans/{add_outlined(app, masks, volume_ml=None, no_volume_because=reason)}"
     ).text
-    assert f"No volume: {reason}" in page and "mL" not in page
+    assert f"No volume: {reason}" in page and " mL" not in page
 
 
 def test_a_scan_without_outline_says_nothing_of_it(
@@ -189,10 +189,13 @@ def test_heat_maps_are_drawn_for_those_who_ask(
     app: Flask, ann: FlaskClient, program: FlaskClient, masks: NDArray[np.bool_]
 ) -> None:
     scan_id = add_outlined(app, masks)
-    asked = ann.post(f"/scans/{scan_id}/heatmap")
-    assert (asked.status_code, asked.location) == (302, f"/scans/{scan_id}")
+    on_the_picture = 'form="ask-heat"'
+    assert on_the_picture in ann.get(f"/scans/{scan_id}").text
+    response = ann.post(f"/scans/{scan_id}/heatmap?order=risk")
+    assert (response.status_code, response.location) == (302, f"/scans/{scan_id}?order=risk")
     page = ann.get(f"/scans/{scan_id}").text
     assert "being generated" in page and "Generate heat maps" not in page
+    assert on_the_picture not in page
     with app.app_context():
         (drawn,) = db.session.query(Heatmap)
         assert (drawn.status, drawn.user_id) == (JobStatus.QUEUED, drawn.prediction.scan.user_id)
@@ -227,9 +230,9 @@ def test_the_page_tells_how_well_outlines_agree_with_annotated_ones(
     scan_id = add_outlined(app, masks)
     dice = {"value": 0.6161, "low": 0.52, "high": 0.7, "n": 31}
     unknown = {"value": None, "low": None, "high": None, "n": 0, "reason": "nothing"}
-    judged = {"ct_ich": {"patient_dice": dice}, "other": {"patient_dice": unknown}}
+    measured = {"ct_ich": {"patient_dice": dice}, "other": {"patient_dice": unknown}}
     with app.app_context():
-        db.session.execute(update(ModelVersion).values(card={"outlines": judged}))
+        db.session.execute(update(ModelVersion).values(card={"outlines": measured}))
         db.session.commit()
     assert "was 0.62 (0.52 to 0.70) on 31 patients of ct_ich." in ann.get(f"/scans/{scan_id}").text
     assert agreement({"other": {"patient_dice": unknown}}) == agreement({}) == NOT_COMPARED
@@ -247,5 +250,5 @@ def test_the_page_tells_how_well_outlines_agree_with_annotated_ones(
         (126.0, "about 130 mL"),
     ],
 )
-def test_a_volume_is_told_with_two_digits(volume_ml: float, text: str) -> None:
+def test_a_volume_is_reported_with_two_digits(volume_ml: float, text: str) -> None:
     assert volume_text(volume_ml) == text

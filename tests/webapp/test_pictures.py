@@ -204,7 +204,7 @@ def test_a_single_slice_has_no_series(
 
 
 @pytest.mark.parametrize("path", ["volume", "slices/0.png", "slices/0/heatmap.png"])
-def test_a_program_that_asks_too_early_is_told_to_wait(app: Flask, path: str) -> None:
+def test_a_program_that_asks_too_early_is_asked_to_wait(app: Flask, path: str) -> None:
     browser = client_of(app, "ann")
     answer = browser.get(f"/api/v1/scans/{add_scan(app, status=JobStatus.RUNNING)}/{path}")
     problem_of(answer, 202)
@@ -235,12 +235,12 @@ def test_a_program_waits_a_moment_for_a_slices_heat_map(
     problem_of(program.get(f"/api/v1/scans/{scan_id}/slices/1/heatmap.png"), 404)
 
 
-def test_a_program_is_told_every_slice_and_which_to_look_at_first(
+def test_a_program_gets_every_slice_and_which_to_look_at_first(
     app: Flask, hu: NDArray[np.int16]
 ) -> None:
     program = client_of(app, "ann")
-    told = program.get(f"/api/v1/scans/{add_series(app, hu)}").json["result"]
-    assert told["slices"] == [
+    result = program.get(f"/api/v1/scans/{add_series(app, hu)}").json["result"]
+    assert result["slices"] == [
         {
             "index": index,
             "probability": index / 5,
@@ -250,8 +250,8 @@ def test_a_program_is_told_every_slice_and_which_to_look_at_first(
         }
         for index in range(SLICES)
     ]
-    assert told["first_slices"] == [5, 4, 3, 2, 1]
-    assert told["heatmap_slices"] == [0, 5]
+    assert result["first_slices"] == [5, 4, 3, 2, 1]
+    assert result["heatmap_slices"] == [0, 5]
 
 
 def test_deleting_a_series_leaves_no_byte(

@@ -135,9 +135,9 @@ def test_everything_goes_by_tls_and_forged_headers_stay_outside(proxied: Proxied
     }
     assert proxied.get("/login", headers=forged).text == "ok"
     ((_, path, headers, _),) = proxied.requests
-    told = {name: headers[name] for name in (*forged, "Host")}
+    values = {name: headers[name] for name in (*forged, "Host")}
     assert path == "/login"
-    assert told == {
+    assert values == {
         "X-Forwarded-For": "127.0.0.1",
         "X-Forwarded-Host": f"127.0.0.1:{proxied.https}",
         "X-Forwarded-Proto": "https",

@@ -72,7 +72,7 @@ def test_a_report_is_asked_for_waited_for_and_downloaded(app: Flask, ann: FlaskC
     answer = ann.post(address)
     assert (answer.status_code, answer.location) == (302, address)
     page = ann.get(address)
-    assert "Your report is being made" in page.text
+    assert "Preparing your report" in page.text
     assert '<meta http-equiv="refresh" content="2">' in page.text
     assert "No worker is currently running." in page.text
     finish(app)
@@ -116,17 +116,20 @@ def test_a_kind_that_there_is_not_is_404_and_one_that_cannot_be_made_a_sentence(
     assert ann.post(f"/scans/{scan_id}/reports/docx").status_code == 404
     assert ann.get(f"/scans/{scan_id}/reports/docx").status_code == 404
     page = ann.post(f"/scans/{scan_id}/reports/sr", follow_redirects=True).text
-    assert "submitted as DICOM only" in page
+    assert "only for scans that were submitted as DICOM" in page
     refused = ann.post(f"/api/v1/scans/{scan_id}/reports/sr")
-    assert refused.status_code == 409 and "submitted as DICOM only" in refused.json["detail"]
+    assert (
+        refused.status_code == 409
+        and "only for scans that were submitted as DICOM" in refused.json["detail"]
+    )
 
 
 def test_a_program_asks_waits_and_downloads(app: Flask, ann: FlaskClient) -> None:
     scan_id = answered(app)
     address = f"/api/v1/scans/{scan_id}/reports/sr"
-    asked = ann.post(address)
-    assert asked.status_code == 202
-    assert asked.json == {"kind": "sr", "status": "queued", "url": f"http://localhost{address}"}
+    response = ann.post(address)
+    assert response.status_code == 202
+    assert response.json == {"kind": "sr", "status": "queued", "url": f"http://localhost{address}"}
     waits = ann.get(address)
     assert (waits.status_code, waits.headers["Retry-After"]) == (202, "1")
     finish(app, b"DICM")
@@ -145,6 +148,6 @@ def test_who_has_many_reports_waiting_is_asked_to_wait(app: Flask, ann: FlaskCli
 def test_the_json_of_a_scan_is_what_the_api_tells(app: Flask, ann: FlaskClient) -> None:
     scan_id = answered(app)
     file = ann.get(f"/scans/{scan_id}/report.json")
-    assert file.json == ann.get(f"/api/v1/scans/{scan_id}").json
+    assert file.json.items() >= ann.get(f"/api/v1/scans/{scan_id}").json.items()
     assert "attachment" in file.headers["Content-Disposition"]
     assert ann.get("/scans/nonsense/report.json").status_code == 404

@@ -84,15 +84,15 @@ def add_verdict(
             storage_prefix="models/none",
             card=card,
         )
-        told = {
+        values = {
             "probability": 0.9731,
             "threshold": 0.412,
             "positive": True,
             "uncertain": False,
             "warnings": [],
         } | columns
-        scan.prediction = Prediction(model_version=version, slices=[0.9731], seconds=0.12, **told)
-        scan.verdict_state, scan.risk = scan.prediction.state, told["probability"]
+        scan.prediction = Prediction(model_version=version, slices=[0.9731], seconds=0.12, **values)
+        scan.verdict_state, scan.risk = scan.prediction.state, values["probability"]
         for key in (scan.image_key, scan.thumbnail_key, f"heatmaps/{scan_id}.png"):
             storage.put(key, png())
         if drawing:
@@ -117,9 +117,9 @@ def a_worker(app: Flask) -> None:
 
 def seen(page: str) -> str:
     """Return the state that a page tells in its next question."""
-    found = re.search(r'name="seen" value="([0-9a-f]+)"', page)
-    assert found
-    return found[1]
+    match = re.search(r'name="seen" value="([0-9a-f]+)"', page)
+    assert match
+    return match[1]
 
 
 def page_of(browser: FlaskClient, scan_id: str) -> str:
@@ -184,7 +184,7 @@ def test_several_slices_become_several_scans(app: Flask, ann: FlaskClient) -> No
         assert db.session.scalar(select(func.count()).select_from(Scan)) == 3
 
 
-def test_a_queue_that_cannot_be_reached_is_said_and_the_scan_is_kept(ann: FlaskClient) -> None:
+def test_a_queue_that_cannot_be_reached_is_reported_and_the_scan_is_kept(ann: FlaskClient) -> None:
     answer = ann.post("/scans", data=form(png()))
     assert (
         "The queue is currently unavailable. Your scan has been saved"
@@ -344,14 +344,14 @@ def test_polling_stops_without_a_heat_map_too(
 # --- read
 
 
-def test_a_verdict_is_told_with_all_that_belongs_to_it(app: Flask, ann: FlaskClient) -> None:
+def test_a_verdict_is_reported_with_all_that_belongs_to_it(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(app, title="Monday", created_at=utc_now().replace(2026, 3, 4, 5, 6, 7))
     add_verdict(app, scan_id, warnings=["The picture was in color and was converted to gray."])
     page = ann.get(f"/scans/{scan_id}").text
     for text in (
         "<h1>Brain Hemorrhage Detected.</h1>",
-        "97.3 %",
-        "threshold 41.2 %",
+        "97.3%",
+        "threshold 41.2%",
         "The picture was in color and was converted to gray.",
         "0123456789ab",
         ">AlexNet SVM · v1<",
@@ -370,7 +370,7 @@ def test_a_verdict_is_told_with_all_that_belongs_to_it(app: Flask, ann: FlaskCli
     assert "/admin/" not in page
 
 
-def test_no_hemorrhage_is_said(app: Flask, ann: FlaskClient) -> None:
+def test_no_hemorrhage_is_reported(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(app)
     add_verdict(app, scan_id, positive=False, probability=0.02)
     page = ann.get(f"/scans/{scan_id}").text
@@ -483,7 +483,7 @@ def test_types_of_bleeding_stand_below_a_positive_verdict_with_how_far_to_trust_
         < page.index("About this scan")
     )
     places = [
-        page.index(text) for text in ("Subdural", "64 %", "Epidural", "21 %", "Subarachnoid", "5 %")
+        page.index(text) for text in ("Subdural", "64%", "Epidural", "21%", "Subarachnoid", "5%")
     ]
     assert places == sorted(places), "the most probable type comes first"
     assert "Only 4 patients with this type" in page
@@ -508,7 +508,7 @@ def test_the_slice_that_shows_a_type_most_is_named_and_a_card_without_types_says
 
 
 @pytest.mark.parametrize(
-    ("judged", "sentence"),
+    ("testable", "sentence"),
     [
         (("epidural",), "does not report a type: on test data it could not tell epidural"),
         (
@@ -518,10 +518,10 @@ def test_the_slice_that_shows_a_type_most_is_named_and_a_card_without_types_says
     ],
 )
 def test_a_model_that_reports_no_type_says_so_in_a_sentence(
-    app: Flask, ann: FlaskClient, judged: tuple[str, ...], sentence: str
+    app: Flask, ann: FlaskClient, testable: tuple[str, ...], sentence: str
 ) -> None:
     scan_id = add_scan(app)
-    card = {"types": {name: {"given": False, "patients": 3} for name in judged}}
+    card = {"types": {name: {"given": False, "patients": 3} for name in testable}}
     add_verdict(app, scan_id, card=card)
     page = page_of(ann, scan_id)
     assert sentence in page and "Likely type" not in page
@@ -720,7 +720,7 @@ def test_a_deleted_scan_leaves_no_row_and_no_byte(any_database_app: Flask, tmp_p
         ] == [0, 0, 0]
 
 
-def test_files_that_a_deletion_could_not_remove_are_told(
+def test_files_that_a_deletion_could_not_remove_are_reported(
     app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scan_id = add_scan(app)
@@ -786,6 +786,30 @@ def test_pictures_are_sent_privately_and_once(app: Flask, ann: FlaskClient, name
 # --- whose
 
 
+def test_a_link_to_a_scan_that_was_replaced_leads_to_the_newest_one_in_its_place(
+    any_database_app: Flask,
+) -> None:
+    app, gone = any_database_app, NO_ID
+    for name in ("ann", "bob"):
+        make_user(app, name)
+    with app.app_context():
+        owner = db.session.scalars(select(User.id).where(User.username == "ann")).one()
+        item = {"scan_id": gone, "sentence": "", "sent": None, "served": None}
+        replaced = [None, [item], [item, {**item, "scan_id": "b" * 32}]]
+        for number, replaces in enumerate(replaced, 1):
+            scan = Scan(id=f"{number}" * 32, user_id=owner, kind="png", original_key="x")
+            scan.replaces, scan.created_at = replaces, utc_now() + timedelta(seconds=number)
+            db.session.add(scan)
+        db.session.commit()
+    for name, status in (("ann", 302), ("bob", 404)):
+        client = app.test_client()
+        client.post("/login", data={"username": name, "password": PASSWORD})
+        answer = client.get(f"/scans/{gone}")
+        assert answer.status_code == status
+        assert status == 404 or answer.location == f"/scans/{'3' * 32}"
+        assert client.get(f"/scans/{'c' * 32}").status_code == 404
+
+
 @pytest.mark.parametrize("path", ["", "/progress", "/image.png", "/thumbnail.png", "/heatmap.png"])
 def test_another_users_scan_is_404(
     app: Flask, ann: FlaskClient, logged_in: Callable[..., FlaskClient], path: str, tmp_path: Path
@@ -839,17 +863,17 @@ def test_the_worklist_shows_thumbnails_and_verdicts_in_few_questions(
     ids = [add_scan(app) for _ in range(5)]
     for scan_id in ids:
         add_verdict(app, scan_id)
-    asked: list[str] = []
+    statements: list[str] = []
     with app.app_context():
         event.listen(
-            db.engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2])
+            db.engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2])
         )
     page = ann.get("/scans").text
     assert page.count('<span class="badge suspected">Suspected</span>') == 5
-    assert page.count("97.3 %") == 5
+    assert page.count("97.3%") == 5
     for scan_id in ids:
         assert f'src="/scans/{scan_id}/thumbnail.png"' in page
-    assert sum(statement.startswith("SELECT") for statement in asked) <= 9
+    assert sum(statement.startswith("SELECT") for statement in statements) <= 9
 
 
 # --- how the verdict came about, and what was answered before
@@ -886,6 +910,30 @@ def test_the_scale_has_threshold_band_and_mark_and_a_sentence_with_figures(
     assert "finds 8, misses 2, flags 9 of the 90 without." in page
 
 
+def test_a_threshold_of_ones_own_means_what_was_measured_at_it(
+    app: Flask, ann: FlaskClient
+) -> None:
+    scan_id = add_scan(app)
+    points = {
+        name: {
+            "threshold": threshold,
+            "sensitivity": {"value": state, "n": 50},
+            "specificity": {"value": 1 - state / 2, "n": 50},
+        }
+        for name, threshold, state in (
+            ("sensitive", 0.1, 1.0),
+            ("balanced", 0.5, 0.8),
+            ("specific", 0.9, 0.4),
+        )
+    }
+    curve = [{"threshold": 0.3, "sensitivity": 0.7, "specificity": 0.9}]
+    card = {"threshold": 0.5, "metrics": {}, "points": {"slice": points}}
+    add_verdict(app, scan_id, threshold=0.3, card={**card, "curves": {"slice": curve}})
+    page = page_of(ann, scan_id)
+    assert "finds 7, misses 3, flags 9 of the 90 without." in page
+    assert "between sensitive and balanced" not in page.lower()
+
+
 def test_a_card_without_figures_has_a_scale_without_a_band(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(app)
     add_verdict(app, scan_id)
@@ -903,10 +951,10 @@ def test_a_scan_is_scored_again_and_keeps_its_earlier_answer(app: Flask, ann: Fl
         assert scan.prediction is None and scan.history == []
         assert db.session.query(Heatmap).count() == 0
     page = ann.get(f"/scans/{scan_id}").text
-    told = re.search(r'<ul class="answers">.*?</ul>', page, re.DOTALL)
-    assert told
-    for text in ("Suspected", "97.3 %", "threshold 41.2 %", "AlexNet SVM · v1", "0123456789ab"):
-        assert text in told[0]
+    match = re.search(r'<ul class="answers">.*?</ul>', page, re.DOTALL)
+    assert match
+    for text in ("Suspected", "97.3%", "threshold 41.2%", "AlexNet SVM · v1", "0123456789ab"):
+        assert text in match[0]
     # While it waits there is nothing to score again.
     assert "/score-again" not in page
     answer = ann.post(f"/scans/{scan_id}/score-again", follow_redirects=True)
@@ -935,9 +983,9 @@ def test_worklist_page_and_api_tell_the_same_state(
     add_verdict(app, scan_id, positive=positive, uncertain=uncertain)
     with app.app_context():
         scan = db.session.get_one(Scan, scan_id)
-        told = result_of(scan)
-        assert told is not None and told["state"] == scan.verdict_state
-        state = told["state"]
+        result = result_of(scan)
+        assert result is not None and result["state"] == scan.verdict_state
+        state = result["state"]
     name = state.replace(" ", "-")
     assert f'<span class="badge {name}">' in ann.get("/scans").text
     assert f'class="verdict {name}"' in ann.get(f"/scans/{scan_id}").text
@@ -965,7 +1013,8 @@ def test_the_bar_gets_an_outcome_for_each_file(app: Flask, ann: FlaskClient) -> 
     answer = ann.post("/scans/files", data=data)
     assert answer.status_code == 201 and answer.json
     [scan] = answer.json["scans"]
-    assert (scan["slices"], scan["url"]) == (4, f"/scans/{scan['id']}")
+    assert (scan["title"], scan["slices"]) == ("Monday", 4)
+    assert scan["url"] == f"/scans/{scan['id']}"
     assert answer.json["refused"] == {"4": "The file is not a PNG, JPEG, DICOM or NIfTI image."}
     for data, sentence in (
         ({"file": [(io.BytesIO(b""), "0.png")], **choices}, "The file is empty."),

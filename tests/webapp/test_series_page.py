@@ -18,7 +18,7 @@ from webapp import scans
 from webapp.extensions import db
 from webapp.models import Heatmap, JobStatus, Prediction
 from webapp.storage import Storage, StorageError
-from webapp.volume import open_volume
+from webapp.stored_volume import open_volume
 
 
 @pytest.fixture
@@ -87,14 +87,14 @@ def test_only_a_series_in_hu_has_windows_and_sides(
 ) -> None:
     in_hu = ann.get(f"/scans/{add_series(app, hu)}").text
     of_pictures = ann.get(f"/scans/{add_series(app, hu, unit='display')}").text
-    for told in (
+    for part in (
         "Brain</button>",
         "Subdural</button>",
         "Bone</button>",
         "Stroke</button>",
         ">R</span>",
     ):
-        assert told in in_hu and told not in of_pictures
+        assert part in in_hu and part not in of_pictures
     assert "As submitted</button>" in of_pictures and "As submitted" not in in_hu
     assert "window=brain" not in of_pictures
 
@@ -165,8 +165,8 @@ def test_a_single_slice_has_nothing_to_scroll_or_window(app: Flask, ann: FlaskCl
 def test_a_single_slice_in_hu_is_windowed_and_measured(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_series(app, np.zeros((1, 10, 8), np.int16))
     page = ann.get(f"/scans/{scan_id}").text
-    for told in ("Brain</button>", ">Ruler</button>", 'data-part="value"', 'alt="The submitted'):
-        assert told in page
+    for part in ("Brain</button>", ">Ruler</button>", 'data-part="value"', 'alt="The submitted'):
+        assert part in page
     assert 'id="slice"' not in page and "Coronal" not in page
 
 

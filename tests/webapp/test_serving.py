@@ -97,6 +97,28 @@ def connect(port: int, begun: bytes) -> socket.socket:
     return sock
 
 
+def test_the_application_opens_nothing_that_must_not_be_forked(home: Path) -> None:
+    code = (
+        "import os, threading\n"
+        "def opened(): return {os.readlink(e.path) for e in os.scandir('/proc/self/fd')"
+        " if os.path.exists(e.path)}\n"
+        "before = opened()\n"
+        "from webapp import create_app; create_app()\n"
+        "print(opened() - before, threading.enumerate()[1:])"
+    )
+    environ = {
+        **os.environ,
+        "HEMOSCAN_HOME": str(home),
+        "DATABASE_URL": f"sqlite:///{home}/test.db",
+        "BROKER_URL": f"redis+socket://{home}/nobody.sock",
+        "SECRET_KEY": "not a secret",
+    }
+    completed = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT_ROOT, env=environ, capture_output=True, text=True
+    )
+    assert completed.stdout == "set() []\n", completed.stderr
+
+
 @pytest.mark.parametrize("begun", BEGUN.values(), ids=BEGUN)
 def test_health_and_pages_are_answered_beside_idle_sockets(port: int, begun: bytes) -> None:
     with ExitStack() as stack:
@@ -251,7 +273,7 @@ def test_one_address_cannot_have_all_threads_for_uploads() -> None:
     assert [behind_a_proxy.next() for _ in range(5)] == [*mine[:4], None]
 
 
-def test_the_wait_is_told_from_how_long_uploads_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_is_estimated_from_how_long_uploads_take(monkeypatch: pytest.MonkeyPatch) -> None:
     line = Line(threads=2, of_one_address=2)
     conns = [SimpleNamespace(client=("10.0.0.1", port)) for port in range(12)]
     for conn in conns:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
-from sqlalchemy import event, func, select
+from sqlalchemy import delete, event, func, insert, select, update
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse, encode_multipart
 
@@ -23,8 +25,9 @@ from tests.webapp.intake.test_intake import files_under
 from tests.webapp.test_api import client_of
 from tests.webapp.test_health import add_worker
 from webapp import space
-from webapp.extensions import db
-from webapp.models import Scan
+from webapp.deletion import delete_account, delete_chosen, delete_scans
+from webapp.extensions import db, utc_now
+from webapp.models import Scan, ScanTotals
 from webapp.storage import StorageFull
 
 GB = 2**30
@@ -142,7 +145,7 @@ def test_uploads_that_come_at_once_are_counted_together(
 
 
 @pytest.mark.parametrize("size", [20_000, 600_000], ids=["at once", "half way"])
-def test_a_disk_that_is_full_while_an_upload_is_written_is_told(
+def test_a_disk_that_is_full_while_an_upload_is_written_is_reported(
     app: Flask, ann: FlaskClient, browser: FlaskClient, picture: bytes, tmp_path: Path, size: int
 ) -> None:
     with files_end_at(size):
@@ -155,7 +158,7 @@ def test_a_disk_that_is_full_while_an_upload_is_written_is_told(
     assert files_under(tmp_path / "incoming") == []
 
 
-def test_a_storage_that_is_full_is_told(
+def test_a_storage_that_is_full_is_reported(
     app: Flask, ann: FlaskClient, picture: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def put(key: str, content: bytes | Path) -> None:
@@ -172,10 +175,9 @@ def test_a_storage_that_is_full_is_told(
 
 
 def test_all_people_together_may_store_so_much(
-    app: Flask, ann: FlaskClient, picture: bytes, monkeypatch: pytest.MonkeyPatch
+    app: Flask, ann: FlaskClient, picture: bytes
 ) -> None:
     app.config["TOTAL_QUOTA_MB"] = 1
-    monkeypatch.setattr(space, "CAP_LOOK_S", 0)
     assert sent(ann, picture).status_code == 202
     assert sent(client_of(app, "ben"), picture).status_code == 202
 
@@ -185,7 +187,96 @@ def test_all_people_together_may_store_so_much(
     assert app.test_client().get("/readyz").get_json()["checks"]["free_space"] is False
 
 
-def test_a_database_whose_disk_is_full_is_told(app: Flask) -> None:
+def recounted() -> dict[str, tuple[int, int, int]]:
+    """Return by user how many scans and studies there are, and their bytes, from all rows."""
+    db.session.commit()
+    by_user: dict[str, list[Scan]] = {}
+    for scan in db.session.scalars(select(Scan)):
+        by_user.setdefault(scan.user_id, []).append(scan)
+    return {
+        user_id: (
+            len(scans),
+            len({(scan.created_at, scan.study_id) for scan in scans}),
+            sum(scan.size for scan in scans),
+        )
+        for user_id, scans in by_user.items()
+    }
+
+
+def totals() -> dict[str, tuple[int, int, int]]:
+    """Return the same as the triggers counted it."""
+    db.session.commit()
+    return {
+        row.user_id: (row.scans, row.studies, row.size)
+        for row in db.session.execute(select(*ScanTotals.__table__.columns))
+        if row.scans or row.studies or row.size
+    }
+
+
+def test_totals_follow_every_way_in_which_scans_come_and_go(any_database_app: Flask) -> None:
+    ann, ben = (make_user(any_database_app, name) for name in ("ann", "ben"))
+    at = [utc_now() - timedelta(hours=hours) for hours in range(3)]
+    rows = [
+        {"id": f"{user[:8]}{n}", "user_id": user, "study_id": f"study {n // 2}", "size": 10**n}
+        | {"created_at": at[n // 4], "kind": "png", "original_key": f"{user}{n}"}
+        for user in (ann, ben)
+        for n in range(8)
+    ]
+    mine = [str(row["id"]) for row in rows[:8]]
+    with any_database_app.app_context():
+        db.session.execute(insert(Scan), rows)
+        assert totals() == recounted() == dict.fromkeys((ann, ben), (8, 4, 11111111))
+        db.session.add(Scan(**{**rows[0], "id": "x", "size": 5}))
+        db.session.flush()
+        db.session.rollback()
+        assert totals()[ann] == (8, 4, 11_111_111)
+
+        db.session.execute(update(Scan).where(Scan.id == mine[7]).values(size=0, title="removed"))
+        assert totals()[ann] == (8, 4, 1_111_111)
+        delete_chosen([mine[0], mine[0], mine[7]])
+        assert totals()[ann] == (6, 4, 1_111_110)
+        delete_chosen([mine[1]])
+        assert totals()[ann] == (5, 3, 1_111_100)
+        assert delete_scans(Scan.id.in_([*mine[2:4], str(rows[8]["id"])]), 9) == 3
+        assert totals() == recounted() == {ann: (3, 2, 1_110_000), ben: (7, 4, 11_111_110)}
+
+        delete_account(ann)
+        assert totals() == recounted() == {ben: (7, 4, 11_111_110)}
+        assert db.session.scalar(select(func.count()).select_from(ScanTotals)) == 1
+
+
+def test_totals_hold_where_series_of_one_study_come_and_go_at_once(any_database_app: Flask) -> None:
+    ann, at = make_user(any_database_app, "ann"), utc_now()
+
+    def change(numbers: Iterable[int], *, goes: bool = False) -> None:
+        with any_database_app.app_context():
+            for n in numbers:
+                if goes:
+                    db.session.execute(delete(Scan).where(Scan.id == f"{n}"))
+                else:
+                    db.session.add(
+                        Scan(
+                            id=f"{n}",
+                            user_id=ann,
+                            study_id="one",
+                            created_at=at,
+                            kind="png",
+                            original_key=f"{n}",
+                            size=n,
+                        )
+                    )
+                db.session.commit()
+
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(change, (range(1, 9), range(11, 19))))
+        with any_database_app.app_context():
+            assert totals() == recounted() == {ann: (16, 1, 36 + 116)}
+        list(both.map(partial(change, goes=True), (range(1, 9), range(11, 18))))
+    with any_database_app.app_context():
+        assert totals() == recounted() == {ann: (1, 1, 18)}
+
+
+def test_a_database_whose_disk_is_full_is_reported(app: Flask) -> None:
     make_user(app, "ann")
     app.config["PROPAGATE_EXCEPTIONS"] = False
     with app.app_context():

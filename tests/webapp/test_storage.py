@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from webapp.storage import MissingFile, Storage, StorageAway, StorageError, new_key
+from webapp.storage import MissingFile, Storage, StorageError, StorageUnavailable, new_key
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -99,7 +99,7 @@ def test_nothing_is_put_under_a_mount_point_so_that_the_storage_stays_away(
         (tmp_path / "unmounted").mkdir()
     away = Storage(f"file://{tmp_path / 'unmounted'}")
 
-    with pytest.raises(StorageAway, match="The storage cannot be reached"):
+    with pytest.raises(StorageUnavailable, match="The storage cannot be reached"):
         away.put("originals/a.png", b"x")
 
     assert not [path for path in tmp_path.rglob("*") if path.name != "unmounted"]
@@ -115,7 +115,7 @@ def test_a_new_storage_that_was_started_answers_and_holds_no_file(tmp_path: Path
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_when_a_file_was_written_is_told(storage: Storage) -> None:
+def test_when_a_file_was_written_is_reported(storage: Storage) -> None:
     storage.put("originals/just-now.png", b"x")
     assert (
         abs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -19,7 +20,16 @@ from tests.plans import statements
 from tests.webapp.test_api import make_token, problem_of
 from tests.webapp.test_scans import add_scan, add_verdict
 from webapp.extensions import database_now, db, utc_now
-from webapp.models import AuditEvent, JobStatus, Order, Scan, User, new_id
+from webapp.models import (
+    AuditEvent,
+    Finding,
+    JobStatus,
+    Opinion,
+    Order,
+    Scan,
+    User,
+    new_id,
+)
 from webapp.worklist_query import (
     COLUMNS,
     conditions,
@@ -112,17 +122,36 @@ def test_the_worklist_has_the_order_that_is_asked_for(ann: FlaskClient) -> None:
         assert titles_on(ann.get(f"/scans{query}").text) == titles, query
 
 
-@pytest.mark.parametrize(
-    ("order", "titles"), [("newest", NEWEST), ("risk", BY_RISK), ("uncertainty", BY_UNCERTAINTY)]
-)
-def test_pages_of_the_list_follow_each_other_in_every_order(
-    ann: FlaskClient, order: str, titles: list[str]
-) -> None:
-    pages = [
-        ann.get(f"/api/v1/scans?order={order}&per_page=2&page={page}").json for page in (1, 2, 3, 4)
+@pytest.mark.parametrize("order", [*Order, *COLUMNS, *(f"-{name}" for name in COLUMNS)])
+def test_pages_of_the_list_follow_each_other_in_every_order(ann: FlaskClient, order: str) -> None:
+    whole = ann.get(f"/api/v1/scans?order={order}").json
+    ids_listed, address = [], f"/api/v1/scans?order={order}&limit=2"
+    while address:
+        page = ann.get(address).json
+        ids_listed += [scan["id"] for scan in page["items"]]
+        address = page["next"]
+    assert ids_listed == [scan["id"] for scan in whole["items"]] and whole["next"] is None
+    assert len(ids_listed) == len(SCANS)
+
+
+def test_the_list_has_the_filters_of_the_worklist(app: Flask, ann: FlaskClient) -> None:
+    def titles(query: str) -> list[str]:
+        return [scan["title"] for scan in ann.get(f"/api/v1/scans?{query}").json["items"]]
+
+    for query in (
+        "title=e&status=done",
+        "verdict=suspected&order=-probability",
+        "priority=stat&since=2020-01-01",
+        "until=2020-01-01",
+    ):
+        assert titles(query) == titles_on(ann.get(f"/scans?{query}").text), query
+    assert titles("title=waits&limit=1") == ["urgent waits"] or titles("title=waits&limit=1") == [
+        "waits"
     ]
-    assert [scan["title"] for page in pages for scan in page["items"]] == titles
-    assert {page["total"] for page in pages} == {len(SCANS)}
+    assert titles("finished_since=2100-01-01T00:00:00Z") == []
+    table = ann.get("/api/v1/scans/export.csv?order=risk&limit=3")
+    assert [row["title"] for row in csv.DictReader(io.StringIO(table.text))] == BY_RISK[:3]
+    assert 'rel="next"' in table.headers["Link"]
 
 
 def test_an_order_that_there_is_not_is_422(ann: FlaskClient) -> None:
@@ -141,7 +170,7 @@ def test_urgent_scans_are_marked_and_the_pages_keep_the_order(
         'href="/scans?page=1&amp;order=risk"' in page
         and 'href="/scans?page=3&amp;order=risk"' in page
     )
-    assert re.search(r'href="/scans\?order=risk" aria-current="true"[^>]*>Highest risk first', page)
+    assert re.search(r'href="/scans\?order=risk" aria-current="true"[^>]*>Highest risk<', page)
     assert ann.get("/scans?order=risk").text.count('class="badge stat"') == 2
 
 
@@ -191,10 +220,9 @@ def test_filters_and_orders_read_an_index_and_no_row(
             explain, expected = "EXPLAIN", "Index Only Scan"
             add_many_answered_scans(any_database_app)
         for order in (f"{sign}{name}" for name in COLUMNS for sign in ("", "-")):
+            which = conditions(ann_id, chosen)
             with statements() as sent:
-                db.session.scalars(
-                    places_of_page(conditions(ann_id, chosen), order, 20, 0, apart=False)
-                ).all()
+                db.session.execute(places_of_page(which, order, 20, 0, apart=False)).all()
             plan = "\n".join(
                 str(row)
                 for row in db.session.connection().exec_driver_sql(
@@ -202,6 +230,9 @@ def test_filters_and_orders_read_an_index_and_no_row(
                 )
             )
             assert expected in plan, (order, plan)
+            every = db.session.execute(places_of_page(which, order, 9999, 0, apart=False)).all()
+            last = places_of_page(which, order, 5, 1, apart=False, backward=True)
+            assert db.session.execute(last).all() == every[-2:-7:-1]
 
 
 def add_many_answered_scans(app: Flask) -> None:
@@ -270,10 +301,10 @@ def add_study(app: Flask, title: str, *series: tuple[str, float | None], minutes
 
 def places_on(page: str) -> list[str]:
     """Return what stands in the rows of a page of the worklist: studies in brackets."""
-    found = re.findall(
+    matches = re.findall(
         r'<th scope="row" class="title( study-title)?">\s*<a [^>]+>([^<]+)</a>', page
     )
-    return [f"[{title}]" if is_study else title for is_study, title in found]
+    return [f"[{title}]" if is_study else title for is_study, title in matches]
 
 
 @pytest.fixture
@@ -308,7 +339,7 @@ def test_series_of_a_study_stand_below_it_the_worst_verdict_first(
     row = re.search(rf'<tr id="study-{studies[0]}".*?</tr>', ann.get("/scans").text, re.DOTALL)
     assert row
     assert "4 series" in row[0] and ">40<" in row[0]  # Slices of all of them.
-    assert "Inconclusive" in row[0] and "42.0 %" in row[0] and "Waiting" in row[0]
+    assert "Inconclusive" in row[0] and "42.0%" in row[0] and "Waiting" in row[0]
 
 
 @pytest.mark.parametrize(
@@ -326,8 +357,8 @@ def test_series_of_a_study_stand_below_it_the_worst_verdict_first(
 def test_a_study_stands_where_the_best_placed_of_its_series_belongs(
     studies: tuple[str, str], ann: FlaskClient, order: str, places: list[str]
 ) -> None:
-    found = places_on(ann.get(f"/scans?order={order}").text)
-    assert [each for each in found if not each.startswith("Series")][: len(places)] == places
+    page = places_on(ann.get(f"/scans?order={order}").text)
+    assert [each for each in page if not each.startswith("Series")][: len(places)] == places
 
 
 def test_filters_choose_series_and_the_study_says_how_many(
@@ -347,9 +378,9 @@ def test_pages_count_studies_and_none_is_cut_in_two(
     for order in ("newest", "title", "-probability", "risk"):
         places: list[str] = []
         for page in range(1, 6):
-            found = places_on(ann.get(f"/scans?order={order}&page={page}").text)
-            places += found
-            assert len([each for each in found if not each.startswith("Series")]) in (1, 2)
+            ids_by_page = places_on(ann.get(f"/scans?order={order}&page={page}").text)
+            places += ids_by_page
+            assert len([each for each in ids_by_page if not each.startswith("Series")]) in (1, 2)
         assert len(places) == len(SCANS) + len(OLD) + len(NEW) == len(set(places)) + 2
 
 
@@ -381,10 +412,10 @@ def test_rows_of_a_study_come_with_the_study(
         db.session.commit()
     again = ann.get(rows_of(page), headers={"If-None-Match": first.headers["ETag"]})
     row = re.search(rf'<tr id="study-{studies[0]}".*?</tr>', again.text, re.DOTALL)
-    assert row and "Suspected" in row[0] and "90.0 %" in row[0] and "Done" in row[0]
+    assert row and "Suspected" in row[0] and "90.0%" in row[0] and "Done" in row[0]
 
 
-def test_nobody_sees_a_study_of_others_and_nonsense_is_said(
+def test_nobody_sees_a_study_of_others_and_nonsense_is_reported(
     any_database_app: Flask, studies: tuple[str, str], ann: FlaskClient
 ) -> None:
     make_user(any_database_app, "bob")
@@ -464,8 +495,8 @@ def test_links_keep_the_filters(ann: FlaskClient, monkeypatch: pytest.MonkeyPatc
     assert "2 scans match the filters" in page
     assert 'href="/scans?page=2&amp;verdict=not+found&amp;order=title"' in page
     assert (
-        '<th scope="col" aria-sort="ascending"><a href="/scans?verdict=not+found&amp;order=-title"'
-        in page
+        '<th scope="col" aria-sort="ascending" class="of-title">'
+        '<a href="/scans?verdict=not+found&amp;order=-title"' in page
     )
     assert '<option selected value="not found">' in page
 
@@ -501,11 +532,13 @@ def test_rows_are_sent_once_and_then_when_something_changed(
     news = ann.get(address, headers=known)
     assert news.status_code == 200
     assert 'data-news="2">' in news.text  # Nothing is pending any more.
-    assert news.text.count("87.6 %") == 2 and news.text.count("Suspected") == 2
+    assert news.text.count("87.6%") == 2 and news.text.count("Suspected") == 2
     assert " data-more" not in ann.get("/scans").text
 
 
-@pytest.mark.parametrize("opened", ["", "yesterday", "%00"])
+@pytest.mark.parametrize(
+    "opened", ["", "yesterday", "%00", "9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00%2B14:00"]
+)
 def test_rows_since_no_time_are_400(ann: FlaskClient, opened: str) -> None:
     assert ann.get(f"/scans/rows?opened={opened}").status_code == 400
 
@@ -578,7 +611,7 @@ def test_answered_scans_are_scored_again(app: Flask, logged_in: Callable[..., Fl
     add_verdict(app, answered)
     ann.post("/scans/selected", data={"id": [answered, waits], "action": "again"})
     page = ann.get("/scans").text
-    assert "1 scan was queued again." in page and "1 scan has no result to replace" in page
+    assert "1 scan was queued again." in page and "1 scan had no result to replace" in page
     scan = scan_of(app, "answered")
     assert (scan.status, scan.verdict_state) == (JobStatus.QUEUED, None)
     assert acts(app) == ["scan scored again"]
@@ -614,7 +647,7 @@ def test_deleting_asks_first(any_database_app: Flask, ann: FlaskClient) -> None:
     assert acts(app) == ["scan deleted"] * 2
 
 
-def test_the_export_is_what_the_api_tells(
+def test_the_export_is_what_the_api_tells_with_the_opinions(
     app: Flask, logged_in: Callable[..., FlaskClient]
 ) -> None:
     ann = logged_in("ann")
@@ -622,15 +655,28 @@ def test_the_export_is_what_the_api_tells(
     add_verdict(app, ids[0])
     with app.app_context():
         ann_id = db.session.scalars(select(User.id)).one()
+        given = {"finding": Finding.PRESENT, "types": ["subdural"], "comment": "thin,\nleft"}
+        for columns in ({"slice_index": 2, "finding": Finding.UNCLEAR}, given):
+            db.session.add(Opinion(scan_id=ids[0], author_id=ann_id, **columns))
+        db.session.commit()
     token = {"Authorization": f"Bearer {make_token(app, ann_id)}"}
     exported = ann.post("/scans/selected", data={"id": ids, "action": "json"})
     assert exported.headers["Content-Disposition"] == "attachment; filename=scans.json"
-    assert exported.json == [ann.get(f"/api/v1/scans/{i}", headers=token).json for i in ids]
+    told = [ann.get(f"/api/v1/scans/{i}", headers=token).json for i in ids]
+    opinions = ann.get(f"/api/v1/scans/{ids[0]}/opinions", headers=token).json["items"]
+    told[0] |= {"opinions": opinions, "confirmed": "present", "disputed": False}
+    told[1] |= {"opinions": [], "confirmed": None, "disputed": False}
+    assert exported.json == told and ann.get(f"/scans/{ids[0]}/report.json").json == told[0]
     table = ann.post("/scans/selected", data={"id": ids, "action": "csv"})
     assert table.mimetype == "text/csv"
     done, waiting = csv.DictReader(table.text.splitlines())
     assert (done["id"], done["title"], done["state"]) == (ids[0], "'=HYPERLINK(1)", "suspected")
     assert (done["probability"], done["architecture"]) == ("0.9731", "alexnet_svm")
+    assert done["confirmed"] == "present" and done["opinions"] == (
+        "ann: present (subdural), “thin, left”; ann on slice 3: cannot tell"
+    )
+    by_api = csv.DictReader(ann.get("/api/v1/scans/export.csv", headers=token).text.splitlines())
+    assert [row["opinions"] for row in by_api if row["id"] == ids[0]] == [done["opinions"]]
     assert (waiting["status"], waiting["probability"]) == ("queued", "")
 
 

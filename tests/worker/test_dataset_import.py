@@ -20,7 +20,7 @@ from webapp.models import Dataset, JobStatus, cancel
 from webapp.storage import Storage, StorageError, storage
 from worker import dataset_import, decoder, leases, tasks
 from worker.decoder import BEYOND_LIMITS, Decoder
-from worker.heartbeat import presence
+from worker.heartbeat import heartbeat
 
 LABELS = "filename,label,patient\n0.png,0,a\n1.png,1,b\n2.png,0,c\n3.png,1,d\n"
 
@@ -63,26 +63,37 @@ def test_a_data_set_is_explored_before_it_counts(worker_app: Flask, tmp_path: Pa
     ]
     assert len(dataset.exploration["histograms"]["positive"]) == 32
     assert Image.open(io.BytesIO(storage.get(dataset.contact_sheet_key or ""))).width > 0
-    assert list(presence().folder.iterdir()) == []
+    assert list(heartbeat().folder.iterdir()) == []
+
+
+def test_a_data_set_of_one_class_is_imported_for_what_it_allows(
+    worker_app: Flask, tmp_path: Path
+) -> None:
+    dataset = import_archive(archive_of(tmp_path, "filename,label\n0.png,0\n2.png,0\n"))
+    assert (dataset.status, dataset.error) == ("done", None)
+    facts = dataset.exploration or {}
+    assert (facts["positive"], facts["negative"]) == (0, 2)
+    assert {probe["auroc"]["value"] for probe in facts["probes"]} == {None}
+    assert facts["unseen_groups"][""] == {"positive": 0, "negative": 2}
+    assert len(facts["unseen_groups"]) == 3, "and by each model that ships"
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "sentence"),
     [
         ("filename,label\n0.png,0\n9.png,1\n", "9.png is missing"),
-        ("filename,label\n0.png,0\n2.png,0\n", "both classes are needed"),
         ("filename,label\n0.png,perhaps\n1.png,1\n", "'perhaps'"),
     ],
 )
 def test_a_data_set_that_cannot_be_used_fails_with_a_sentence(
-    worker_app: Flask, tmp_path: Path, labels: str, said: str
+    worker_app: Flask, tmp_path: Path, labels: str, sentence: str
 ) -> None:
     dataset = import_archive(archive_of(tmp_path, labels))
     assert dataset.status == JobStatus.FAILED
-    assert said in (dataset.error or "")
+    assert sentence in (dataset.error or "")
     assert dataset.exploration is None and storage.keys("sheets") == []
     assert not storage.exists(dataset.archive_key)
-    assert list(presence().folder.iterdir()) == []
+    assert list(heartbeat().folder.iterdir()) == []
 
 
 def test_a_data_set_that_trips_a_bug_fails_with_a_neutral_sentence(
@@ -118,7 +129,7 @@ def with_a_swelling_image(tmp_path: Path) -> bytes:
 
 @pytest.fixture
 def small_decoder(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
-    child = Decoder(300, 60, presence().folder)
+    child = Decoder(300, 60, heartbeat().folder)
     monkeypatch.setattr(decoder, "_decoder", child)
     yield child
     child.close()
@@ -152,8 +163,8 @@ def test_a_data_set_of_many_such_images_fails_with_a_sentence(
 def test_a_worker_that_is_to_stop_hands_the_data_set_back(
     worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = iter([False])  # The worker is asked to stop when it has begun.
-    monkeypatch.setattr(presence(), "stopping", lambda: next(asked, True))
+    stopping = iter([False])  # The worker is asked to stop when it has begun.
+    monkeypatch.setattr(heartbeat(), "stopping", lambda: next(stopping, True))
     dataset = import_archive(
         archive_of(tmp_path, "filename,label\n0.png,0\n1.png,1\n2.png,0\n3.png,1\n")
     )
@@ -233,7 +244,7 @@ def test_an_import_that_is_cancelled_ends_at_its_next_part_and_its_worker_goes_o
         None,
     )
     assert [stage for stage in stages if stage.startswith(part)] == stages[-1:]
-    assert (storage.keys("sheets"), list(presence().folder.iterdir())) == ([], [])
+    assert (storage.keys("sheets"), list(heartbeat().folder.iterdir())) == ([], [])
 
     monkeypatch.setattr(leases, "write", real)
     db.session.execute(update(Dataset).values(status=JobStatus.QUEUED))

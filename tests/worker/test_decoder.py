@@ -19,14 +19,17 @@ import numpy as np
 import pytest
 from flask import Flask
 
+from ml.decode import write_pixels
 from ml.errors import ImageError
+from ml.scans.phantoms import phantom
 from ml.scans.read import read_series
+from ml.scans.slices import Series, Slice
 from tests.ml.made_scans import nifti, packed, write_series
 from tests.worker.conftest import picture, wait_for
 from webapp.config import PROJECT_ROOT
 from worker import decoder
-from worker.decoder import BEYOND_LIMITS, Decoder
-from worker.heartbeat import presence
+from worker.decoder import BEYOND_LIMITS, Decoder, SlicesOfFile
+from worker.heartbeat import heartbeat
 
 MEMORY_MB, LIMIT_S = 300, 60
 
@@ -73,8 +76,30 @@ def test_a_series_outlives_its_file_and_may_be_written_to(
 ) -> None:
     series = child.decode([png], tmp_path)
     (tmp_path / "pixels.npy").unlink()
-    series.slices[0].pixels[0, 0] = 0.25
-    assert series.slices[0].pixels[0, 0] == 0.25
+    pixels = series.slices[0].pixels
+    before = pixels[0, 0]
+    pixels[0, 0] = before + 1
+    assert series.slices[-1].pixels[0, 0] == before
+    assert [len(series.slices[start:]) for start in (0, 1)] == [1, 0]
+    with pytest.raises(IndexError):
+        series.slices[1]
+
+
+def test_hounsfield_units_cross_as_whole_numbers_and_others_exactly(
+    child: Decoder, tmp_path: Path
+) -> None:
+    whole = phantom(1, hemorrhage=True).round()
+    for name, pixels, kind in (
+        ("whole", whole, np.int16),
+        ("fractions", whole + np.float32(0.5), np.float32),
+        ("beyond", whole + np.float32(40_000), np.float32),
+        ("none", np.where(whole > 0, whole, np.nan), np.float32),
+    ):
+        path = tmp_path / f"{name}.npy"
+        write_pixels(Series((Slice(pixels.astype(np.float32), "hu"),) * 2), path)
+        assert np.load(path).dtype == kind
+        read = SlicesOfFile(path, "hu", (None, None))
+        assert np.array_equal(read[1].pixels, pixels.astype(np.float32), equal_nan=True)
 
 
 def test_one_child_serves_many_scans_and_sentences_come_through(
@@ -131,11 +156,11 @@ def test_a_child_that_dies_over_a_scan_or_between_two_is_replaced(
 ) -> None:
     child.decode([png], tmp_path)
     first = pid_of(child)
-    asked = threading.Event()
+    requested = threading.Event()
     wait_for_answer = child._line_from
 
     def note(process: subprocess.Popen[bytes]) -> bytes:
-        asked.set()
+        requested.set()
         return wait_for_answer(process)
 
     monkeypatch.setattr(child, "_line_from", note)
@@ -149,7 +174,7 @@ def test_a_child_that_dies_over_a_scan_or_between_two_is_replaced(
 
     scan = threading.Thread(target=decode)
     scan.start()
-    assert asked.wait(LIMIT_S)
+    assert requested.wait(LIMIT_S)
     os.kill(first, signal.SIGSEGV)
     scan.join()
     assert str(failed[0]) == BEYOND_LIMITS
@@ -216,14 +241,14 @@ def test_a_worker_keeps_its_decoder_and_leaves_no_file_behind(
     worker_app: Flask, png: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoder, "_decoder", None)
-    with presence().work_folder() as folder:
+    with heartbeat().work_folder() as folder:
         mine = png.rename(folder / "picture")
         decoder.decode([mine])
         first = decoder._decoder
         assert len(decoder.decode([mine], max_pixels=5000).slices) == 1
     assert decoder._decoder is first and first is not None
     assert (first.memory_mb, first.limit_s) == (2048, 60)
-    assert first.folder == presence().folder and list(presence().folder.iterdir()) == []
+    assert first.folder == heartbeat().folder and list(heartbeat().folder.iterdir()) == []
     first.close()
 
 

@@ -29,7 +29,8 @@ from webapp.models import (
 )
 from webapp.notifications import queue_notifications, queue_test
 from worker import deliveries, leases, tasks
-from worker.deliveries import KEPT_S, PAUSE_S, RETRY_S, remove_old_notifications, send_due
+from worker.deliveries import KEEP_S, RETRY_S, remove_old_notifications, send_due
+from worker.sending import PAUSE_S
 from worker.sweep import DOING
 
 NEGATIVE, POSITIVE = 10, 250
@@ -91,7 +92,7 @@ def make_due() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("wanted", "titles"),
     [
         (Wanted.NONE, []),
         (Wanted.SUSPICIOUS, ["positive"]),
@@ -99,8 +100,8 @@ def make_due() -> None:
         (Wanted.ALL, ["negative", "positive", "urgent"]),
     ],
 )
-def test_who_chose_so_is_told_of_these_results(
-    any_worker_app: Flask, wanted: Wanted, told: list[str]
+def test_who_chose_so_is_notified_of_these_results(
+    any_worker_app: Flask, wanted: Wanted, titles: list[str]
 ) -> None:
     offer(any_worker_app, NOTIFY_CHAT_URL="json://localhost", NOTIFY_EMAIL_URL="")
     install_model()
@@ -113,11 +114,11 @@ def test_who_chose_so_is_told_of_these_results(
     tasks.predict_scans()
 
     names = dict(zip(ids, ("negative", "positive", "urgent"), strict=True))
-    assert sorted(names[str(one.scan_id)] for one in waiting()) == told
+    assert sorted(names[str(one.scan_id)] for one in waiting()) == titles
     assert {one.channel for one in waiting()} <= {Channel.CHAT}
 
 
-def test_a_result_that_is_not_written_is_told_to_nobody(
+def test_a_result_that_is_not_written_is_reported_to_nobody(
     worker_app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer(worker_app, NOTIFY_CHAT_URL="json://localhost")
@@ -163,9 +164,9 @@ def test_a_message_holds_a_sentence_and_a_link_and_nothing_of_the_scan(
 
     ((_, headers, body),) = receiver.requests
     assert headers["webhook-id"] == notification.id
-    told = json.loads(body)
-    assert told.pop("timestamp") == int(headers["webhook-timestamp"])
-    assert told == {
+    content = json.loads(body)
+    assert content.pop("timestamp") == int(headers["webhook-timestamp"])
+    assert content == {
         "type": "scan.result",
         "data": {
             "sentence": "A scan in Hemoscan has a result.",
@@ -195,7 +196,7 @@ def test_email_goes_to_the_address_of_the_account(
     ]
 
 
-def test_a_person_is_told_of_many_results_in_one_message(
+def test_a_person_is_notified_of_many_results_in_one_message(
     any_worker_app: Flask, sent: list[tuple[str, ...]]
 ) -> None:
     offer(any_worker_app, NOTIFY_CHAT_URL="json://localhost")
@@ -213,7 +214,7 @@ def test_a_person_is_told_of_many_results_in_one_message(
     assert {one.status for one in waiting()} == {JobStatus.DONE}
 
 
-def test_a_failure_is_tried_again_ever_later_and_at_last_told(worker_app: Flask) -> None:
+def test_a_failure_is_tried_again_ever_later_and_at_last_reported(worker_app: Flask) -> None:
     with receiving(status(503)) as receiver:
         offer(worker_app, NOTIFY_WEBHOOK_URL=receiver.url)
         queue_test(want(Channel.WEBHOOK, Wanted.ALL))
@@ -312,7 +313,7 @@ def test_a_worker_that_dies_while_sending_leaves_the_same_message_to_the_next(
 
 
 @pytest.mark.parametrize(
-    ("change", "settings", "told"),
+    ("change", "settings", "sentence"),
     [
         ({"disabled_at": utc_now()}, {}, "The account is disabled."),
         ({"email": None, "email_key": None}, {}, "The account has no email address."),
@@ -321,7 +322,7 @@ def test_a_worker_that_dies_while_sending_leaves_the_same_message_to_the_next(
     ],
 )
 def test_what_can_never_be_sent_is_not_tried_again(
-    worker_app: Flask, change: dict[str, Any], settings: dict[str, str], told: str
+    worker_app: Flask, change: dict[str, Any], settings: dict[str, str], sentence: str
 ) -> None:
     offer(worker_app, NOTIFY_EMAIL_URL="mailto://localhost")
     queue_test(want(Channel.EMAIL, Wanted.ALL))
@@ -331,7 +332,7 @@ def test_what_can_never_be_sent_is_not_tried_again(
     worker_app.config.update(settings)
     send_due()
     (one,) = waiting()
-    assert one.status == JobStatus.FAILED and one.error and one.error.startswith(told)
+    assert one.status == JobStatus.FAILED and one.error and one.error.startswith(sentence)
 
 
 def test_a_webhook_to_a_private_address_is_refused_unless_the_operator_allows_it(
@@ -356,9 +357,9 @@ def test_apprise_calls_the_operators_service(worker_app: Flask, receiver: Receiv
     db.session.commit()
     send_due()
     ((path, _, body),) = receiver.requests
-    told = json.loads(body)
-    assert path == "/hook" and told["title"] == "Hemoscan"
-    assert "https://scans.example.org/account" in told["message"]
+    content = json.loads(body)
+    assert path == "/hook" and content["title"] == "Hemoscan"
+    assert "https://scans.example.org/account" in content["message"]
     assert waiting()[0].status == JobStatus.DONE
 
 
@@ -374,7 +375,7 @@ def test_a_sweep_starts_sending_in_the_background(worker_app: Flask, receiver: R
 
 def test_old_messages_go_and_waiting_ones_stay(worker_app: Flask) -> None:
     user_id = want(Channel.CHAT, Wanted.ALL)
-    old = database_now(-KEPT_S - 60)
+    old = database_now(-KEEP_S - 60)
     columns = {"user_id": user_id, "channel": Channel.CHAT}
     db.session.add_all(
         [

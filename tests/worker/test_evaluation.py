@@ -18,7 +18,7 @@ from webapp.extensions import database_now, db
 from webapp.models import Comparison, Dataset, Evaluation, JobStatus, ModelVersion, cancel
 from webapp.storage import storage
 from worker import evaluation, orphaned_files, sweep, tasks
-from worker.heartbeat import presence
+from worker.heartbeat import heartbeat
 
 
 def queue(version: ModelVersion, dataset: Dataset) -> Evaluation:
@@ -32,9 +32,9 @@ def queue(version: ModelVersion, dataset: Dataset) -> Evaluation:
 def the_evaluation() -> Evaluation:
     """Return the only one, as the database has it now."""
     db.session.expire_all()
-    found = db.session.scalars(select(Evaluation)).one()
+    row = db.session.scalars(select(Evaluation)).one()
     db.session.commit()
-    return found
+    return row
 
 
 @pytest.fixture
@@ -69,17 +69,18 @@ def test_a_version_is_scored_once_and_its_figures_tables_and_mistakes_stay(
     assert (row.result["images"], row.result["patient"]["auroc"]["n"]) == (4, 4)
     assert row.curves["patient"]["positive"] == row.curves["slice"]["negative"] == 2
     pictures = [
-        Image.open(io.BytesIO(storage.get(row.mistake_key(number)))).size
-        for number in range(len(row.mistakes))
+        (Image.open(io.BytesIO(storage.get(row.mistake_key(number, layer)))).size, one["heat"])
+        for number, one in enumerate(row.mistakes)
+        for layer in ("", "-heat")
     ]
-    assert pictures == [(64, 64)] * len(row.mistakes)
+    assert pictures == [((64, 64), True)] * 2 * len(row.mistakes)
     assert {key.rsplit("/")[-1] for key in storage.keys(row.storage_prefix)} >= {
         "answers.csv",
         "metrics.json",
     }
     wrong = round(4 * (1 - row.result["slice"]["accuracy"]["value"]))
     assert len(row.mistakes) == wrong
-    assert list(presence().folder.iterdir()) == []
+    assert list(heartbeat().folder.iterdir()) == []
     # What it contributes to is compared next; the live version has no answers yet.
     pair = db.session.scalars(select(Comparison)).one()
     assert (pair.version_id, pair.other_id) == (candidate.id, live.id)

@@ -15,7 +15,7 @@ from tests.worker.conftest import install_model, picture, submit, wait_for
 from webapp.extensions import database_now, db
 from webapp.models import Scan, Worker
 from worker import leases
-from worker.heartbeat import ABANDONED_S, Presence, presence, remove_abandoned_folders
+from worker.heartbeat import ABANDONED_S, Heartbeat, heartbeat, remove_abandoned_folders
 
 
 def away(*_: object) -> None:
@@ -35,7 +35,7 @@ def seen_s_ago(owner: str) -> float | None:
 
 
 def test_a_worker_shows_up_and_signs_off(any_worker_app: Flask) -> None:
-    mine = Presence(any_worker_app, "predict")
+    mine = Heartbeat(any_worker_app, "predict")
     mine.start()
     shown = db.session.get_one(Worker, mine.owner)
     assert (shown.queue, shown.host) == ("predict", mine.host)
@@ -50,7 +50,7 @@ def test_a_worker_shows_up_and_signs_off(any_worker_app: Flask) -> None:
 def test_what_one_child_found_of_the_storage_its_successor_knows(worker_app: Flask) -> None:
     shared = mmap.mmap(-1, 1)
     first, second, stranger = (
-        Presence(worker_app, "train", storage_away=byte) for byte in (shared, shared, None)
+        Heartbeat(worker_app, "train", storage_away=byte) for byte in (shared, shared, None)
     )
     first.misses_storage = True
     assert (second.misses_storage, stranger.misses_storage) == (True, False)
@@ -62,7 +62,7 @@ def test_the_heartbeat_goes_on_by_itself_and_renews_what_is_held(any_worker_app:
     any_worker_app.config["HEARTBEAT_S"] = 0.01
     install_model()
     held, stray = submit(picture(), picture())
-    mine = Presence(any_worker_app, "predict")
+    mine = Heartbeat(any_worker_app, "predict")
     leases.claim(Scan, mine.owner, 2)
     db.session.execute(update(Scan).values(lease_expires_at=database_now(-5)))
     db.session.commit()
@@ -82,7 +82,7 @@ def test_the_heartbeat_goes_on_by_itself_and_renews_what_is_held(any_worker_app:
 
 
 def test_a_row_that_was_swept_away_comes_back(worker_app: Flask) -> None:
-    mine = presence()
+    mine = heartbeat()
     mine.beat()
     db.session.delete(db.session.get_one(Worker, mine.owner))
     db.session.commit()
@@ -93,7 +93,7 @@ def test_a_row_that_was_swept_away_comes_back(worker_app: Flask) -> None:
 def test_a_database_that_is_away_does_not_stop_the_heart(
     worker_app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine = presence()
+    mine = heartbeat()
     with monkeypatch.context() as patched:
         patched.setattr("worker.heartbeat.update", away)
         mine.beat()
@@ -104,7 +104,7 @@ def test_a_database_that_is_away_does_not_stop_the_heart(
 def test_only_folders_of_workers_that_are_gone_are_removed(
     worker_app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine, killed = presence(), Presence(worker_app, "predict")
+    mine, killed = heartbeat(), Heartbeat(worker_app, "predict")
     long_ago = time.time() - 2 * ABANDONED_S
     with mine.work_folder() as folder, killed.work_folder():
         remove_abandoned_folders()

@@ -122,7 +122,7 @@ def test_a_data_set_of_use_needs_its_archive_and_its_sheet(
 def test_a_model_whose_training_was_killed_before_its_version_was_written_goes(
     any_worker_app: Flask, tmp_path: Path
 ) -> None:
-    kept = [install_model(), install_model(gain=2.0, live=False)]
+    installed = [install_model(), install_model(gain=2.0, live=False)]
     before = storage.keys("models")
     storage.put(f"models/{new_id()}/model.onnx", b"of no version")
     orphaned_files.remove_orphans()
@@ -131,7 +131,7 @@ def test_a_model_whose_training_was_killed_before_its_version_was_written_goes(
     orphaned_files.remove_orphans()
     assert storage.keys("models") == before
     assert {orphaned_files.folder_of(key) for key in before} == {
-        version.storage_prefix for version in kept
+        version.storage_prefix for version in installed
     }
 
 
@@ -180,13 +180,15 @@ def test_a_marker_of_a_folder_in_a_bucket_does_not_take_the_folder_with_it(
     make_user(app, "ann")
     with app.app_context():
         install_model()
-        kept = submit(picture(1), picture(2))
+        scan_ids = submit(picture(1), picture(2))
         lost = new_id()
         storage.put(f"originals/{lost}.png", b"of nobody")
         boto3.client("s3").put_object(Bucket="hemoscan", Key="some/where/originals/", Body=b"")
         monkeypatch.setattr(orphaned_files, "ABANDONED_AFTER", timedelta(seconds=-60))
         orphaned_files.remove_orphans()
-        assert {orphaned_files.id_in(key) for key in storage.keys("originals")} - {""} == set(kept)
+        assert {orphaned_files.id_in(key) for key in storage.keys("originals")} - {""} == set(
+            scan_ids
+        )
         db.session.remove()
         db.engine.dispose()
 
@@ -220,9 +222,9 @@ def test_the_task_does_not_wait_for_a_storage_that_hangs(
         ended.append("one")
 
     monkeypatch.setattr(retention, "remove_orphans", hang)
-    tasks.tidy()
+    tasks.clean_up()
     assert began.wait(60)
-    tasks.tidy()  # A second one is not begun.
+    tasks.clean_up()  # A second one is not begun.
     assert ended == []
     may_end.set()
-    wait_for(lambda: ended == ["one"] and not retention._tidying.locked())
+    wait_for(lambda: ended == ["one"] and not retention._cleaning_up.locked())

@@ -21,8 +21,8 @@ inside, outside = os.pipe()
 if os.fork() == 0:
     os.write(outside, bytes([ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)]))
     os._exit(0)
-told = {"before": before, "after": read(), "left": dict(os.environ)}
-print(json.dumps({**told, "dumpable": os.read(inside, 1)[0]}))
+environments = {"before": before, "after": read(), "left": dict(os.environ)}
+print(json.dumps({**environments, "dumpable": os.read(inside, 1)[0]}))
 """
 
 
@@ -42,11 +42,11 @@ def test_secrets_are_overwritten_not_inherited_and_out_of_reach() -> None:
         text=True,
         check=True,
     )
-    told = json.loads(ran.stdout)
+    content = json.loads(ran.stdout)
 
-    assert all(secret in told["before"] for secret in secrets.values())
-    assert "secret" not in told["after"].replace("SECRET", "") and "PATH=/" in told["after"]
-    assert told["dumpable"] == 0  # Of a process that was forked off, too.
+    assert all(secret in content["before"] for secret in secrets.values())
+    assert "secret" not in content["after"].replace("SECRET", "") and "PATH=/" in content["after"]
+    assert content["dumpable"] == 0  # Of a process that was forked off, too.
     # The storage's client signs in again and again.
-    assert told["left"]["AWS_SECRET_ACCESS_KEY"] == "secret of the storage"
-    assert not {"SECRET_KEY", "DATABASE_URL"} & set(told["left"])
+    assert content["left"]["AWS_SECRET_ACCESS_KEY"] == "secret of the storage"
+    assert not {"SECRET_KEY", "DATABASE_URL"} & set(content["left"])

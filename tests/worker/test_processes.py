@@ -36,35 +36,35 @@ MAY_LOOK = Path("/proc/self/maps").exists() and os.geteuid() == 0
 
 def statuses(table: type[Scan] | type[Heatmap] = Scan) -> list[JobStatus]:
     """Return the status of every row, oldest first."""
-    found = list(db.session.scalars(select(table.status).order_by(table.created_at)))
+    rows = list(db.session.scalars(select(table.status).order_by(table.created_at)))
     db.session.commit()  # An open transaction would lock SQLite for the workers.
-    return found
+    return rows
 
 
 def is_delivered(queue: str) -> bool:
     """True if the broker has brought a worker of `queue` a message."""
-    found = db.session.scalar(select(Worker.delivered_at).where(Worker.queue == queue))
+    value = db.session.scalar(select(Worker.delivered_at).where(Worker.queue == queue))
     db.session.commit()
-    return found is not None
+    return value is not None
 
 
 def newest_worker(queue: str) -> Worker | None:
     """Return the row of the worker of `queue` that started last."""
-    found = db.session.scalar(
+    value = db.session.scalar(
         select(Worker).where(Worker.queue == queue).order_by(Worker.started_at.desc()).limit(1)
     )
-    if found is not None:
+    if value is not None:
         # A worker that ends takes its row along: what was read of it stays.
-        db.session.expunge(found)
+        db.session.expunge(value)
     db.session.commit()
-    return found
+    return value
 
 
 def attempts_at(scan_id: str) -> int | None:
     """Return how often a worker died over a scan."""
-    found = db.session.scalar(select(Scan.attempts).where(Scan.id == scan_id))
+    value = db.session.scalar(select(Scan.attempts).where(Scan.id == scan_id))
     db.session.commit()
-    return found
+    return value
 
 
 def test_importing_the_workers_loads_nothing_heavy(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_importing_the_workers_loads_nothing_heavy(tmp_path: Path) -> None:
         " sys.modules])"
     )
     environ = {**os.environ, "HEMOSCAN_HOME": str(tmp_path)}
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code],
         cwd=PROJECT_ROOT,
         env=environ,
@@ -81,25 +81,27 @@ def test_importing_the_workers_loads_nothing_heavy(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert told.stdout.split() == []
+    assert completed.stdout.split() == []
 
 
 def test_a_predict_worker_never_loads_what_trains() -> None:
     code = (
         f"import sys, worker.prediction; print(*[name for name in {TRAINS} if name in sys.modules])"
     )
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
     )
-    assert told.stdout.split() == []
+    assert completed.stdout.split() == []
 
 
 def test_a_worker_of_no_queue_of_ours_refuses_to_start(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-c", "1"]
     environ = {**os.environ, "HEMOSCAN_HOME": str(tmp_path)}
-    told = subprocess.run(command, cwd=PROJECT_ROOT, env=environ, capture_output=True, text=True)
-    assert told.returncode != 0
-    assert "A worker serves one queue" in told.stderr
+    completed = subprocess.run(
+        command, cwd=PROJECT_ROOT, env=environ, capture_output=True, text=True
+    )
+    assert completed.returncode != 0
+    assert "A worker serves one queue" in completed.stderr
 
 
 def test_a_worker_is_ready_and_answers_at_once_while_its_parent_stays_bare(
@@ -166,9 +168,9 @@ def test_the_parent_of_a_train_worker_stays_bare_and_renews_its_child_after_each
             db.session.commit()
             successor = wait_for(
                 lambda: (
-                    (found := newest_worker("train")) is not None
-                    and found.pid != first.pid
-                    and found
+                    (newest := newest_worker("train")) is not None
+                    and newest.pid != first.pid
+                    and newest
                 )
             )
             assert successor and successor.pid != parent.pid

@@ -7,14 +7,26 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, func, select, text, update
 
 from tests.conftest import app_on, make_user
 from tests.worker.conftest import install_model, picture, submit, wait_for
 from webapp.extensions import db, utc_now
-from webapp.models import ORIGINAL_REMOVED, Heatmap, JobStatus, Prediction, Scan, retry
+from webapp.models import (
+    ORIGINAL_REMOVED,
+    Act,
+    ApiToken,
+    AuditCheck,
+    AuditEvent,
+    Heatmap,
+    IdempotentRequest,
+    JobStatus,
+    Prediction,
+    Scan,
+    retry,
+)
 from webapp.storage import Storage, StorageError, storage
-from worker import heat_maps, leases, orphaned_files, prediction, retention, tasks
+from worker import heat_maps, leases, orphaned_files, prediction, retention, sweep, tasks
 
 KINDS = ("originals", "images", "thumbnails", "heatmaps")
 
@@ -152,6 +164,28 @@ def test_without_its_original_a_scan_cannot_be_read_again_and_its_heat_map_says_
     )
 
 
+def test_answers_go_after_a_day_and_expired_tokens_after_a_month(any_worker_app: Flask) -> None:
+    user_id = make_user(any_worker_app, "bob")
+    now = utc_now()
+    for hours, days in ((23, 29), (25, 31)):
+        values = {"fingerprint": "f", "claimed_until": now, "status": 202, "body": "{}"}
+        created_at = now - timedelta(hours=hours)
+        db.session.add(
+            IdempotentRequest(user_id=user_id, key=f"{hours}", created_at=created_at, **values)
+        )
+        token = {"user_id": user_id, "name": f"{days}", "scopes": "read"}
+        expires_at = now - timedelta(days=days)
+        db.session.add(ApiToken(secret_hash=f"{days}", expires_at=expires_at, **token))
+    db.session.add(ApiToken(secret_hash="never", **token))
+    db.session.commit()
+
+    retention.remove_old_answers()
+    retention.remove_expired_tokens()
+
+    assert db.session.scalars(select(IdempotentRequest.key)).all() == ["23"]
+    assert set(db.session.scalars(select(ApiToken.secret_hash))) == {"29", "never"}
+
+
 def test_an_original_that_the_storage_would_not_let_go_is_an_orphan(
     any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +217,44 @@ def test_orphans_are_removed_also_where_what_is_too_old_cannot_be(
     came: list[str] = []
     monkeypatch.setattr(retention, "remove_expired", fail)
     monkeypatch.setattr(retention, "remove_orphans", lambda: came.append("here"))
-    tasks.tidy()
-    wait_for(lambda: came == ["here"] and not retention._tidying.locked())
+    tasks.clean_up()
+    wait_for(lambda: came == ["here"] and not retention._cleaning_up.locked())
     assert "remove_expired failed" in caplog.text
+
+
+def test_the_audit_log_is_sealed_by_sweeps_trimmed_after_so_many_days_and_verified(
+    worker_app: Flask,
+) -> None:
+    for days in (40, 1):
+        at = utc_now() - timedelta(days=days)
+        db.session.add(AuditEvent(act=Act.LOGGED_IN, address="192.0.2.1", at=at))
+    db.session.commit()
+    sweep.sweep()
+    retention.keep_audit_log()
+    check = db.session.scalars(select(AuditCheck)).one()
+    assert (check.events, check.problem) == (2, None)
+    worker_app.config["KEEP_AUDIT_DAYS"] = 30
+    retention.keep_audit_log()
+    sweep.sweep()
+    retention.keep_audit_log()
+    check = db.session.scalars(select(AuditCheck)).one()
+    assert (check.events, check.position, check.problem) == (2, 3, None)
+    acts = db.session.scalars(select(AuditEvent.act).order_by(AuditEvent.id)).all()
+    assert acts == [Act.LOGGED_IN, Act.AUDIT_TRIMMED]
+
+
+def test_a_broken_audit_log_is_not_trimmed_so_that_the_alarm_stays(worker_app: Flask) -> None:
+    for days in (60, 40, 1):
+        at = utc_now() - timedelta(days=days)
+        db.session.add(AuditEvent(act=Act.LOGGED_IN, address="192.0.2.1", at=at))
+    db.session.commit()
+    retention.keep_audit_log()
+    db.session.execute(text("DROP TRIGGER IF EXISTS audit_event_refuses_update"))
+    db.session.execute(text("UPDATE audit_event SET address = 'x' WHERE id = 1"))
+    db.session.commit()
+    worker_app.config["KEEP_AUDIT_DAYS"] = 30
+    for _ in range(2):
+        retention.keep_audit_log()
+        problem = db.session.scalars(select(AuditCheck.problem)).one()
+        assert problem is not None and problem.startswith("Event 1, dated")
+    assert db.session.scalar(select(func.count()).select_from(AuditEvent)) == 3

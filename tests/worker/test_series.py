@@ -19,20 +19,21 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse
 
 from ml.inference import predictor
-from ml.inference.predictor import CHUNK, Finding, Predictor
+from ml.inference.predictor import CHUNK, Predictor, ScanResult
 from ml.scans.phantoms import phantom
 from ml.scans.slices import Series, Slice, render
 from tests.conftest import PASSWORD
 from tests.ml.made_scans import change, write_series
 from tests.worker.conftest import install_model, picture
+from webapp.deletion import delete_scan
 from webapp.extensions import db
-from webapp.intake import accept_scans
+from webapp.intake import accept_upload
 from webapp.models import Scan, User, cancel
 from webapp.pictures import heatmap_key
 from webapp.storage import storage
-from webapp.volume import open_volume
-from worker import heat_maps, leases, prediction, tasks
-from worker.heartbeat import presence
+from webapp.stored_volume import open_volume
+from worker import background, heat_maps, leases, prediction, tasks
+from worker.heartbeat import heartbeat
 from worker.prediction import answer_next_scans
 
 
@@ -44,7 +45,7 @@ def submit_zip(files: dict[str, bytes]) -> Scan:
             archive.writestr(name, one)
     content.seek(0)
     user_id = db.session.scalar(select(User.id))
-    (scan,) = accept_scans(str(user_id), [FileStorage(content, "study.zip")])
+    (scan,) = accept_upload(str(user_id), [FileStorage(content, "study.zip")]).scans
     return scan
 
 
@@ -88,7 +89,7 @@ def test_a_series_has_an_answer_for_each_slice_and_pictures_of_all(any_worker_ap
     assert drawn.slices[:2] == [2, 4] and set(drawn.slices) == set(verdict.first_slices)
     assert drawn.image_key == heatmap_key(drawn.id, 2)
     assert all(storage.exists(heatmap_key(drawn.id, index)) for index in drawn.slices)
-    assert not any(presence().folder.iterdir())
+    assert not any(heartbeat().folder.iterdir())
 
 
 def test_types_of_bleeding_are_kept_with_the_verdict_of_a_model_that_tells_them(
@@ -109,9 +110,9 @@ def test_types_of_bleeding_are_kept_with_the_verdict_of_a_model_that_tells_them(
 
 
 def test_no_type_that_is_kept_is_likelier_than_a_hemorrhage() -> None:
-    told = {"types": {"epidural": 0.96346}, "slice_types": {"epidural": (0.96346, 0.00009)}}
-    finding = Finding(0.96346, 0.5, True, False, (0.96346, 0.00009), (), **told)  # type: ignore[arg-type]
-    assert prediction.types_of(finding) == {
+    values = {"types": {"epidural": 0.96346}, "slice_types": {"epidural": (0.96346, 0.00009)}}
+    result = ScanResult(0.96346, 0.5, True, False, (0.96346, 0.00009), (), **values)  # type: ignore[arg-type]
+    assert prediction.types_of(result) == {
         "epidural": {"probability": 0.9634, "slices": [0.9634, 0.0]}
     }
 
@@ -149,7 +150,7 @@ def test_a_shuffled_series_with_headers_has_the_identical_answer(
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_a_gap_is_told_and_the_rest_is_read(worker_app: Flask, tmp_path: Path) -> None:
+def test_a_gap_is_reported_and_the_rest_is_read(worker_app: Flask, tmp_path: Path) -> None:
     install_model(reads="series")
     paths = write_series(tmp_path / "series", 9)
     scan = submit_zip(
@@ -212,7 +213,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> l
 
     def predict(
         self: Predictor, series: Sequence[Series], on_progress: Any, should_stop: Any
-    ) -> list[Finding]:
+    ) -> list[ScanResult]:
         def report(done: int, total: int) -> None:
             if not seen:
                 act()
@@ -225,44 +226,44 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> l
     return seen
 
 
-def noting(told: list[tuple[float, str]]) -> Callable[..., frozenset[str]]:
+def noting(reports: list[tuple[float, str]]) -> Callable[..., frozenset[str]]:
     """Return what writes as leases do, and notes progress and stage where they are told."""
     real = leases.write
 
     def write(table: Any, owner: str, ids: Any, **columns: Any) -> frozenset[str]:
         if columns.get("stage"):
-            told.append((columns["progress"], columns["stage"]))
+            reports.append((columns["progress"], columns["stage"]))
         return real(table, owner, ids, **columns)
 
     return write
 
 
-def test_progress_is_told_slice_by_slice(
+def test_progress_is_reported_slice_by_slice(
     worker_app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_model(reads="series")
     scan = submit_zip(pictures(*[0] * 40))
-    told: list[tuple[float, str]] = []
-    monkeypatch.setattr(leases, "write", noting(told))
+    reports: list[tuple[float, str]] = []
+    monkeypatch.setattr(leases, "write", noting(reports))
     monkeypatch.setattr(prediction, "PROGRESS_S", 0.0)
     prediction.answer_next_scans()
     assert read(scan).status == "done"
-    assert told == [
+    assert reports == [
         (done / 40, f"Analyzing slice {done} of 40") for done in range(CHUNK, 41, CHUNK)
     ]
 
 
-def test_series_that_are_read_together_are_not_told_each_others_slices(
+def test_series_that_are_read_together_count_their_own_slices_only(
     worker_app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_model(reads="series")
     submit_zip(pictures(*[0] * 20))
     submit_zip(pictures(*[0] * 30))
-    told: list[tuple[float, str]] = []
-    monkeypatch.setattr(leases, "write", noting(told))
+    reports: list[tuple[float, str]] = []
+    monkeypatch.setattr(leases, "write", noting(reports))
     monkeypatch.setattr(prediction, "PROGRESS_S", 0.0)
     prediction.answer_next_scans()
-    assert {stage for _, stage in told} == {"Analyzing slices of several scans"}
+    assert {stage for _, stage in reports} == {"Analyzing slices of several scans"}
 
 
 def test_a_series_that_is_cancelled_is_given_up_at_the_next_slices(
@@ -293,7 +294,7 @@ def test_a_worker_that_is_asked_to_stop_hands_a_series_back(
     install_model(reads="series")
     scan = submit_zip(pictures(*[0] * 60))
     stopping: list[bool] = []
-    monkeypatch.setattr(presence(), "stopping", lambda: bool(stopping))
+    monkeypatch.setattr(heartbeat(), "stopping", lambda: bool(stopping))
     prediction.warm_up()
     seen = interrupted(monkeypatch, lambda: stopping.append(True))
     prediction.answer_next_scans()
@@ -315,8 +316,6 @@ def test_one_damaged_slice_of_many_is_named_and_the_rest_is_read(
 
 
 def test_what_was_made_for_a_series_goes_with_it(any_worker_app: Flask) -> None:
-    from webapp.deletion import delete_scan
-
     install_model(reads="series")
     scan = submit_zip(pictures(0, 255, 0))
     tasks.predict_scans()
@@ -365,7 +364,7 @@ def test_heat_maps_of_a_worker_that_is_asked_to_stop_are_left_to_another(
     prediction.answer_next_scans()
     drawn_slices: list[object] = []
     note_slices(monkeypatch, lambda: drawn_slices.append(None))
-    monkeypatch.setattr(presence(), "stopping", lambda: len(drawn_slices) == 2)
+    monkeypatch.setattr(heartbeat(), "stopping", lambda: len(drawn_slices) == 2)
     assert not heat_maps.draw_next_heatmap()
     assert len(drawn_slices) == 2  # Of five that share what the convolutions see.
     drawn = read(scan).prediction.heatmap  # type: ignore[union-attr]
@@ -379,8 +378,6 @@ def test_heat_maps_of_a_worker_that_is_asked_to_stop_are_left_to_another(
 def test_heat_maps_of_a_scan_that_is_deleted_meanwhile_end_and_leave_nothing(
     any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from webapp.deletion import delete_scan
-
     install_model(reads="series")
     scan = submit_zip(pictures(*[255] * 12))
     prediction.answer_next_scans()
@@ -393,7 +390,7 @@ def test_heat_maps_of_a_scan_that_is_deleted_meanwhile_end_and_leave_nothing(
             delete_scan(scan.id)
 
     note_slices(monkeypatch, delete_at_the_seventh)
-    monkeypatch.setattr(heat_maps, "LOOK_S", 0)
+    monkeypatch.setattr(background, "LOOK_S", 0)
     assert heat_maps.draw_next_heatmap()
     assert (len(drawn_slices), storage.keys("heatmaps")) == (7, [])
 

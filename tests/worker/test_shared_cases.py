@@ -24,11 +24,11 @@ from ml.errors import DatasetError
 from ml.exploration.summary import explore
 from tests.conftest import app_on
 from tests.worker.conftest import as_worker
-from webapp.cli import install_starter
 from webapp.config import PROJECT_ROOT
 from webapp.extensions import db
 from webapp.models import User
 from webapp.models.accounts import add_token
+from webapp.setup import install_starter
 from worker.prediction import answer_next_scans
 
 CASES = PROJECT_ROOT.parent / "shared" / "cases"

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, insert, select, text, update
 
 from tests.worker.conftest import picture, submit
 from webapp import jobs
-from webapp.extensions import database_now, db
+from webapp.extensions import UtcDateTime, database_now, db, utc_now
 from webapp.models import Dataset, JobStatus, Leased, Scan, TrainingRun, Worker
 from worker import leases, sweep
-from worker.heartbeat import Presence, presence
+from worker.heartbeat import Heartbeat, heartbeat
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def nudges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def add_workers(app: Flask, queue: str, count: int) -> None:
     """Let live workers of a queue show up."""
     for _ in range(count):
-        Presence(app, queue).beat()
+        Heartbeat(app, queue).beat()
 
 
 def test_rows_of_a_dead_worker_are_queued_again_and_nudged(
@@ -89,10 +89,10 @@ def test_runs_and_data_sets_wake_the_train_workers(worker_app: Flask, nudges: li
 
 
 def test_a_sweep_notes_that_the_broker_delivers(any_worker_app: Flask, nudges: list[str]) -> None:
-    presence().beat()
+    heartbeat().beat()
     sweep.sweep()
     delivered = db.session.scalar(
-        select(Worker.delivered_at > database_now(-5)).where(Worker.id == presence().owner)
+        select(Worker.delivered_at > database_now(-5)).where(Worker.id == heartbeat().owner)
     )
     assert delivered
 
@@ -101,13 +101,15 @@ def test_workers_that_were_silent_for_a_day_are_forgotten(
     any_worker_app: Flask, nudges: list[str]
 ) -> None:
     add_workers(any_worker_app, jobs.PREDICT, 1)
-    presence().beat()
+    heartbeat().beat()
     db.session.execute(
-        update(Worker).where(Worker.id != presence().owner).values(seen_at=database_now(-25 * 3600))
+        update(Worker)
+        .where(Worker.id != heartbeat().owner)
+        .values(seen_at=database_now(-25 * 3600))
     )
     db.session.commit()
     sweep.sweep()
-    assert db.session.scalars(select(Worker.id)).all() == [presence().owner]
+    assert db.session.scalars(select(Worker.id)).all() == [heartbeat().owner]
 
 
 def test_a_dead_broker_does_not_stop_the_reaping(worker_app: Flask) -> None:
@@ -121,6 +123,37 @@ def test_a_dead_broker_does_not_stop_the_reaping(worker_app: Flask) -> None:
 
 def test_every_leased_table_is_reaped() -> None:
     assert set(sweep.DOING) == set(Leased.__subclasses__()) == set(jobs.QUEUE_OF_TABLE)
+
+
+def test_a_worker_killed_in_any_job_costs_it_a_try_and_the_third_ends_it_with_a_sentence(
+    worker_app: Flask,
+) -> None:
+    db.session.commit()
+    db.session.execute(text("ROLLBACK"))
+    db.session.execute(text("PRAGMA foreign_keys = OFF"))  # Rows without what they refer to.
+    db.session.execute(text("BEGIN IMMEDIATE"))
+    for table in jobs.QUEUE_OF_TABLE:
+        db.session.execute(insert(table).values(filled(table)))
+        running = {"status": JobStatus.RUNNING, "lease_owner": "gone", "death_counts": True}
+        ends: list[JobStatus] = []
+        for _ in range(3):
+            db.session.execute(update(table).values(**running, lease_expires_at=database_now(-60)))
+            ends += leases.reap(table, sweep.DOING[table]).values()
+        assert ends == [JobStatus.QUEUED, JobStatus.QUEUED, JobStatus.FAILED]
+        error = db.session.scalars(select(table.error)).one()
+        assert error == f"The worker stopped three times while it {sweep.DOING[table]}."
+
+
+def filled(table: type[Leased]) -> dict[str, object]:
+    """Return values for the columns that a row must have, of the right types."""
+    of_type = {int: 0, float: 0.0, bool: False, dict: {}}
+    return {
+        column.name: utc_now()
+        if isinstance(column.type, UtcDateTime)
+        else of_type.get(column.type.python_type, "x")
+        for column in table.__table__.c  # type: ignore[attr-defined]
+        if not column.nullable
+    } | {"status": JobStatus.QUEUED}
 
 
 def test_a_sweep_survives_a_database_that_others_hold(

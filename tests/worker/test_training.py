@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import re
 import shutil
@@ -37,8 +38,10 @@ from webapp.models import (
 )
 from webapp.storage import Storage, StorageError, storage
 from worker import leases, training
-from worker.heartbeat import presence
+from worker.heartbeat import heartbeat
+from worker.predictors import model_folder
 from worker.tasks import train_model
+from worker.training_log import TrainingLog
 
 Say = Callable[[Progress], None]
 Ask = Callable[[], bool]
@@ -66,6 +69,9 @@ def answers_of(
         for level in ("slice", "patient")
         for number, probability in enumerate(probabilities)
     ]
+
+
+MISTAKES = [{"filename": "1.png", "patient": "1", "label": 1, "probability": 0.2}]
 
 
 class StubTraining:
@@ -110,6 +116,9 @@ class StubTraining:
         card = a_card(export_check=check, blocked_because=self.blocked_because)
         for name in ("predictions.csv", "types.csv"):
             write_answers(out_dir / name, answers_of(self.probabilities))
+        (out_dir / "mistakes").mkdir()
+        (out_dir / "mistakes" / "mistake-00.png").write_bytes(b"a picture")
+        (out_dir / "mistakes" / "mistakes.json").write_text(json.dumps(MISTAKES))
         shutil.rmtree(checkpoint)
         return write_model(
             out_dir / "model", card, {"features.onnx": features_graph(), "head.onnx": head_graph()}
@@ -170,7 +179,21 @@ def test_a_run_becomes_a_version(any_worker_app: Flask, stub: StubTraining, tmp_
     assert version.card["id"] == version.card_id
     assert sorted(storage.keys(version.storage_prefix)) == [
         f"models/{version.id}/{name}"
-        for name in ("card.json", "features.onnx", "head.onnx", "predictions.csv", "types.csv")
+        for name in (
+            "card.json",
+            "features.onnx",
+            "head.onnx",
+            "mistake-00.png",
+            "predictions.csv",
+            "types.csv",
+        )
+    ]
+    assert version.mistakes == MISTAKES and version.curves
+    assert [one["threshold"] for one in version.curves["patient"]["thresholds"]] == [
+        *(0.0, 0.1, 0.2, 0.8, 0.9, 1.0)
+    ]
+    assert sorted(path.name for path in model_folder(version).iterdir()) == [
+        *("card.json", "features.onnx", "head.onnx")
     ]
     assert stub.config is not None
     assert (stub.config.seed, stub.config.settings, stub.config.init) == (
@@ -180,7 +203,49 @@ def test_a_run_becomes_a_version(any_worker_app: Flask, stub: StubTraining, tmp_
     )
     assert [opened.name for opened in stub.datasets] == ["phantoms"]
     assert storage.keys("checkpoints") == []
-    assert list(presence().folder.iterdir()) == []
+    assert list(heartbeat().folder.iterdir()) == []
+
+
+def test_the_log_tells_stages_epochs_warnings_and_how_it_ended(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path
+) -> None:
+    launch(tmp_path)
+
+    def warn(step: int) -> None:
+        logging.getLogger("ml.somewhere").warning("something\nis odd")
+        if step == 1:
+            raise SettingError("The settings do not fit.")
+
+    stub.after_step = warn
+    train_model()
+    log = db.session.scalars(select(TrainingRun.log)).one() or ""
+    lines = [line[20:] for line in log.splitlines()]
+    assert lines[0].startswith("Started by worker ")
+    assert "fold 2 of 3" in lines and "fold 1 of 3: Fold auroc 0.900" in " ".join(lines).replace(
+        "AUROC of each fold", "Fold auroc"
+    )
+    assert "Warning: something is odd" in lines and "Checkpoint stored" in lines
+    assert lines[-1] == "Failed: The settings do not fit."
+    logbook = TrainingLog(log)
+    for epoch, loss in ((1, 0.6), (1, 0.4), (2, 0.2)):
+        logbook.add(Progress("fold 1 of 3", 0.1, None, {"loss": loss, "epoch": epoch}))
+    assert logbook.text.splitlines()[-1].endswith("fold 1 of 3, epoch 1: Loss 0.5")
+    for number in range(300):
+        logbook.say(f"{number}")
+    assert len(logbook.text.splitlines()) == 200
+
+
+def test_a_version_that_shipped_gets_its_curves_from_its_answers(
+    any_worker_app: Flask, tmp_path: Path
+) -> None:
+    write_answers(tmp_path / "answers.csv", answers_of([0.1, 0.9, 0.6, 0.8]))
+    shipped, bare = install_model(), install_model(live=False)
+    storage.put(f"{shipped.storage_prefix}/predictions.csv", tmp_path / "answers.csv")
+    train_model()
+    train_model()
+    db.session.expire_all()
+    assert bare.curves == {} and shipped.curves is not None
+    assert (shipped.curves["slice"]["positive"], shipped.mistakes) == (2, None)
 
 
 def test_a_version_knows_how_it_compares_with_what_is_live(
@@ -196,9 +261,9 @@ def test_a_version_knows_how_it_compares_with_what_is_live(
     pair = db.session.scalars(select(Comparison)).one()
     assert (pair.version_id, pair.other_id, pair.status) == (made.id, live.id, JobStatus.DONE)
     assert pair.results is not None
-    (found,) = pair.results
-    assert (found["source"], found["slice"]["n"]) == ("out of fold", 4)
-    assert found["slice"]["accuracy"]["value"] == 0.5
+    (result,) = pair.results
+    assert (result["source"], result["slice"]["n"]) == ("out of fold", 4)
+    assert result["slice"]["accuracy"]["value"] == 0.5
 
 
 def test_progress_is_written_while_it_trains(
@@ -233,20 +298,20 @@ def test_a_worker_that_stops_hands_the_run_back_and_another_continues(
     any_worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch(tmp_path)
-    asked = False
+    stopping = False
 
     def stop_after_the_second(step: int) -> None:
-        nonlocal asked
-        asked = step == 1
+        nonlocal stopping
+        stopping = step == 1
 
     stub.after_step = stop_after_the_second
-    monkeypatch.setattr(presence(), "stopping", lambda: asked)
+    monkeypatch.setattr(heartbeat(), "stopping", lambda: stopping)
     train_model()
     run = the_run()
     assert (run.status, run.attempts, run.lease_owner) == ("queued", 0, None)
-    with zipfile.ZipFile(storage.open(f"checkpoints/{run.id}.zip")) as kept:
-        assert sorted(kept.namelist()) == ["fold-0.json", "fold-1.json"]
-    asked = False
+    with zipfile.ZipFile(storage.open(f"checkpoints/{run.id}.zip")) as checkpoint:
+        assert sorted(checkpoint.namelist()) == ["fold-0.json", "fold-1.json"]
+    stopping = False
     stub.after_step = lambda step: None
     train_model()
     assert the_run().status == "done"
@@ -258,18 +323,18 @@ def test_the_first_checkpoint_is_kept_at_once_and_the_next_ones_now_and_then(
     worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch(tmp_path)
-    kept: list[str] = []
+    stored: list[str] = []
     real = Storage.put
 
     def note(self: Storage, key: str, content: bytes | Path) -> None:
-        kept.append(key.split("/")[0])
+        stored.append(key.split("/")[0])
         real(self, key, content)
 
     monkeypatch.setattr(Storage, "put", note)
     counts: list[bool] = []
     stub.after_step = lambda step: counts.append(the_run().death_counts)
     train_model()
-    assert kept.count("checkpoints") == 1
+    assert stored.count("checkpoints") == 1
     assert counts == [False, False, False]
 
 
@@ -354,7 +419,7 @@ def test_a_worker_whose_own_disk_is_full_hands_the_run_back_all_the_same(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     launch(tmp_path)
-    presence().stopping = lambda: bool(stub.steps)
+    heartbeat().stopping = lambda: bool(stub.steps)
     with monkeypatch.context() as patch:
         patch.setattr(zipfile.ZipFile, "write", full)
         train_model()
@@ -362,7 +427,7 @@ def test_a_worker_whose_own_disk_is_full_hands_the_run_back_all_the_same(
     assert not storage.exists(f"checkpoints/{the_run().id}.zip")
 
 
-def test_a_storage_that_is_away_is_told_once_when_it_goes_and_once_when_it_is_back(
+def test_a_storage_that_is_away_is_reported_once_when_it_goes_and_once_when_it_is_back(
     worker_app: Flask,
     stub: StubTraining,
     tmp_path: Path,
@@ -535,7 +600,7 @@ def test_an_expected_error_is_the_verdict(
         "folds must lie between 2 and 10, not 11.",
     )
     assert storage.keys("checkpoints") == []
-    assert list(presence().folder.iterdir()) == []
+    assert list(heartbeat().folder.iterdir()) == []
 
 
 def test_a_bug_is_a_verdict_too_and_is_raised(
@@ -574,7 +639,7 @@ def test_initial_weights_are_found_by_name(
         f"version:{version.id}": cached,
     }
     run_id = launch(tmp_path)
-    found = {}
+    weights = {}
     for name in expected:
         db.session.execute(
             update(TrainingRun)
@@ -586,8 +651,8 @@ def test_initial_weights_are_found_by_name(
         train_model()
         assert the_run().status == "done"
         assert stub.config is not None
-        found[name] = stub.config.init
-    assert found == expected
+        weights[name] = stub.config.init
+    assert weights == expected
 
 
 @pytest.mark.parametrize(

@@ -83,3 +83,14 @@ def test_each_stage_is_a_line_and_a_single_point_a_dot() -> None:
         "fold 2": axes.points([(0.5, 1), (1, 0)]),
     }
     assert (area.lines, area.dots) == ({}, ((axes.x(0.5), axes.y(1), "fold 1: 0.900"),))
+
+
+def test_a_few_outlying_values_do_not_flatten_the_curve() -> None:
+    values = [32.0, 1.0, *[0.5] * 20]
+    (loss,) = training_charts(
+        [("loss", step, value, "fold 1") for step, value in enumerate(values)], 100
+    )
+    assert (loss.is_cut, loss.highest) == (True, 0.75)
+    axes = loss.axes
+    first, second, third, *_ = loss.lines["fold 1"].split()
+    assert [first, second, third] == axes.points([(0, 1), (0.01, 1), (0.02, 0.5 / 0.75)]).split()

@@ -152,7 +152,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(
     assert receiver.requests[0][1]["host"] == f"hook.example.org:{port}"
 
 
-def test_a_host_that_is_unknown_or_listens_to_nobody_is_told_of_in_a_sentence() -> None:
+def test_a_host_that_is_unknown_or_listens_to_nobody_is_reported_in_a_sentence() -> None:
     with pytest.raises(NotDelivered, match="host is not known"):
         post("https://no-such-host.invalid/", b"{}", {})
     with socket.socket() as closed:

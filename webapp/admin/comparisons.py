@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import or_, select
 from sqlalchemy.orm import joinedload
 
-from ml.named_points import found_at, per_hundred
+from ml.named_points import meaning_of_rates, point_at
 from webapp.charts import Overlay, precision_overlay, roc_overlay
 from webapp.display import signed
 from webapp.extensions import db
@@ -37,14 +37,14 @@ class Compared:
     source: str
     verdict: str
     sentence: str
-    found: Mapping[str, Any]
+    result: Mapping[str, Any]
 
     @property
     def charts(self) -> dict[str, tuple[Overlay, Overlay]]:
         """By level, ROC and precision-recall curves of both versions."""
         charts = {}
         for level in LEVELS:
-            figures = self.found.get(level) or {}
+            figures = self.result.get(level) or {}
             curves = {
                 name: run["curve"]
                 for name, run in (figures.get("runs") or {}).items()
@@ -75,10 +75,13 @@ def both_at(compared: Sequence[Compared], threshold: float) -> list[AtThreshold]
     for one in compared:
         if "patient" not in one.charts:
             continue
-        for whose, run in one.found["patient"]["runs"].items():
-            found = found_at(run["curve"], threshold)
-            shares = found["sensitivity"], found["specificity"]
-            meaning = per_hundred("patients", (shares[0],) * 2, (shares[1],) * 2)
+        for whose, run in one.result["patient"]["runs"].items():
+            rates = point_at(run["curve"], threshold)
+            shares = rates["sensitivity"], rates["specificity"]
+            with_it, without = (
+                one.result["patient"].get(name) for name in ("positive", "negative")
+            )
+            meaning = meaning_of_rates(rates, with_it, without, "patient")
             rows.append(AtThreshold(one.source, whose, *shares, meaning))
     return rows
 
@@ -92,7 +95,7 @@ def results_between(version: ModelVersion, other: ModelVersion) -> list[Any] | N
         return row.results
     row = comparison_of(other, version)
     if row is not None and row.results is not None:
-        return [reversed_result(found) for found in row.results]
+        return [reversed_result(result) for result in row.results]
     return None
 
 
@@ -115,21 +118,21 @@ def comparisons_of(version: ModelVersion) -> list[dict[str, Any]]:
     )
     return [
         {
-            **(found if row.version_id == version.id else reversed_result(found)),
+            **(result if row.version_id == version.id else reversed_result(result)),
             "version_id": other.id,
             "card_id": other.card_id,
         }
         for row in rows
         for other in [row.other if row.version_id == version.id else row.version]
-        for found in row.results or []
+        for result in row.results or []
     ]
 
 
-def reversed_result(found: Mapping[str, Any]) -> dict[str, Any]:
+def reversed_result(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return a result of a comparison as the other version sees it."""
-    levels = {level: _reversed_level(found[level]) for level in LEVELS if level in found}
-    sides = {"own": found.get("other"), "other": found.get("own")}
-    reason = found.get("reason")
+    levels = {level: _reversed_level(result[level]) for level in LEVELS if level in result}
+    sides = {"own": result.get("other"), "other": result.get("own")}
+    reason = result.get("reason")
     if reason is not None:
         # The sentence speaks of "this version" and "the other version".
         swapped = {"This version": "The other version", "The other version": "This version"}
@@ -137,7 +140,7 @@ def reversed_result(found: Mapping[str, Any]) -> dict[str, Any]:
             if reason.startswith(start):
                 sides["reason"] = instead + reason.removeprefix(start)
                 break
-    return {**found, **sides, **levels}
+    return {**result, **sides, **levels}
 
 
 def _reversed_level(level: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,25 +161,25 @@ def _negated(figure: Mapping[str, Any]) -> dict[str, Any]:
     return {**figure, "value": -figure["value"], "low": low, "high": high}
 
 
-def judged(results: Sequence[Mapping[str, Any]]) -> list[Compared]:
+def compared_by_patient(results: Sequence[Mapping[str, Any]]) -> list[Compared]:
     """Return what each result of a comparison says, by patient."""
-    return [Compared(found["source"], *_judged(found), found) for found in results]
+    return [Compared(result["source"], *_verdict_on(result), result) for result in results]
 
 
 def verdict_of(compared: Sequence[Compared]) -> str:
     """Return the verdict of all sources together: worse in one is worse."""
-    found = {one.verdict for one in compared}
+    verdicts = {one.verdict for one in compared}
     for verdict in (WORSE, BETTER, NOT_WORSE):
-        if verdict in found:
+        if verdict in verdicts:
             return verdict
     return NOT_COMPARABLE
 
 
-def _judged(found: Mapping[str, Any]) -> tuple[str, str]:
+def _verdict_on(result: Mapping[str, Any]) -> tuple[str, str]:
     """Return verdict and sentence of one result."""
-    if "patient" not in found:
-        return NOT_COMPARABLE, found.get("reason") or "Nothing was compared."
-    level = found["patient"]
+    if "patient" not in result:
+        return NOT_COMPARABLE, result.get("reason") or "Nothing was compared."
+    level = result["patient"]
     difference = level["auroc"]
     positive, negative = level.get("positive"), level.get("negative")
     if difference["value"] is None:

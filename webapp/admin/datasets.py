@@ -21,18 +21,30 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 from wtforms.validators import DataRequired
 
-from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
-from webapp.audit import record
+from webapp.admin.dataset_questions import distribution_charts
+from webapp.admin.outlook import what_a_data_set_allows
+from webapp.admin.pages import (
+    REFUSED,
+    blueprint,
+    cancel_job,
+    is_pending,
+    live_page,
+    page_of,
+    warn_of_delay,
+)
 from webapp.charts import histogram_chart
+from webapp.corrections import versions_around, waiting_corrections
 from webapp.deletion import StillNeeded, delete_dataset
-from webapp.extensions import csrf, db
+from webapp.extensions import db
 from webapp.forms import PostedForm, TextField, at_most
 from webapp.intake import UploadRejected, accept_dataset
 from webapp.intake.spool import incoming_folder
-from webapp.models import Act, Dataset, cancel
-from webapp.space import disk_full_is_told, require_space
+from webapp.models import Act, Dataset
+from webapp.space import as_storage_full, require_space
 from webapp.storage import storage
+from webapp.web_extensions import csrf
 
+IMPORTED = "This import has already finished."
 MULTIPART_ALLOWANCE = 2**20  # For multipart boundaries and small fields.
 
 
@@ -130,12 +142,12 @@ def uploaded_form() -> Iterator[MultiDict[str, Any] | None]:
             max_form_parts=10,
         )
         try:
-            with disk_full_is_told():
+            with as_storage_full():
                 _, fields, files = parser.parse_from_environ(request.environ)
         except RequestEntityTooLarge:
             yield None
             return
-        with disk_full_is_told():
+        with as_storage_full():
             for stream in files.values():
                 stream.flush()
         yield CombinedMultiDict([files, fields])
@@ -145,13 +157,21 @@ def uploaded_form() -> Iterator[MultiDict[str, Any] | None]:
 @blueprint.get("/datasets/<dataset_id>/progress", endpoint="dataset_progress")
 def dataset(dataset_id: str) -> Response:
     """Show the contents of a data set."""
-    found = db.get_or_404(Dataset, dataset_id)
-    histograms = (found.exploration or {}).get("histograms")
+    row = db.get_or_404(Dataset, dataset_id)
+    histograms = (row.exploration or {}).get("histograms")
+    charts = distribution_charts(row)
+    before, after = versions_around(row)
     return live_page(
         "dataset",
-        pending=is_pending(found),
-        dataset=found,
-        grays=histogram_chart(histograms) if histograms else None,
+        pending=is_pending(row),
+        dataset=row,
+        allows=what_a_data_set_allows(row.exploration),
+        charts=charts,
+        # Of one that was imported before there were others.
+        grays=histogram_chart(histograms) if histograms and not charts else None,
+        before=before,
+        after=after,
+        waiting=waiting_corrections(dataset_id),
     )
 
 
@@ -160,16 +180,17 @@ def cancel_import(dataset_id: str) -> ResponseReturnValue:
     """Cancel a queued or running import; its worker notices within seconds and continues with
     others.
     """
-    found = db.get_or_404(Dataset, dataset_id)
-    cancelled = cancel(Dataset, Dataset.id == dataset_id)
-    if cancelled:
-        record(Act.IMPORT_CANCELLED, dataset_id)
-    db.session.commit()
-    if cancelled:
-        storage.discard(found.archive_key)  # It will not be needed.
-    else:
-        flash("This import has already finished.", "warning")
+    if not stop_import(db.get_or_404(Dataset, dataset_id)):
+        flash(IMPORTED, "warning")
     return redirect(url_for("admin.dataset", dataset_id=dataset_id))
+
+
+def stop_import(dataset: Dataset) -> bool:
+    """Cancel the import of a data set, and commit; False if it has ended."""
+    cancelled = cancel_job(Dataset, dataset.id, Act.IMPORT_CANCELLED)
+    if cancelled and dataset.corrections is None:  # Otherwise it is that of the version before.
+        storage.discard(dataset.archive_key)
+    return cancelled
 
 
 @blueprint.post("/datasets/<dataset_id>/delete")

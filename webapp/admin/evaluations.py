@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
-from flask import Response, abort, flash, redirect, send_file, url_for
+from flask import Response, abort, flash, redirect, request, send_file, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
 from sqlalchemy import select
@@ -15,11 +15,21 @@ from sqlalchemy.orm import defer, joinedload
 from wtforms import SelectChoice, SelectField
 from wtforms.validators import InputRequired
 
+from ml.named_points import with_widths
 from webapp.admin.operating_points import chosen_for
-from webapp.admin.pages import blueprint, is_pending, live_page, warn_of_delay
-from webapp.admin.runs import ready_datasets
+from webapp.admin.pages import (
+    blueprint,
+    cancel_job,
+    flash_start,
+    is_pending,
+    live_page,
+    start_again,
+    warn_of_delay,
+)
+from webapp.admin.run_form import ready_datasets
+from webapp.admin.version_figures import charts_of
 from webapp.audit import record
-from webapp.charts import calibration_chart, precision_overlay, roc_overlay
+from webapp.confirmed import RequestRefused
 from webapp.display import excerpt
 from webapp.extensions import db
 from webapp.forms import PostedForm
@@ -30,14 +40,14 @@ from webapp.models import (
     Evaluation,
     JobStatus,
     ModelVersion,
-    cancel,
     new_id,
-    queue_again,
 )
 from webapp.storage import MissingFile, storage
 
 GONE = "The data set was deleted, and its evaluations with it."
-LEVELS = ("patient", "slice")
+NOT_READY = "Choose a data set that is ready."
+ENDED = "This evaluation has already ended."
+NOT_RESTARTED = "Only failed or canceled evaluations can be started again."
 
 
 class EvaluateForm(PostedForm):
@@ -74,102 +84,95 @@ def evaluate(version_id: str) -> ResponseReturnValue:
     version = db.get_or_404(ModelVersion, version_id)
     form = EvaluateForm()
     if not form.validate_on_submit():
-        flash("Choose a data set that is ready.", "warning")
-        return redirect(url_for("admin.model", version_id=version_id, _anchor="evaluations"))
-    same = (Evaluation.version_id == version.id, Evaluation.dataset_id == form.dataset.data)
-    found = db.session.scalar(select(Evaluation.id).where(*same))
-    if found is None:
-        evaluation = Evaluation(
-            id=new_id(),
-            version_id=version.id,
-            dataset_id=form.dataset.data,
-            requested_by_id=current_user.id,
+        flash(NOT_READY, "warning")
+        return redirect(url_for("admin.model", version_id=version_id, show="evaluations"))
+    try:
+        evaluation_id, was_nudged = request_evaluation(
+            version.id, form.dataset.data, current_user.id
         )
-        db.session.add(evaluation)
-        record(Act.EVALUATION_REQUESTED, evaluation.id)
-        try:
-            db.session.commit()
-        except IntegrityError:
-            # Somebody else asked for the same at this moment, or deleted the data set.
-            db.session.rollback()
-            found = db.session.scalar(select(Evaluation.id).where(*same))
-            if found is None:
-                flash(GONE, "warning")
-                return redirect(url_for("admin.model", version_id=version_id))
-        else:
-            found = evaluation.id
-            if not nudge(TRAIN_MODEL):
-                warn_of_delay()
-    return redirect(url_for("admin.evaluation", evaluation_id=found))
+    except RequestRefused as err:
+        flash(str(err), "warning")
+        return redirect(url_for("admin.model", version_id=version_id, show="evaluations"))
+    if not was_nudged:
+        warn_of_delay()
+    return redirect(url_for("admin.evaluation", evaluation_id=evaluation_id))
+
+
+def request_evaluation(version_id: str, dataset_id: str, user_id: str) -> tuple[str, bool]:
+    """Queue an evaluation of a version on a data set, unless there is one already; return its id,
+    and whether a worker could be notified.
+
+    Raises:
+        RequestRefused: the data set was deleted meanwhile.
+    """
+    same = (Evaluation.version_id == version_id, Evaluation.dataset_id == dataset_id)
+    known_id = db.session.scalar(select(Evaluation.id).where(*same))
+    if known_id is not None:
+        return known_id, True
+    evaluation = Evaluation(
+        id=new_id(), version_id=version_id, dataset_id=dataset_id, requested_by_id=user_id
+    )
+    db.session.add(evaluation)
+    record(Act.EVALUATION_REQUESTED, evaluation.id)
+    try:
+        db.session.commit()
+    except IntegrityError as err:
+        # Somebody else asked for the same at this moment, or deleted the data set.
+        db.session.rollback()
+        known_id = db.session.scalar(select(Evaluation.id).where(*same))
+        if known_id is None:
+            raise RequestRefused(GONE) from err
+        return known_id, True
+    return evaluation.id, nudge(TRAIN_MODEL)
 
 
 @blueprint.get("/evaluations/<evaluation_id>")
 @blueprint.get("/evaluations/<evaluation_id>/progress", endpoint="evaluation_progress")
 def evaluation(evaluation_id: str) -> Response:
     """Show an evaluation: its progress, then figures, curves and the worst mistakes."""
-    found = db.get_or_404(
+    row = db.get_or_404(
         Evaluation,
         evaluation_id,
         options=[joinedload(Evaluation.version), joinedload(Evaluation.requested_by)],
     )
-    result = found.result or {}
+    result = row.result or {}
     return live_page(
         "evaluation",
-        pending=is_pending(found),
-        evaluation=found,
-        result=found.result,
-        charts=charts_of(found.curves or {}),
+        pending=is_pending(row),
+        evaluation=row,
+        result=with_widths(row.result),
+        charts=charts_of(row.curves or {}),
         notes=excerpt([*result.get("notes", []), *result.get("problems", [])]),
-        chosen=chosen_for(found.version),
+        chosen=chosen_for(row.version),
     )
-
-
-def charts_of(curves: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return by level the charts that its answers allow: "roc" and "precision" need both classes,
-    "calibration" any answer.
-    """
-    charts: dict[str, dict[str, Any]] = {}
-    for level in LEVELS:
-        found = curves.get(level)
-        if not found or not found["calibration"]:
-            continue
-        charts[level] = {"calibration": calibration_chart(found["calibration"])}
-        if found["thresholds"]:
-            own = {"own": found["thresholds"]}
-            charts[level]["roc"] = roc_overlay(own)
-            charts[level]["precision"] = precision_overlay(
-                own, found["positive"], found["negative"]
-            )
-    return charts
 
 
 @blueprint.post("/evaluations/<evaluation_id>/cancel")
 def cancel_evaluation(evaluation_id: str) -> ResponseReturnValue:
     """Cancel a queued or running evaluation; its worker notices within a second or a scan."""
-    found = db.get_or_404(Evaluation, evaluation_id)
-    cancelled = cancel(Evaluation, Evaluation.id == evaluation_id)
-    if cancelled:
-        record(Act.EVALUATION_CANCELLED, evaluation_id)
-    db.session.commit()
-    if cancelled:
-        storage.discard(found.storage_prefix)  # What a worker handed back.
-    else:
-        flash("This evaluation has already ended.", "warning")
+    if not stop_evaluation(db.get_or_404(Evaluation, evaluation_id)):
+        flash(ENDED, "warning")
     return redirect(url_for("admin.evaluation", evaluation_id=evaluation_id))
+
+
+def stop_evaluation(evaluation: Evaluation) -> bool:
+    """Cancel an evaluation, and commit; False if it has ended."""
+    cancelled = cancel_job(Evaluation, evaluation.id, Act.EVALUATION_CANCELLED)
+    if cancelled:
+        storage.discard(evaluation.storage_prefix)  # What a worker handed back.
+    return cancelled
 
 
 @blueprint.post("/evaluations/<evaluation_id>/retry")
 def retry_evaluation(evaluation_id: str) -> ResponseReturnValue:
     """Queue a failed or canceled evaluation again."""
-    queued = queue_again(Evaluation, Evaluation.id == evaluation_id)
-    if queued:
-        record(Act.EVALUATION_REQUESTED, evaluation_id)
-    db.session.commit()
-    if not queued:
-        flash("Only failed or canceled evaluations can be started again.", "warning")
-    elif not nudge(TRAIN_MODEL):
-        warn_of_delay()
+    flash_start(restart_evaluation(evaluation_id), NOT_RESTARTED)
     return redirect(url_for("admin.evaluation", evaluation_id=evaluation_id))
+
+
+def restart_evaluation(evaluation_id: str) -> bool | None:
+    """Queue an evaluation again; what is returned is that of `start_again`."""
+    return start_again(Evaluation, evaluation_id, Act.EVALUATION_REQUESTED)
 
 
 @blueprint.get("/evaluations/<evaluation_id>/answers.csv")
@@ -179,20 +182,26 @@ def evaluation_answers(evaluation_id: str) -> ResponseReturnValue:
 
 
 @blueprint.get("/evaluations/<evaluation_id>/mistakes/<int:index>.png")
+@blueprint.get(
+    "/evaluations/<evaluation_id>/mistakes/<int:index>-heat.png", endpoint="mistake_heat"
+)
 def mistake_picture(evaluation_id: str, index: int) -> ResponseReturnValue:
-    """Send the picture of one of the worst mistakes."""
-    found = done(evaluation_id)
-    if index >= len(found.mistakes or ()):
+    """Send the picture of one of the worst mistakes, or its heat map."""
+    evaluation = done(evaluation_id)
+    if index >= len(evaluation.mistakes or ()):
         abort(404)
-    return stored_file(found, found.mistake_key(index).rsplit("/", 1)[-1], "image/png")
+    layer = "-heat" if request.path.endswith("-heat.png") else ""
+    return stored_file(
+        evaluation, evaluation.mistake_key(index, layer).rsplit("/", 1)[-1], "image/png"
+    )
 
 
 def done(evaluation_id: str) -> Evaluation:
     """Return an evaluation that is done; 404 for others."""
-    found = db.get_or_404(Evaluation, evaluation_id)
-    if found.status != JobStatus.DONE:
+    evaluation = db.get_or_404(Evaluation, evaluation_id)
+    if evaluation.status != JobStatus.DONE:
         abort(404)
-    return found
+    return evaluation
 
 
 def stored_file(evaluation: Evaluation, name: str, mimetype: str) -> ResponseReturnValue:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ml.named_points import NOUNS, POINTS, meaning_at, per_hundred
+from ml.named_points import NOUNS, POINTS, meaning_of_threshold
 from webapp.models import OWN_THRESHOLDS, ModelVersion, OperatingPoint
 
 NO_POINTS = "This version’s card has no named operating points."
@@ -19,6 +19,9 @@ AS_TRAINED = "as trained"
 class Described:
     """An operating point with its thresholds, 0..1, and a sentence for each level, empty where
     nothing is known.
+
+    Attributes:
+        reads: what its model reads, "slice" or "series".
     """
 
     name: str
@@ -26,6 +29,14 @@ class Described:
     slice_threshold: float
     by_scan: str
     by_slice: str
+    reads: str
+
+    @property
+    def meaning(self) -> str:
+        """What it means for what its model reads: per 100 slices of a slice model, whose figures by
+        scan are of series that it answers only while no series model is live.
+        """
+        return (self.by_slice if self.reads == "slice" else "") or self.by_scan
 
 
 def chosen_for(version: ModelVersion) -> Described:
@@ -57,7 +68,8 @@ def described(card: Mapping[str, Any], point: OperatingPoint) -> Described:
         trained["patient"] = trained["slice"]
     chosen = {"slice": point.slice_threshold, "patient": point.scan_threshold}
     thresholds = {
-        level: trained[level] if given is None else given for level, given in chosen.items()
+        level: trained[level] if chosen_threshold is None else chosen_threshold
+        for level, chosen_threshold in chosen.items()
     }
     sentences = {
         level: meaning_of_threshold(card, level, threshold, threshold == trained[level])
@@ -69,52 +81,29 @@ def described(card: Mapping[str, Any], point: OperatingPoint) -> Described:
         thresholds["slice"],
         sentences["patient"],
         sentences["slice"],
+        card.get("reads", "series"),
     )
 
 
-def meaning_of_threshold(
-    card: Mapping[str, Any], level: str, threshold: float, is_trained: bool
-) -> str:
-    """Return what a threshold means per 100, in a sentence, or empty where the card does not say;
-    in cards without points only the trained one has figures, those by patient.
-
-    Args:
-        card: of it "points", "metrics" and "patient_metrics".
-        level: "patient" or "slice".
-        is_trained: whether it is the card's own threshold of that level.
-    """
-    if card.get("points"):
-        return meaning_at(
-            card["points"], level, threshold, (card.get("curves") or {}).get(level, ())
-        )
-    metrics = card["metrics"] if level == "slice" else card.get("patient_metrics") or {}
-    rates = [metrics.get(name, {}).get("value") for name in ("sensitivity", "specificity")]
-    if not is_trained or None in rates:
-        return ""
-    sensitivity, specificity = rates
-    return per_hundred(
-        "slices" if level == "slice" else "patients",
-        (sensitivity, sensitivity),
-        (specificity, specificity),
-    )
-
-
-def asked_for(
+def requested_point(
     version: ModelVersion, name: str, slice_threshold: str, scan_threshold: str
 ) -> OperatingPoint:
     """Return the operating point that a form asks for: "as trained", a named one, or "own" with one
     or two thresholds as text.
 
     Raises:
-        ValueError: the version has no such point, or a threshold is none; the text is a sentence.
+        ValueError: the version has no such point, or a threshold is invalid; the text is a
+            sentence.
     """
     if name == AS_TRAINED:
         return OperatingPoint()
     if name == OWN_THRESHOLDS:
-        given = [threshold_of(text) if text else None for text in (slice_threshold, scan_threshold)]
-        if given == [None, None]:
+        thresholds = [
+            threshold_of(text) if text else None for text in (slice_threshold, scan_threshold)
+        ]
+        if thresholds == [None, None]:
             raise ValueError("Enter a threshold for series, for single slices, or for both.")
-        return OperatingPoint(OWN_THRESHOLDS, *given)
+        return OperatingPoint(OWN_THRESHOLDS, *thresholds)
     if name not in POINTS:
         raise ValueError("Choose one of the operating points listed.")
     if not version.card.get("points"):

@@ -4,44 +4,65 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from flask import Response, current_app
+from flask import Response, current_app, flash, redirect, url_for
+from flask.typing import ResponseReturnValue
 from sqlalchemy import ColumnElement, func, literal, or_, select, union_all
 
 from webapp.admin.pages import blueprint, live_page
+from webapp.audit import record
+from webapp.audit_chain import newest_check
 from webapp.extensions import database_now, db
-from webapp.jobs import QUEUE_OF_TABLE
+from webapp.jobs import IN_BACKGROUND, QUEUE_OF_TABLE
 from webapp.models import (
+    Act,
     Comparison,
     Dataset,
+    DatasetAnalysis,
     Evaluation,
     Heatmap,
     JobStatus,
     Leased,
     Notification,
+    PaperExperiment,
+    Preview,
+    ReceivedStudy,
+    Replay,
     Report,
+    ResultDelivery,
     Scan,
+    ShadowAnswer,
     SiteFigures,
     TrainingRun,
     Worker,
+    failed_or_retrying,
     live_version,
 )
+from webapp.routing import cancel_delivery, retry_delivery, unsent_results
 
 WORK: dict[type[Leased], str] = {
     Scan: "Scans",
     Heatmap: "Heat maps",
     Report: "Reports",
+    Replay: "Replays",
+    ShadowAnswer: "Shadow answers",
+    Preview: "Previews of slices",
     Notification: "Notifications",
+    ResultDelivery: "Results sent back",
     Dataset: "Data sets",
+    DatasetAnalysis: "Analyses of data sets",
     SiteFigures: "Site figures",
     Comparison: "Comparisons",
     Evaluation: "Evaluations",
     TrainingRun: "Training runs",
+    PaperExperiment: "Paper’s experiments",
 }
 COUNTED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)
 SECONDS_IN_VIEW = 24 * 3600
 STUCK_S = 300
 """A job queued for longer has no worker, or too few."""
 MOST_SHOWN = 50
+SENT_MEANWHILE = "This result was sent or canceled meanwhile."
+MOST_RECEIVED = 20
 
 
 @blueprint.get("")
@@ -51,11 +72,6 @@ def operations() -> Response:
     clock.
     """
     now: datetime = db.session.scalars(select(database_now())).one()
-    in_view = (
-        select(Worker)
-        .where(Worker.seen_at > database_now(-SECONDS_IN_VIEW))
-        .order_by(Worker.queue, Worker.seen_at.desc())
-    )
     return live_page(
         "operations",
         pending=True,
@@ -69,14 +85,27 @@ def operations() -> Response:
             for job in running_jobs(table)
         ],
         queues=count_work(now),
-        unsent=unsent_notifications(),
+        unsent=failed_or_retrying(Notification, MOST_SHOWN),
+        unsent_results=unsent_results(MOST_SHOWN),
+        received=received_studies(),
         workers=[
             {"row": worker, "silent_s": seconds_since(worker.seen_at, now)}
-            for worker in db.session.scalars(in_view)
+            for worker in recent_workers()
         ],
+        audit_check=newest_check(),
         lease_s=current_app.config["LEASE_S"],
         most=MOST_SHOWN,
     )
+
+
+def recent_workers() -> list[Worker]:
+    """Return the workers that were seen in the last `SECONDS_IN_VIEW`."""
+    in_view = (
+        select(Worker)
+        .where(Worker.seen_at > database_now(-SECONDS_IN_VIEW))
+        .order_by(Worker.queue, Worker.seen_at.desc())
+    )
+    return list(db.session.scalars(in_view))
 
 
 def count_work(now: datetime) -> list[dict[str, object]]:
@@ -111,34 +140,61 @@ def count_work(now: datetime) -> list[dict[str, object]]:
 
 def stuck_jobs(table: type[Leased]) -> list[Leased]:
     """Return the oldest rows of `table` whose lease has expired, or that have been queued for
-    longer than STUCK_S.
+    longer than STUCK_S, unless they are work in the background.
     """
     expired = (table.status == JobStatus.RUNNING) & (table.lease_expires_at < database_now())
     waiting = (table.status == JobStatus.QUEUED) & (table.queued_at < database_now(-STUCK_S))
-    if table is Notification:  # One that waits for its next try has a section of its own.
+    if table in (
+        Notification,
+        ResultDelivery,
+    ):  # One that waits for its next try has a section of its own.
         waiting &= or_(table.retry_at.is_(None), table.retry_at < database_now(-STUCK_S))
+    queued = [] if table in IN_BACKGROUND else oldest_rows(table, waiting)
     return sorted(
-        [*oldest_rows(table, expired), *oldest_rows(table, waiting)],
+        [*oldest_rows(table, expired), *queued],
         key=lambda row: (row.queued_at, row.id),
     )[:MOST_SHOWN]
 
 
-def unsent_notifications() -> list[Notification]:
-    """Return the newest notifications that failed for good, or at least once and wait for another
-    try.
-    """
-    with_error = Notification.error.is_not(None)
-    rows = [
-        row
-        for status in (JobStatus.QUEUED, JobStatus.FAILED)
-        for row in db.session.scalars(
-            select(Notification)
-            .where(Notification.status == status, with_error)
-            .order_by(Notification.queued_at.desc())
-            .limit(MOST_SHOWN)
-        )
-    ]
-    return sorted(rows, key=lambda row: row.queued_at, reverse=True)[:MOST_SHOWN]
+def received_studies() -> list[ReceivedStudy]:
+    """Return the studies that came by DICOM last, the newest first."""
+    newest = select(ReceivedStudy).order_by(ReceivedStudy.closed_at.desc()).limit(MOST_RECEIVED)
+    return list(db.session.scalars(newest))
+
+
+@blueprint.post("/results/<delivery_id>/retry")
+def retry_result(delivery_id: str) -> ResponseReturnValue:
+    """Send a result again that could not be sent, or hurry one that waits for its next try."""
+    return _to_operations(send_again(delivery_id))
+
+
+@blueprint.post("/results/<delivery_id>/cancel")
+def cancel_result(delivery_id: str) -> ResponseReturnValue:
+    """Give up sending a result."""
+    return _to_operations(give_up(delivery_id))
+
+
+def send_again(delivery_id: str) -> bool:
+    """Send a result again or hurry it, and commit; return False if it was sent."""
+    return _recorded(retry_delivery(delivery_id), delivery_id, Act.RESULT_SENT_AGAIN)
+
+
+def give_up(delivery_id: str) -> bool:
+    """Give up sending a result, and commit; return False if it was sent or canceled."""
+    return _recorded(cancel_delivery(delivery_id), delivery_id, Act.RESULT_CANCELLED)
+
+
+def _recorded(done: bool, delivery_id: str, act: Act) -> bool:
+    if done:
+        record(act, delivery_id)
+    db.session.commit()
+    return done
+
+
+def _to_operations(done: bool) -> ResponseReturnValue:
+    if not done:
+        flash(SENT_MEANWHILE, "warning")
+    return redirect(url_for("admin.operations"))
 
 
 def running_jobs(table: type[Leased]) -> list[Leased]:

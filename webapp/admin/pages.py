@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,16 @@ from flask import (
 )
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import ColumnElement, Row, Select, func, select
 
-from webapp.extensions import Base, db, login_manager
+from webapp.audit import record
+from webapp.extensions import Base, db
 from webapp.forms import is_id
-from webapp.models import JobStatus, Leased
+from webapp.jobs import TRAIN_MODEL, nudge
+from webapp.models import Act, JobStatus, Leased, cancel, queue_again
 from webapp.paging import PageNumbers, requested_page
 from webapp.second_factors import lacks_required_factor
+from webapp.web_extensions import login_manager
 
 ROWS_PER_PAGE = 25
 REFUSED = 400  # A form that was refused.
@@ -74,6 +77,12 @@ def live_page(name: str, *, pending: bool, status: int = 200, **context: Any) ->
     return part
 
 
+def requested_tab(tabs: Collection[str]) -> str:
+    """Return the tab that the address asks for, the first where it asks for none of these."""
+    asked = request.args.get("show", "")
+    return asked if asked in tabs else next(iter(tabs))
+
+
 def warn_of_delay() -> None:
     """Tell the administrator that no worker could be notified of a new job."""
     flash(
@@ -81,6 +90,36 @@ def warn_of_delay() -> None:
         " saved.",
         "warning",
     )
+
+
+def cancel_job(table: type[Leased], job_id: str, act: Act) -> bool:
+    """Cancel a job, record that and commit; return False where it has ended or is not there. Its
+    worker notices when it next reports.
+    """
+    cancelled = cancel(table, table.id == job_id)
+    if cancelled:
+        record(act, job_id)
+    db.session.commit()
+    return cancelled
+
+
+def start_again(table: type[Leased], job_id: str, act: Act, **columns: Any) -> bool | None:
+    """Queue a failed or canceled job of the train workers again with these columns, record that,
+    commit and wake a worker; return whether one could be woken, None where it has not ended so.
+    """
+    queued = queue_again(table, table.id == job_id, **columns)
+    if queued:
+        record(act, job_id)
+    db.session.commit()
+    return nudge(TRAIN_MODEL) if queued else None
+
+
+def flash_start(was_nudged: bool | None, otherwise: str) -> None:
+    """Show what became of `start_again`: the message `otherwise` where it did nothing."""
+    if was_nudged is None:
+        flash(otherwise, "warning")
+    elif not was_nudged:
+        warn_of_delay()
 
 
 def is_pending(job: Leased) -> bool:
@@ -95,9 +134,11 @@ class Page(PageNumbers):
     rows: Sequence[Row[*tuple[Any, ...]]]
 
 
-def page_of(table: type[Base], rows: Select[*tuple[Any, ...]]) -> Page:
-    """Return the requested page of `rows`, which are one for each row of `table`."""
-    total = db.session.scalar(select(func.count()).select_from(table)) or 0
+def page_of(table: type[Base], rows: Select[*tuple[Any, ...]], *where: ColumnElement[bool]) -> Page:
+    """Return the requested page of `rows`, which are one for each row of `table` that meets the
+    conditions.
+    """
+    total = db.session.scalar(select(func.count()).select_from(table).where(*where)) or 0
     page = requested_page(total, ROWS_PER_PAGE)
     shown = rows.limit(ROWS_PER_PAGE).offset((page.number - 1) * ROWS_PER_PAGE)
     return Page(page.number, page.pages, db.session.execute(shown).all())

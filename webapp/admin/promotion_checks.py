@@ -1,5 +1,6 @@
-"""What an administrator is told before a version goes live, and what the server requires of them:
-who promotes one that is worse, or that nobody could compare, has to type that.
+"""Checks that an administrator sees before a version goes live, and `promote_as_admin`, which
+enforces them: a version that is worse, or that could not be compared, needs a typed confirmation
+(`require_confirmation`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from webapp.admin.comparisons import (
     NOT_WORSE,
     WORSE,
     Compared,
-    judged,
+    compared_by_patient,
     results_between,
     verdict_of,
 )
 from webapp.admin.operating_points import chosen_for
-from webapp.display import name_of_version
+from webapp.display import name_of_version, percent
 from webapp.models import (
     ModelVersion,
     OperatingPoint,
@@ -30,6 +31,7 @@ from webapp.models import (
     promote,
     require_promotable,
 )
+from webapp.shadow_figures import seen_in_shadow
 
 FIRST = "first"
 """The verdict where no version of this kind is live."""
@@ -49,6 +51,23 @@ PAGE_IS_OLD = (
 )
 NONE_LIVE = "none"
 PERMUTED = "permuted"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The decision of an administrator to promote a version.
+
+    Attributes:
+        by_id, reason, point: as `webapp.models.promote` takes them.
+        seen: what `mark_of_live` returned when the administrator decided.
+        confirmation: what they typed where the checklist requires it.
+    """
+
+    by_id: str | None
+    reason: str
+    point: OperatingPoint | None
+    seen: str = ""
+    confirmation: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +118,7 @@ class Checklist:
 def checklist_of(version: ModelVersion) -> Checklist:
     """Return the checklist of a version that is not live."""
     live = live_version(version.reads)
-    compared = judged(results_between(version, live) or []) if live else []
+    compared = compared_by_patient(results_between(version, live) or []) if live else []
     verdict = verdict_of(compared) if live else FIRST
     return Checklist(
         live,
@@ -111,6 +130,7 @@ def checklist_of(version: ModelVersion) -> Checklist:
             _controls_check(version),
             _export_check(version.card),
             _point_check(version, live),
+            _shadow_check(version, live),
         ],
     )
 
@@ -149,20 +169,34 @@ def _was_run(control: Mapping[str, Any]) -> bool:
 
 
 def _export_check(card: Mapping[str, Any]) -> Check:
-    found = card["export_check"]
-    difference = found.get("largest_difference")
+    check = card["export_check"]
+    difference = check.get("largest_difference")
     shown = "not measured" if difference is None else f"{difference:.2g}"
     sentence = f"The exported model differs from the trained one by {shown}; limit"
-    return Check("Export parity", bool(found["passed"]), f"{sentence} {found['limit']:.0e}.")
+    return Check("Export parity", bool(check["passed"]), f"{sentence} {check['limit']:.0e}.")
 
 
 def _point_check(version: ModelVersion, live: ModelVersion | None) -> Check:
     name, own = "Operating point", chosen_for(version)
-    if not own.by_scan:
-        return Check(name, None, f"{own.name.capitalize()}. Nothing is known per 100 scans.")
-    beside = chosen_for(live).by_scan if live else ""
+    if not own.meaning:
+        return Check(name, None, f"{own.name.capitalize()}. No figures per 100 scans are known.")
+    beside = chosen_for(live).meaning if live else ""
     now = f" The live version: {beside}" if beside else ""
-    return Check(name, True, f"{own.name.capitalize()}. {own.by_scan}{now}")
+    return Check(name, True, f"{own.name.capitalize()}. {own.meaning}{now}")
+
+
+def _shadow_check(version: ModelVersion, live: ModelVersion | None) -> Check:
+    name = "In shadow of the live version"
+    seen = seen_in_shadow(version, live) if live else None
+    if seen is None or seen.share is None:
+        return Check(name, None, "It has not analyzed any live scan in shadow of the live version.")
+    return Check(
+        name,
+        True,
+        f"Of {seen.n} live scans, {percent(seen.share)} are in the same state (95% interval"
+        f" {percent(seen.low)} to {percent(seen.high)}). The candidate alone suspects"
+        f" {seen.only_candidate}, the live version alone {seen.only_live}.",
+    )
 
 
 def mark_of_live(reads: str) -> str:
@@ -171,35 +205,23 @@ def mark_of_live(reads: str) -> str:
     return str(newest.id) if newest else NONE_LIVE
 
 
-def promote_as_admin(
-    version: ModelVersion,
-    by_id: str,
-    reason: str,
-    point: OperatingPoint | None,
-    *,
-    seen: str,
-    confirmation: str,
-) -> Promotion:
+def promote_as_admin(version: ModelVersion, decision: Decision) -> Promotion:
     """Promote a version for an administrator, or change the operating point of the live one; the
     caller commits.
-
-    Args:
-        by_id, reason, point: as `webapp.models.promote` takes them.
-        seen: what `mark_of_live` said when the administrator decided.
-        confirmation: what they typed where the checklist requires it.
 
     Raises:
         PromotionRefused: what was live has changed since, the confirmation is missing, or the
             version may not be promoted.
     """
     newest = newest_promotion(version.reads, lock=True)
-    require_unchanged(newest, seen)
+    require_unchanged(newest, decision.seen)
+    decided = decision.by_id, decision.reason, decision.point
     if newest is not None and newest.version_id == version.id:
-        return promote(version, by_id, reason, point)
-    require_promotable(version, reason, point)
+        return promote(version, *decided)
+    require_promotable(version, decision.reason, decision.point)
     checklist = checklist_of(version)
-    require_confirmation(checklist, confirmation)
-    return promote(version, by_id, reason, point, checklist.evidence(confirmation.strip()))
+    require_confirmation(checklist, decision.confirmation)
+    return promote(version, *decided, checklist.evidence(decision.confirmation.strip()))
 
 
 def require_unchanged(newest: Promotion | None, seen: str) -> None:
@@ -229,5 +251,5 @@ def require_confirmation(checklist: Checklist, confirmation: str) -> None:
     phrase = checklist.phrase
     if phrase and " ".join(confirmation.split()).lower() != phrase:
         raise PromotionRefused(
-            f"{SUMMARIES[checklist.verdict]} To promote it all the same, type “{phrase}”."
+            f"{SUMMARIES[checklist.verdict]} To promote it anyway, type “{phrase}”."
         )

@@ -53,13 +53,13 @@ class ConfirmedForm(PostedForm):
         default="",
     )
     opinions = IntegerField(
-        "Agreeing people",
+        "Readers who must agree",
         [
             Optional(),
             NumberRange(1, MOST_OPINIONS, f"Enter a number from 1 to {MOST_OPINIONS}."),
         ],
         default=1,
-        description="How many people have to say the same, at least.",
+        description="The minimum number of readers who must agree.",
     )
 
     @property
@@ -83,7 +83,7 @@ def site() -> Response:
 def show_site(form: ConfirmedForm, status: int = 200) -> Response:
     """Render the page with this form."""
     newest, done = newest_figures(), newest_figures(JobStatus.DONE)
-    made = db.session.scalars(
+    computed = db.session.scalars(
         select(Dataset)
         .where(Dataset.made_from.is_not(None))
         .order_by(Dataset.created_at.desc(), Dataset.id)
@@ -99,7 +99,7 @@ def show_site(form: ConfirmedForm, status: int = 200) -> Response:
         since=opinions_since(done) if done else 0,
         counts=confirmed_counts(),
         disputed=disputed_scans(DISPUTED_SHOWN),
-        made=made,
+        computed=computed,
         live={reads: version for reads in ("series", "slice") if (version := live_version(reads))},
         form=form,
     )
@@ -124,11 +124,11 @@ def make_dataset() -> ResponseReturnValue:
     form = ConfirmedForm()
     if form.validate_on_submit():
         try:
-            dataset, is_told = request_dataset(form.name.data, form.chosen, current_user.id)
+            dataset, was_nudged = request_dataset(form.name.data, form.chosen, current_user.id)
         except RequestRefused as err:
             form.form_errors.append(str(err))
         else:
-            if not is_told:
+            if not was_nudged:
                 warn_of_delay()
             return redirect(url_for("admin.dataset", dataset_id=dataset.id))
     return show_site(form, REFUSED)
@@ -144,10 +144,10 @@ def calibrate_version() -> ResponseReturnValue:
         flash("Choose a version and a data set.", "warning")
         return redirect(url_for("admin.site", _anchor="calibrate"))
     try:
-        run_id, is_told = request_calibration(version, dataset, current_user.id)
+        run_id, was_nudged = request_calibration(version, dataset, current_user.id)
     except RequestRefused as err:
         flash(str(err), "warning")
         return redirect(url_for("admin.site", _anchor="calibrate"))
-    if not is_told:
+    if not was_nudged:
         warn_of_delay()
     return redirect(url_for("admin.run", run_id=run_id))

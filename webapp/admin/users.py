@@ -30,6 +30,9 @@ from webapp.models import Act, PasswordReset, Role, SecondFactor, User, active_a
 from webapp.models.accounts import new_secret, secret_hash
 from webapp.second_factors import remove
 
+LAST_ADMIN = "This is the only administrator who can log in. Enable or create another one first."
+ROLES = {Role.USER: "a user", Role.REVIEWER: "a reviewer", Role.ADMIN: "an administrator"}
+
 
 @blueprint.get("/users")
 def users() -> ResponseReturnValue:
@@ -47,21 +50,44 @@ def users() -> ResponseReturnValue:
 
 @blueprint.post("/users/<user_id>/role")
 def change_role(user_id: str) -> ResponseReturnValue:
-    """Make a user a reviewer, or a reviewer a user; administrators are made and unmade on the
-    command line.
+    """Make somebody a user, a reviewer or an administrator; the last administrator who can log in
+    stays one.
     """
     user = db.get_or_404(User, user_id)
-    given = request.form.get("role", "")
-    if given not in (Role.USER, Role.REVIEWER):
+    role = request.form.get("role", "")
+    if role not in set(Role):
         abort(400, "Please choose one of the roles.")
-    if user.is_admin:
-        flash("The role of an administrator is changed on the command line.", "warning")
-    elif user.role != given:
-        record(Act.ROLE_CHANGED, user.id, detail=f"{user.role} → {given}")
-        user.role = Role(given)
-        flash(f"{user.username} is now a {given}.", "success")
-    db.session.commit()
+    try:
+        if set_role(user, Role(role)):
+            flash(f"{user.username} is now {ROLES[user.role]}.", "success")
+    except AccountRefused as err:
+        flash(str(err), "warning")
+    if not current_user.is_admin:  # One's own role, which ended this page.
+        return redirect(url_for("worklist.show"))
     return redirect(url_for("admin.users"))
+
+
+class AccountRefused(ValueError):
+    """An account is not changed like this; the text is a sentence for the administrator."""
+
+
+def set_role(user: User, role: Role) -> bool:
+    """Give a user a role, and commit; False if they have it already.
+
+    Raises:
+        AccountRefused: they are the only administrator who can log in.
+    """
+    if user.role == role:
+        db.session.commit()
+        return False
+    # Locks the administrators, so that of two who demote each other one stays.
+    if active_admins() == [user.id]:
+        db.session.rollback()
+        raise AccountRefused(LAST_ADMIN)
+    record(Act.ROLE_CHANGED, user.id, detail=f"{user.role} → {role}")
+    user.role = role
+    db.session.commit()
+    return True
 
 
 @blueprint.post("/users/<user_id>/reset-link")
@@ -132,31 +158,50 @@ def delete_user(user_id: str) -> ResponseReturnValue:
 def disable_user(user_id: str) -> ResponseReturnValue:
     """Disable a user: end all sessions and refuse password, reset links and tokens; keep scans."""
     user = db.get_or_404(User, user_id)
+    try:
+        if disable(user):
+            flash(
+                f"{user.username} has been disabled. All sessions were logged out, and"
+                " API tokens no longer work.",
+                "success",
+            )
+    except AccountRefused as err:
+        flash(str(err), "warning")
+    return redirect(url_for("admin.users"))
+
+
+def disable(user: User) -> bool:
+    """Disable a user, and commit; False if they are disabled already.
+
+    Raises:
+        AccountRefused: they are the only administrator who can log in.
+    """
     if active_admins() == [user.id]:
-        flash(
-            "This is the only administrator who can log in. Enable or create another one first.",
-            "warning",
-        )
-    elif user.disabled_at is None:
+        db.session.rollback()
+        raise AccountRefused(LAST_ADMIN)
+    was_enabled = user.disabled_at is None
+    if was_enabled:
         user.disabled_at = utc_now()
         end_logins(user)
         record(Act.USER_DISABLED, user.id)
-        flash(
-            f"{user.username} has been disabled. All sessions were logged out, and"
-            " API tokens no longer work.",
-            "success",
-        )
     db.session.commit()
-    return redirect(url_for("admin.users"))
+    return was_enabled
 
 
 @blueprint.post("/users/<user_id>/enable")
 def enable_user(user_id: str) -> ResponseReturnValue:
     """Enable a user again, with the same password and tokens."""
     user = db.get_or_404(User, user_id)
-    if user.disabled_at is not None:
+    if enable(user):
+        flash(f"{user.username} can log in again, and API tokens work again.", "success")
+    return redirect(url_for("admin.users"))
+
+
+def enable(user: User) -> bool:
+    """Enable a user again, and commit; False if they are not disabled."""
+    was_disabled = user.disabled_at is not None
+    if was_disabled:
         user.disabled_at = None
         record(Act.USER_ENABLED, user.id)
-        flash(f"{user.username} can log in again, and API tokens work again.", "success")
     db.session.commit()
-    return redirect(url_for("admin.users"))
+    return was_disabled

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from io import BytesIO
 
-from flask import flash, redirect, render_template, request, url_for
+from flask import abort, flash, redirect, render_template, request, send_file, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
 from sqlalchemy import select, update
@@ -17,19 +18,25 @@ from wtforms.validators import DataRequired
 from webapp.admin.comparisons import both_at, comparisons_of
 from webapp.admin.evaluations import EvaluateForm, evaluations_of
 from webapp.admin.operating_points import (
-    asked_for,
     chosen_for,
-    described,
     offered_for,
+    requested_point,
     threshold_of,
 )
-from webapp.admin.pages import REFUSED, blueprint, page_of, warn_of_delay
-from webapp.admin.promotion_checks import checklist_of, mark_of_live, promote_as_admin
+from webapp.admin.pages import REFUSED, blueprint, page_of, requested_tab, warn_of_delay
+from webapp.admin.promotion_checks import (
+    Decision,
+    checklist_of,
+    mark_of_live,
+    promote_as_admin,
+)
+from webapp.admin.version_figures import CARD_TABS, figures_of, requested_threshold
 from webapp.audit import record
-from webapp.charts import roc_chart, scan_roc_chart
+from webapp.charts import roc_chart
+from webapp.confirmed import RequestRefused
 from webapp.display import name_of_version
 from webapp.extensions import database_now, db, reads_only
-from webapp.forms import PostedForm, TextField, at_most
+from webapp.forms import PostedForm, TextField, at_most, moment_of
 from webapp.jobs import PREDICT_SCANS, TRAIN_MODEL, nudge
 from webapp.models import (
     OWN_THRESHOLDS,
@@ -48,8 +55,11 @@ from webapp.models import (
     require_promotable,
     waits_for_check,
 )
+from webapp.shadow_figures import shadows_of
+from webapp.storage import MissingFile, storage
 
 KINDS = ("slice", "series")
+TABS = {"promotion": "Promotion", "evaluations": "Evaluations", **CARD_TABS}
 PROMOTIONS_SHOWN = 50
 CHECK_WAIT_S, CHECK_LOOK_S = 20.0, 0.2
 CHECK_HOLDS_S = 600
@@ -88,7 +98,7 @@ class PromoteForm(PostedForm):
         if not self.point.data:
             return None
         try:
-            return asked_for(
+            return requested_point(
                 version,
                 self.point.data,
                 self.slice_threshold.data or "",
@@ -117,8 +127,8 @@ def models() -> ResponseReturnValue:
         .limit(PROMOTIONS_SHOWN)
     ).all()
     live = {reads: version for reads in KINDS if (version := live_version(reads))}
-    asked = request.args.get("at", "")
-    moment = moment_of(asked)
+    at = request.args.get("at", "")
+    moment = moment_of(at)
     return render_template(
         "admin/models.html",
         page=page,
@@ -126,7 +136,7 @@ def models() -> ResponseReturnValue:
         live=live,
         chosen={reads: chosen_for(version) for reads, version in live.items()},
         earlier={reads: earlier_promotions(version) for reads, version in live.items()},
-        asked=asked,
+        at=at,
         moment=moment,
         live_then={reads: period_at(reads, moment) for reads in KINDS} if moment else {},
     )
@@ -159,21 +169,16 @@ def period_at(reads: str, moment: datetime) -> Period | None:
     return Period(promotion, after.at if after else None)
 
 
-def moment_of(text: str) -> datetime | None:
-    """Return the point in time that a browser's field names, in UTC unless it says otherwise; None
-    where it names none.
-    """
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
-
-
 @blueprint.get("/models/<version_id>")
 def model(version_id: str) -> ResponseReturnValue:
     """Show a version's card, its promotions, and the form that promotes it."""
-    return show_version(db.get_or_404(ModelVersion, version_id), PromoteForm())
+    version = db.get_or_404(ModelVersion, version_id)
+    form = PromoteForm()
+    if at := request.args.get("use"):  # What was found in the page's section on thresholds.
+        form.point.data = OWN_THRESHOLDS
+        of_scans = request.args.get("level") != "slice"
+        (form.scan_threshold if of_scans else form.slice_threshold).data = at
+    return show_version(version, form)
 
 
 @blueprint.post("/models/<version_id>/promote")
@@ -184,51 +189,76 @@ def promote(version_id: str) -> ResponseReturnValue:
     version = db.get_or_404(ModelVersion, version_id)
     form = PromoteForm()
     if form.validate_on_submit():
-        live = live_version(version.reads)
-        was_live = live is not None and live.id == version.id
         try:
-            point = form.operating_point(version)
-            require_promotable(version, form.reason.data, point)
-            if not was_live:
-                require_check(version.id)
-            promote_as_admin(
-                version,
+            decision = Decision(
                 current_user.id,
                 form.reason.data,
-                point,
+                form.operating_point(version),
                 seen=form.seen.data or "",
                 confirmation=form.confirmation.data or "",
             )
+            make_live(version, decision)
         except PromotionRefused as err:
-            db.session.rollback()
             form.form_errors.append(str(err))
         else:
-            act = Act.POINT_CHANGED if was_live else Act.VERSION_PROMOTED
-            record(act, version.id, detail=str(version.operating_point))
-            if not was_live:
-                compare_newest_with(version)
-            db.session.commit()
-            if not was_live:
-                nudge(TRAIN_MODEL)
             flash(f"{name_of_version(version)} is now live, {version.operating_point}.", "success")
             return redirect(url_for("admin.models"))
     return show_version(version, form), REFUSED
+
+
+def make_live(version: ModelVersion, decision: Decision) -> Promotion:
+    """Promote a version that a predict worker can load, or change the operating point of the live
+    one, and commit.
+
+    Raises:
+        PromotionRefused: it may not be promoted, or no worker could use it; nothing was changed.
+    """
+    live = live_version(version.reads)
+    was_live = live is not None and live.id == version.id
+    try:
+        require_promotable(version, decision.reason, decision.point)
+        if not was_live:
+            require_check(version.id)
+        promotion = promote_as_admin(version, decision)
+    except PromotionRefused:
+        db.session.rollback()
+        raise
+    act = Act.POINT_CHANGED if was_live else Act.VERSION_PROMOTED
+    record(act, version.id, detail=str(version.operating_point))
+    if not was_live:
+        compare_newest_with(version)
+    db.session.commit()
+    if not was_live:
+        nudge(TRAIN_MODEL)
+    return promotion
 
 
 @blueprint.post("/models/<version_id>/compare")
 def compare_with_live(version_id: str) -> ResponseReturnValue:
     """Queue the comparison of a version with the live one."""
     version = db.get_or_404(ModelVersion, version_id)
+    try:
+        if not request_comparison_with_live(version):
+            warn_of_delay()
+    except RequestRefused as err:
+        flash(str(err), "warning")
+    return redirect(url_for("admin.model", version_id=version.id, _anchor="promotion"))
+
+
+def request_comparison_with_live(version: ModelVersion) -> bool:
+    """Queue the comparison of a version with the live one; return whether a worker could be
+    notified.
+
+    Raises:
+        RequestRefused: no other version is live.
+    """
     live = live_version(version.reads)
     if live is None or live.id == version.id:
-        flash("There is no other live version to compare this one with.", "warning")
-    else:
-        request_comparison(version.id, live.id)
-        record(Act.COMPARISON_REQUESTED, version.id)
-        db.session.commit()
-        if not nudge(TRAIN_MODEL):
-            warn_of_delay()
-    return redirect(url_for("admin.model", version_id=version.id, _anchor="promotion"))
+        raise RequestRefused("There is no other live version to compare this one with.")
+    request_comparison(version.id, live.id)
+    record(Act.COMPARISON_REQUESTED, version.id)
+    db.session.commit()
+    return nudge(TRAIN_MODEL)
 
 
 @blueprint.get("/models/<version_id>/both")
@@ -240,27 +270,37 @@ def both_versions(version_id: str) -> ResponseReturnValue:
     try:
         threshold = threshold_of(request.args.get("at", ""))
     except ValueError as err:
-        return render_template("admin/_both.html", error=str(err))
+        return render_template("admin/_version_comparison.html", error=str(err))
     rows = both_at(checklist_of(version).compared, threshold)
-    return render_template("admin/_both.html", threshold=threshold, rows=rows)
+    return render_template("admin/_version_comparison.html", threshold=threshold, rows=rows)
 
 
 @blueprint.get("/models/<version_id>/threshold")
 def threshold(version_id: str) -> ResponseReturnValue:
-    """Show what a threshold for series would have found, as a part of the version's page."""
+    """Show what a threshold would have found, as a part of the version's page."""
     version = db.get_or_404(ModelVersion, version_id)
     try:
-        point = asked_for(version, OWN_THRESHOLDS, "", request.args.get("at", ""))
+        at = requested_threshold(version, request.args)
     except ValueError as err:
         return render_template("admin/_threshold.html", error=str(err))
-    found = described(version.card, point)
-    return render_template(
-        "admin/_threshold.html",
-        version=version,
-        meaning=found.by_scan,
-        threshold=found.scan_threshold,
-        chart=scan_roc_chart(version.card, found.scan_threshold),
-    )
+    return render_template("admin/_threshold.html", version=version, at=at)
+
+
+@blueprint.get("/models/<version_id>/mistakes/<int:index>.png")
+@blueprint.get(
+    "/models/<version_id>/mistakes/<int:index>-heat.png", endpoint="version_mistake_heat"
+)
+def version_mistake(version_id: str, index: int) -> ResponseReturnValue:
+    """Send the picture of one of a version's worst mistakes out of fold, or its heat map."""
+    version = db.get_or_404(ModelVersion, version_id)
+    if index >= len(version.mistakes or ()):
+        abort(404)
+    layer = "-heat" if request.path.endswith("-heat.png") else ""
+    try:
+        content = storage.get(version.mistake_key(index, layer))
+    except MissingFile:
+        abort(404)
+    return send_file(BytesIO(content), mimetype="image/png", max_age=0)
 
 
 def require_check(version_id: str) -> None:
@@ -270,12 +310,12 @@ def require_check(version_id: str) -> None:
     Raises:
         PromotionRefused: it could not, or no worker did in time.
     """
-    found = select(ModelVersion.check_error).where(
+    result = select(ModelVersion.check_error).where(
         ModelVersion.id == version_id, ~waits_for_check()
     )
     holds = ModelVersion.checked_at > database_now(-CHECK_HOLDS_S)
     passed = db.session.execute(
-        found.where(holds, ModelVersion.check_error.is_(None))
+        result.where(holds, ModelVersion.check_error.is_(None))
     ).one_or_none()
     if passed is not None:
         return
@@ -287,9 +327,9 @@ def require_check(version_id: str) -> None:
     db.session.commit()
     nudge(PREDICT_SCANS)
     deadline = time.monotonic() + CHECK_WAIT_S
-    token = reads_only.set(True)  # Whoever only looks must not hold SQLite's write lock.
+    token = reads_only.set(True)  # A read-only wait must not hold SQLite's write lock.
     try:
-        while (row := db.session.execute(found).one_or_none()) is None:
+        while (row := db.session.execute(result).one_or_none()) is None:
             db.session.commit()
             if time.monotonic() > deadline:
                 raise PromotionRefused(NOT_CHECKED)
@@ -313,13 +353,15 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
     ).all()
     comparisons = comparisons_of(version)
     compared = select(ModelVersion).where(
-        ModelVersion.id.in_({found["version_id"] for found in comparisons})
+        ModelVersion.id.in_({comparison["version_id"] for comparison in comparisons})
     )
     chosen = chosen_for(version)
     checklist = None if is_live else checklist_of(version)
     return render_template(
         "admin/model.html",
         version=version,
+        tabs=TABS,
+        tab=requested_tab(TABS),
         history=history,
         is_live=is_live,
         chosen=chosen,
@@ -336,7 +378,8 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         },
         evaluations=evaluations_of(version),
         evaluate_form=EvaluateForm(),
+        shadows=shadows_of(version),
         roc=roc_chart(version.card),
-        scan_roc=scan_roc_chart(version.card, chosen.scan_threshold),
+        figures=figures_of(version, request.args),
         form=form,
     )

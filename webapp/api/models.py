@@ -1,19 +1,62 @@
-"""Which model versions answer now, and which did at any time."""
+"""The registry of model versions: what there is, what is live and was, and who decides it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from http import HTTPMethod
 from typing import Any
 
-from webapp.api.access import blueprint, documented
+from flask import g
+from sqlalchemy import func, select
+from sqlalchemy.orm import aliased, contains_eager, defer, joinedload
+from werkzeug.exceptions import Conflict, UnprocessableEntity
+
+from webapp.admin.comparisons import both_at
+from webapp.admin.operating_points import (
+    Described,
+    chosen_for,
+    described,
+    offered_for,
+    requested_point,
+)
+from webapp.admin.promotion_checks import SUMMARIES, Decision, checklist_of, mark_of_live
+from webapp.admin.versions import KINDS, make_live
+from webapp.api.access import blueprint, operation, row_of
+from webapp.api.lab_schemas import (
+    ChecklistSchema,
+    EarlierQuerySchema,
+    PromoteSchema,
+    PromotionSchema,
+    PromotionsPageSchema,
+    RegistryPageSchema,
+    ThresholdQuerySchema,
+    ThresholdSchema,
+    TimelineQuerySchema,
+    VersionSchema,
+)
+from webapp.api.lists import PageQuerySchema, listed, page_of, part_of
 from webapp.api.schemas import LiveModelsQuerySchema, LiveModelsSchema
-from webapp.extensions import utc_now
-from webapp.models import promotion_after, promotion_at
+from webapp.display import name_of_version
+from webapp.extensions import db, utc_now
+from webapp.models import (
+    OWN_THRESHOLDS,
+    ModelVersion,
+    OperatingPoint,
+    Promotion,
+    PromotionRefused,
+    Scope,
+    earlier_promotions,
+    live_version,
+    promotion_after,
+    promotion_at,
+)
+
+GET, POST = HTTPMethod.GET, HTTPMethod.POST
 
 
-@blueprint.get("/models/live")
+@operation(GET, "/models/live", "live_models", Scope.READ, 422)
 @blueprint.arguments(LiveModelsQuerySchema, location="query")
-@documented("live_models", 422)
 @blueprint.response(200, LiveModelsSchema)
 def live_models(query: dict[str, Any]) -> dict[str, Any]:
     """Return the model versions that were live at a time, for single slices and for series.
@@ -40,4 +83,231 @@ def live_model(reads: str, at: datetime) -> dict[str, Any] | None:
         "scan_threshold": promotion.scan_threshold,
         "since": promotion.at,
         "until": after.at if after else None,
+    }
+
+
+@operation(GET, "/models", "list_models", Scope.ADMIN, 422)
+@blueprint.arguments(PageQuerySchema, location="query")
+@blueprint.response(200, RegistryPageSchema)
+def list_models(query: Mapping[str, Any]) -> dict[str, Any]:
+    """List all model versions, the newest first."""
+    rows = page_of(
+        select(ModelVersion, ModelVersion.card["metrics"]).options(defer(ModelVersion.card)),
+        (ModelVersion.created_at.desc(), ModelVersion.id),
+        query,
+    )
+    return listed([version_as_json(row[0], row[1]) for row in rows])
+
+
+@operation(GET, "/models/<version_id>", "read_model", Scope.ADMIN, 404)
+@blueprint.response(200, VersionSchema)
+def read_model(version_id: str) -> dict[str, Any]:
+    """Get a model version with its card."""
+    version = row_of(ModelVersion, version_id)
+    return {
+        **version_as_json(version, version.card.get("metrics")),
+        "operating_point": point_as_json(chosen_for(version)),
+        "card": version.card,
+    }
+
+
+@operation(GET, "/models/<version_id>/checklist", "read_checklist", Scope.ADMIN, 404)
+@blueprint.response(200, ChecklistSchema)
+def read_checklist(version_id: str) -> dict[str, Any]:
+    """Get what has to be known to promote a version: what is live now, the checklist beside it, the
+    operating points to choose from, and the phrase that has to be typed, if there is one.
+    """
+    version = row_of(ModelVersion, version_id)
+    live = live_version(version.reads)
+    is_live = live is not None and live.id == version.id
+    checklist = None if is_live else checklist_of(version)
+    return {
+        "is_live": is_live,
+        "live_id": live and live.id,
+        "seen": mark_of_live(version.reads),
+        "verdict": checklist and checklist.verdict,
+        "summary": SUMMARIES[checklist.verdict] if checklist else None,
+        "confirmation": checklist and checklist.phrase,
+        "checks": checklist.checks if checklist else [],
+        "compared": checklist.compared if checklist else [],
+        "operating_points": [point_as_json(point) for point in offered_for(version)],
+    }
+
+
+@operation(POST, "/models/<version_id>/promote", "promote_model", Scope.ADMIN, 404)
+@blueprint.arguments(PromoteSchema, location="json")
+@blueprint.response(200, PromotionSchema)
+def promote_model(body: Mapping[str, Any], version_id: str) -> dict[str, Any]:
+    """Make a version live, or change the operating point of the live one.
+
+    A predict worker has to load it first, so this may take 20 seconds. Read the checklist before:
+    a version that is worse, or not comparable, needs its phrase.
+    """
+    return promoted(row_of(ModelVersion, version_id), body)
+
+
+@operation(POST, "/models/<version_id>/roll-back", "roll_back", Scope.ADMIN, 404)
+@blueprint.arguments(PromoteSchema, location="json")
+@blueprint.response(200, PromotionSchema)
+def roll_back(body: Mapping[str, Any], version_id: str) -> dict[str, Any]:
+    """Make a version live again that was live before, under the same rules."""
+    version = row_of(ModelVersion, version_id)
+    live = live_version(version.reads)
+    earlier = {promotion.version_id for promotion in earlier_promotions(live)} if live else set()
+    if version.id not in earlier:
+        raise Conflict("Only a version that was live before can be rolled back to.")
+    return promoted(version, body)
+
+
+def promoted(version: ModelVersion, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Promote a version as somebody asked (`PromoteSchema`); return the promotion.
+
+    Raises:
+        Conflict: it may not be promoted.
+        UnprocessableEntity: it has no such operating point.
+    """
+    try:
+        point = chosen_point(version, body)
+    except ValueError as err:
+        raise UnprocessableEntity(f"operating_point: {err}") from err
+    try:
+        decision = Decision(
+            g.token_owner_id,
+            body["reason"],
+            point,
+            seen=body["seen"],
+            confirmation=body["confirmation"],
+        )
+        promotion = make_live(version, decision)
+    except PromotionRefused as err:
+        raise Conflict(str(err)) from err
+    return promotion_as_json(promotion, None)
+
+
+def chosen_point(version: ModelVersion, body: Mapping[str, Any]) -> OperatingPoint | None:
+    """Return the operating point asked for, None for the present one.
+
+    Raises:
+        ValueError: the version has no such point, or thresholds do not go with it.
+    """
+    thresholds = body["slice_threshold"], body["scan_threshold"]
+    if body["operating_point"] != OWN_THRESHOLDS and thresholds != (None, None):
+        raise ValueError(f"Thresholds go with “{OWN_THRESHOLDS}” only.")
+    if body["operating_point"] is None:
+        return None
+    texts = ["" if threshold is None else repr(threshold) for threshold in thresholds]
+    return requested_point(version, body["operating_point"], texts[0], texts[1])
+
+
+@operation(GET, "/models/<version_id>/threshold", "read_threshold", Scope.ADMIN, 404, 422)
+@blueprint.arguments(ThresholdQuerySchema, location="query")
+@blueprint.response(200, ThresholdSchema)
+def read_threshold(query: Mapping[str, Any], version_id: str) -> dict[str, Any]:
+    """Get what a threshold for series means, and what it finds with the version and with the live
+    one on the same patients.
+    """
+    version = row_of(ModelVersion, version_id)
+    at = query["at"]
+    point = described(version.card, OperatingPoint(OWN_THRESHOLDS, None, at))
+    both = both_at(checklist_of(version).compared, at)
+    return {"threshold": at, "meaning": point.by_scan, "both": both}
+
+
+@operation(GET, "/promotions", "list_promotions", Scope.ADMIN, 422)
+@blueprint.arguments(TimelineQuerySchema, location="query")
+@blueprint.response(200, PromotionsPageSchema)
+def list_promotions(query: Mapping[str, Any]) -> dict[str, Any]:
+    """List the promotions, the newest first: the timeline; with `at`, those that held then."""
+    following = aliased(Promotion)
+    until = (
+        select(following.at)
+        .where(following.reads == Promotion.reads, following.id > Promotion.id)
+        .order_by(following.id)
+        .limit(1)
+        .scalar_subquery()
+    )
+    rows = (
+        select(Promotion, until)
+        .join(Promotion.version)
+        .options(
+            contains_eager(Promotion.version).defer(ModelVersion.card), joinedload(Promotion.by)
+        )
+    )
+    if query["reads"]:
+        rows = rows.where(Promotion.reads == query["reads"])
+    if query["at"]:
+        promotions = [promotion_at(reads, query["at"]) for reads in KINDS]
+        rows = rows.where(Promotion.id.in_([each.id for each in promotions if each]))
+    page = page_of(rows, (Promotion.id.desc(),), query)
+    return listed([promotion_as_json(row[0], row[1]) for row in page])
+
+
+@operation(GET, "/promotions/earlier", "list_earlier", Scope.ADMIN, 422)
+@blueprint.arguments(EarlierQuerySchema, location="query")
+@blueprint.response(200, PromotionsPageSchema)
+def list_earlier(query: Mapping[str, Any]) -> dict[str, Any]:
+    """List what can be rolled back to: the last promotion of each version that was live before."""
+    live = live_version(query["reads"])
+    earlier = part_of(earlier_promotions(live) if live else [], lambda each: str(each.id), query)
+    ends = {each.id: promotion_after(each) for each in earlier}
+    return listed([promotion_as_json(each, end_of(ends[each.id])) for each in earlier])
+
+
+def end_of(following: Promotion | None) -> datetime | None:
+    """Return when a promotion ended that was followed by this one."""
+    return following.at if following else None
+
+
+def version_as_json(version: ModelVersion, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a version as the API shows it (`RegisteredSchema`)."""
+    live = live_id(version.reads)
+    return {
+        "id": version.id,
+        "name": name_of_version(version),
+        "card_id": version.card_id,
+        "architecture": version.architecture,
+        "number": version.number,
+        "reads": version.reads,
+        "run_id": version.run_id,
+        "created_at": version.created_at,
+        "is_live": live == version.id,
+        "blocked_because": version.blocked_because,
+        "metrics": metrics or {},
+    }
+
+
+def live_id(reads: str) -> str | None:
+    """Return the id of the live version for `reads`; looked up once in a request."""
+    if "live_ids" not in g:
+        newest = select(func.max(Promotion.id)).group_by(Promotion.reads)
+        rows = select(Promotion.reads, Promotion.version_id).where(Promotion.id.in_(newest))
+        g.live_ids = {row.reads: row.version_id for row in db.session.execute(rows)}
+    version_id: str | None = g.live_ids.get(reads)
+    return version_id
+
+
+def point_as_json(point: Described) -> dict[str, Any]:
+    """Return an operating point as the API shows it (`OperatingPointSchema`)."""
+    return {
+        "name": point.name,
+        "scan_threshold": point.scan_threshold,
+        "slice_threshold": point.slice_threshold,
+        "by_scan": point.by_scan,
+        "by_slice": point.by_slice,
+    }
+
+
+def promotion_as_json(promotion: Promotion, until: datetime | None) -> dict[str, Any]:
+    """Return a promotion as the API shows it (`PromotionSchema`)."""
+    return {
+        "id": promotion.id,
+        "version_id": promotion.version_id,
+        "name": name_of_version(promotion.version),
+        "reads": promotion.reads,
+        "at": promotion.at,
+        "until": until,
+        "by": promotion.by and promotion.by.username,
+        "reason": promotion.reason,
+        "operating_point": str(promotion.operating_point),
+        "evidence": promotion.evidence,
     }

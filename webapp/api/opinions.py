@@ -2,75 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from http import HTTPMethod
 from typing import Any, NoReturn
 
 from flask import g, url_for
 from sqlalchemy import select
 from werkzeug.exceptions import Conflict, NotFound, UnprocessableEntity
 
-from webapp.api.access import blueprint, documented, require_own, require_visible
+from webapp.api.access import blueprint, operation, require_own, require_visible
+from webapp.api.lists import PageQuerySchema, listed, page_of, part_of
 from webapp.api.schemas import (
-    DueSchema,
     NewOpinionSchema,
     NewShareSchema,
     OpinionSchema,
     OpinionsSchema,
+    ReviewQueueSchema,
     ShareSchema,
+    SharesSchema,
 )
 from webapp.extensions import db
 from webapp.forms import is_id
-from webapp.models import Opinion, Scan, Share, User
+from webapp.models import Opinion, Scan, Scope, Share, User
 from webapp.opinions import (
     GONE,
+    NewOpinion,
     OpinionRefused,
-    Said,
     ScanGone,
     consensus_of,
     give,
     opinions_of,
+    opinions_on,
     withdraw,
 )
-from webapp.review import queue_of
+from webapp.rates import within_opinion_rate, within_sharing_rate
+from webapp.review import counts_for, due_of, queue_rows, random_share
 from webapp.sharing import SharingRefused, end_share, share, shares_of
 
-MOST_DUE = 100
+GET, POST, PUT, DELETE = HTTPMethod.GET, HTTPMethod.POST, HTTPMethod.PUT, HTTPMethod.DELETE
 
 
-@blueprint.get("/scans/<scan_id>/opinions")
-@documented("list_opinions", 404)
+@operation(GET, "/scans/<scan_id>/opinions", "list_opinions", Scope.READ, 404, 422)
+@blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, OpinionsSchema)
-def list_opinions(scan_id: str) -> dict[str, Any]:
-    """List the opinions on a scan that is yours or shared with you, and what they say together."""
+def list_opinions(query: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
+    """List the opinions on a scan that is yours or shared with you, and their consensus."""
     require_visible(scan_id)
     opinions = opinions_of(db.session.get_one(Scan, scan_id))
     consensus = consensus_of(opinions)
-    return {
-        "confirmed": consensus.finding,
-        "disputed": consensus.is_disputed,
-        "items": [opinion_as_json(each) for each in opinions],
-    }
+    shown = part_of(opinions, lambda each: each.id, query)
+    return listed(
+        [opinion_as_json(each) for each in shown],
+        confirmed=consensus.finding,
+        disputed=consensus.is_disputed,
+    )
 
 
-@blueprint.put("/scans/<scan_id>/opinions")
-@documented("give_opinion", 400, 404, 422)
+@operation(
+    PUT,
+    "/scans/<scan_id>/opinions",
+    "give_opinion",
+    Scope.REVIEW,
+    400,
+    404,
+    422,
+    within=within_opinion_rate,
+)
 @blueprint.arguments(NewOpinionSchema, location="json")
 @blueprint.response(200, OpinionSchema)
-def give_opinion(given: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
+def give_opinion(body: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
     """Give your opinion on a scan, or on one of its slices; it replaces your earlier one on the
     same scan or slice.
     """
     require_visible(scan_id)
     db.session.commit()  # What is read under the lock must be new.
-    said = Said(
-        finding=given["finding"],
-        slice_index=given["slice"],
-        types=tuple(given["types"]),
-        comment=given["comment"].replace("\r\n", "\n").strip(),
-        region=given["region"],
+    new = NewOpinion(
+        finding=body["finding"],
+        slice_index=body["slice"],
+        types=tuple(body["types"]),
+        comment=body["comment"].replace("\r\n", "\n").strip(),
+        region=body["region"],
     )
     try:
-        opinion = give(scan_id, g.token_owner_id, said)
+        opinion = give(scan_id, g.token_owner_id, new, from_queue=body["from_queue"])
     except ScanGone as err:
         db.session.rollback()
         raise NotFound(GONE) from err
@@ -81,8 +95,14 @@ def give_opinion(given: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
     return opinion_as_json(opinion)
 
 
-@blueprint.delete("/scans/<scan_id>/opinions/<opinion_id>")
-@documented("withdraw_opinion", 404)
+@operation(
+    DELETE,
+    "/scans/<scan_id>/opinions/<opinion_id>",
+    "withdraw_opinion",
+    Scope.REVIEW,
+    404,
+    within=within_opinion_rate,
+)
 @blueprint.response(204)
 def withdraw_opinion(scan_id: str, opinion_id: str) -> None:
     """Withdraw your own opinion."""
@@ -92,33 +112,41 @@ def withdraw_opinion(scan_id: str, opinion_id: str) -> None:
     db.session.commit()
 
 
-@blueprint.get("/scans/<scan_id>/shares")
-@documented("list_shares", 404)
-@blueprint.response(200, ShareSchema(many=True))
-def list_shares(scan_id: str) -> list[dict[str, Any]]:
+@operation(GET, "/scans/<scan_id>/shares", "list_shares", Scope.READ, 404, 422)
+@blueprint.arguments(PageQuerySchema, location="query")
+@blueprint.response(200, SharesSchema)
+def list_shares(query: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
     """List with whom your scan is shared."""
     require_own(scan_id)
-    return [share_as_json(each) for each in shares_of(scan_id)]
+    shown = part_of(shares_of(scan_id), lambda each: each.id, query)
+    return listed([share_as_json(each) for each in shown])
 
 
-@blueprint.post("/scans/<scan_id>/shares")
-@documented("share_scan", 400, 404, 409, 422)
+@operation(
+    POST, "/scans/<scan_id>/shares", "share_scan", Scope.SUBMIT, 404, within=within_sharing_rate
+)
 @blueprint.arguments(NewShareSchema, location="json")
 @blueprint.response(201, ShareSchema)
-def share_scan(given: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
+def share_scan(body: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
     """Share your scan with a person, or with the reviewers."""
     require_own(scan_id)
     try:
-        made = share(db.session.get_one(Scan, scan_id), given["username"])
+        created = share(db.session.get_one(Scan, scan_id), body["username"])
     except SharingRefused as err:
         db.session.rollback()
         raise Conflict(str(err)) from err
     db.session.commit()
-    return share_as_json(made)
+    return share_as_json(created)
 
 
-@blueprint.delete("/scans/<scan_id>/shares/<share_id>")
-@documented("end_share", 404)
+@operation(
+    DELETE,
+    "/scans/<scan_id>/shares/<share_id>",
+    "end_share",
+    Scope.SUBMIT,
+    404,
+    within=within_sharing_rate,
+)
 @blueprint.response(204)
 def stop_sharing(scan_id: str, share_id: str) -> None:
     """Take back what your scan was shared with; opinions that were given remain."""
@@ -128,25 +156,34 @@ def stop_sharing(scan_id: str, share_id: str) -> None:
     db.session.commit()
 
 
-@blueprint.get("/review")
-@documented("read_review_queue", 404)
-@blueprint.response(200, DueSchema(many=True))
-def review_queue() -> list[dict[str, Any]]:
-    """List the scans that you, a reviewer, should read next, at most 100, in order."""
+@operation(GET, "/review", "read_review_queue", Scope.REVIEW, 404, 422)
+@blueprint.arguments(PageQuerySchema, location="query")
+@blueprint.response(200, ReviewQueueSchema)
+def review_queue(query: Mapping[str, Any]) -> dict[str, Any]:
+    """List the scans that you, a reviewer, should read, in order: inconclusive ones, disagreements,
+    then a random share.
+
+    Say `from_queue` with your opinion, and read the first page again: what you have read is gone.
+    """
     reviewer = db.session.scalars(select(User).where(User.id == g.token_owner_id)).one()
     if not reviewer.is_reviewer:
         raise NotFound("The review queue is for reviewers.")
-    return [
-        {
-            "scan_id": due.scan.id,
-            "url": url_for("api.show", scan_id=due.scan.id, _external=True),
-            "reason": due.reason,
-            "submitter": due.scan.user.username,
-            "state": due.scan.verdict_state,
-            "probability": due.scan.risk,
-        }
-        for due in queue_of(reviewer.id, MOST_DUE)
-    ]
+    rows, order = queue_rows(reviewer.id)
+    return listed(
+        [
+            {
+                "scan_id": due.scan.id,
+                "url": url_for("api.show", scan_id=due.scan.id, _external=True),
+                "reason": due.reason,
+                "submitter": due.scan.user.username,
+                "state": due.scan.verdict_state,
+                "probability": due.scan.risk,
+            }
+            for due in due_of(page_of(rows, order, query))
+        ],
+        counts=counts_for(reviewer.id),
+        random_share=random_share(),
+    )
 
 
 def opinion_as_json(opinion: Opinion) -> dict[str, Any]:
@@ -162,17 +199,33 @@ def opinion_as_json(opinion: Opinion) -> dict[str, Any]:
         "agrees": opinion.agrees,
         "model_version_id": opinion.model_version_id,
         "model_probability": opinion.model_probability,
+        "sampling": opinion.sampling,
         "created_at": opinion.created_at,
         "updated_at": opinion.updated_at,
     }
 
 
-def share_as_json(made: Share) -> dict[str, Any]:
+def add_opinions(scans: Sequence[dict[str, Any]]) -> None:
+    """Add to scans as `ScanSchema` dumps them what an export has besides: "opinions", and
+    "confirmed" and "disputed", which are their consensus.
+    """
+    on = opinions_on([scan["id"] for scan in scans])
+    for scan in scans:
+        opinions = on[scan["id"]]
+        consensus = consensus_of(opinions)
+        scan |= {
+            "opinions": OpinionSchema(many=True).dump(map(opinion_as_json, opinions)),
+            "confirmed": consensus.finding,
+            "disputed": consensus.is_disputed,
+        }
+
+
+def share_as_json(row: Share) -> dict[str, Any]:
     """Return a share as the API shows it (`ShareSchema`)."""
     return {
-        "id": made.id,
-        "username": made.with_user and made.with_user.username,
-        "created_at": made.created_at,
+        "id": row.id,
+        "username": row.with_user and row.with_user.username,
+        "created_at": row.created_at,
     }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from http import HTTPMethod
 from typing import Any
 
 from flask import Response
@@ -12,10 +13,10 @@ from sqlalchemy import Row, select
 from sqlalchemy.orm import InstrumentedAttribute
 from werkzeug.exceptions import HTTPException, NotFound
 
-from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, documented, is_visible
+from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, is_visible, operation
 from webapp.api.schemas import ProblemSchema
 from webapp.extensions import db
-from webapp.models import Heatmap, Prediction, Scan
+from webapp.models import Heatmap, Prediction, Scan, Scope
 from webapp.pictures import (
     OUTLINE,
     WindowSchema,
@@ -26,7 +27,7 @@ from webapp.pictures import (
     series_file,
     slice_picture,
 )
-from webapp.volume import Window
+from webapp.stored_volume import Window
 
 BINARY = {"type": "string", "format": "binary"}
 HEATMAP_WAIT_S = 2.0
@@ -44,34 +45,45 @@ class NotYet(HTTPException):
         return [*super().get_headers(*args, **kwargs), ("Retry-After", "1")]
 
 
-def operation(
-    operation_id: str, path: str, what: Mapping[str, str], media: str, *problems: int
+def may_come(view: Any) -> Any:
+    """Document that a GET may be answered before there is anything to send."""
+    return blueprint.alt_response(
+        202,
+        schema=ProblemSchema,
+        content_type=PROBLEM,
+        description="Not ready yet; see the Retry-After header.",
+        success=True,
+    )(view)
+
+
+def picture_operation(
+    operation_id: str, path: str, media: str, *problems: int
 ) -> Callable[[Any], Any]:
-    """Return a decorator for a GET of a resource that may not be ready yet."""
+    """Return a decorator for a GET of a file of a scan that may not be ready yet."""
 
     def add(view: Any) -> Any:
-        view = blueprint.response(200, what, content_type=media)(view)
-        view = blueprint.alt_response(
-            202,
-            schema=ProblemSchema,
-            content_type=PROBLEM,
-            description="Not ready yet; see the Retry-After header.",
-            success=True,
-        )(view)
-        return blueprint.get(f"/scans/<scan_id>/{path}")(
-            documented(operation_id, 404, *problems)(view)
+        view = may_come(blueprint.response(200, BINARY, content_type=media)(view))
+        add_to_api = operation(
+            HTTPMethod.GET, f"/scans/<scan_id>/{path}", operation_id, Scope.READ, 404, *problems
         )
+        return add_to_api(view)
 
     return add
 
 
-@operation("read_image", "image.png", BINARY, "image/png")
+@picture_operation("read_image", "image.png", "image/png")
 def image(scan_id: str) -> Response:
     """Download the slice that represents the scan, as shown on its page."""
     return picture(*file_of(scan_id, Scan.image_key, "image"))
 
 
-@operation("read_heatmap", "heatmap.png", BINARY, "image/png")
+@picture_operation("read_thumbnail", "thumbnail.png", "image/png")
+def thumbnail(scan_id: str) -> Response:
+    """Download the same slice as a small picture, for lists."""
+    return picture(*file_of(scan_id, Scan.thumbnail_key, "thumbnail"))
+
+
+@picture_operation("read_heatmap", "heatmap.png", "image/png")
 def heatmap(scan_id: str) -> Response:
     """Download the heat map as an overlay for the image.
 
@@ -81,7 +93,7 @@ def heatmap(scan_id: str) -> Response:
     return picture(key)
 
 
-@operation("read_volume", "volume", BINARY, "application/gzip")
+@picture_operation("read_volume", "volume", "application/gzip")
 def volume(scan_id: str) -> Response:
     """Download all slices of a series as NIfTI (.nii.gz, int16), in HU; for images without HU, gray
     levels from 0 to 1 in thousandths.
@@ -89,7 +101,7 @@ def volume(scan_id: str) -> Response:
     return series_file(file_of(scan_id, Scan.volume_key, "volume")[0])
 
 
-@operation("read_slice_image", "slices/<int:index>.png", BINARY, "image/png", 422)
+@picture_operation("read_slice_image", "slices/<int:index>.png", "image/png", 422)
 @blueprint.arguments(WindowSchema, location="query")
 def slice_image(window: Window | None, scan_id: str, index: int) -> Response:
     """Download one slice of a series as a PNG with the given window.
@@ -100,7 +112,7 @@ def slice_image(window: Window | None, scan_id: str, index: int) -> Response:
     return slice_picture(file_of(scan_id, Scan.volume_key, "volume")[0], index, window)
 
 
-@operation("read_slice_heatmap", "slices/<int:index>/heatmap.png", BINARY, "image/png")
+@picture_operation("read_slice_heatmap", "slices/<int:index>/heatmap.png", "image/png")
 def slice_heatmap(scan_id: str, index: int) -> Response:
     """Download the heat map of one slice as an overlay for its image; `heatmap_slices` lists the
     slices that have one.
@@ -111,14 +123,14 @@ def slice_heatmap(scan_id: str, index: int) -> Response:
     return picture(heatmap_key(heatmap_id, index))
 
 
-@operation("read_outline", "outline.png", BINARY, "image/png")
+@picture_operation("read_outline", "outline.png", "image/png")
 def outline(scan_id: str) -> Response:
     """Download the contour of the hemorrhage as an overlay for the image."""
     stored = outline_of(scan_id)
     return outline_picture(stored, (stored.first_slices or (0,))[0])
 
 
-@operation("read_slice_outline", "slices/<int:index>/outline.png", BINARY, "image/png")
+@picture_operation("read_slice_outline", "slices/<int:index>/outline.png", "image/png")
 def slice_outline(scan_id: str, index: int) -> Response:
     """Download the contour of the hemorrhage in one slice as an overlay for its image; a slice's
     `outline_url` says whether it has one.
@@ -126,7 +138,7 @@ def slice_outline(scan_id: str, index: int) -> Response:
     return outline_picture(outline_of(scan_id), index)
 
 
-@operation("read_outline_mask", "outline.nii.gz", BINARY, "application/gzip")
+@picture_operation("read_outline_mask", "outline.nii.gz", "application/gzip")
 def outline_mask(scan_id: str) -> Response:
     """Download the outline of the hemorrhage as NIfTI (.nii.gz, uint8): 1 inside, 0 elsewhere, in
     the frame of the volume.
@@ -148,8 +160,8 @@ def outline_of(scan_id: str) -> Row[Any]:
         raise NotFound(NO_SUCH_SCAN)
     if not look.status.is_final:
         raise NotYet("The outline is not ready yet.")
-    found: Row[Any] = look
-    return found
+    row: Row[Any] = look
+    return row
 
 
 def file_of(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from http import HTTPMethod
 from typing import Any
 
 from flask import Response, g, url_for
 from werkzeug.exceptions import Conflict, NotFound
 
-from webapp.api.access import PROBLEM, blueprint, documented
-from webapp.api.pictures import BINARY, NotYet
-from webapp.api.schemas import ProblemSchema, ReportSchema
-from webapp.models import JobStatus, ReportKind, ReportRefused, Scan
+from webapp.api.access import blueprint, operation
+from webapp.api.pictures import BINARY, NotYet, may_come
+from webapp.api.schemas import ReportSchema
+from webapp.models import JobStatus, ReportKind, ReportRefused, Scan, Scope
 from webapp.reports import (
     NO_SUCH_REPORT,
     finished_report,
@@ -33,10 +34,8 @@ KIND = {
 }
 
 
-@blueprint.post(PATH)
-@within_report_rate
+@operation(HTTPMethod.POST, PATH, "make_report", Scope.READ, 404, within=within_report_rate)
 @blueprint.doc(parameters=[KIND])
-@documented("make_report", 404, 409, 429)
 @blueprint.response(202, ReportSchema)
 def make_report(scan_id: str, kind: str) -> dict[str, Any]:
     """Have a report of a scan made; it replaces an earlier one of its kind, and is kept for a day.
@@ -51,7 +50,8 @@ def make_report(scan_id: str, kind: str) -> dict[str, Any]:
     return {"kind": ReportKind(report.kind), "status": report.status, "url": address}
 
 
-@blueprint.get(PATH)
+@operation(HTTPMethod.GET, PATH, "read_report", Scope.READ, 404, 409)
+@may_come
 @blueprint.doc(
     parameters=[KIND],
     responses={
@@ -61,21 +61,13 @@ def make_report(scan_id: str, kind: str) -> dict[str, Any]:
         }
     },
 )
-@documented("read_report", 404, 409)
-@blueprint.alt_response(
-    202,
-    schema=ProblemSchema,
-    content_type=PROBLEM,
-    description="Not ready yet; see the Retry-After header.",
-    success=True,
-)
 def read_report(scan_id: str, kind: str) -> Response:
     """Download a report that was asked for; the request waits for up to two seconds."""
     report = finished_report(scan_id, Scan.user_id == g.token_owner_id, kind)
     if report is None:
         raise NotFound(NO_SUCH_REPORT)
     if report.status != JobStatus.DONE and report.status.is_final:
-        raise Conflict(report.error or "The report could not be made.")
+        raise Conflict(report.error or "The report could not be created.")
     if report.status != JobStatus.DONE:
         raise NotYet("The report is not ready yet.")
     return report_file(report)

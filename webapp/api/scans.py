@@ -1,55 +1,87 @@
-"""Submit scans, follow them and read their results."""
+"""Submit scans, follow them, change them and read their results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPMethod
 from typing import Any
 
-from flask import g, request, url_for
-from sqlalchemy import Select, func, select
+from flask import Response, g, request, url_for
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import joinedload, selectinload
+from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import Conflict, NotFound, UnprocessableEntity, UnsupportedMediaType
 
 from webapp import intake
 from webapp.api.access import (
+    NO_ROOM,
     NO_SUCH_SCAN,
+    UPLOAD_REFUSED,
     blueprint,
-    documented,
+    is_own,
     is_visible,
+    operation,
     require_bearer_still,
     require_own,
 )
+from webapp.api.idempotency import keep_answer
+from webapp.api.lists import listed, page_of
+from webapp.api.opinions import add_opinions
 from webapp.api.schemas import (
+    ChangedSchema,
+    ChangeSchema,
     JobSchema,
+    JoinSchema,
     ScanSchema,
     ScansPageSchema,
     ScansQuerySchema,
     SubmissionSchema,
 )
-from webapp.audit import record, whose_request
-from webapp.deletion import delete_scan
+from webapp.audit import whose_request
+from webapp.deletion import FILES_S, delete_chosen, delete_scan
 from webapp.extensions import db
+from webapp.forms import SHARED
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import (
     ORIGINAL_REMOVED,
-    Act,
     EarlierAnswer,
     JobStatus,
     ModelVersion,
     Prediction,
     Scan,
-    cancel,
+    Scope,
     draw_heatmap,
-    force,
     result_of,
-    retry,
-    score_again,
 )
-from webapp.sharing import shared_with
+from webapp.rates import within_change_rate
+from webapp.scan_changes import (
+    ALREADY_FINISHED,
+    CHANGES,
+    NO_SHEET,
+    NOT_ANSWERED,
+    NOT_REJECTED,
+    NOT_UNANSWERED,
+    change_scans,
+    other_reading,
+)
+from webapp.scan_changes import cancel_scan as cancel_own
+from webapp.scan_changes import retry_scan as retry_own
+from webapp.scan_changes import score_scan_again as score_own_again
+from webapp.scan_changes import score_scan_anyway as score_own_anyway
+from webapp.scan_table import as_csv
+from webapp.worklist_query import conditions, order_columns, own_scans
+
+GET, POST, DELETE = HTTPMethod.GET, HTTPMethod.POST, HTTPMethod.DELETE
 
 
-@blueprint.post("/scans")
-@intake.within_rate
+@operation(
+    POST,
+    "/scans",
+    "submit_scans",
+    Scope.SUBMIT,
+    *UPLOAD_REFUSED,
+    within=intake.within_rate,
+)
 @blueprint.doc(
     requestBody={
         "required": True,
@@ -101,32 +133,45 @@ from webapp.sharing import shared_with
         },
     }
 )
-@documented("submit_scans", 413, 415, 422, 429, 503, 507)
 @blueprint.response(202, SubmissionSchema)
 def submit() -> dict[str, Any]:
     """Submit slices or series; all DICOM files of a series become one scan.
 
     The response is immediate; poll `url` for the result. A scan's `notes` report anything unusual
-    about the upload, such as files that were skipped.
+    about the upload, such as files that were skipped. With an `Idempotency-Key`, an upload that is
+    sent again, because its answer was lost, is one upload.
     """
     if request.mimetype not in ("", "multipart/form-data"):
         raise UnsupportedMediaType("Send the files as multipart/form-data, in the field “file”.")
+    pictures = intake.Pictures.TOGETHER if flag("together") else intake.Pictures.BY_FOLDER
+    choices = intake.Choices(
+        flag("stat"), pictures, keep_names=flag("keep_names"), uncut=flag("uncut")
+    )
+    return accepted(request.files.getlist("file"), request.form.get("title", ""), choices)
+
+
+def accepted(files: Sequence[FileStorage], title: str, choices: intake.Choices) -> dict[str, Any]:
+    """Accept an upload; return what became of it (`SubmissionSchema`).
+
+    Raises:
+        UnprocessableEntity: it is not accepted.
+    """
+
+    def keep(scans: Sequence[Scan], _files: object) -> None:
+        keep_answer(202, SubmissionSchema().dump(submission(scans)))
+
     try:
-        pictures = intake.Pictures.TOGETHER if flag("together") else intake.Pictures.BY_FOLDER
-        choices = intake.Choices(
-            flag("stat"), pictures, keep_names=flag("keep_names"), uncut=flag("uncut")
-        )
-        scans = intake.accept_upload(
+        receipt = intake.accept_upload(
             g.token_owner_id,
-            request.files.getlist("file"),
-            request.form.get("title", ""),
+            files,
+            title,
             choices,
             require_access=require_bearer_still,
-        ).scans
+            before_commit=keep,
+        )
     except intake.UploadRejected as err:
         raise UnprocessableEntity(str(err)) from err
-    jobs = [job(scan.id, scan.status) for scan in scans]
-    return {**jobs[0], "scans": jobs}
+    return submission(receipt.scans)
 
 
 def flag(name: str) -> bool:
@@ -135,45 +180,93 @@ def flag(name: str) -> bool:
     Raises:
         UnprocessableEntity: its value is neither 0 nor 1.
     """
-    given = request.form.get(name, "")
-    if given not in ("", "0", "1"):
+    text = request.form.get(name, "")
+    if text not in ("", "0", "1"):
         raise UnprocessableEntity(f"{name}: Must be 0 or 1.")
-    return given == "1"
+    return text == "1"
 
 
-@blueprint.get("/scans")
-@documented("list_scans", 422)
+def chosen_by(query: Mapping[str, Any]) -> list[ColumnElement[bool]]:
+    """Return the conditions of the scans that a query (`ScansQuerySchema`) lets through, which are
+    those of the worklist.
+    """
+    chosen = {**query, "whose": SHARED if query["shared"] else ""}
+    which = conditions(g.token_owner_id, chosen)
+    if query["finished_since"]:
+        which.append(Scan.finished_at >= query["finished_since"])
+    return which
+
+
+def listed_scans(query: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the scans of the page that was asked for."""
+    scans = with_result(select(Scan), selectinload).where(*chosen_by(query))
+    rows = page_of(scans, order_columns(query["order"]), query)
+    return [scan_as_json(row[0]) for row in rows]
+
+
+@operation(GET, "/scans", "list_scans", Scope.READ, 422)
 @blueprint.arguments(ScansQuerySchema, location="query")
 @blueprint.response(200, ScansPageSchema)
 def index(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List your scans, or those that are shared with you.
-
-    When ordered by risk or uncertainty, STAT scans come first and scans without a result last.
+    """List your scans, or those that are shared with you, with the filters and orders of the
+    worklist.
     """
-    page, per_page = query["page"], query["per_page"]
-    which = [Scan.user_id == g.token_owner_id]
-    if query["shared"]:
-        which = [Scan.id.in_(shared_with(g.token_owner_id)), Scan.user_id != g.token_owner_id]
-    if query["status"]:
-        which.append(Scan.status == query["status"])
-    total = db.session.scalar(select(func.count()).select_from(Scan).where(*which))
-    ordered = (
-        with_result(select(Scan), selectinload).where(*which).order_by(*query["order"].columns)
-    )
-    shown = ordered.limit(per_page).offset((page - 1) * per_page)
+    total = db.session.scalar(select(func.count()).select_from(Scan).where(*chosen_by(query)))
+    return listed(listed_scans(query), total=total)
+
+
+@operation(GET, "/scans/export.csv", "export_scans", Scope.READ, 422)
+@blueprint.arguments(ScansQuerySchema, location="query")
+@blueprint.response(200, {"type": "string"}, content_type="text/csv")
+def export(query: Mapping[str, Any]) -> Response:
+    """Download a page of the same list as a table, with the opinions on each scan; `Link` leads to
+    the next page.
+    """
+    scans = ScanSchema(many=True).dump(listed_scans(query))
+    add_opinions(scans)
+    return Response(as_csv(scans), content_type="text/csv; charset=utf-8")
+
+
+@operation(POST, "/scans/changes", "change_scans", Scope.SUBMIT, within=within_change_rate)
+@blueprint.arguments(ChangeSchema, location="json")
+@blueprint.response(200, ChangedSchema)
+def change(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Do one thing to several of your scans: cancel or retry them, score them again, make them STAT
+    or routine, share them with the reviewers, or delete them.
+    """
+    ids, action = list(dict.fromkeys(body["ids"])), body["action"]
+    scans = own_scans(g.token_owner_id, ids)
+    not_found = [each for each in ids if each not in {scan.id for scan in scans}]
+    summary: dict[str, Any] = {"action": action, "not_found": not_found}
+    if action == "delete":
+        delete_chosen([scan.id for scan in scans], FILES_S)
+        deleted = [scan.id for scan in scans]
+        return {**summary, "changed": deleted, "unchanged": [], "unchanged_because": None}
+    outcome = change_scans(scans, action)
+    reason = f"These scans {CHANGES[action].otherwise}." if outcome.unchanged else None
     return {
-        "items": [scan_as_json(scan) for scan in db.session.scalars(shown)],
-        "page": page,
-        "per_page": per_page,
-        "total": total,
+        **summary,
+        "changed": [scan.id for scan in outcome.changed],
+        "unchanged": [scan.id for scan in outcome.unchanged],
+        "unchanged_because": reason,
     }
 
 
-@blueprint.get("/scans/<scan_id>")
-@documented("read_scan", 404)
-@blueprint.alt_response(
-    304, description="Not modified since the ETag in If-None-Match.", success=True
-)
+@operation(POST, "/scans/join", "join_scans", Scope.SUBMIT, *NO_ROOM, within=intake.within_rate)
+@blueprint.arguments(JoinSchema, location="json")
+@blueprint.response(202, JobSchema)
+def join(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Make one series of single PNG or JPEG pictures of yours, which takes their place and is
+    analyzed.
+    """
+    try:
+        series = intake.join_pictures(g.token_owner_id, body["ids"], body["title"].strip())
+    except intake.NotRearranged as err:
+        raise Conflict(str(err)) from err
+    return job(series.id, series.status)
+
+
+@operation(GET, "/scans/<scan_id>", "read_scan", Scope.READ, 404)
 @blueprint.response(200, ScanSchema)
 def show(scan_id: str) -> dict[str, Any]:
     """Get a scan and its result."""
@@ -187,48 +280,49 @@ def show(scan_id: str) -> dict[str, Any]:
     return scan_as_json(scan)
 
 
-@blueprint.post("/scans/<scan_id>/score-anyway")
-@documented("score_scan_anyway", 404, 409)
+@operation(
+    POST,
+    "/scans/<scan_id>/score-anyway",
+    "score_scan_anyway",
+    Scope.SUBMIT,
+    404,
+    within=within_change_rate,
+)
 @blueprint.response(202, JobSchema)
 def score_anyway(scan_id: str) -> dict[str, Any]:
     """Score a scan that was rejected because it does not look like a head CT.
 
     The result will include a warning.
     """
-    require_own(scan_id)
-    refusal = (
-        "This scan was not rejected by the head CT check, or it is already being analyzed anyway."
-    )
-    return queued(scan_id, Act.SCAN_FORCED, force(scan_id, g.token_owner_id), refusal)
+    scan = own_scan(scan_id)
+    return queued(scan, score_own_anyway(scan), NOT_REJECTED)
 
 
-@blueprint.post("/scans/<scan_id>/cancel")
-@documented("cancel_scan", 404, 409)
+@operation(
+    POST, "/scans/<scan_id>/cancel", "cancel_scan", Scope.SUBMIT, 404, within=within_change_rate
+)
 @blueprint.response(200, JobSchema)
 def cancel_scan(scan_id: str) -> dict[str, Any]:
     """Cancel a queued or running scan."""
-    require_own(scan_id)
-    cancelled = cancel(Scan, Scan.id == scan_id)
-    if cancelled:
-        record(Act.SCAN_CANCELLED, scan_id)
-    db.session.commit()
-    if not cancelled:
-        raise Conflict("This scan has already finished.")
+    if not cancel_own(own_scan(scan_id)):
+        raise Conflict(ALREADY_FINISHED)
     return job(scan_id, JobStatus.CANCELLED)
 
 
-@blueprint.post("/scans/<scan_id>/retry")
-@documented("retry_scan", 404, 409)
+@operation(
+    POST, "/scans/<scan_id>/retry", "retry_scan", Scope.SUBMIT, 404, within=within_change_rate
+)
 @blueprint.response(202, JobSchema)
 def retry_scan(scan_id: str) -> dict[str, Any]:
     """Retry a failed or canceled scan."""
-    removed_at = require_own(scan_id)
-    refusal = ORIGINAL_REMOVED if removed_at else "Only failed or canceled scans can be retried."
-    return queued(scan_id, Act.SCAN_RETRIED, retry(scan_id), refusal)
+    scan = own_scan(scan_id)
+    refusal = ORIGINAL_REMOVED if scan.original_removed_at else NOT_UNANSWERED
+    return queued(scan, retry_own(scan), refusal)
 
 
-@blueprint.post("/scans/<scan_id>/heatmap")
-@documented("draw_heatmap", 404, 409)
+@operation(
+    POST, "/scans/<scan_id>/heatmap", "draw_heatmap", Scope.SUBMIT, 404, within=within_change_rate
+)
 @blueprint.response(202, JobSchema)
 def request_heatmap(scan_id: str) -> dict[str, Any]:
     """Generate the heat maps of a scan whose model outlines the hemorrhage, for which none are
@@ -245,20 +339,67 @@ def request_heatmap(scan_id: str) -> dict[str, Any]:
     return job(scan_id, JobStatus.DONE)
 
 
-@blueprint.post("/scans/<scan_id>/score-again")
-@documented("score_scan_again", 404, 409)
+@operation(
+    POST,
+    "/scans/<scan_id>/score-again",
+    "score_scan_again",
+    Scope.SUBMIT,
+    404,
+    within=within_change_rate,
+)
 @blueprint.response(202, JobSchema)
 def score_scan_again(scan_id: str) -> dict[str, Any]:
     """Score a scan that has a result with the live model; the result joins `earlier_answers`."""
-    removed_at = require_own(scan_id)
-    refusal = (
-        ORIGINAL_REMOVED if removed_at else "Only scans that have a result can be scored again."
-    )
-    return queued(scan_id, Act.SCAN_SCORED_AGAIN, score_again(scan_id), refusal)
+    scan = own_scan(scan_id)
+    refusal = ORIGINAL_REMOVED if scan.original_removed_at else NOT_ANSWERED
+    return queued(scan, score_own_again(scan), refusal)
 
 
-@blueprint.delete("/scans/<scan_id>")
-@documented("delete_scan", 404)
+@operation(
+    POST,
+    "/scans/<scan_id>/cut",
+    "cut_scan",
+    Scope.SUBMIT,
+    404,
+    *NO_ROOM,
+    within=intake.within_rate,
+)
+@blueprint.response(202, SubmissionSchema)
+def cut(scan_id: str) -> dict[str, Any]:
+    """Submit a film sheet again: cut into its slices if it was read as one, as one if it was cut.
+
+    The scan itself stays.
+    """
+    scan = own_scan(scan_id)
+    if (reading := other_reading(scan)) is None:
+        raise Conflict(NO_SHEET)
+    sheet, choices = reading
+    return accepted([sheet], scan.title, choices)
+
+
+@operation(
+    POST,
+    "/scans/<scan_id>/split",
+    "split_scan",
+    Scope.SUBMIT,
+    404,
+    *NO_ROOM,
+    within=intake.within_rate,
+)
+@blueprint.response(202, SubmissionSchema)
+def split(scan_id: str) -> dict[str, Any]:
+    """Make single pictures of a series of PNG or JPEG pictures; they take its place and are
+    analyzed.
+    """
+    require_own(scan_id)
+    try:
+        pictures = intake.split_series(g.token_owner_id, scan_id)
+    except intake.NotRearranged as err:
+        raise Conflict(str(err)) from err
+    return submission(pictures)
+
+
+@operation(DELETE, "/scans/<scan_id>", "delete_scan", Scope.SUBMIT, 404, within=within_change_rate)
 @blueprint.response(204)
 def remove(scan_id: str) -> None:
     """Delete a scan with its file, images and result.
@@ -269,19 +410,36 @@ def remove(scan_id: str) -> None:
     delete_scan(scan_id)
 
 
-def queued(scan_id: str, act: Act, was_queued: bool, refusal: str) -> dict[str, Any]:
-    """Commit a scan that was queued again, wake a worker and return its job.
+def own_scan(scan_id: str) -> Scan:
+    """Return a scan of the token's owner.
 
     Raises:
-        Conflict: nothing was queued, for the reason `refusal`.
+        NotFound: they have no such scan.
     """
-    if was_queued:
-        record(act, scan_id)
-    db.session.commit()
+    scan = db.session.scalar(
+        select(Scan).where(is_own(scan_id)).options(joinedload(Scan.prediction))
+    )
+    if scan is None:
+        raise NotFound(NO_SUCH_SCAN)
+    return scan
+
+
+def queued(scan: Scan, was_queued: bool, refusal: str) -> dict[str, Any]:
+    """Wake a worker for a scan that was queued again and return its job.
+
+    Raises:
+        Conflict: it was not queued, for the reason `refusal`.
+    """
     if not was_queued:
         raise Conflict(refusal)
     nudge(PREDICT_SCANS)  # If the broker is unreachable, the next sweep sends the message.
-    return job(scan_id, JobStatus.QUEUED)
+    return job(scan.id, JobStatus.QUEUED)
+
+
+def submission(scans: Sequence[Scan]) -> dict[str, Any]:
+    """Return the jobs of an upload (`SubmissionSchema`)."""
+    jobs = [job(scan.id, scan.status) for scan in scans]
+    return {**jobs[0], "scans": jobs}
 
 
 def job(scan_id: str, status: JobStatus) -> dict[str, Any]:

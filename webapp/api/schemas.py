@@ -2,27 +2,67 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
-from marshmallow import Schema, fields, pre_load, validate
+from marshmallow import Schema, ValidationError, fields, pre_load, validate
 
 from ml.catalogue import BLEEDING_TYPES
 from ml.verdict import STATES
-from webapp.forms import MAX_COMMENT, MAX_USERNAME
-from webapp.models import Finding, JobStatus, Order, ReportKind
+from webapp.api.lists import PageQuerySchema, PageSchema
+from webapp.forms import MAX_COMMENT, MAX_TITLE, MAX_USERNAME
+from webapp.models import Finding, JobStatus, Order, ReportKind, Role, Scope
 from webapp.review import REASONS
+from webapp.scan_changes import CHANGES, MOST_SELECTED
+from webapp.worklist_query import COLUMNS
 
 SHARE = validate.Range(0, 1)
 COUNT = validate.Range(0)
 RADIUS = validate.Range(0, 1, min_inclusive=False)
+A_ID = validate.Regexp(r"^[0-9a-f]{32}$")
+PRINTABLE = validate.Regexp(
+    r"^[^\x00-\x1f\x7f-\x9f]*$", error="Please use printable characters only."
+)
+ORDERS = (
+    *(order.value for order in Order),
+    *(f"{sign}{name}" for name in COLUMNS for sign in ("", "-")),
+)
 
 
 def address(**arguments: Any) -> fields.Url:
     """Return the field of an address, under the name that JSON Schema has for its form."""
     metadata = {**arguments.pop("metadata", {}), "format": "uri"}
     return fields.Url(required=True, metadata=metadata, **arguments)
+
+
+class Moment(fields.AwareDateTime):
+    """A time in an address, where + stands for a space unless it is written as %2B: a time that an
+    answer gave is understood as it is.
+    """
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        text = re.sub(r" ([0-9]{2}:[0-9]{2})$", r"+\1", value) if isinstance(value, str) else value
+        return super()._deserialize(text, *args, **kwargs)
+
+
+def moment(description: str) -> fields.AwareDateTime:
+    """Return the field of a time that a query may name, in UTC where it names no time zone."""
+    return Moment(
+        load_default=None,
+        default_timezone=UTC,
+        validate=_require_utc,
+        metadata={"description": description},
+    )
+
+
+def _require_utc(moment: datetime) -> None:
+    """Refuse a time whose year in UTC is not 1 to 9999."""
+    try:
+        moment.astimezone(UTC)
+    except OverflowError as err:
+        raise ValidationError("Not a valid datetime.") from err
 
 
 class ProblemSchema(Schema):
@@ -48,8 +88,59 @@ class SubmissionSchema(JobSchema):
     scans = fields.List(fields.Nested(JobSchema), required=True)
 
 
+class TokenSchema(Schema):
+    """The token of a request: what it may be used for, and how long."""
+
+    name = fields.String(required=True)
+    username = fields.String(required=True, metadata={"description": "Who it acts for."})
+    role = fields.String(required=True, validate=validate.OneOf([role.value for role in Role]))
+    scopes = fields.List(fields.Enum(Scope, by_value=fields.String), required=True)
+    created_at = fields.AwareDateTime(required=True)
+    expires_at = fields.AwareDateTime(
+        required=True, allow_none=True, metadata={"description": "null: never."}
+    )
+
+
+class ChangeSchema(Schema):
+    """What is to be done to which of your scans."""
+
+    action = fields.String(required=True, validate=validate.OneOf((*CHANGES, "delete")))
+    ids = fields.List(
+        fields.String(validate=A_ID),
+        required=True,
+        validate=validate.Length(1, MOST_SELECTED),
+    )
+
+
+class ChangedSchema(Schema):
+    """What became of each scan."""
+
+    action = fields.String(required=True)
+    changed = fields.List(fields.String(), required=True)
+    unchanged = fields.List(fields.String(), required=True)
+    unchanged_because = fields.String(
+        required=True, allow_none=True, metadata={"description": "null if all were changed."}
+    )
+    not_found = fields.List(
+        fields.String(),
+        required=True,
+        metadata={"description": "Ids that are not those of your scans."},
+    )
+
+
+class JoinSchema(Schema):
+    """Single pictures that become a series, in this order."""
+
+    ids = fields.List(
+        fields.String(validate=A_ID),
+        required=True,
+        validate=validate.Length(2, MOST_SELECTED),
+    )
+    title = fields.String(load_default="", validate=[PRINTABLE, validate.Length(max=MAX_TITLE)])
+
+
 class ReportSchema(Schema):
-    """A report that is being made."""
+    """A report that is being made, or was."""
 
     kind = fields.Enum(ReportKind, by_value=fields.String, required=True)
     status = fields.Enum(JobStatus, by_value=fields.String, required=True)
@@ -167,8 +258,8 @@ class ResultSchema(Schema):
         allow_none=True,
         metadata={
             "description": (
-                "Why `volume_ml` is null, a sentence; null with a volume, and in results from"
-                " before there were outlines."
+                "Why `volume_ml` is null, a sentence; null with a volume, and in results that"
+                " predate outlines."
             )
         },
     )
@@ -194,6 +285,9 @@ class AttemptSchema(Schema):
 class EarlierAnswerSchema(Schema):
     """What an earlier model version, or the same one, answered before the scan was scored again."""
 
+    id = fields.Integer(
+        required=True, metadata={"description": "By which `reproduce_scan` calls it."}
+    )
     answered_at = fields.AwareDateTime(required=True)
     verdict = fields.String(required=True)
     state = fields.String(required=True, validate=validate.OneOf(STATES))
@@ -246,30 +340,55 @@ class ScanSchema(Schema):
     earlier_answers = fields.List(
         fields.Nested(EarlierAnswerSchema),
         required=True,
-        metadata={"description": "Results from before the scan was scored again, newest first."},
+        metadata={
+            "description": "Earlier results, from before the scan was scored again; newest first."
+        },
     )
     result = fields.Nested(ResultSchema, required=True, allow_none=True)
 
 
-class ScansQuerySchema(Schema):
-    """Paging, filter and order of the list of scans."""
+class ScansQuerySchema(PageQuerySchema):
+    """Which scans are listed, in which order: the filters of the worklist."""
 
-    page = fields.Integer(load_default=1, validate=validate.Range(1, 1_000_000))
-    per_page = fields.Integer(load_default=20, validate=validate.Range(1, 100))
-    status = fields.Enum(JobStatus, by_value=fields.String, load_default=None)
     shared = fields.Boolean(
         load_default=False,
         truthy={"1", "true"},
         falsy={"0", "false"},
         metadata={"description": "true: the scans of others that are shared with you."},
     )
-    order = fields.Enum(
-        Order,
-        by_value=fields.String,
-        load_default=Order.NEWEST,
+    submitter = fields.String(
+        load_default=None,
+        validate=[PRINTABLE, validate.Length(max=MAX_USERNAME)],
+        metadata={"description": "Part of a username; only of scans that are shared with you."},
+    )
+    title = fields.String(
+        load_default=None,
+        validate=[PRINTABLE, validate.Length(max=MAX_TITLE)],
+        metadata={"description": "Part of the title."},
+    )
+    status = fields.Enum(JobStatus, by_value=fields.String, load_default=None)
+    verdict = fields.String(load_default=None, validate=validate.OneOf(STATES))
+    priority = fields.String(load_default=None, validate=validate.OneOf(("stat", "routine")))
+    since = fields.Date(
+        load_default=None, metadata={"description": "The first day of submission, in UTC."}
+    )
+    until = fields.Date(
+        load_default=None, metadata={"description": "The last day of submission, in UTC."}
+    )
+    finished_since = moment("Only scans whose analysis ended then or later.")
+    study = fields.String(
+        load_default=None,
+        validate=A_ID,
+        metadata={"description": "The `study_id` of an examination: its series only."},
+    )
+    order = fields.String(
+        load_default=Order.NEWEST.value,
+        validate=validate.OneOf(ORDERS),
         metadata={
             "description": (
-                "risk: highest probability first; uncertainty: closest to the threshold first."
+                "risk: highest probability first; uncertainty: closest to the threshold first;"
+                " otherwise a column, with a minus in descending order. By risk and uncertainty,"
+                " STAT scans come first and scans without a result last."
             )
         },
     )
@@ -280,27 +399,18 @@ class ScansQuerySchema(Schema):
         return {name: value for name, value in data.items() if value}
 
 
-class ScansPageSchema(Schema):
+class ScansPageSchema(PageSchema):
     """One page of scans; `total` counts the scans on all pages."""
 
     items = fields.List(fields.Nested(ScanSchema), required=True)
-    page = fields.Integer(required=True, validate=validate.Range(1))
-    per_page = fields.Integer(required=True, validate=validate.Range(1))
     total = fields.Integer(required=True, validate=COUNT)
 
 
 class LiveModelsQuerySchema(Schema):
     """The time that a question about live models is about."""
 
-    at = fields.AwareDateTime(
-        load_default=None,
-        default_timezone=UTC,
-        metadata={
-            "description": (
-                "A time such as 2026-01-31T12:00:00Z, in UTC unless it says otherwise; now if left"
-                " out."
-            )
-        },
+    at = moment(
+        "A time such as 2026-01-31T12:00:00Z, in UTC unless it says otherwise; now if left out."
     )
 
 
@@ -365,6 +475,17 @@ class NewOpinionSchema(Schema):
     )
     comment = fields.String(load_default="", validate=validate.Length(max=MAX_COMMENT))
     region = fields.Nested(RegionSchema, load_default=None, allow_none=True)
+    from_queue = fields.Boolean(
+        load_default=False,
+        truthy={True},
+        falsy={False},
+        metadata={
+            "description": (
+                "The review queue led you to this scan. It is noted in a first opinion on the whole"
+                " scan where the queue offers it to you, and ignored otherwise."
+            )
+        },
+    )
 
 
 class OpinionSchema(Schema):
@@ -387,8 +508,8 @@ class OpinionSchema(Schema):
         allow_none=True,
         metadata={
             "description": (
-                "Whether it agrees with the model's result for the scan; null for slices and for"
-                " who cannot tell."
+                "Whether it agrees with the model's result for the scan; null for slices,"
+                " where its author cannot tell, and where the result was inconclusive."
             )
         },
     )
@@ -397,14 +518,25 @@ class OpinionSchema(Schema):
         required=True,
         allow_none=True,
         validate=SHARE,
-        metadata={"description": "What its author saw of the scan or the slice."},
+        metadata={"description": "The model's probability that its author saw."},
+    )
+    sampling = fields.Float(
+        required=True,
+        allow_none=True,
+        validate=SHARE,
+        metadata={
+            "description": (
+                "The probability with which the review queue chose the scan for its author; site"
+                " figures weigh by it. Null where its author chose the scan."
+            )
+        },
     )
     created_at = fields.AwareDateTime(required=True)
     updated_at = fields.AwareDateTime(required=True)
 
 
-class OpinionsSchema(Schema):
-    """The opinions on a scan."""
+class OpinionsSchema(PageSchema):
+    """A page of the opinions on a scan, and the consensus of all."""
 
     confirmed = fields.Enum(
         Finding,
@@ -413,8 +545,7 @@ class OpinionsSchema(Schema):
         allow_none=True,
         metadata={
             "description": (
-                "What most people say of the whole scan; null where nobody decided, or as many say"
-                " the opposite."
+                "The majority opinion on the whole scan; null without opinions, and for a tie."
             )
         },
     )
@@ -441,6 +572,12 @@ class ShareSchema(Schema):
     created_at = fields.AwareDateTime(required=True)
 
 
+class SharesSchema(PageSchema):
+    """A page of those with whom a scan is shared."""
+
+    items = fields.List(fields.Nested(ShareSchema), required=True)
+
+
 class DueSchema(Schema):
     """A scan that a reviewer should read, and why."""
 
@@ -452,8 +589,20 @@ class DueSchema(Schema):
     probability = fields.Float(required=True, validate=SHARE)
 
 
+class ReviewQueueSchema(PageSchema):
+    """A page of the review queue, and how many scans are in it for each reason."""
+
+    items = fields.List(fields.Nested(DueSchema), required=True)
+    counts = fields.Dict(
+        keys=fields.String(validate=validate.OneOf(REASONS)),
+        values=fields.Integer(validate=COUNT),
+        required=True,
+    )
+    random_share = fields.Float(required=True, validate=SHARE)
+
+
 class EstimateSchema(Schema):
-    """A figure with its 95 % interval; null where it is undefined, for that reason."""
+    """A figure with its 95% interval; null where it is undefined, for that reason."""
 
     value = fields.Float(required=True, allow_none=True)
     low = fields.Float(required=True, allow_none=True)

@@ -3,28 +3,34 @@
 from webapp.intake.accept import (
     PACKED,
     Choices,
+    NewUids,
+    NothingTaken,
     Receipt,
     accept_dataset,
-    accept_scans,
     accept_upload,
+    require_room,
     within_rate,
 )
-from webapp.intake.clean_copy import UploadRejected
+from webapp.intake.clean_copy import QuotaReached, UploadRejected
 from webapp.intake.rearrange import NotRearranged, join_pictures, split_series
-from webapp.intake.series import Pictures, Studies
+from webapp.intake.series import COUNTING_PEOPLE, Pictures, Studies
 
 __all__ = [
+    "COUNTING_PEOPLE",
     "PACKED",
     "Choices",
+    "NewUids",
     "NotRearranged",
+    "NothingTaken",
     "Pictures",
+    "QuotaReached",
     "Receipt",
     "Studies",
     "UploadRejected",
     "accept_dataset",
-    "accept_scans",
     "accept_upload",
     "join_pictures",
+    "require_room",
     "split_series",
     "within_rate",
 ]

@@ -9,26 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import secrets
 import zipfile
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
+from typing import IO, Any
 
 from flask import current_app
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from werkzeug.datastructures import FileStorage
 
-from webapp.audit import record, whose_request
-from webapp.extensions import db, limiter, utc_now
+from webapp.audit import record
+from webapp.deletion import discard_archive
+from webapp.extensions import db, utc_now
 from webapp.forms import MAX_TITLE, text_problem
 from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, members
-from webapp.intake.clean_copy import NoSlice, Taken, UploadRejected, take
+from webapp.intake.clean_copy import NoSlice, QuotaReached, Taken, UploadRejected, take
+from webapp.intake.dicom import is_dicom
 from webapp.intake.nifti import GZIP
 from webapp.intake.series import (
     LeftOut,
@@ -36,54 +40,65 @@ from webapp.intake.series import (
     SeriesFiles,
     Studies,
     disc_of,
-    printable,
     sentences_about,
     series_of,
     study_of,
 )
 from webapp.intake.spool import incoming_folder
 from webapp.intake.streams import Budget, TooMuchWork
+from webapp.intake.titles import titles_of, unique_titles
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS, nudge
 from webapp.models import IN_ITS_TURN, Act, Dataset, JobStatus, Scan, new_id, urgent_room
 from webapp.models.accounts import lock_person
-from webapp.space import disk_full_is_told, require_cap, require_space
+from webapp.rates import per_person
+from webapp.space import as_storage_full, quota_problem, require_cap, require_space
 from webapp.storage import StorageError, new_key, storage
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "dicom": ".dcm", "nifti": ".nii"}
+PICTURES = ("png", "jpeg")
+NAMES_OF_PICTURES = (".png", ".jpg", ".jpeg")
+DROPPED = "folder"
+"""What the paths of files in dropped folders begin with."""
 PACKED = ".zip"
 MOST_PACKED = 20
 """NIfTI files of one upload that are inflated: a hostile one takes seconds."""
+LONGEST_DROP = timedelta(hours=1)
+"""Uploads that began earlier count as submitted when they came."""
+MOST_OF_DROP = timedelta(seconds=20)
+"""The uploads of one drop count as submitted within this time."""
 HELD_IN_MEMORY = 2**20
 """Originals up to this size go to the storage from memory; larger ones by way of a file, so that
 memory stays flat.
 """
 
 
-within_rate = limiter.shared_limit(
-    lambda: f"{current_app.config['UPLOADS_PER_MINUTE']} per minute",
-    scope="uploads",
-    key_func=lambda: str(whose_request()),
+within_rate = per_person(
+    lambda: f"{current_app.config['UPLOADS_PER_MINUTE']} per minute", "uploads"
 )
-"""Decorates what takes uploads in: a person's are counted together, whichever of their tokens and
-browsers they come by.
-"""
+"""Decorates what takes uploads in."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What a person may ask for with an upload.
+    """The options of an upload.
 
     Attributes:
         stat: its scans are read before all others, as far as that person's urgent ones are few.
         pictures: which of its pictures are the slices of one scan.
         studies: which of its series stand together.
-        keep_names: names of files may be kept, as title and in what is told; without it they are
+        keep_names: names of files may be kept, as title and in messages; without it they are
             forgotten.
         leave_out: files that are no slices may stand beside slices, and are left out, also where
             they do not lie in an archive.
         uncut: a picture of several slices is read as one, and not cut into them.
+        reports_each_file: the sender gets an answer for each file, so damaged ones are left out
+            however many they are.
+        dicom_results: DICOM objects are made of the results of DICOM scans, as if they had been
+            asked for, and kept with the scans.
+        number: which of the uploads of one drop this is, from 1; 0 for a single one.
+        dropped_at: when all of them were dropped; None for now.
     """
 
     stat: bool = False
@@ -92,9 +107,58 @@ class Choices:
     keep_names: bool = False
     leave_out: bool = False
     uncut: bool = False
+    reports_each_file: bool = False
+    dicom_results: bool = False
+    number: int = 0
+    dropped_at: datetime | None = None
 
 
 NOTHING_CHOSEN = Choices()
+
+
+class NewUids:
+    """Gives UIDs that stand for those of an upload, the same for the same; which they were cannot
+    be found again without the salt (DICOM PS3.5 B.2).
+
+    A UID that it gave stands for itself, so that a copy can be taken in again.
+
+    Args:
+        salt: the same one gives the same UIDs; a random one if there is none.
+
+    Attributes:
+        originals: by each UID that was given, the one that it stands for.
+    """
+
+    def __init__(self, salt: bytes | None = None) -> None:
+        self._salt = salt or secrets.token_bytes(16)
+        self.originals: dict[str, str] = {}
+
+    def __call__(self, uid: str) -> str:
+        """Return the UID that stands for `uid`."""
+        if self.has_given(uid):
+            return uid
+        start = int.from_bytes(hashlib.sha256(self._salt + uid.encode()).digest()[:12])
+        new = f"2.25.{start << 32 | self._check(start)}"
+        self.originals[new] = uid
+        return new
+
+    def has_given(self, uid: str) -> bool:
+        """Return whether `uid` stands for another one, by this salt."""
+        if not uid.startswith("2.25.") or not uid[5:].isdecimal():
+            return False
+        start, check = divmod(int(uid[5:]), 2**32)
+        return start < 2**96 and check == self._check(start)
+
+    def _check(self, start: int) -> int:
+        return int.from_bytes(hashlib.sha256(self._salt + start.to_bytes(12)).digest()[:4])
+
+
+class NothingTaken(UploadRejected):
+    """No file of an upload is accepted; `refused` is as in `Receipt`."""
+
+    def __init__(self, refused: dict[int, str]) -> None:
+        super().__init__(next(iter(refused.values())))
+        self.refused = refused
 
 
 @dataclass(frozen=True)
@@ -104,8 +168,8 @@ class Receipt:
     Attributes:
         scans: the scans that were queued.
         refused: why a file was left out, by its place in the upload, counted from 0; what an
-            archive holds is told in the scans' notes instead.
-        reachable: whether a worker could be told at once.
+            archive holds is in the scans' notes instead.
+        reachable: whether a worker could be notified at once.
     """
 
     scans: list[Scan]
@@ -115,23 +179,15 @@ class Receipt:
 
 @dataclass(frozen=True)
 class _Sorted:
-    """The files of an upload as series, what their owner is told of all of them, and the files that
-    were left out, as in `Receipt.refused`.
+    """The files of an upload as series, the Study Instance UID in the copies of each, None where
+    there is none, the message about all of them, and the files that were left out, as in
+    `Receipt.refused`.
     """
 
     series: list[SeriesFiles]
+    study_uids: list[str | None]
     notes: list[str]
     refused: dict[int, str]
-
-
-def accept_scans(
-    user_id: str,
-    files: Sequence[FileStorage],
-    title: str = "",
-    choices: Choices = NOTHING_CHOSEN,
-) -> list[Scan]:
-    """Do as `accept_upload`, and return the scans alone."""
-    return accept_upload(user_id, files, title, choices).scans
 
 
 def accept_upload(
@@ -140,6 +196,9 @@ def accept_upload(
     title: str = "",
     choices: Choices = NOTHING_CHOSEN,
     require_access: Callable[[], None] = lambda: None,
+    *,
+    uids: NewUids | None = None,
+    before_commit: Callable[[Sequence[Scan], Sequence[SeriesFiles]], None] = lambda *_: None,
 ) -> Receipt:
     """Store the files as queued scans of that user, each series as one, and wake a predict worker.
 
@@ -149,9 +208,12 @@ def accept_upload(
         title: what the scans are called; several get their series' number besides.
         require_access: is called when all is stored, before it counts, and raises where that
             person may not come in any more: an upload may last for minutes.
+        uids: gives the UIDs of the stored copies.
+        before_commit: is called with the new rows, and the files of each, in their transaction.
 
     Raises:
-        UploadRejected: a file or the title is not accepted, or the account is gone or disabled.
+        UploadRejected: a file or the title is not accepted, or the account is gone or disabled; a
+            `NothingTaken` where each file is reported and none is accepted.
         StorageError: the storage did not take a file; a `StorageFull` where there is no room, or
             where all scans take as much as they may.
     """
@@ -160,29 +222,33 @@ def accept_upload(
     if problem:
         raise UploadRejected(f"Invalid title. {problem}")
     _require_files(files)
-    _require_room(user_id)
+    require_room(user_id)
     require_space(0)
     require_cap()
     # No transaction, on SQLite the write lock, is open while files are read and stored.
     db.session.commit()
     scans: list[Scan] = []
     with disk_has_room(), TemporaryDirectory(dir=incoming_folder()) as folder:
-        found = _sorted(files, Path(folder), choices)
+        accepted = _sorted(files, Path(folder), choices, uids or NewUids())
         try:
-            for scan, one in zip(_rows(user_id, title, found, choices), found.series, strict=True):
+            for scan, one in zip(
+                _rows(user_id, title, accepted, choices), accepted.series, strict=True
+            ):
                 scans.append(scan)
                 scan.size = store_series(scan.original_key, one)
             if lock_person(user_id) is None:
-                raise UploadRejected("This account was deleted or disabled meanwhile.")
+                raise UploadRejected("This account has been deleted or disabled.")
             require_access()
             # Asked once more where other uploads of that person wait for this one to be committed.
             may_be_stat = urgent_room(user_id)
-            _require_room(user_id, sum(scan.size for scan in scans))
+            require_room(user_id, sum(scan.size for scan in scans))
+            _tell_apart(scans, choices)
             for scan in scans[may_be_stat:] if choices.stat else []:
                 scan.stat, scan.notes = False, [*(scan.notes or []), IN_ITS_TURN]
             db.session.add_all(scans)
             for scan in scans:
                 record(Act.SCAN_SUBMITTED, scan.id, actor_id=user_id)
+            before_commit(scans, accepted.series)
             db.session.commit()
         except BaseException:
             db.session.rollback()
@@ -194,35 +260,66 @@ def accept_upload(
         ",".join(scan.id for scan in scans),
         extra={"scan_ids": [scan.id for scan in scans]},
     )
-    return Receipt(scans, found.refused, nudge(PREDICT_SCANS))
+    return Receipt(scans, accepted.refused, nudge(PREDICT_SCANS))
 
 
-def _rows(user_id: str, title: str, found: _Sorted, choices: Choices) -> list[Scan]:
+def _rows(user_id: str, title: str, accepted: _Sorted, choices: Choices) -> list[Scan]:
     """Return the rows of an upload's scans, whose files are still to be stored under their
-    `original_key`. They came at one time, as the series of a study must.
+    `original_key`.
+
+    The series of a study share the time at which they came. Studies follow each other by
+    microseconds, so that the worklist has them in the order of their folders, whichever of several
+    uploads came first.
     """
     now = utc_now()
-    studies: defaultdict[tuple[object, ...], str] = defaultdict(new_id)
+    gets_dicom_results = choices.dicom_results or current_app.config["DICOM_RESULTS"] == "all"
+    dropped_at = choices.dropped_at or now
+    if not now - LONGEST_DROP <= dropped_at <= now:
+        dropped_at = now
+    keys = [study_of(one, place, choices.studies) for place, one in enumerate(accepted.series)]
+    places = {study: place for place, study in enumerate(dict.fromkeys(keys))}
+    ids = {study: new_id() for study in places}
+    before = choices.number * current_app.config["MAX_FILES_PER_UPLOAD"]
+    titles = titles_of(
+        accepted.series, keys, title, number=choices.number, keep_names=choices.keep_names
+    )
     scans = []
-    for place, one in enumerate(found.series):
+    for one, study, name, study_uid in zip(
+        accepted.series, keys, titles, accepted.study_uids, strict=True
+    ):
         scan_id, kind = new_id(), one.files[0].kind
-        name = _title(title, one, several=len(found.series) > 1, keep_names=choices.keep_names)
         scan = Scan(
             id=scan_id,
             user_id=user_id,
-            study_id=studies[study_of(one, place, choices.studies)],
+            study_id=ids[study],
             title=name,
             kind=kind,
             slice_count=one.slice_count,
             stat=choices.stat,
             uncut=choices.uncut,
-            notes=[*found.notes, *one.notes],
+            study_uid=study_uid,
+            dicom_results=kind == "dicom" and gets_dicom_results,
+            notes=[*accepted.notes, *one.notes],
             original_key=f"originals/{scan_id}{PACKED if len(one.files) > 1 else SUFFIXES[kind]}",
-            created_at=now,
-            queued_at=now,
+            created_at=dropped_at - timedelta(microseconds=before + places[study]),
+            queued_at=now + timedelta(microseconds=places[study]),
         )
         scans.append(scan)
     return scans
+
+
+def _tell_apart(scans: Sequence[Scan], choices: Choices) -> None:
+    """Give numbers to titles that other uploads of the same drop have."""
+    if not choices.number:
+        return
+    newest = max(scan.created_at for scan in scans)
+    of_drop = Scan.created_at.between(newest - MOST_OF_DROP, newest + MOST_OF_DROP)
+    theirs = select(Scan.title).where(Scan.user_id == scans[0].user_id, of_drop)
+    titles = unique_titles(
+        [scan.title for scan in scans], db.session.scalars(theirs), choices.number
+    )
+    for scan, title in zip(scans, titles, strict=True):
+        scan.title = title
 
 
 def accept_dataset(
@@ -248,12 +345,12 @@ def accept_dataset(
         storage.put(dataset.archive_key, archive)
         # One that could not be read, or was cancelled, gives way to its correction.
         useless = Dataset.status.in_((JobStatus.FAILED, JobStatus.CANCELLED))
-        given_up = (
+        canceled = (
             delete(Dataset)
             .where(Dataset.name == name, useless)
             .returning(Dataset.id, Dataset.archive_key)
         )
-        replaced = db.session.execute(given_up).one_or_none()
+        replaced = db.session.execute(canceled).one_or_none()
         if replaced:
             record(Act.DATASET_DELETED, replaced.id, actor_id=user_id)
         db.session.add(dataset)
@@ -268,7 +365,7 @@ def accept_dataset(
         storage.delete(dataset.archive_key)
         raise
     if replaced:
-        storage.delete(replaced.archive_key)
+        discard_archive(replaced.archive_key)
     if not nudge(IMPORT_DATASET):
         on_unreachable()
     return dataset
@@ -278,7 +375,7 @@ def accept_dataset(
 def disk_has_room() -> Iterator[None]:
     """Turn a disk that is full, or refuses, into a `StorageError`."""
     try:
-        with disk_full_is_told():
+        with as_storage_full():
             yield
     except OSError as err:
         raise StorageError(
@@ -296,39 +393,22 @@ def _require_files(files: Sequence[FileStorage]) -> None:
         )
 
 
-def _require_room(user_id: str, more: int = 0) -> None:
-    """Refuse `more` bytes, or any, of a person who has stored as much as one may.
+def require_room(user_id: str, more: int = 0) -> None:
+    """Refuse `more` bytes of a user whose scans reach the quota.
 
     Raises:
-        UploadRejected: so it is.
+        QuotaReached: they do.
     """
-    most_mb = current_app.config["QUOTA_MB"]
-    stored = int(db.session.scalar(select(func.sum(Scan.size)).where(Scan.user_id == user_id)) or 0)
-    if most_mb and stored >= most_mb * 2**20:
-        raise UploadRejected(
-            f"Your scans use {stored >> 20} of the {most_mb} MB that you may store; please delete"
-            " some."
-        )
-    if most_mb and stored + more > most_mb * 2**20:
-        with_it = -(-(stored + more) >> 20)
-        raise UploadRejected(
-            f"With this upload your scans would use {with_it} MB, but you may store {most_mb} MB;"
-            " please delete some."
-        )
+    if problem := quota_problem(user_id, more):
+        raise QuotaReached(problem)
 
 
-def _sorted(files: Sequence[FileStorage], folder: Path, choices: Choices) -> _Sorted:
+def _sorted(
+    files: Sequence[FileStorage], folder: Path, choices: Choices, new_uid: NewUids
+) -> _Sorted:
     """Return the series of an upload, cleaned under `folder`."""
-    salt = secrets.token_bytes(16)
-
-    def new_uid(uid: str) -> str:
-        """Return a UID that stands for `uid` in this upload; which it was cannot be found again
-        (DICOM PS3.5 B.2).
-        """
-        return f"2.25.{int.from_bytes(hashlib.sha256(salt + uid.encode()).digest()[:16])}"
-
     budget = Budget(sum(file.stream.seek(0, 2) for file in files))
-    taken: list[Taken] = []
+    copies: list[Taken] = []
     left_out: list[LeftOut] = []
     has_archive = False
     number = packed = 0
@@ -347,17 +427,16 @@ def _sorted(files: Sequence[FileStorage], folder: Path, choices: Choices) -> _So
         has_archive |= archive_folder is not None
         try:
             budget.begin_file()
-            taken.append(
-                take(
-                    content,
-                    folder / f"{number}",
-                    new_uid,
-                    number=number,
-                    name=name,
-                    folder=archive_folder,
-                    budget=budget,
-                )
+            file = take(
+                content,
+                folder / f"{number}",
+                new_uid,
+                number=number,
+                name=name,
+                folder=archive_folder,
+                budget=budget,
             )
+            copies.append(_as_copied(file, new_uid))
         except TooMuchWork as err:
             raise UploadRejected(
                 "The upload takes too long to process for its size; please send it in parts, or"
@@ -365,41 +444,97 @@ def _sorted(files: Sequence[FileStorage], folder: Path, choices: Choices) -> _So
             ) from err
         except UploadRejected as err:
             (folder / f"{number}").unlink(missing_ok=True)
-            left_out.append(LeftOut(number, name, err))
-    taken = _without_pictures_of_viewer(taken, left_out)
+            left_out.append(LeftOut(number, name, err, archive_folder, is_dicom(content)))
+    copies = _without_pictures_of_viewer(copies, left_out)
     if number == 0:
         raise UploadRejected("The ZIP archive contains no images.")
+    refused = {sent_as[one.number]: str(one.reason) for one in left_out if one.number in sent_as}
+    if choices.reports_each_file and not copies:
+        raise NothingTaken(refused)
     notes = sentences_about(
         left_out,
         number,
-        may_leave_out=has_archive or choices.leave_out,
+        may_leave_out=has_archive or choices.leave_out or choices.reports_each_file,
+        may_be_damaged=choices.reports_each_file,
         with_names=choices.keep_names,
     )
-    refused = {sent_as[one.number]: str(one.reason) for one in left_out if one.number in sent_as}
-    return _Sorted(series_of(taken, choices.pictures), notes, refused)
+    series = series_of(copies, choices.pictures)
+    study_uids = [one.files[0].dicom.study or None for one in series]
+    return _Sorted(series, study_uids, notes, refused)
 
 
-def _without_pictures_of_viewer(taken: Sequence[Taken], left_out: list[LeftOut]) -> list[Taken]:
-    """Return the files without the pictures of archives that hold DICOM slices: they are those of
-    the viewer on an exported CD. They go to `left_out`.
+def _as_copied(file: Taken, new_uid: NewUids) -> Taken:
+    """Return a file as belonging to the study and series that its copy names."""
+    uids = {name: getattr(file.dicom, name) for name in ("study", "series", "concatenation")}
+    new: dict[str, Any] = {name: new_uid(uid) for name, uid in uids.items() if uid}
+    return replace(file, dicom=replace(file.dicom, **new))
+
+
+def _without_pictures_of_viewer(copies: Sequence[Taken], left_out: list[LeftOut]) -> list[Taken]:
+    """Return the files without the pictures of archives that hold DICOM slices, or of dropped
+    folders that do: they are those of the viewer on an exported CD, whether they can be read or
+    not. They go to `left_out`.
+
+    Of dropped folders, those of patients whose slices are pictures keep theirs.
     """
-    discs = {disc_of(file) for file in taken if file.kind == "dicom"} - {None}
-    kept = []
-    for file in taken:
-        if file.kind in ("png", "jpeg") and disc_of(file) in discs:
-            reason = NoSlice("A picture beside DICOM slices.", "pictures beside DICOM slices")
-            left_out.append(LeftOut(file.number, file.name, reason))
+    discs = {disc_of(file.folder) for file in copies if file.kind == "dicom"} - {None}
+    of_patients = _folders_of_pictures(copies, left_out)
+    reason = NoSlice(
+        "A picture beside DICOM slices; submit it by itself to have it analyzed.",
+        "pictures beside DICOM slices",
+    )
+
+    def is_of_viewer(folder: str | None) -> bool:
+        return disc_of(folder) in discs and folder not in of_patients
+
+    for at, one in enumerate(left_out):
+        if is_of_viewer(one.folder) and not one.is_dicom and not isinstance(one.reason, NoSlice):
+            left_out[at] = replace(one, reason=reason)
+    slices = []
+    for file in copies:
+        if file.kind in PICTURES and is_of_viewer(file.folder):
+            left_out.append(LeftOut(file.number, file.name, reason, file.folder, is_dicom=False))
             file.path.unlink()
         else:
-            kept.append(file)
-    return kept
+            slices.append(file)
+    return slices
+
+
+def _folders_of_pictures(copies: Sequence[Taken], left_out: Sequence[LeftOut]) -> set[str]:
+    """Return the dropped folders that hold damaged DICOM files, more sound pictures than those, and
+    nothing else but pictures.
+
+    The page sends a folder that holds only pictures by itself. On an exported CD, pictures of the
+    viewer lie beside its other files, and previews beside the slices they show, which are as many.
+    """
+    pictures, damaged, others = Counter[str](), Counter[str](), set[str]()
+    for folder, is_picture in [(file.folder, file.kind in PICTURES) for file in copies]:
+        if folder is not None and is_picture:
+            pictures[folder] += 1
+        elif folder is not None:
+            others.add(folder)
+    for one in left_out:
+        if one.folder is None:
+            continue
+        name = one.name.lower()
+        is_slice = not isinstance(one.reason, NoSlice)
+        if is_slice if one.is_dicom else name.endswith(SUFFIXES["dicom"]):
+            damaged[one.folder] += 1
+        elif not name.endswith(NAMES_OF_PICTURES):
+            others.add(one.folder)
+    return {
+        folder
+        for folder, count in pictures.items()
+        if disc_of(folder) == DROPPED and 0 < damaged[folder] < count and folder not in others
+    }
 
 
 def _contents(
     files: Sequence[FileStorage], folder: Path
 ) -> Iterator[tuple[str, IO[bytes], str | None, int | None]]:
     """Yield name and content of each file, the folder it lies in, and its place in the upload; of
-    those in archives the folder there and no place. The limits are those of all archives.
+    those in archives the archive and the folder there, and no place. The limits are those of all
+    archives.
     """
     unpacked_files = unpacked_bytes = 0
     for place, file in enumerate(files):
@@ -410,11 +545,12 @@ def _contents(
         stream.seek(0)
         if start not in (ZIP, EMPTY_ZIP):
             inside, is_in_folder, last = name.replace("\\", "/").rpartition("/")
-            yield last, stream, f"folder/{inside}" if is_in_folder else None, place
+            yield last, stream, f"{DROPPED}/{inside}" if is_in_folder else None, place
             continue
         config = current_app.config
         if size > config["MAX_UPLOAD_MB"] * 2**20:
             raise UploadRejected(f"The file is larger than {config['MAX_UPLOAD_MB']} MB.")
+        packed_as = re.sub(r"\.zip$", "", name.replace("\\", "/"), flags=re.IGNORECASE)
         limits = {
             "most_files": config["MAX_SLICES"],
             "most_bytes": config["MAX_UNPACKED_MB"] * 2**20,
@@ -425,19 +561,9 @@ def _contents(
                 unpacked_files += 1
                 unpacked_bytes += content.seek(0, 2)
                 inside, _, last = member.rpartition("/")
-                yield last, content, f"{place}/{inside}", None
+                yield last, content, f"{place}/{packed_as}/{inside}".rstrip("/"), None
         except ArchiveRefused as err:
             raise UploadRejected(str(err)) from err
-
-
-def _title(title: str, one: SeriesFiles, *, several: bool, keep_names: bool) -> str:
-    """Return what a scan is called: by its owner, by its file's name if that may be kept, and by
-    its series where there are several.
-    """
-    if not title and keep_names:
-        title = printable(one.files[0].name)
-    label = one.label if several or (one.slice_count > 1 and not title) else ""
-    return f"{title[: MAX_TITLE - len(label) - 3]} · {label}" if title and label else title or label
 
 
 def store_series(key: str, one: SeriesFiles) -> int:
@@ -448,7 +574,7 @@ def store_series(key: str, one: SeriesFiles) -> int:
     if len(one.files) > 1:
         path = path.with_suffix(PACKED)
         with zipfile.ZipFile(path, "w") as packed:
-            # Named by their places in the upload, as in what its owner is told.
+            # Named by their places in the upload, as in the notes for its owner.
             for file in one.files:
                 packed.write(file.path, f"file-{file.number:04}{SUFFIXES[file.kind]}")
                 file.path.unlink()

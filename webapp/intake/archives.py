@@ -4,7 +4,6 @@ memory or disk is used.
 
 from __future__ import annotations
 
-import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -41,11 +40,6 @@ UNREADABLE = (
 are a ValueError.
 """
 NOT_IMAGES = ("dicomdir", "thumbs.db", "desktop.ini")
-DOCUMENTS = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".epub", ".jar", ".war", ".apk")
-FIRST_OF_DOCUMENT = (b"[Content_Types].xml", b"_rels/", b"mimetype", b"META-INF/")
-"""By these, names and first members, an archive is a document or a program: a report beside the
-slices, or the viewer on an exported CD.
-"""
 
 
 class ArchiveRefused(ValueError):
@@ -66,12 +60,12 @@ def members(
     `folder` until the next is asked for.
 
     Folders and the files that systems add (DICOMDIR, resource forks, hidden ones) are passed over.
-    Names are told, their folders divided by slashes however the archive divides them, and never
-    used as paths. What came out of earlier archives of the same upload counts
-    too.
+    Names are returned with slashes between folders, however the archive separates them, and never
+    used as paths; of a link, its target's name is all that comes out. What came out of earlier
+    archives of the same upload counts too.
 
     Raises:
-        ArchiveRefused: the archive is damaged, encrypted, or holds links, archives, too much or too
+        ArchiveRefused: the archive is damaged, encrypted, or holds unsafe names, too much or too
             many.
     """
     _check_directory(archive, size)
@@ -150,8 +144,6 @@ def _check_member(info: zipfile.ZipInfo) -> None:
     path = PurePosixPath(_path(info))
     if path.is_absolute() or ".." in path.parts:
         raise ArchiveRefused("The ZIP archive contains a file with an unsafe path.")
-    if stat.S_ISLNK(info.external_attr >> 16):
-        raise ArchiveRefused("The ZIP archive contains a link, which is not supported.")
     if info.flag_bits & 0x1:
         raise ArchiveRefused("The ZIP archive is encrypted.")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -180,17 +172,4 @@ def _unpacked(
             raise ArchiveRefused("The ZIP archive is damaged or incomplete.") from err
         length = content.tell()
         content.seek(0)
-        if content.read(4) in (ZIP, EMPTY_ZIP) and not _is_document(info, content):
-            raise ArchiveRefused(
-                "The ZIP archive contains another archive. Please include the files directly."
-            )
-        content.seek(0)
         yield cast(IO[bytes], content), length
-
-
-def _is_document(info: zipfile.ZipInfo, content: IO[bytes]) -> bool:
-    """True if a member that is an archive itself is a document or a program."""
-    content.seek(26)
-    (length,) = unpack_from("<H", content.read(4).ljust(4, b"\0"))
-    first = content.read(min(length, 64))
-    return first.startswith(FIRST_OF_DOCUMENT) or _path(info).lower().endswith(DOCUMENTS)

@@ -1,4 +1,4 @@
-"""One uploaded file: what it is, by its content, and a de-identified copy of it."""
+"""One uploaded file: its format, by its content, and a de-identified copy of it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import IO
 
 from flask import current_app
 
+from webapp.intake.archives import EMPTY_ZIP, ZIP
 from webapp.intake.dicom import (
     CT_SOP_CLASSES,
     READ_SYNTAXES,
@@ -26,6 +27,7 @@ PAIR = (
     "The file is the header of a pair (.hdr and .img); please send the scan as a single .nii or"
     " .nii.gz file."
 )
+NESTED = "The ZIP archive contains another archive. Please include the files directly."
 NO_IMAGE = "The file is not a PNG, JPEG, DICOM or NIfTI image."
 
 
@@ -33,6 +35,10 @@ class UploadRejected(ValueError):
     """A file or its description is not accepted; the text is one sentence for the person who sent
     it.
     """
+
+
+class QuotaReached(UploadRejected):
+    """Its owner has stored as much as one may; something else must be deleted first."""
 
 
 class NoSlice(UploadRejected):
@@ -107,6 +113,8 @@ def take(
             )
         elif is_half_of_pair(start, size):
             raise UploadRejected(PAIR)
+        elif start.startswith((ZIP, EMPTY_ZIP)):  # Not opened: it might hold a third one.
+            raise NoSlice(NESTED, "archives and documents")
         elif start_of_data(start) is not None:
             kind, (slices, pixels, header, digest) = (
                 "dicom",
@@ -147,9 +155,11 @@ def _take_dicom(
         raise UploadRejected("The DICOM file does not specify a transfer syntax.")
     modality = header.modality or ("CT" if header.sop_class in CT_SOP_CLASSES else "unknown")
     if modality != "CT":
-        shown = "".join(character for character in modality[:16] if character.isprintable())
+        printable_modality = "".join(
+            character for character in modality[:16] if character.isprintable()
+        )
         raise NoSlice(
-            f"The DICOM file is not a CT image: its modality is {shown}.",
+            f"The DICOM file is not a CT image: its modality is {printable_modality}.",
             "files with a modality other than CT",
         )
     if not header.has_pixels or header.rows < 1 or header.columns < 1:

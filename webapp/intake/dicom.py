@@ -49,8 +49,8 @@ COMPRESSED = (
     ),
 )
 READ_SYNTAXES = (IMPLICIT_VR, EXPLICIT_VR, BIG_ENDIAN, *COMPRESSED)
-"""Those that the workers decode. Inflating a deflated file has no limit there, so it is none of
-them.
+"""Those that the workers decode. The deflated one is missing: they would inflate it without a
+limit.
 """
 CT_SOP_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.2",
@@ -75,21 +75,24 @@ LONG_VRS = (
     b"UV",
 )
 START_BYTES = 132 + 12
+META_BYTES = 4096
 UNDEFINED = 0xFFFFFFFF
 ITEM, ITEM_ENDS, SEQUENCE_ENDS = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 SYNTAX, FRAMES, PIXELS = 0x00020010, 0x00280008, 0x7FE00010
+FILTER, KERNEL, TEMPORAL_POSITION, VOLTAGE = 0x00181160, 0x00181210, 0x00200100, 0x00180060
 PARTS_OF_FRAME = 200
 """Elements that a file may have more for each of its frames: an enhanced one describes each by
 about a hundred.
 """
-MAX_KEPT, MAX_SEQUENCE = 8 * 2**20, 32 * 2**20
+MAX_KEPT_BYTES, MAX_SEQUENCE = 8 * 2**20, 32 * 2**20
 """Bytes of values that are kept, all together, and of a sequence without a length: what a file of
 thousands of frames says of each.
 """
 
 LOOKED_AT = {
     SYNTAX: b"UI", 0x00080008: b"CS", 0x00080032: b"TM", 0x00080033: b"TM", 0x00080060: b"CS",
-    0x00100020: b"LO", FRAMES: b"IS",
+    0x00081030: b"LO", 0x0008103E: b"LO", 0x00100020: b"LO", 0x00181030: b"LO", FRAMES: b"IS",
+    FILTER: b"SH", KERNEL: b"SH", TEMPORAL_POSITION: b"IS",
 }  # fmt: skip
 """What is read besides the allowed, or as it stands in the file: it decides, and is not kept as
 such.
@@ -99,7 +102,10 @@ such.
 @dataclass(frozen=True)
 class DicomHeader:
     """What decides whether a DICOM file is accepted, and to which scan it belongs; a file may leave
-    anything out. `patient`, `study`, `series`, `concatenation` and `time` are never stored.
+    anything out. `patient`, `study`, `series`, `instance`, `concatenation`, `time` and `technique`
+    are never stored, and of the descriptions and the protocol only words that
+    `webapp.intake.titles` knows. `technique` is what may differ between two reconstructions of one
+    acquisition, or the two energies of one.
 
     `position` and `orientation` are those of the slice in patient coordinates, `location` its place
     along the table, all empty or None where the file does not say.
@@ -112,14 +118,20 @@ class DicomHeader:
     patient: str = ""
     study: str = ""
     series: str = ""
+    instance: str = ""
     concatenation: str = ""
     number: float | None = None
     acquisition: float | None = None
     time: str = ""
+    technique: tuple[str, ...] = ()
     position: tuple[float, ...] = ()
     orientation: tuple[float, ...] = ()
     location: float | None = None
     series_number: str = ""
+    series_description: str = ""
+    study_description: str = ""
+    protocol: str = ""
+    body_part: str = ""
     kernel: str = ""
     samples: int = 1
     frames: str = ""
@@ -138,7 +150,7 @@ class DicomFile:
     """A DICOM file that is read up to its pixels; `write` makes the clean copy."""
 
     def __init__(self, stream: IO[bytes], budget: Budget | None = None) -> None:
-        """Read what the file in `stream` says of itself; the stream then stands at its pixels.
+        """Read the header of the file in `stream`, up to its pixels.
 
         Raises:
             DamagedFile: its elements cannot be followed.
@@ -151,11 +163,13 @@ class DicomFile:
         stream.seek(0)
         stream.seek(start_of_data(stream.read(START_BYTES)) or 0)
         self._order, self._implicit = "<", False
-        self._budget, self._room = MAX_PARTS, MAX_KEPT
+        self._budget, self._room = MAX_PARTS, MAX_KEPT_BYTES
         self._pixels: tuple[bytes, int] | None = None
         for tag, vr, length in self._elements(lambda tag: tag >> 16 != 2):
             self._take(tag, vr, length, {})
         syntax = self._text(SYNTAX) or self._likely_syntax()
+        if syntax in (IMPLICIT_VR, EXPLICIT_VR):  # Some files are coded in the other way.
+            syntax = self._likely_syntax() or syntax
         if syntax and syntax not in DEFLATED:
             self._order, self._implicit = (
                 ">" if syntax == BIG_ENDIAN else "<",
@@ -171,7 +185,8 @@ class DicomFile:
         self.header = self._header(syntax)
 
     def _likely_syntax(self) -> str:
-        """Return how a file is coded that does not say it, by its first element; "" without one."""
+        """Guess the transfer syntax of a file that does not state it, by its first element; ""
+        without one."""
         at = self._stream.tell()
         start = self._stream.read(8)
         self._stream.seek(at)
@@ -188,16 +203,16 @@ class DicomFile:
         """
         if self._pixels is None:
             raise DamagedFile
-        kept = dict(self._kept)
-        for tag, value in kept.items():
+        values = dict(self._kept)
+        for tag, value in values.items():
             if ALLOWED[tag][1] is uid and isinstance(value, bytes):
-                kept[tag] = new_uid(_as_text(value)).encode()
-        instance = kept.get(0x00080018) or new_uid("").encode()
+                values[tag] = new_uid(_as_text(value)).encode()
+        instance = values.get(0x00080018) or new_uid("").encode()
         meta = b"".join(
             as_element(tag, vr, value, order="<", implicit=False)
             for tag, vr, value in (
                 (0x00020001, b"OB", b"\0\1"),
-                (0x00020002, b"UI", kept.get(0x00080016) or CT_SOP_CLASSES[0].encode()),
+                (0x00020002, b"UI", values.get(0x00080016) or CT_SOP_CLASSES[0].encode()),
                 (0x00020003, b"UI", instance),
                 (SYNTAX, b"UI", self.header.transfer_syntax.encode()),
                 (0x00020012, b"UI", OUR_IMPLEMENTATION.encode()),
@@ -210,7 +225,7 @@ class DicomFile:
             + as_element(0x00020000, b"UL", pack("<I", len(meta)), order="<", implicit=False)
             + meta
         )
-        elements = {tag: (ALLOWED[tag][0], value) for tag, value in kept.items()} | METHOD
+        elements = {tag: (ALLOWED[tag][0], value) for tag, value in values.items()} | METHOD
         for tag in sorted(elements):
             vr, value = elements[tag]
             target.write(self._encoded(tag, vr, value, ALLOWED[tag][1] if tag in ALLOWED else {}))
@@ -257,8 +272,8 @@ class DicomFile:
         raise DamagedFile
 
     def _take(self, tag: int, vr: bytes, length: int, allowed: Allowed) -> None:
-        """Keep the value of an element if it is allowed, note it if it is looked at, and move
-        behind it.
+        """Keep the value of an element if it is allowed, note it if it is needed, and skip to its
+        end.
         """
         if length != UNDEFINED and tag in LOOKED_AT and length <= BLOCK:
             at = self._stream.tell()
@@ -294,7 +309,7 @@ class DicomFile:
                 break
             if tag != ITEM:
                 raise DamagedFile
-            kept = {}
+            elements = {}
             end_of_item = (
                 end if length_of_item == UNDEFINED else self._stream.tell() + length_of_item
             )
@@ -305,8 +320,8 @@ class DicomFile:
                 if tag not in allowed:
                     self._skip(vr, length_of_element)
                 elif (value := self._value(vr, length_of_element, allowed[tag][1])) is not None:
-                    kept[tag] = value
-            items.append(kept)
+                    elements[tag] = value
+            items.append(elements)
         else:
             if length == UNDEFINED:
                 raise DamagedFile
@@ -368,12 +383,12 @@ class DicomFile:
         return _as_text(value) if isinstance(value, bytes) else ""
 
     def _decimals(self, tag: int, count: int) -> tuple[float, ...]:
-        """Return so many numbers written as text; none where they are not there."""
+        """Return that many numbers written as text; empty if they are missing."""
         try:
-            found = tuple(float(text) for text in self._text(tag).split("\\"))
+            numbers = tuple(float(text) for text in self._text(tag).split("\\"))
         except ValueError:
             return ()
-        return found if len(found) == count and all(map(isfinite, found)) else ()
+        return numbers if len(numbers) == count and all(map(isfinite, numbers)) else ()
 
     def _decimal(self, tag: int) -> float | None:
         return next(iter(self._decimals(tag, 1)), None)
@@ -395,15 +410,24 @@ class DicomFile:
             patient=self._text(0x00100020),
             study=self._text(0x0020000D),
             series=self._text(0x0020000E),
+            instance=self._text(0x00080018),
             concatenation=self._text(0x00209161),
             number=self._decimal(0x00200013),
             acquisition=self._decimal(0x00200012),
             time=self._text(0x00080032) or self._text(0x00080033),
+            technique=(
+                *(self._text(tag) for tag in (KERNEL, FILTER, VOLTAGE, TEMPORAL_POSITION)),
+                *self._text(0x00080008).split("\\")[2:],
+            ),
             position=self._decimals(0x00200032, 3),
             orientation=self._decimals(0x00200037, 6),
             location=self._decimal(0x00201041),
             series_number=self._text(0x00200011),
-            kernel=self._text(0x00181210),
+            series_description=self._text(0x0008103E),
+            study_description=self._text(0x00081030),
+            protocol=self._text(0x00181030),
+            body_part=self._text(0x00180015),
+            kernel=_as_text(self._kept.get(KERNEL, b"")),
             samples=self._number(0x00280002, 1),
             frames=self._text(0x00280008),
             rows=self._number(0x00280010, 0),
@@ -413,12 +437,53 @@ class DicomFile:
         )
 
 
+@dataclass(frozen=True)
+class Meta:
+    """The class, instance and syntax of a DICOM file's object, by its file meta (PS3.10, 7.1)."""
+
+    sop_class: str = ""
+    sop_instance: str = ""
+    transfer_syntax: str = ""
+
+
+def meta_of(stream: IO[bytes]) -> Meta | None:
+    """Return the file meta of a file; None if it has no preamble and so no file meta. Nothing else
+    is read.
+    """
+    stream.seek(0)
+    head = stream.read(META_BYTES)
+    if head[128:132] != b"DICM":
+        return None
+    elements: dict[int, str] = {}
+    at = 132
+    while at + 12 <= len(head):
+        group, element, vr, length = unpack("<HH2sH", head[at : at + 8])
+        if group != 2:
+            break
+        at += 8
+        if vr in LONG_VRS:
+            (length,) = unpack("<I", head[at : at + 4])
+            at += 4
+        elements[element] = _as_text(head[at : at + length])
+        at += length
+    return Meta(*(elements.get(element, "")[:64] for element in (0x02, 0x03, 0x10)))
+
+
+def is_dicom(stream: IO[bytes]) -> bool:
+    """True if a file is a DICOM file."""
+    stream.seek(0)
+    return start_of_data(stream.read(START_BYTES)) is not None
+
+
 def start_of_data(head: bytes) -> int | None:
     """Return where the elements of a DICOM file begin, by its first `START_BYTES`: behind the
-    preamble, or at once where it has none; None where this is no DICOM file.
+    preamble, or at once where it has none, or no more than its last word; None where this is no
+    DICOM file.
     """
     if head[128:132] == b"DICM":
         return 132
+    if head.startswith(b"DICM"):
+        return 4
     if len(head) < 12:
         return None
     group, element, vr, _ = unpack("<HH2sH", head[:8])
@@ -430,7 +495,7 @@ def start_of_data(head: bytes) -> int | None:
 
 def whole_number(text: str) -> int | None:
     """Return the number of an integer string, which has at most 12 characters (PS3.5 6.2); None
-    where this is none.
+    for any other text.
     """
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,12}", text.strip(" \0")) else None
 

@@ -1,6 +1,6 @@
 """Which elements of a DICOM file are kept, and what of each: an allow-list.
 
-DICOM PS3.15 Annex E lists what to remove; the other way round nothing is forgotten. Kept are
+DICOM PS3.15 Annex E lists what to remove; with an allow-list nothing can be forgotten. Kept are
 geometry, how the pixels are coded and how they become Hounsfield units. Numbers are kept only where
 they are numbers, codes only where they are known ones, and UIDs are replaced.
 """
@@ -72,14 +72,14 @@ def _codes(*known: str) -> Change:
 
     def keep(value: bytes) -> bytes | None:
         codes = [code.strip(" \0") for code in value.decode("latin-1").split("\\")]
-        kept = [code if code in known else "" for code in codes[:MAX_CODES]]
-        return "\\".join(kept).encode() if any(kept) else None
+        allowed = [code if code in known else "" for code in codes[:MAX_CODES]]
+        return "\\".join(allowed).encode() if any(allowed) else None
 
     return keep
 
 
 def _standard_uid(value: bytes) -> bytes | None:
-    """Keep a UID of the standard's own, which says what, never who."""
+    """Keep a UID that the standard defines: it identifies a kind of object, never a patient."""
     return value if re.fullmatch(rb"1\.2\.840\.10008\.[0-9.]{1,40}\0?", value) else None
 
 
@@ -115,7 +115,16 @@ _FRAME: Allowed = {
             0x00281054: (b"LO", _rescale_type),
         },
     ),
-    0x00209111: (b"SQ", {0x00209057: (b"UL", _binary), 0x00209157: (b"UL", _binary)}),
+    0x00189329: (b"SQ", {0x00089007: (b"CS", _codes(*IMAGE_TYPES))}),
+    0x00209111: (
+        b"SQ",
+        {
+            0x00209057: (b"UL", _binary),
+            0x00209128: (b"UL", _binary),
+            0x00209156: (b"US", _binary),
+            0x00209157: (b"UL", _binary),
+        },
+    ),
 }
 
 ALLOWED: Allowed = {
@@ -150,6 +159,7 @@ ALLOWED: Allowed = {
     0x00280010: (b"US", _binary),
     0x00280011: (b"US", _binary),
     0x00280030: (b"DS", _numbers),
+    0x00280034: (b"IS", _numbers),
     0x00280100: (b"US", _binary),
     0x00280101: (b"US", _binary),
     0x00280102: (b"US", _binary),

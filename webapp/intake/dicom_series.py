@@ -1,7 +1,8 @@
 """Which DICOM files make one scan, by their headers alone.
 
 A series is keyed by study and series, and split where size or direction differ, and where its files
-pass over the same places more than once: by acquisition, never by its number alone. What is only a
+pass over the same places more than once: by technique (kernel, tube voltage) and acquisition, never
+by its number alone. What is only a
 few odd files stays with the rest, and the reader (`ml.scans.ordering`) leaves it out and names it.
 The order of files is that of their numbers, times and names, whatever order they came in.
 """
@@ -14,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, sqrt
+from statistics import median
+from typing import TypeAlias
 
 from webapp.intake.clean_copy import Taken
 
@@ -24,8 +27,14 @@ AXIAL, SAME_WAY = 0.7, 0.94
 the same: of 20 degrees.
 """
 SAME_PLACE_MM = 0.05
+UNEVEN_MM = 0.1
+"""Between the steps of one stack of slices."""
 OVERLAP = 0.2
 """Of the places of an acquisition that may be those of others which it continues."""
+
+
+Pass: TypeAlias = dict[int, list[Taken]]
+"""The files of one pass over the head at each place; several where they are copies."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ def series_key(file: Taken) -> tuple[object, ...]:
 def scans_of(groups: Sequence[Sequence[Taken]]) -> list[Group]:
     """Return the scans that groups of files are, DICOM files of one series or other files."""
     scans: list[Group] = []
-    for files in _with_series_of_one_joined(groups):
+    for files in _with_series_of_one_joined(_with_unnamed_joined(groups)):
         if files[0].kind != "dicom" or len(files) < 2:
             scans.append(Group(tuple(files)))
             continue
@@ -90,9 +99,56 @@ def _by_what_it_says(file: Taken) -> tuple[object, ...]:
     )
 
 
+def _with_unnamed_joined(groups: Sequence[Sequence[Taken]]) -> list[list[Taken]]:
+    """Return the groups, those that lack the UID of study or series with the files of the only
+    series that they may belong to: nothing that they say contradicts it.
+    """
+    merged = [list(files) for files in groups]
+    named = [files for files in merged if _is_named(files[0])]
+    joined: list[list[Taken]] = []
+    for files in merged:
+        if files[0].kind != "dicom" or files[0].slices > 1 or _is_named(files[0]):
+            continue
+        candidates = [other for other in named if _may_be_of_one_series(files[0], other[0])]
+        if len(candidates) == 1:
+            candidates[0].extend(files)
+            joined.append(files)
+    return [files for files in merged if not any(files is one for one in joined)]
+
+
+def _is_named(file: Taken) -> bool:
+    return file.kind == "dicom" and bool(file.dicom.study and file.dicom.series)
+
+
+def _may_be_of_one_series(file: Taken, other: Taken) -> bool:
+    """True if a file that lacks some of them says nothing of patient, study and series that another
+    says otherwise, and something that it says too, or lies in the same folder.
+    """
+    own, others = file.dicom, other.dicom
+    if other.slices > 1 or (own.rows, own.columns) != (others.rows, others.columns):
+        return False
+    stated = [
+        (one, two)
+        for one, two in (
+            (own.study, others.study),
+            (own.series, others.series),
+            (own.patient, others.patient),
+            (own.series_number, others.series_number),
+        )
+        if one and two
+    ]
+    if any(one != two for one, two in stated):
+        return False
+    shares = (own.study and others.study) or own.series or (own.patient and others.patient)
+    return bool(shares) or (file.folder is not None and file.folder == other.folder)
+
+
 def _with_series_of_one_joined(groups: Sequence[Sequence[Taken]]) -> list[list[Taken]]:
     """Return the groups, those of one slice each joined that give each slice a series UID of its
-    own: study, series number, size and kernel are the same, and no two slices have the same number.
+    own, or a study UID too.
+
+    Patient, series number, size and kernel are the same, and no two slices have the same number;
+    those of several studies lie evenly above each other.
     """
     joined: dict[tuple[object, ...], list[Taken]] = {}
     for files in groups:
@@ -100,21 +156,40 @@ def _with_series_of_one_joined(groups: Sequence[Sequence[Taken]]) -> list[list[T
         is_slice = len(files) == 1 and files[0].slices == 1
         if is_slice and header.series and header.study and header.series_number:
             size = header.rows, header.columns
-            key = header.study, header.patient, header.series_number, size, header.kernel
-            joined.setdefault(key, []).extend(files)
+            key = header.patient, header.series_number, size, header.technique
+            joined.setdefault(("study", header.study, *key), []).extend(files)
+            joined.setdefault(("studies", *key), []).extend(files)
     whole = {
         id(file): files
-        for files in joined.values()
+        for key, files in reversed(joined.items())
         if len(files) >= FEWEST_FILES
         and len({(file.dicom.number, file.dicom.position) for file in files}) == len(files)
+        and (key[0] == "study" or _is_one_stack(files))
         for file in files
     }
-    found: list[list[Taken]] = []
+    parts: list[list[Taken]] = []
     for files in groups:
         one = whole.get(id(files[0]), files)
-        if not any(one is other for other in found):
-            found.append(one if isinstance(one, list) else list(one))
-    return found
+        if not any(one is other for other in parts):
+            parts.append(one if isinstance(one, list) else list(one))
+    return parts
+
+
+def _is_one_stack(files: Sequence[Taken]) -> bool:
+    """True if each file has a study of its own, and they lie evenly above each other."""
+    places = sorted(file.dicom.position[::-1] for file in files)
+    if len({file.dicom.study for file in files}) < len(files) or () in places:
+        return False
+    steps = [
+        tuple(after - before for before, after in zip(lower, upper, strict=True))
+        for lower, upper in pairwise(places)
+    ]
+    usual = [median(step[axis] for step in steps) for axis in range(3)]
+    return usual[0] > SAME_PLACE_MM and all(
+        abs(part - of_all) <= UNEVEN_MM
+        for step in steps
+        for part, of_all in zip(step, usual, strict=True)
+    )
 
 
 def _alike(files: Sequence[Taken]) -> list[list[Taken]]:
@@ -157,8 +232,8 @@ def _passes(files: list[Taken]) -> list[Group]:
     spots = _spots(files)
     if spots is None:
         return [Group(tuple(files))]
-    units: dict[tuple[float, int], dict[int, list[Taken]]] = {}
-    times: Counter[tuple[int, float]] = Counter()
+    units: dict[tuple[tuple[str, ...], float, int], Pass] = {}
+    times: Counter[tuple[object, ...]] = Counter()
     at_spot: dict[int, dict[bytes, list[Taken]]] = {}
     unplaced: list[Taken] = []
     for file, spot in zip(files, spots, strict=True):
@@ -170,20 +245,17 @@ def _passes(files: list[Taken]) -> list[Group]:
             copies.append(file)
             continue
         acquisition = inf if file.dicom.acquisition is None else file.dicom.acquisition
+        technique = file.dicom.technique
         at_spot[spot][file.digest] = here = [file]
-        units.setdefault((acquisition, times[spot, acquisition]), {})[spot] = here
-        times[spot, acquisition] += 1
-    passes: list[dict[int, list[Taken]]] = []
+        units.setdefault((technique, acquisition, times[spot, technique, acquisition]), {})[
+            spot
+        ] = here
+        times[spot, technique, acquisition] += 1
     odd: list[Taken] = []
-    for _, unit in sorted(units.items(), key=lambda item: item[0]):
-        for one in passes:
-            shared = unit.keys() & one.keys()
-            if len(shared) <= OVERLAP * min(len(unit), len(one)):
-                one.update({spot: here for spot, here in unit.items() if spot not in shared})
-                odd += _flat(here for spot, here in unit.items() if spot in shared)
-                break
-        else:
-            passes.append(dict(unit))
+    of_techniques: dict[tuple[str, ...], list[Pass]] = {}
+    for (technique, *_), unit in sorted(units.items(), key=lambda item: item[0]):
+        of_techniques.setdefault(technique, []).append(unit)
+    passes = _merged([one for parts in of_techniques.values() for one in _merged(parts, odd)], odd)
     fullest = max(passes, key=len)
     whole = [one for one in passes if one is fullest or len(one) >= FEWEST_FILES]
     for one in passes:
@@ -210,6 +282,23 @@ def _passes(files: list[Taken]) -> list[Group]:
     ]
 
 
+def _merged(parts: Sequence[Pass], odd: list[Taken]) -> list[Pass]:
+    """Return passes over the head: each part continues the first one with which it shares few
+    places, or begins another. Files at shared places go to `odd`.
+    """
+    passes: list[Pass] = []
+    for part in parts:
+        for one in passes:
+            shared = part.keys() & one.keys()
+            if len(shared) <= OVERLAP * min(len(part), len(one)):
+                one.update({spot: here for spot, here in part.items() if spot not in shared})
+                odd += _flat(here for spot, here in part.items() if spot in shared)
+                break
+        else:
+            passes.append(dict(part))
+    return passes
+
+
 def _flat(files: Iterable[Iterable[Taken]]) -> list[Taken]:
     return [file for some in files for file in some]
 
@@ -219,11 +308,10 @@ def _spots(files: Sequence[Taken]) -> list[int | None] | None:
     those that do not say, and as a whole where the files say nothing that tells places apart.
     """
     x, y, z = next((_normal(file) for file in files if file.dicom.orientation), (0.0, 0.0, 1.0))
+    places_of = _without_placeholders([file.dicom.position for file in files])
     positions = [
-        sum(a * b for a, b in zip((x, y, z), file.dicom.position, strict=True))
-        if file.dicom.position
-        else None
-        for file in files
+        sum(a * b for a, b in zip((x, y, z), place, strict=True)) if place else None
+        for place in places_of
     ]
     locations = [file.dicom.location for file in files]
     places = positions if _distinct(positions) >= _distinct(locations) else locations
@@ -236,6 +324,16 @@ def _spots(files: Sequence[Taken]) -> list[int | None] | None:
             rank, start = rank + 1, place
         ranks[place] = rank
     return [None if place is None else ranks[place] for place in places]
+
+
+def _without_placeholders(positions: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Return positions without the zeros that some programs write where they know none: several of
+    them, while the others lie elsewhere in the plane, too.
+    """
+    elsewhere = [place for place in positions if any(place)]
+    zeros = sum(bool(place) for place in positions) - len(elsewhere)
+    are_placeholders = zeros >= 2 and elsewhere and all(any(place[:2]) for place in elsewhere)
+    return [place if any(place) or not are_placeholders else () for place in positions]
 
 
 def _distinct(places: Sequence[float | None]) -> int:

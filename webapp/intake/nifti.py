@@ -129,16 +129,17 @@ class NiftiFile:
             DamagedFile: it contradicts the format.
         """
         start = content.read(max(LAYOUTS))
-        found = _read_layout(start)
-        if found is None or len(start) < found[0]:
+        size_and_order = _read_layout(start)
+        if size_and_order is None or len(start) < size_and_order[0]:
             raise DamagedFile
-        size, self._order = found
+        size, self._order = size_and_order
         layout = LAYOUTS[size]
         number, *dimensions = unpack_from(f"{self._order}{layout.dim[1]}", start, layout.dim[0])
         datatype, bits = unpack_from(f"{self._order}2h", start, layout.datatype)
         (offset,) = unpack_from(
             f"{self._order}{layout.voxel_offset[1]}", start, layout.voxel_offset[0]
         )
+        offset = offset or size + EXTENSION_FLAG_BYTES  # Some programs leave it out.
         if (
             not 2 <= number <= 7
             or min(dimensions[:number]) < 1
@@ -154,8 +155,6 @@ class NiftiFile:
             if datatype == UNKNOWN_TYPE
             else BYTES_OF_TYPE.get(datatype, 0)
         )
-        if self._bytes_of_voxel and bits != 8 * self._bytes_of_voxel:
-            raise DamagedFile
         self.header = NiftiHeader(columns, rows, slices, volumes, is_grey=self._bytes_of_voxel > 0)
         self._dimensions = number
         self._content, self._start, self._layout, self._size, self._offset = (

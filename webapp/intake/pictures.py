@@ -61,8 +61,8 @@ def copy_png(stream: IO[bytes], target: IO[bytes], budget: Budget | None = None)
                 raise AnimatedPicture
             if length > KEPT_CHUNKS.get(name, length):
                 raise DamagedFile
-            kept = _png_chunk(stream, name, length, target if name in KEPT_CHUNKS else None)
-            if name == b"eXIf" and (orientation := _orientation(kept)) > 1:
+            content = _png_chunk(stream, name, length, target if name in KEPT_CHUNKS else None)
+            if name == b"eXIf" and (orientation := _orientation(content)) > 1:
                 content = _exif(orientation)
                 target.write(
                     pack(">I4s", len(content), name)
@@ -137,9 +137,9 @@ def copy_jpeg(
             if 0 in (width, height) or size not in (None, (width, height)):
                 raise DamagedFile
             size = width, height
-        kept = _kept_segment(marker, content)
-        if kept is not None:
-            target.write(pack(">BBH", 0xFF, marker, len(kept) + 2) + kept)
+        segment = _retained_segment(marker, content)
+        if segment is not None:
+            target.write(pack(">BBH", 0xFF, marker, len(segment) + 2) + segment)
         if marker == 0xDA:
             if size is None:
                 raise DamagedFile
@@ -147,7 +147,7 @@ def copy_jpeg(
     raise DamagedFile
 
 
-def _kept_segment(marker: int, content: bytes) -> bytes | None:
+def _retained_segment(marker: int, content: bytes) -> bytes | None:
     """Return what is kept of a segment of a JPEG; None leaves it out."""
     if marker == 0xE1 and content.startswith(EXIF):
         orientation = _orientation(content[len(EXIF) :])
@@ -165,25 +165,26 @@ def _copy_scan(stream: IO[bytes], target: IO[bytes]) -> None:
         block = stream.read(BLOCK)
         if len(block) < 2:
             raise DamagedFile
-        found = MARKER_IN_SCAN.search(block)
+        marker = MARKER_IN_SCAN.search(block)
         # A marker may be cut in two.
-        taken = found.start() if found else len(block) - (block[-1] == 0xFF)
-        target.write(block[:taken])
-        stream.seek(taken - len(block), 1)
-        if found:
+        end = marker.start() if marker else len(block) - (block[-1] == 0xFF)
+        target.write(block[:end])
+        stream.seek(end - len(block), 1)
+        if marker:
             return
 
 
 def _orientation(tiff: bytes) -> int:
-    """Return what an Exif block says of how the picture is turned: 1 to 8, 1 where it says
-    nothing.
-    """
+    """Return the orientation in an Exif block: 1 to 8, 1 if there is none."""
     try:
         order = {b"II": "<", b"MM": ">"}[tiff[:2]]
         (at,) = unpack_from(f"{order}4xI", tiff)
         (entries,) = unpack_from(f"{order}H", tiff, at)
         for entry in range(entries):
             tag, kind, count, value = unpack_from(f"{order}HHIH", tiff, at + 2 + 12 * entry)
+            if (tag, kind, count) == (ORIENTATION, 4, 1):  # A longer number than it should be.
+                (value,) = unpack_from(f"{order}I", tiff, at + 2 + 12 * entry + 8)
+                kind = 3
             if (tag, kind, count) == (ORIENTATION, 3, 1):
                 return int(value) if 1 <= value <= 8 else 1
     except (KeyError, struct_error):
@@ -192,5 +193,5 @@ def _orientation(tiff: bytes) -> int:
 
 
 def _exif(orientation: int) -> bytes:
-    """Return an Exif block that says nothing but how the picture is turned."""
+    """Return an Exif block with nothing but the orientation."""
     return b"MM\0*" + pack(">IHHHIHHI", 8, 1, ORIENTATION, 3, 1, orientation, 0, 0)

@@ -30,6 +30,7 @@ from webapp.intake.streams import DamagedFile
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import IN_ITS_TURN, Act, Opinion, Scan, Share, new_id, urgent_room
 from webapp.models.accounts import lock_person
+from webapp.models.learning import enter_successor
 from webapp.space import require_space
 from webapp.storage import storage
 
@@ -102,7 +103,7 @@ def join_pictures(user_id: str, scan_ids: Sequence[str], title: str) -> Scan:
 
 
 def _require_no_opinions(scans: Sequence[Scan]) -> None:
-    """Check that nothing goes with these scans that others gave: opinions, or what sees them.
+    """Check that replacing these scans deletes no opinions or shares of others.
 
     Raises:
         NotRearranged: a scan has opinions or is shared.
@@ -154,19 +155,19 @@ def split_series(user_id: str, scan_id: str) -> list[Scan]:
 def _own(user_id: str, scan_ids: Sequence[str]) -> list[Scan]:
     """Return those of these scans that are the person's, in this order."""
     mine = select(Scan).where(Scan.user_id == user_id, Scan.id.in_(scan_ids))
-    found = {scan.id: scan for scan in db.session.scalars(mine)}
-    return [found[each] for each in dict.fromkeys(scan_ids) if each in found]
+    by_id = {scan.id: scan for scan in db.session.scalars(mine)}
+    return [by_id[each] for each in dict.fromkeys(scan_ids) if each in by_id]
 
 
 def _notes(scans: Sequence[Scan]) -> list[str]:
-    """Return what the owner is told of a series that was joined: the answers to its pictures, and
-    what was told of those.
+    """Return the notes on a series that was joined: the answers to its pictures, and the notes on
+    those.
     """
     answers = Counter(scan.verdict_state for scan in scans if scan.verdict_state)
-    told = ", ".join(f"{state} ({count})" for state, count in answers.items())
+    results = ", ".join(f"{state} ({count})" for state, count in answers.items())
     joined = f"Joined from {len(scans)} pictures."
-    if told:
-        joined += f" Their results before: {told}."
+    if results:
+        joined += f" Their results before: {results}."
     return list(dict.fromkeys([joined, *(note for scan in scans for note in scan.notes or [])]))
 
 
@@ -195,9 +196,9 @@ def _one_of(series: Scan, place: int) -> Scan:
     """Return the row of a picture of a series."""
     scan_id, label = new_id(), f"No. {place}"
     title = f"{series.title[: MAX_TITLE - len(label) - 3]} · {label}" if series.title else label
-    told = f"Split from a series of {series.slice_count} pictures."
+    note = f"Split from a series of {series.slice_count} pictures."
     if series.verdict_state:
-        told += f" Its result before: {series.verdict_state}."
+        note += f" Its result before: {series.verdict_state}."
     return Scan(
         id=scan_id,
         user_id=series.user_id,
@@ -206,7 +207,7 @@ def _one_of(series: Scan, place: int) -> Scan:
         kind=series.kind,
         stat=series.stat,
         uncut=series.uncut,
-        notes=[told, *(series.notes or [])],
+        notes=[note, *(series.notes or [])],
         original_key=f"originals/{scan_id}{SUFFIXES[series.kind]}",
         created_at=series.created_at,
     )
@@ -229,6 +230,10 @@ def _replace(before: Sequence[Scan], after: Sequence[Scan], act: Act) -> None:
                     if wants_stat and not scan.stat and IN_ITS_TURN not in (scan.notes or []):
                         scan.notes = [*(scan.notes or []), IN_ITS_TURN]
                 db.session.add_all(after)
+                studies = {scan.study_id for scan in before}
+                for scan in after:
+                    if scan.study_id not in studies:
+                        enter_successor(studies, scan.id, scan.study_id)
                 for scan in (*before, *after):
                     record(act, scan.id, detail=f"{len(before)} into {len(after)}")
                 db.session.commit()
@@ -255,8 +260,8 @@ def _removed(scans: Sequence[Scan]) -> list[str]:
     """
     which = Scan.id.in_([scan.id for scan in scans])
     keys = files_of(which)
-    gone = delete(Scan).where(which, Scan.original_removed_at.is_(None)).returning(Scan.id)
-    deleted = db.session.scalars(gone, execution_options={"synchronize_session": False}).all()
+    removed = delete(Scan).where(which, Scan.original_removed_at.is_(None)).returning(Scan.id)
+    deleted = db.session.scalars(removed, execution_options={"synchronize_session": False}).all()
     if len(deleted) != len(scans):
-        raise NotRearranged("One of these scans was deleted or changed meanwhile.")
+        raise NotRearranged("One of these scans has been deleted or changed.")
     return keys

@@ -11,16 +11,17 @@ from enum import StrEnum
 from flask import current_app
 
 from webapp.intake.clean_copy import NoSlice, Taken, UploadRejected
-from webapp.intake.dicom import whole_number
 from webapp.intake.dicom_series import Group, by_numbers, scans_of, series_key
 
 FEWEST_NUMBERED = 3
 """Pictures that look like the slices of one scan; two may be anything."""
 FEWEST_FOR_LEAVING_OUT = 5
 MOST_DAMAGED = 1 / 5
-MOST_TOLD = 5
+MOST_NAMED = 5
 PICTURES = ("png", "jpeg")
 LAST_NUMBER = re.compile(r"(.*?)([0-9]*)([^0-9]*)", re.DOTALL)
+COUNTING_PEOPLE = ("case", "exam", "patient", "person", "study", "subject")
+"""Words before the last number of a name that say that it counts people, not slices."""
 SHARP_KERNEL = re.compile(r"BONE|EDGE|LUNG|ULTRA|SHARP|[BHJU][a-z]?[67][0-9]|FC[358][0-9]")
 
 
@@ -28,7 +29,8 @@ class Pictures(StrEnum):
     """Which of the PNG and JPEG files of an upload are the slices of one scan.
 
     `AS_NUMBERED` takes those that look so: of one folder, one size and one kind, with names that
-    differ in their last number alone. `BY_FOLDER` takes those of a folder in an archive, whatever
+    differ in their last number alone, which does not count people ("patient 3.png").
+    `BY_FOLDER` takes those of a folder in an archive, whatever
     they look like, and none of those that were sent by themselves.
     """
 
@@ -42,7 +44,7 @@ class Studies(StrEnum):
     """Which series of an upload stand together as a study.
 
     `AS_SENT` takes those of one examination by their headers, and of files whose headers do not
-    say, the series of one archive or folder.
+    say, the series of one folder, in an archive or beside it.
     """
 
     AS_SENT = "as sent"
@@ -52,42 +54,51 @@ class Studies(StrEnum):
 
 @dataclass(frozen=True)
 class SeriesFiles:
-    """The files of one scan in the order to read them, what to call it beside others, and sentences
-    for its owner.
+    """The files of one scan in the order to read them, which part of a series they are (as
+    ", pass 2"), and sentences for its owner.
     """
 
     files: tuple[Taken, ...]
-    label: str
+    part: str
     notes: tuple[str, ...]
 
     @property
     def slice_count(self) -> int:
-        """How many slices the headers of its files say."""
+        """The number of slices according to the headers of its files."""
         return sum(file.slices for file in self.files)
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file that was not taken in, its place in the upload, and why."""
+    """A file that was not taken in, its place in the upload, and why.
+
+    Attributes:
+        folder: as in `Taken`.
+        is_dicom: its content is DICOM, sound or not.
+    """
 
     number: int
     name: str
     reason: UploadRejected
+    folder: str | None
+    is_dicom: bool
 
 
-def series_of(taken: Sequence[Taken], pictures: Pictures) -> list[SeriesFiles]:
+def series_of(copies: Sequence[Taken], pictures: Pictures) -> list[SeriesFiles]:
     """Sort files into scans: DICOM by what the headers say (`webapp.intake.dicom_series`), pictures
     as their owner says.
 
     Every other file is a scan of its own. Pictures have no position, so they are ordered by the
     numbers in their names.
 
+    Scans stand in the order of their folders and names.
+
     Raises:
         UploadRejected: a series is too large, or its files name two patients.
     """
     groups: dict[tuple[object, ...], list[Taken]] = {}
-    numbered = Counter(_look(file) for file in taken if file.kind in PICTURES)
-    for file in taken:
+    numbered = Counter(_look(file) for file in copies if file.kind in PICTURES)
+    for file in copies:
         key: tuple[object, ...] = ("alone", file.number)
         if file.kind == "dicom":
             key = series_key(file)
@@ -100,10 +111,8 @@ def series_of(taken: Sequence[Taken], pictures: Pictures) -> list[SeriesFiles]:
             elif pictures is Pictures.AS_NUMBERED and numbered[_look(file)] >= FEWEST_NUMBERED:
                 key = ("numbered", *_look(file))
         groups.setdefault(key, []).append(file)
-    scans = scans_of(list(groups.values()))
-    return [
-        _series(one, place if len(scans) > 1 else None) for place, one in enumerate(scans, start=1)
-    ]
+    scans = sorted(scans_of(list(groups.values())), key=_by_path)
+    return [_series(one) for one in scans]
 
 
 def study_of(one: SeriesFiles, place: int, studies: Studies) -> tuple[object, ...]:
@@ -116,13 +125,19 @@ def study_of(one: SeriesFiles, place: int, studies: Studies) -> tuple[object, ..
     if first.dicom.study or first.dicom.patient:
         return ("examination", first.dicom.study or first.dicom.patient)
     if first.folder is not None and one.slice_count > 1:
-        return ("archive", disc_of(first))
+        return ("folder", first.folder)
     return ("alone", place)
 
 
-def disc_of(file: Taken) -> str | None:
-    """Return which archive or folder of the upload a file lay in; None where in none."""
-    return None if file.folder is None else file.folder.partition("/")[0]
+def disc_of(folder: str | None) -> str | None:
+    """Return which archive or folder of the upload a folder lies in; None where in none."""
+    return None if folder is None else folder.partition("/")[0]
+
+
+def _by_path(one: Group) -> tuple[object, ...]:
+    """Return what sorts scans as a person's list of folders and files does."""
+    first = min(one.files, key=lambda file: (by_numbers(file.folder or ""), by_numbers(file.name)))
+    return by_numbers(first.folder or ""), by_numbers(first.name), first.number
 
 
 def _look(file: Taken) -> tuple[object, ...]:
@@ -130,11 +145,12 @@ def _look(file: Taken) -> tuple[object, ...]:
     but for its last number. A name without a number is shared with no other file.
     """
     start, number, end = LAST_NUMBER.fullmatch(file.name.lower()).groups()  # type: ignore[union-attr]
-    name = (start, end) if number else file.number
+    is_a_slice = number and not start.rstrip(" _.-#").endswith(COUNTING_PEOPLE)
+    name = (start, end) if is_a_slice else file.number
     return file.folder, file.kind, file.size, name
 
 
-def _series(one: Group, place: int | None) -> SeriesFiles:
+def _series(one: Group) -> SeriesFiles:
     files = list(one.files)
     slices, pixels = sum(file.slices for file in files), sum(file.pixels for file in files)
     most, most_pixels = current_app.config["MAX_SLICES"], current_app.config["MAX_SERIES_PIXELS"]
@@ -163,19 +179,23 @@ def _series(one: Group, place: int | None) -> SeriesFiles:
         notes.append(
             "The file is marked as having burned-in text, which may include patient information."
         )
-    number = whole_number(first.series_number)
-    label = f"Series {number}" if number is not None else f"No. {place}" if place else ""
-    return SeriesFiles(tuple(files), f"{label}{one.part}" if label else "", tuple(notes))
+    return SeriesFiles(tuple(files), one.part, tuple(notes))
 
 
 def sentences_about(
-    left_out: Sequence[LeftOut], total: int, *, may_leave_out: bool, with_names: bool
+    left_out: Sequence[LeftOut],
+    total: int,
+    *,
+    may_leave_out: bool,
+    may_be_damaged: bool = False,
+    with_names: bool,
 ) -> list[str]:
-    """Return what the owner is told of files that were left out, without their names unless these
+    """Return the notes for the owner about files that were left out, without their names unless
+    these
     may be kept.
 
     What holds no slice may always stand beside slices in an archive. Damaged files are left out of
-    many sound ones.
+    many sound ones, of few only if `may_be_damaged`.
 
     Raises:
         UploadRejected: the upload is to be sent again: nothing is left of it, or too much of it is
@@ -188,22 +208,24 @@ def sentences_about(
     first = (damaged or left_out)[0]
     if len(left_out) == total and total == 1:
         raise first.reason
-    many = total >= FEWEST_FOR_LEAVING_OUT and len(damaged) <= MOST_DAMAGED * total
+    many = may_be_damaged or (
+        total >= FEWEST_FOR_LEAVING_OUT and len(damaged) <= MOST_DAMAGED * total
+    )
     if len(left_out) == total or (damaged and not many) or not (may_leave_out or many):
         raise UploadRejected(
             f"“{printable(first.name) or f'number {first.number}'}”: {first.reason}"
         ) from first.reason
-    told = [f"Skipped, not slices: {what} ({count})." for what, count in foreign.items()]
-    for one in damaged[:MOST_TOLD]:
+    sentences = [f"Skipped, not slices: {what} ({count})." for what, count in foreign.items()]
+    for one in damaged[:MOST_NAMED]:
         which = (
             f"“{printable(one.name)}”"
             if with_names and printable(one.name)
             else f"File {one.number} of {total}"
         )
-        told.append(f"{which} was skipped: {one.reason}")
-    if len(damaged) > MOST_TOLD:
-        told.append(f"{len(damaged) - MOST_TOLD} more damaged files were skipped.")
-    return told
+        sentences.append(f"{which} was skipped: {one.reason}")
+    if len(damaged) > MOST_NAMED:
+        sentences.append(f"{len(damaged) - MOST_NAMED} more damaged files were skipped.")
+    return sentences
 
 
 def printable(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import IO, cast
 import flask
 from flask import current_app
 
-from webapp.space import disk_full_is_told, require_space
+from webapp.space import as_storage_full, require_space
 
 HELD_IN_MEMORY = 500_000
 
@@ -30,7 +30,7 @@ class Request(flask.Request):
 
     def _load_form_data(self) -> None:
         try:
-            with disk_full_is_told():
+            with as_storage_full():
                 super()._load_form_data()
         except BaseException:
             self._close_spooled()
@@ -47,6 +47,14 @@ class Request(flask.Request):
     def _close_spooled(self) -> None:
         with suppress(OSError):  # What is left to be written of a file on a full disk.
             self._spooled.close()
+
+    def spooled_file(self) -> IO[bytes]:
+        """Return a new file for a part of a body that is no form.
+
+        Raises:
+            StorageFull: the body would leave too little free space.
+        """
+        return self._get_file_stream(self.content_length, None)
 
     def _get_file_stream(
         self,
@@ -66,16 +74,16 @@ class Request(flask.Request):
 
 def incoming_folder() -> Path:
     """Return the folder, which is made where it is missing."""
-    incoming = Path(current_app.config["HEMOSCAN_HOME"]) / "incoming"
+    incoming = Path(current_app.config["INCOMING_DIR"])
     incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
     return incoming
 
 
-def empty_incoming(home: Path) -> None:
-    """Remove what a web server that was killed left there; for the start of a server, before any
+def empty_incoming(folder: Path) -> None:
+    """Remove what a server that was killed left there; for the start of a server, before any
     request.
     """
-    for left in (home / "incoming").glob("*"):
+    for left in folder.glob("*"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

@@ -69,7 +69,7 @@ class Budget:
         self._parts += parts
 
     def spend_bytes(self, count: int) -> None:
-        """Note that so many bytes were unpacked.
+        """Count unpacked bytes against the budget.
 
         Raises:
             TooMuchWork: nothing is left.

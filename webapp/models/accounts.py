@@ -1,16 +1,18 @@
-"""People, their logins and their tokens."""
+"""Users, their logins and their API tokens."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from datetime import datetime
+from collections.abc import Collection
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
+from flask import current_app
 from flask_login import UserMixin
-from sqlalchemy import ForeignKey, String, func, select
+from sqlalchemy import ForeignKey, String, func, or_, select
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, db, utc_now
@@ -35,6 +37,8 @@ def secret_hash(secret: str) -> str:
 
 MAX_TOKENS = 20
 """Maximum number of API tokens per person."""
+LONGEST_TOKEN_DAYS = 36_500
+"""Where the operator sets no limit; longer counts as never expiring."""
 
 
 class Role(StrEnum):
@@ -49,6 +53,26 @@ class Role(StrEnum):
 
 REVIEWERS = (Role.REVIEWER, Role.ADMIN)
 """The roles of the group with which scans can be shared."""
+
+
+class Scope(StrEnum):
+    """What an API token may be used for; it never allows more than its owner may do.
+
+    Attributes:
+        READ: scans, results, images and reports.
+        SUBMIT: submitting scans, and changing, sharing and deleting one's own.
+        REVIEW: opinions and the review queue.
+        ADMIN: what the administration pages do; for administrators only.
+    """
+
+    READ = "read"
+    SUBMIT = "submit"
+    REVIEW = "review"
+    ADMIN = "admin"
+
+
+USUAL_SCOPES = (Scope.READ, Scope.SUBMIT)
+"""What a script needs that sends scans and reads their results."""
 
 
 class User(UserMixin, db.Model):
@@ -138,7 +162,12 @@ class LoginSession(db.Model):
 
 
 class ApiToken(db.Model):
-    """A secret with which a program acts for its owner."""
+    """A secret with which a program acts for its owner.
+
+    Attributes:
+        scopes: the names of `Scope` that it has, separated by spaces.
+        expires_at: from when it is refused; None if it never expires.
+    """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), index=True)
@@ -146,7 +175,20 @@ class ApiToken(db.Model):
     secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # To the minute.
+    scopes: Mapped[str] = mapped_column(String(80))
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     user: Mapped[User] = relationship()
+
+    @property
+    def granted(self) -> list[Scope]:
+        """The scopes that count: an administrator's only while its owner is one."""
+        scopes = [Scope(name) for name in self.scopes.split()]
+        return [scope for scope in scopes if scope in scopes_open_to(self.user)]
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether it is refused because of its age."""
+        return self.expires_at is not None and self.expires_at <= utc_now()
 
 
 class PasswordReset(db.Model):
@@ -161,8 +203,19 @@ class PasswordReset(db.Model):
     user: Mapped[User] = relationship(foreign_keys=[user_id])
 
 
-class TooManyTokens(ValueError):
-    """This person has the maximum number of tokens; the message is a sentence for them."""
+class TokenRefused(ValueError):
+    """Such a token is not made; the message is a sentence for the person who asked."""
+
+
+def scopes_open_to(user: User) -> list[Scope]:
+    """Return the scopes that a person's tokens may have."""
+    return [scope for scope in Scope if scope is not Scope.ADMIN or user.is_admin]
+
+
+def usual_token_days() -> int:
+    """Return for how many days a token is valid unless somebody chooses otherwise; 0: forever."""
+    most, usual = current_app.config["TOKEN_MAX_DAYS"], current_app.config["TOKEN_DAYS"]
+    return int(min(usual, most) if most and usual else usual or most)
 
 
 def lock_person(user_id: str) -> str | None:
@@ -179,18 +232,49 @@ def lock_person(user_id: str) -> str | None:
     return db.session.scalar(row.with_for_update(key_share=True))
 
 
-def add_token(user_id: str, name: str) -> tuple[ApiToken, str]:
+def add_token(
+    user_id: str,
+    name: str,
+    scopes: Collection[Scope] = USUAL_SCOPES,
+    days: int | None = None,
+) -> tuple[ApiToken, str]:
     """Add an API token of a person whose row the caller has locked; return it with its secret. The
     caller commits.
 
+    Args:
+        scopes: what it may be used for.
+        days: for how long it is valid; 0 never expires, None is the default (`TOKEN_DAYS`).
+
     Raises:
-        TooManyTokens: the person has `MAX_TOKENS` already.
+        TokenRefused: the person has `MAX_TOKENS` valid ones already, may not have these scopes, or
+            no token may be valid for so long (`TOKEN_MAX_DAYS`).
     """
-    owned = select(func.count()).select_from(ApiToken).where(ApiToken.user_id == user_id)
+    now = utc_now()
+    owner = db.session.get_one(User, user_id)
+    if not scopes:
+        raise TokenRefused("Please choose what the token may be used for.")
+    if Scope.ADMIN in scopes and not owner.is_admin:
+        raise TokenRefused("Only administrators can have tokens for the administration.")
+    days = usual_token_days() if days is None else days
+    most = current_app.config["TOKEN_MAX_DAYS"]
+    if not 0 <= days <= LONGEST_TOKEN_DAYS or (most and not 0 < days <= most):
+        most = most or LONGEST_TOKEN_DAYS
+        raise TokenRefused(f"A token is valid for at most {most} days here.")
+    owned = select(func.count()).where(
+        ApiToken.user_id == user_id,
+        or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > now),
+    )
     if (db.session.scalar(owned) or 0) >= MAX_TOKENS:
-        raise TooManyTokens(f"You already have {MAX_TOKENS} API tokens. Please revoke one first.")
+        raise TokenRefused(f"You already have {MAX_TOKENS} API tokens. Please revoke one first.")
     secret = new_secret()
-    token = ApiToken(id=new_id(), user_id=user_id, name=name, secret_hash=secret_hash(secret))
+    token = ApiToken(
+        id=new_id(),
+        user_id=user_id,
+        name=name,
+        secret_hash=secret_hash(secret),
+        scopes=" ".join(scope for scope in Scope if scope in scopes),
+        expires_at=now + timedelta(days=days) if days else None,
+    )
     db.session.add(token)
     return token, secret
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, UniqueConstraint, or_, select, update
+from sqlalchemy import JSON, ForeignKey, Index, UniqueConstraint, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from webapp.extensions import database_now, db
@@ -46,9 +47,9 @@ class Evaluation(Leased, db.Model):
         """The folder of its files."""
         return f"evaluations/{self.id}"
 
-    def mistake_key(self, index: int) -> str:
-        """Return the storage key of the picture of a mistake."""
-        return f"{self.storage_prefix}/mistake-{index:02d}.png"
+    def mistake_key(self, index: int, layer: str = "") -> str:
+        """Return the storage key of the picture of a mistake, or of its heat map ("-heat")."""
+        return f"{self.storage_prefix}/mistake-{index:02d}{layer}.png"
 
 
 class Comparison(Leased, db.Model):
@@ -98,15 +99,17 @@ def request_comparison(version_id: str, other_id: str) -> None:
         "retry_at": None,
         "refused_since": None,
     }
-    queued = db.session.scalar(
-        update(Comparison)
-        .where(Comparison.version_id == version_id, Comparison.other_id == other_id)
-        .values(**again)
-        .returning(Comparison.id),
+    is_postgresql = db.session.get_bind().dialect.name == "postgresql"
+    inserted = (postgresql.insert if is_postgresql else sqlite.insert)(Comparison).values(
+        id=new_id(), version_id=version_id, other_id=other_id
+    )
+    # One statement: two requests at once are one row.
+    db.session.execute(
+        inserted.on_conflict_do_update(
+            index_elements=[Comparison.version_id, Comparison.other_id], set_=again
+        ),
         execution_options={"synchronize_session": False},
     )
-    if queued is None:
-        db.session.add(Comparison(id=new_id(), version_id=version_id, other_id=other_id))
 
 
 def request_comparisons_after(version_id: str, dataset_id: str) -> None:
@@ -114,7 +117,7 @@ def request_comparisons_after(version_id: str, dataset_id: str) -> None:
     what is live or, of a live version, of the newest others that know the data set or were compared
     with it already. The caller commits and nudges.
     """
-    live = [found.id for reads in KINDS if (found := live_version(reads))]
+    live = [version.id for reads in KINDS if (version := live_version(reads))]
     for other_id in live:
         if other_id != version_id:
             request_comparison(version_id, other_id)

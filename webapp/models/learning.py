@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,12 @@ from sqlalchemy import (
     and_,
     false,
     func,
+    insert,
+    literal,
     or_,
     select,
 )
+from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
 from sqlalchemy.orm import Mapped, column_property, joinedload, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, db, utc_now
@@ -39,9 +43,27 @@ dataset_scan = Table(
     "dataset_scan",
     db.metadata,
     Column("dataset_id", ForeignKey("dataset.id", ondelete="CASCADE"), primary_key=True),
-    Column("scan_id", ForeignKey("scan.id", ondelete="CASCADE"), primary_key=True, index=True),
+    Column("scan_id", String(32), primary_key=True),
+    Column("study_id", String(32), nullable=False, index=True),
 )
-"""Which confirmed scans a data set was made of."""
+"""Which confirmed scans a data set was made of, and their studies, which stand for patients.
+
+A scan may be deleted meanwhile: `scan_id` refers to no row, so that what a model learned from stays
+known. A scan that takes the place of others (`webapp.intake.rearrange`) is entered here like them.
+"""
+
+
+def enter_successor(study_ids: Collection[str], scan_id: str, study_id: str) -> None:
+    """Enter a scan of a study of its own, which took the place of scans of these studies, in the
+    data sets that know one of them; the caller commits.
+    """
+    known = (
+        select(dataset_scan.c.dataset_id, literal(scan_id), literal(study_id))
+        .where(dataset_scan.c.study_id.in_(study_ids))
+        .distinct()
+    )
+    columns = [column.name for column in dataset_scan.columns]
+    db.session.execute(insert(dataset_scan).from_select(columns, known))
 
 
 class Dataset(Leased, db.Model):
@@ -59,7 +81,17 @@ class Dataset(Leased, db.Model):
     contact_sheet_key: Mapped[str | None] = mapped_column(String(200))
     # Which confirmed scans a worker is to make it of (`webapp.confirmed`); empty if imported.
     made_from: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    # A version with corrected labels has the archive of the one before, which may be deleted
+    # meanwhile; `corrections` are all that differ from the archive: {"name", "was", "label",
+    # "reason"} of each image.
+    corrected_from_id: Mapped[str | None] = mapped_column(String(32))
+    corrections: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     imported_by: Mapped[User | None] = relationship()
+
+    @property
+    def corrected_labels(self) -> dict[str, int | None]:
+        """The corrected labels by the name of the image."""
+        return {correction["name"]: correction["label"] for correction in self.corrections or ()}
 
 
 class TrainingRun(Leased, db.Model):
@@ -72,6 +104,9 @@ class TrainingRun(Leased, db.Model):
         settings: those of the architecture, by name (`ml.catalogue`).
         eta_s: estimated seconds until the end.
         current_metrics: figures so far, by name.
+        name, notes: what people call it and wrote about it.
+        log: its last lines, each with the UTC time at which it was written.
+        tags: words by which people find it, in their order.
     """
 
     is_calibration: Mapped[bool] = mapped_column(default=False, server_default=false())
@@ -82,7 +117,16 @@ class TrainingRun(Leased, db.Model):
     seed: Mapped[int]
     eta_s: Mapped[float | None]
     current_metrics: Mapped[dict[str, float]] = mapped_column(JSON, default=dict)
+    name: Mapped[str | None] = mapped_column(String(80))
+    notes: Mapped[str | None] = mapped_column(Text)
+    log: Mapped[str | None] = mapped_column(Text, deferred=True)
     launched_by: Mapped[User | None] = relationship()
+    _tags: Mapped[list[RunTag]] = relationship(
+        order_by="RunTag.tag", cascade="all, delete-orphan", passive_deletes=True, lazy="selectin"
+    )
+    tags: AssociationProxy[list[str]] = association_proxy(
+        "_tags", "tag", creator=lambda tag: RunTag(tag=tag)
+    )
     datasets: Mapped[list[Dataset]] = relationship(
         secondary=training_run_dataset, order_by="Dataset.name"
     )  # A run that is resumed needs them in the same order.
@@ -93,6 +137,15 @@ class TrainingRun(Leased, db.Model):
     def in_attempt(cls) -> str | None:
         """Return the column that names a run."""
         return "run_id"
+
+
+class RunTag(db.Model):
+    """A word by which people find a run."""
+
+    run_id: Mapped[str] = mapped_column(
+        ForeignKey("training_run.id", ondelete="CASCADE"), primary_key=True
+    )
+    tag: Mapped[str] = mapped_column(String(30), primary_key=True, index=True)
 
 
 CURVE_STEPS = 1000
@@ -191,6 +244,10 @@ class ModelVersion(HasOperatingPoint, db.Model):
             compares its own.
         check_requested_at, checked_at, check_error: when a worker was asked to load the version and
             score the phantom, when one did, and what failed.
+        curves: of its out-of-fold answers, by level `ml.evaluation.curves.LevelCurves`; None until
+            a train worker has computed them, empty where there are no answers.
+        mistakes: its worst ones out of fold (`ml.evaluation.curves.Mistake`), each with a picture
+            in the storage; None where its training kept none.
         operating_point: where workers use it; each promotion stores the one chosen at that time.
     """
 
@@ -207,12 +264,20 @@ class ModelVersion(HasOperatingPoint, db.Model):
     check_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     check_error: Mapped[str | None] = mapped_column(Text)
+    curves: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
+    mistakes: Mapped[list[dict[str, Any]] | None] = mapped_column(
+        JSON(none_as_null=True), deferred=True
+    )
     run: Mapped[TrainingRun | None] = relationship(back_populates="version")
     promotions: Mapped[list[Promotion]] = relationship(
         back_populates="version", order_by="Promotion.id"
     )
     if TYPE_CHECKING:
         number: Mapped[int]
+
+    def mistake_key(self, index: int, layer: str = "") -> str:
+        """Return the storage key of the picture of a mistake, or of its heat map ("-heat")."""
+        return f"{self.storage_prefix}/mistake-{index:02d}{layer}.png"
 
 
 _earlier = ModelVersion.__table__.alias()
@@ -360,7 +425,7 @@ def newest_promotion(reads: str, *, lock: bool = False) -> Promotion | None:
         .options(defer_card())
     )
     if lock:
-        # Whoever comes second waits here, and then reads what the first one has committed. SQLite
+        # The second of two waits here, and then reads what the first one has committed. SQLite
         # has one writer at a time.
         db.session.execute(newest.with_only_columns(Promotion.id).with_for_update())
     return db.session.scalar(newest)
@@ -386,6 +451,17 @@ def promotion_after(promotion: Promotion) -> Promotion | None:
         .where(Promotion.reads == promotion.reads, Promotion.id > promotion.id)
         .order_by(Promotion.id)
         .limit(1)
+    )
+
+
+def promotion_before(promotion: Promotion) -> Promotion | None:
+    """Return the promotion that held until another one, or None where nothing was live before."""
+    return db.session.scalar(
+        select(Promotion)
+        .where(Promotion.reads == promotion.reads, Promotion.id < promotion.id)
+        .order_by(Promotion.id.desc())
+        .limit(1)
+        .options(joinedload(Promotion.version))
     )
 
 

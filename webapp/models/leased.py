@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Collection
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Enum, ForeignKey, Index, String, Text, select, text, update
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, declared_attr, mapped_column
@@ -134,9 +134,9 @@ class Attempt(db.Model):
 
 
 def cancel(table: type[Leased], *which: ColumnElement[bool]) -> bool:
-    """Cancel the job in the row of `table` that matches `which`. The caller commits.
+    """Cancel the jobs in the rows of `table` that match `which`, often one. The caller commits.
 
-    A worker that is running it loses its lease, so it cannot write any result, and stops at its
+    A worker that is running one loses its lease, so it cannot write any result, and stops at its
     next attempt to write.
 
     Returns:
@@ -157,6 +157,24 @@ def cancel(table: type[Leased], *which: ColumnElement[bool]) -> bool:
         )
         is not None
     )
+
+
+Row = TypeVar("Row", bound=Leased)
+
+
+def failed_or_retrying(table: type[Row], most: int) -> list[Row]:
+    """Return the newest jobs that failed for good, or at least once and wait for another try."""
+    rows = [
+        row
+        for status in (JobStatus.QUEUED, JobStatus.FAILED)
+        for row in db.session.scalars(
+            select(table)
+            .where(table.status == status, table.error.is_not(None))
+            .order_by(table.queued_at.desc())
+            .limit(most)
+        )
+    ]
+    return sorted(rows, key=lambda row: row.queued_at, reverse=True)[:most]
 
 
 UNANSWERED = (JobStatus.FAILED, JobStatus.CANCELLED)

@@ -1,4 +1,4 @@
-"""Who wants to be told of which results, and what is to be sent to them: the queue of the
+"""Who wants to be notified of which results, and what is to be sent to them: the queue of the
 maintenance workers.
 """
 
@@ -25,7 +25,7 @@ from webapp.models.scans import Scan
 
 
 class Channel(StrEnum):
-    """A way to be told; all but the browser are an operator's to set up."""
+    """A way to be notified; all but the browser are an operator's to set up."""
 
     BROWSER = "browser"
     EMAIL = "email"
@@ -34,7 +34,7 @@ class Channel(StrEnum):
 
 
 class Wanted(StrEnum):
-    """Of which results a person wants to be told."""
+    """Of which results a person wants to be notified."""
 
     NONE = "none"
     SUSPICIOUS = "suspicious"
@@ -69,7 +69,8 @@ class Notification(Leased, db.Model):
     """A message to one person by one channel; its id is the delivery id, by which receivers tell a
     repeated delivery from a new one.
 
-    It is queued in the transaction of the result that it tells of. `tries` counts how often sending
+    It is queued in the transaction of the result that it announces. `tries` counts how often
+    sending
     failed, `error` says why the last one did, and `retry_at` when the next one is.
     """
 

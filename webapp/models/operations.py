@@ -63,7 +63,7 @@ class Act(StrEnum):
     SCAN_FORCED = "scan forced"  # Scored although it does not look like a head CT.
     SCAN_MADE_STAT = "scan made STAT"
     SCAN_MADE_ROUTINE = "scan made routine"
-    SCANS_JOINED = "scans joined"  # (each of the pictures, and the series that they became)
+    SCANS_JOINED = "scans joined"  # (each of the parts, and the series that they became)
     SCAN_SPLIT = "scan split"  # (the series, and each of the pictures that it became)
     SCAN_DELETED = "scan deleted"
     SCAN_SHARED = "scan shared"
@@ -76,17 +76,31 @@ class Act(StrEnum):
     FIGURES_REQUESTED = "site figures requested"
     VERSION_CALIBRATED = "calibration launched"  # (the run)
     REPORT_ASKED_FOR = "report asked for"  # (the scan; its kind is the detail)
+    RESULT_SENT_AGAIN = "result sent again"  # (its delivery to a destination)
+    RESULT_CANCELLED = "result cancelled"
     DATASET_IMPORTED = "data set imported"
     IMPORT_CANCELLED = "import cancelled"
     DATASET_DELETED = "data set deleted"
+    LABEL_CORRECTED = "label corrected"  # (the data set; its image, and the label before and now)
+    CORRECTION_WITHDRAWN = "correction withdrawn"  # Before it was applied.
+    DATASET_CORRECTED = "data set corrected"  # (the new version)
     RUN_LAUNCHED = "run launched"
     RUN_CANCELLED = "run cancelled"
     RUN_RETRIED = "run retried"
+    RUN_DESCRIBED = "run described"  # Name, tags and notes.
+    PAPER_LAUNCHED = "experiment launched"  # The paper’s; also when it is resumed.
+    PAPER_CANCELLED = "experiment cancelled"
     EVALUATION_REQUESTED = "evaluation requested"
     EVALUATION_CANCELLED = "evaluation cancelled"
     COMPARISON_REQUESTED = "comparison requested"  # (the version that was compared with the live)
+    AUDIT_EXPORTED = "audit log exported"
+    AUDIT_TRIMMED = "audit log trimmed"  # (nobody: by its retention)
     VERSION_PROMOTED = "version promoted"  # Also a rollback.
     POINT_CHANGED = "operating point changed"  # (the live version)
+    REPLAY_REQUESTED = "replay requested"  # (the scan, or the sample)
+    REPLAY_CANCELLED = "replay cancelled"  # (the sample)
+    SHADOW_STARTED = "shadow started"
+    SHADOW_STOPPED = "shadow stopped"
 
 
 class AuditEvent(db.Model):
@@ -100,7 +114,7 @@ class AuditEvent(db.Model):
         act: an `Act`.
         actor_id: who did it; empty if nobody was logged in.
         object_id: the row that it was done to, if any.
-        address: the client's IP address, or "command line".
+        address: the client's IP address, "DICOM" and an AE title, or "command line".
         detail: what was chosen where the act leaves a choice, such as a kind of report or a role.
     """
 
@@ -113,5 +127,53 @@ class AuditEvent(db.Model):
     detail: Mapped[str | None] = mapped_column(String(120))
 
     __table_args__ = tuple(
-        Index(None, column, "id") for column in ("act", "actor_id", "object_id", "address")
+        Index(None, *columns)
+        for columns in (
+            ("at",),
+            *((column, "id") for column in ("act", "actor_id", "object_id", "address")),
+        )
     )
+
+
+class AuditLink(db.Model):
+    """A link of the hash chain over the audit log (`webapp.audit_chain`). Append-only, too; links
+    of events that were trimmed go with them.
+
+    Attributes:
+        position: counts from 1 without a gap, in the order in which events were sealed.
+        hash: of the event and of the link before.
+    """
+
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    event_id: Mapped[int] = mapped_column(unique=True)
+    hash: Mapped[str] = mapped_column(String(64))
+    sealed_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+
+
+class AuditAnchor(db.Model):
+    """Where the chain begins since older events were trimmed: the triggers let only those up to
+    `position` be deleted. `hash` is that of the link there.
+    """
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    position: Mapped[int]
+    hash: Mapped[str] = mapped_column(String(64))
+    at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+
+
+class AuditCheck(db.Model):
+    """The newest verification of the chain; earlier rows are replaced.
+
+    Attributes:
+        events: how many were verified.
+        position, hash: the head of the chain, which the next verification must find again; while
+            there is a problem, that of the last one without.
+        problem: where the chain is broken, a sentence; None while it is not.
+    """
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    events: Mapped[int]
+    position: Mapped[int]
+    hash: Mapped[str] = mapped_column(String(64))
+    problem: Mapped[str | None] = mapped_column(Text)

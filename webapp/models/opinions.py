@@ -1,4 +1,4 @@
-"""What people say of scans, and with whom scans are shared."""
+"""People's opinions on scans, and with whom scans are shared."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from webapp.models.scans import Scan
 
 
 class Finding(StrEnum):
-    """What a person says of hemorrhage in a scan or a slice."""
+    """A person's finding on hemorrhage in a scan or a slice."""
 
     PRESENT = "present"
     ABSENT = "absent"
@@ -38,6 +38,12 @@ class Finding(StrEnum):
     def is_decisive(self) -> bool:
         """True if it can confirm a scan."""
         return self is not Finding.UNCLEAR
+
+
+def unique_where(condition: str, name: str, *columns: str) -> Index:
+    """Return an index by which these columns are unique among the rows with that condition."""
+    where = text(condition)
+    return Index(name, *columns, unique=True, postgresql_where=where, sqlite_where=where)
 
 
 class Opinion(db.Model):
@@ -67,7 +73,7 @@ class Opinion(db.Model):
     # {"x", "y", "rx", "ry"}.
     region: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     # The answer that its author saw: which version gave it, its probability for the scan or the
-    # slice, and, for the scan, whether that was positive.
+    # slice, and, for the scan, whether that was positive; empty where it was inconclusive.
     model_version_id: Mapped[str | None] = mapped_column(ForeignKey("model_version.id"))
     model_probability: Mapped[float | None]
     model_positive: Mapped[bool | None]
@@ -81,22 +87,9 @@ class Opinion(db.Model):
 
     __table_args__ = (
         # Empty values are no duplicates of each other, so there is an index for either kind.
-        Index(
-            "uq_opinion_scan",
-            "scan_id",
-            "author_id",
-            unique=True,
-            postgresql_where=text("slice_index IS NULL"),
-            sqlite_where=text("slice_index IS NULL"),
-        ),
-        Index(
-            "uq_opinion_slice",
-            "scan_id",
-            "author_id",
-            "slice_index",
-            unique=True,
-            postgresql_where=text("slice_index IS NOT NULL"),
-            sqlite_where=text("slice_index IS NOT NULL"),
+        unique_where("slice_index IS NULL", "uq_opinion_scan", "scan_id", "author_id"),
+        unique_where(
+            "slice_index IS NOT NULL", "uq_opinion_slice", "scan_id", "author_id", "slice_index"
         ),
     )
 
@@ -126,21 +119,8 @@ class Share(db.Model):
 
     __table_args__ = (
         Index("ix_share_with", "with_user_id", "scan_id"),
-        Index(
-            "uq_share_reviewers",
-            "scan_id",
-            unique=True,
-            postgresql_where=text("with_user_id IS NULL"),
-            sqlite_where=text("with_user_id IS NULL"),
-        ),
-        Index(
-            "uq_share_person",
-            "scan_id",
-            "with_user_id",
-            unique=True,
-            postgresql_where=text("with_user_id IS NOT NULL"),
-            sqlite_where=text("with_user_id IS NOT NULL"),
-        ),
+        unique_where("with_user_id IS NULL", "uq_share_reviewers", "scan_id"),
+        unique_where("with_user_id IS NOT NULL", "uq_share_person", "scan_id", "with_user_id"),
     )
 
 

@@ -37,6 +37,12 @@ IN_ITS_TURN = (
 )
 ORIGINAL_REMOVED = "The original file is no longer stored, so the scan cannot be analyzed again."
 
+CUT_OFF = "The connection broke off while this study arrived, so slices may be missing."
+CAME_EARLIER = "Other slices of this series arrived earlier and are part of another scan."
+MORE_ARRIVED = "More of this series arrived later; another scan has these slices and the new ones."
+# Not by status: PostgreSQL would take the index for claims, which it does not sort.
+_OPEN = text("finished_at IS NULL")
+
 
 class Scan(Leased, db.Model):
     """A slice or a series that a person submitted; these rows are the predict workers' queue.
@@ -52,7 +58,14 @@ class Scan(Leased, db.Model):
         size: bytes of the original.
         stat: whether the scan is analyzed before all others.
         uncut: whether a film sheet is read as one picture.
+        study_uid: the Study Instance UID in the stored copy of DICOM files, to which objects made
+            of the scan belong; None where there is none, or nobody has looked yet.
+        dicom_results: whether DICOM objects are made of its result unasked, and kept with it.
         notes: what was noticed at upload; sentences for its owner.
+        replaces: the earlier scans of its series, of which more arrived later
+            (`webapp.intake.completing`): the "scan_id" of each, a "sentence" about it, and its
+            structured report that others may have: the id of the prediction that was "sent", and
+            the UIDs of series and instance of the report that was "served" by DICOMweb.
         original_removed_at: when the original was deleted (KEEP_ORIGINALS_DAYS).
         image_key, thumbnail_key: the slice that represents the scan, drawn by the worker.
         volume_key: all slices of a series, for the viewer (`ml.scans.volume`).
@@ -73,7 +86,10 @@ class Scan(Leased, db.Model):
     size: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     stat: Mapped[bool] = mapped_column(default=False, server_default=false())
     uncut: Mapped[bool] = mapped_column(default=False, server_default=false())
+    study_uid: Mapped[str | None] = mapped_column(String(64), index=True)
+    dicom_results: Mapped[bool] = mapped_column(default=False, server_default=false())
     notes: Mapped[list[str] | None] = mapped_column(JSON)
+    replaces: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     original_key: Mapped[str] = mapped_column(String(200))
     original_removed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     image_key: Mapped[str | None] = mapped_column(String(200))
@@ -97,6 +113,10 @@ class Scan(Leased, db.Model):
         Index(None, "status", "queued_at"),
         # For scans that finished since a worklist was opened.
         Index("ix_scan_finished", "user_id", "finished_at"),
+        # For a person's scans that have not ended, and how many of them are STAT.
+        Index(
+            "ix_scan_open", "user_id", "stat", "status", postgresql_where=_OPEN, sqlite_where=_OPEN
+        ),
         queue_index("ix_scan_queue", stat.desc()),
     )
 
@@ -123,6 +143,12 @@ class Scan(Leased, db.Model):
         return (self.finished_at - self.created_at).total_seconds()
 
     @property
+    def cautions(self) -> list[str]:
+        """Those of the notes that say that slices may be missing."""
+        incomplete = (CUT_OFF, CAME_EARLIER, MORE_ARRIVED)
+        return [note for note in self.notes or () if note in incomplete]
+
+    @property
     def is_unread(self) -> bool:
         """Whether its owner has not opened its page since the analysis finished or failed."""
         return (
@@ -147,8 +173,8 @@ class Scan(Leased, db.Model):
 
     @property
     def sheet_may_be(self) -> Literal["cut", "uncut"] | None:
-        """How else a film sheet can be read than it was; None where it is none, or is no longer
-        stored.
+        """How else a film sheet can be read than it was; None for other scans, and where it is no
+        longer stored.
         """
         if self.original_removed_at is not None or self.prediction is None:
             return None
@@ -219,6 +245,9 @@ Index(
     Scan.title,
 )
 
+IS_OPEN = Scan.finished_at.is_(None) & Scan.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
+"""The condition of scans that wait or are analyzed; none of them has `finished_at`."""
+
 
 def urgent_room(user_id: str) -> int:
     """Return how many more STAT scans that person may have in the queue (`MAX_STAT`).
@@ -226,13 +255,8 @@ def urgent_room(user_id: str) -> int:
     The person's row is locked, so the number holds until the caller commits.
     """
     lock_person(user_id)
-    waits = Scan.stat & Scan.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
-    urgent = (
-        db.session.scalar(
-            select(func.count()).select_from(Scan).where(Scan.user_id == user_id, waits)
-        )
-        or 0
-    )
+    count = select(func.count()).where(Scan.user_id == user_id, Scan.stat, IS_OPEN)
+    urgent = db.session.scalar(count) or 0
     return int(max(0, current_app.config["MAX_STAT"] - urgent))
 
 
@@ -327,11 +351,14 @@ def score_again(scan_id: str) -> bool:
             Prediction.threshold,
             Prediction.positive,
             Prediction.uncertain,
+            Prediction.environment_id,
+            Prediction.settings,
+            Prediction.slices,
             Prediction.created_at.label("answered_at"),
         )
-        kept = select(*answer).where(Prediction.scan_id == scan_id)
-        names = [column.name for column in kept.selected_columns]
-        db.session.execute(insert(EarlierAnswer).from_select(names, kept))
+        answers = select(*answer).where(Prediction.scan_id == scan_id)
+        names = [column.name for column in answers.selected_columns]
+        db.session.execute(insert(EarlierAnswer).from_select(names, answers))
         db.session.execute(
             delete(Prediction).where(Prediction.scan_id == scan_id),
             execution_options={"synchronize_session": False},
@@ -339,13 +366,31 @@ def score_again(scan_id: str) -> bool:
     return queued
 
 
+class Environment(db.Model):
+    """Software and machine of a predict worker, by a hash: what answers may depend on besides their
+    version (`worker.made_with`).
+    """
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    content: Mapped[dict[str, Any]] = mapped_column(JSON)
+    first_seen_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+
+
 class Answer:
-    """What an answer says, which pages, exports and the API read from here alone."""
+    """What an answer says, which pages, exports and the API read from here alone.
+
+    Attributes:
+        environment_id, settings: software and machine, and the settings (`worker.made_with`) with
+            which it was given; None of answers from before they were recorded.
+    """
 
     probability: Mapped[float]
     threshold: Mapped[float]
     positive: Mapped[bool]
     uncertain: Mapped[bool]
+    # An `Environment`, which is never deleted. A foreign key would have SQLite rebuild this table.
+    environment_id: Mapped[str | None] = mapped_column(String(32))
+    settings: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
     @property
     def verdict(self) -> str:
@@ -366,7 +411,7 @@ class Prediction(Answer, db.Model):
         uncertain: whether the probability lies in the inconclusive band.
         warnings: sentences for the scan's owner.
         doubts: those of them that cast doubt on the answer; None in predictions from before they
-            were told apart.
+            were distinguished.
         slices: the probability of each slice, in anatomical order.
         first_slices: indices, from 0, of the slices of a series to look at first.
         types: estimated types of hemorrhage: name -> {"probability": of the scan, "slices": of each
@@ -376,6 +421,9 @@ class Prediction(Answer, db.Model):
         areas_mm2: the outlined area of each slice; None as above, or where the size of a pixel is
             unknown.
         volume_ml, no_volume_because: of what is outlined; a sentence why there is none.
+        can_be_segmented: whether the submitted DICOM files say where the outlined slices lie, as a
+            DICOM Segmentation needs it; None in predictions from before this was known, and where
+            nothing is outlined.
         seconds: this scan's share of its batch's time in the model.
     """
 
@@ -391,6 +439,7 @@ class Prediction(Answer, db.Model):
     areas_mm2: Mapped[list[float] | None] = mapped_column(JSON(none_as_null=True))
     volume_ml: Mapped[float | None]
     no_volume_because: Mapped[str | None] = mapped_column(String(120))
+    can_be_segmented: Mapped[bool | None]
     seconds: Mapped[float]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     scan: Mapped[Scan] = relationship(back_populates="prediction")
@@ -409,12 +458,16 @@ class Prediction(Answer, db.Model):
 
 
 class EarlierAnswer(Answer, db.Model):
-    """An answer that was followed by another one, of the same or another model version."""
+    """An answer that was followed by another one, of the same or another model version.
+
+    `slices` has the probability of each slice; None of those from before they were kept.
+    """
 
     id: Mapped[int] = mapped_column(primary_key=True)
     scan_id: Mapped[str] = mapped_column(ForeignKey("scan.id", ondelete="CASCADE"), index=True)
     model_version_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
     answered_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    slices: Mapped[list[float] | None] = mapped_column(JSON(none_as_null=True))
     model_version: Mapped[ModelVersion] = relationship()
 
 

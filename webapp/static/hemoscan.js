@@ -87,16 +87,26 @@ document.addEventListener("input", (event) => {
     heat.style.opacity = slider.value / 100;
   }
   if (slider.nextElementSibling) {
-    slider.nextElementSibling.textContent = `${slider.value} %`;
+    slider.nextElementSibling.textContent = `${slider.value}%`;
   }
 });
 
-// The slider of a threshold fills in the field and chooses it; htmx fetches what it would have found.
+// The slider of a threshold, the field of one's own and the named points say the same; htmx fetches what it would have found.
 document.addEventListener("input", (event) => {
-  const slider = event.target;
-  if (slider instanceof HTMLInputElement && slider.matches("[data-sets]")) {
-    document.getElementById(slider.dataset.sets).value = slider.value;
+  const input = event.target;
+  if (!(input instanceof HTMLInputElement)) {
+    return;
+  }
+  if (input.matches("[data-sets]")) {
+    document.getElementById(input.dataset.sets).value = input.value;
+    document.getElementById(input.dataset.checks).checked = true;
+  } else if (input.matches("[data-moves]")) {
+    const slider = document.getElementById(input.dataset.moves);
+    slider.value = input.value || document.getElementById(slider.dataset.checks).dataset.at;
     document.getElementById(slider.dataset.checks).checked = true;
+  } else if (input.matches("[data-at]")) {
+    const own = input.dataset.unless && document.getElementById(input.dataset.unless).value;
+    document.getElementById("threshold-slider").value = own || input.dataset.at;
   }
 });
 
@@ -115,9 +125,11 @@ document.addEventListener("change", (event) => {
 // A second click must not submit a scan twice; coming back to the page makes the button usable again.
 document.addEventListener("submit", (event) => {
   if (event.target.matches("[data-once]")) {
-    event.target.querySelectorAll("button").forEach((button) => { button.disabled = true; });
+    // Once the form is on its way: what it was sent by belongs to it, unless it is disabled.
+    const buttons = Array.from(event.target.elements).filter((each) => each.matches("button"));
+    setTimeout(() => buttons.forEach((button) => { button.disabled = true; }));
   }
 });
 window.addEventListener("pageshow", () => {
-  document.querySelectorAll("[data-once] button").forEach((button) => { button.disabled = false; });
+  document.querySelectorAll("[data-once] button, button[form]").forEach((button) => { button.disabled = false; });
 });

@@ -1,10 +1,37 @@
-/* Tells of new results while a page is open: in the page, and by the browser once a person has allowed that with the button on the
+/* Announces new results while a page is open: in the page, and by the browser once a person has allowed that with the button on the
    account page. It is never asked for by itself. */
 "use strict";
 
 const NEWS_MS = 15000;
+const RESUME_MS = 300000;
+const STORE = "hemoscan-news";
 const toast = document.getElementById("toast");
+const worklist = document.getElementById("scans"); // Its list may still be empty.
+
+// Where the last look ended, and what it answered: each look overlaps the one before (`OVERLAP_S` of webapp/notifications.py), and the
+// pages of a tab follow each other faster than they look.
 let after = toast.dataset.after;
+let known = new Set();
+
+function resume() {
+  try {
+    const earlier = JSON.parse(sessionStorage.getItem(STORE));
+    if (earlier && Date.parse(after) - Date.parse(earlier.after) < RESUME_MS) {
+      known = new Set(earlier.results);
+      after = worklist ? after : earlier.after; // The worklist shows what there is.
+    }
+  } catch {
+    // There is no storage, or something else is in it.
+  }
+}
+
+function keep() {
+  try {
+    sessionStorage.setItem(STORE, JSON.stringify({ after, results: [...known] }));
+  } catch {
+    // There is no storage: the next page begins anew.
+  }
+}
 
 function words(count) {
   return count === 1 ? "A scan has a result." : `${count} scans have a result.`;
@@ -46,13 +73,15 @@ async function look() {
       return; // The login is over, or the service is restarting: the next look tells.
     }
     const news = await answer.json();
+    const others = news.results.filter((address) => !known.has(address) && address !== window.location.pathname);
     after = news.now;
-    const others = news.results.filter((address) => address !== window.location.pathname);
+    known = new Set(news.results);
+    keep();
     if (others.length) {
       if (document.hidden && "Notification" in window && Notification.permission === "granted") {
         notify(others);
       }
-      if (!document.getElementById("worklist")) { // Which counts them itself.
+      if (!worklist) { // Which counts them itself.
         showToast(others);
       }
     }
@@ -61,18 +90,23 @@ async function look() {
   }
 }
 
+resume();
+keep();
+if (Date.parse(toast.dataset.after) - Date.parse(after) >= NEWS_MS) {
+  look();
+}
 setInterval(look, NEWS_MS);
 
 // --- the button on the account page
 
 const button = document.getElementById("allow-notifications");
-const told = document.getElementById("allowed-notifications");
+const permission = document.getElementById("allowed-notifications");
 
 function showPermission() {
   button.hidden = Notification.permission !== "default";
-  told.textContent = {
+  permission.textContent = {
     granted: "This browser shows notifications while a page of Hemoscan is open in the background.",
-    denied: "This browser does not show notifications of Hemoscan; its settings can allow them.",
+    denied: "This browser blocks notifications from Hemoscan; you can allow them in its settings.",
     default: "",
   }[Notification.permission];
 }

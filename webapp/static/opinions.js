@@ -1,7 +1,8 @@
-/* The opinions below the viewer: the form follows the slice, an ellipse is drawn on the picture, and Y and N agree and disagree.
-   The page works without this file, but for marks. */
+/* The opinions beside the viewer: an ellipse is drawn on the slice that is shown and stays with it, and Y and N agree and disagree.
+   Opinions are saved without leaving the picture. The page works without this file, but for marks. */
 
 const SVG = "http://www.w3.org/2000/svg";
+const TOAST_MS = 6000;
 const LEAST = 0.01; // Of the picture: a smaller drag is a click.
 let panel = null;
 let form = null; // There is none until there is a result.
@@ -21,15 +22,20 @@ function shownSlice() {
 // --- marks: an overlay in shares of the picture
 
 let overlay = null;
-let drawn = null; // The mark that is being drawn: where it began and where it is now.
+let drawn = null; // The mark that is being drawn: on which slice, where it began and where it is now.
+let marked = null; // The slice to which the mark in the form belongs, whatever is shown meanwhile.
 
 function region() {
   const numbers = form.elements.region.value.split(",").map(Number);
   return numbers.length === 4 ? { x: numbers[0], y: numbers[1], rx: numbers[2], ry: numbers[3] } : null;
 }
 
-function markedSlice() {
-  return form.elements.slice ? Number(form.elements.slice.value || 1) - 1 : 0;
+/* The slice in the form, counted from 0; null for the whole scan. A single slice is the whole scan. */
+function chosenSlice() {
+  if (!form.elements.slice) {
+    return 0;
+  }
+  return form.elements.slice.value ? Number(form.elements.slice.value) - 1 : null;
 }
 
 function ellipse({ x, y, rx, ry }, kind, title) {
@@ -58,7 +64,7 @@ function drawMarks() {
   const slice = shownSlice();
   const shapes = JSON.parse(panel.dataset.marks).filter((mark) => mark.slice === slice).map((mark) => ellipse(mark.region, "given", mark.by));
   const own = drawn ? between(drawn) : region();
-  if (own && (drawn || markedSlice() === slice)) {
+  if (own && (drawn ? drawn.slice : marked) === slice) {
     shapes.push(ellipse(own, "new"));
   }
   overlay.replaceChildren(...shapes);
@@ -76,18 +82,36 @@ function placeOf(event) {
 function setMarking(on) {
   part("mark").setAttribute("aria-pressed", on);
   document.getElementById("viewer").classList.toggle("marking", on);
-  part("mark-text").textContent = on ? "Drag an ellipse over the picture." : "";
+  part("mark-text").textContent = on ? "Drag an ellipse over the picture." : markText();
 }
 
 function isMarking() {
   return part("mark").getAttribute("aria-pressed") === "true";
 }
 
-function setRegion(mark) {
+function markText() {
+  if (!region()) {
+    return "";
+  }
+  return form.elements.slice ? `The mark is on slice ${marked + 1}.` : "The mark will be saved with your opinion.";
+}
+
+function setRegion(mark, slice = chosenSlice()) {
+  marked = mark ? slice : null;
   form.elements.region.value = mark ? [mark.x, mark.y, mark.rx, mark.ry].map((share) => share.toFixed(4)).join(",") : "";
   part("remove-mark").hidden = !mark;
-  part("mark-text").textContent = mark ? "The mark will be saved with your opinion." : "";
+  part("mark-text").textContent = markText();
   drawMarks();
+}
+
+/* A mark belongs to the slice on which it was drawn: choosing another one must not move it. */
+function keepsMark() {
+  if (!region() || !form.elements.slice || chosenSlice() === marked || !isEdited) {
+    return true;
+  }
+  form.elements.slice.value = marked + 1;
+  part("mark-text").textContent = `The mark is on slice ${marked + 1}. Save it or remove it before you choose another slice.`;
+  return false;
 }
 
 function listenForMarks() {
@@ -97,7 +121,7 @@ function listenForMarks() {
     if (onStage(event) && event.button === 0) {
       event.preventDefault();
       event.stopPropagation();
-      drawn = { from: placeOf(event), to: placeOf(event) };
+      drawn = { slice: shownSlice(), from: placeOf(event), to: placeOf(event) };
     }
   }, true);
   document.addEventListener("pointermove", (event) => {
@@ -113,17 +137,18 @@ function listenForMarks() {
     }
     event.stopPropagation();
     const mark = between(drawn);
+    const { slice } = drawn;
     drawn = null;
     if (mark.rx < LEAST || mark.ry < LEAST) {
       drawMarks();
       return;
     }
     if (form.elements.slice) {
-      form.elements.slice.value = shownSlice() + 1;
+      form.elements.slice.value = slice + 1;
     }
     isEdited = true;
     setMarking(false);
-    setRegion(mark);
+    setRegion(mark, slice);
   }, true);
   document.addEventListener("pointercancel", () => { drawn = null; drawMarks(); }, true);
 }
@@ -137,18 +162,24 @@ function recall() {
   if (isEdited) {
     return;
   }
-  const slice = form.elements.slice?.value ? Number(form.elements.slice.value) - 1 : null;
-  const said = JSON.parse(panel.dataset.own).find((opinion) => opinion.slice === slice);
-  if (!said) {
+  const slice = form.elements.slice ? chosenSlice() : null;
+  const own = JSON.parse(panel.dataset.own).find((opinion) => opinion.slice === slice);
+  if (!own) {
     form.querySelectorAll("[name=finding], [name=types]").forEach((box) => { box.checked = false; });
     form.elements.comment.value = "";
     setRegion(null);
     return;
   }
-  form.querySelectorAll("[name=finding]").forEach((radio) => { radio.checked = radio.value === said.finding; });
-  form.querySelectorAll("[name=types]").forEach((box) => { box.checked = said.types.includes(box.value); });
-  form.elements.comment.value = said.comment;
-  setRegion(said.region);
+  form.querySelectorAll("[name=finding]").forEach((radio) => { radio.checked = radio.value === own.finding; });
+  form.querySelectorAll("[name=types]").forEach((box) => { box.checked = own.types.includes(box.value); });
+  form.elements.comment.value = own.comment;
+  setRegion(own.region);
+}
+
+function chooseSlice() {
+  if (keepsMark()) {
+    recall();
+  }
 }
 
 function goTo(slice) {
@@ -160,18 +191,22 @@ function goTo(slice) {
 }
 
 function start() {
+  isEdited = false;
   part("mark").addEventListener("click", () => {
     setMarking(!isMarking());
     document.getElementById("viewer").scrollIntoView({ block: "nearest" });
   });
-  part("remove-mark").addEventListener("click", () => setRegion(null));
+  part("remove-mark").addEventListener("click", () => {
+    isEdited = true;
+    setRegion(null);
+  });
   part("this-slice")?.addEventListener("click", () => {
     if (shownSlice() !== null) {
       form.elements.slice.value = shownSlice() + 1;
-      recall();
+      chooseSlice();
     }
   });
-  form.elements.slice?.addEventListener("change", recall);
+  form.elements.slice?.addEventListener("change", chooseSlice);
   form.addEventListener("input", (event) => { isEdited ||= event.target !== form.elements.slice; });
   if (!form.querySelector(".error, .message.error")) {
     recall();
@@ -179,27 +214,87 @@ function start() {
   setRegion(region());
 }
 
+// --- saving, beside the picture: nothing scrolls, and a line says what was saved
+
+const toast = document.getElementById("saved");
+let until = 0;
+
+function say(sentence, isError = false) {
+  (document.fullscreenElement || document.body).append(toast); // Nothing else is seen in full screen.
+  toast.textContent = sentence;
+  toast.classList.toggle("error", isError);
+  toast.hidden = false;
+  clearTimeout(until);
+  until = setTimeout(() => { toast.hidden = true; }, isError ? 3 * TOAST_MS : TOAST_MS);
+}
+
+/* Put the panel that the server sent in the place of this one; the focus stays on the button it was on. */
+function showPanel(html) {
+  const fresh = new DOMParser().parseFromString(html, "text/html").getElementById("opinions");
+  const focused = panel.contains(document.activeElement) ? document.activeElement : null;
+  panel.replaceWith(document.adoptNode(fresh));
+  if (focused?.name) {
+    fresh.querySelector(`[name="${CSS.escape(focused.name)}"][value="${CSS.escape(focused.value)}"]`)?.focus({ preventScroll: true });
+  }
+  document.dispatchEvent(new CustomEvent("htmx:afterSettle")); // The page connects to what is new.
+}
+
+async function save(event) {
+  if (!event.target.matches("form.answers, [data-part=opinion-form]")) {
+    return;
+  }
+  event.preventDefault();
+  const data = new FormData(event.target, event.submitter);
+  try {
+    const answer = await fetch(event.target.action, { method: "POST", body: data, headers: { Accept: "application/json" } });
+    if (answer.redirected) {
+      throw new Error("You are logged out. Please log in again in another tab; nothing was saved.");
+    }
+    const reply = await answer.json();
+    if (reply.next) {
+      window.location.assign(reply.next);
+      return;
+    }
+    if (!reply.panel) {
+      throw new Error(reply.detail);
+    }
+    showPanel(reply.panel);
+    if (reply.message) {
+      say(reply.message);
+    }
+  } catch (error) {
+    const isSentence = error instanceof Error && !(error instanceof TypeError || error instanceof SyntaxError) && error.message;
+    say(isSentence ? error.message : "Your opinion was not saved: the server cannot be reached. Please try again.", true);
+    event.target.querySelectorAll("button").forEach((button) => { button.disabled = false; });
+  }
+}
+
+let watch = null;
+
 function followViewer() {
   drawMarks();
   const place = document.querySelector("#viewer [data-part=place]");
   if (place) {
-    new MutationObserver(drawMarks).observe(place, { childList: true, characterData: true, subtree: true });
+    watch?.disconnect();
+    watch = new MutationObserver(drawMarks);
+    watch.observe(place, { childList: true, characterData: true, subtree: true });
   }
 }
 
 /* Take up the panel of the page, which comes anew with the result. */
 function connect() {
-  const found = document.getElementById("opinions");
-  if (found === panel) {
+  const current = document.getElementById("opinions");
+  if (current === panel) {
     return;
   }
-  panel = found;
+  panel = current;
   form = panel?.querySelector("[data-part=opinion-form]");
   if (!form) {
     return;
   }
   start();
   followViewer();
+  panel.addEventListener("submit", save);
   panel.addEventListener("click", (event) => {
     const link = event.target.closest("[data-go-to]");
     if (link) {

@@ -6,6 +6,7 @@ const AT_ONCE = 3;
 const TRIES = 20;
 const WAIT_S = 5;
 const MOST_WAIT_S = 60;
+const MOST_LINKS = 10;
 const FEWEST_NUMBERED = 3;  // As in webapp/intake/series.py, which decides.
 const PICTURE = /\.(png|jpe?g)$/i;
 const ALONE = /\.(zip|nii|nii\.gz)$/i;
@@ -22,6 +23,8 @@ const part = (name) => bar.querySelector(`[data-part=${name}]`);
 const form = bar.querySelector("form");
 const mostFiles = Number(bar.dataset.maxFiles);
 const mostBytes = bar.dataset.maxMb * 1024 * 1024;
+const serverMs = Date.parse(bar.dataset.now); // The server's clock when it wrote the page, and this one when it was read.
+const openedMs = Date.now();
 const plural = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
 
 const byName = new Intl.Collator("en", { numeric: true });
@@ -33,13 +36,13 @@ let sending = 0;
 
 // --- what was dropped or chosen
 
-async function entriesOf(entry, found) {
-  if (found.length > mostFiles) {
+async function entriesOf(entry, entered) {
+  if (entered.length > mostFiles) {
     return;  // It is refused, so how many more there are does not matter.
   }
   if (entry.isFile) {
     const file = await new Promise((resolve) => { entry.file(resolve, () => resolve(null)); });
-    found.push({ file, path: entry.fullPath.replace(/^\//, "") });
+    entered.push({ file, path: entry.fullPath.replace(/^\//, "") });
     return;
   }
   const reader = entry.createReader();
@@ -49,7 +52,7 @@ async function entriesOf(entry, found) {
       return;
     }
     for (const each of some) {
-      await entriesOf(each, found);
+      await entriesOf(each, entered);
     }
   }
 }
@@ -57,26 +60,26 @@ async function entriesOf(entry, found) {
 async function dropped(transfer) {
   // Both lists are empty as soon as this function waits.
   const entries = Array.from(transfer.items, (item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  const found = entries.length ? [] : Array.from(transfer.files, (file) => ({ file, path: file.name }));
+  const entered = entries.length ? [] : Array.from(transfer.files, (file) => ({ file, path: file.name }));
   for (const entry of entries) {
-    await entriesOf(entry, found);
+    await entriesOf(entry, entered);
   }
-  return found;
+  return entered;
 }
 
-function stage(found) {
+function stage(entered) {
   const known = new Set(staged.map((each) => each.path + each.file.size));
-  const more = found.filter((each) => each.file && !known.has(each.path + each.file.size));
+  const more = entered.filter((each) => each.file && !known.has(each.path + each.file.size));
   const total = staged.length + more.length;
   if (total > mostFiles) {
-    say(`More than ${plural(mostFiles, "file")} at once are not accepted; nothing was added.`, true);
+    say(`More than ${plural(mostFiles, "file")} cannot be sent at once; nothing was added. Please send them folder by folder.`, true);
     return;
   }
   if (!staged.length && parcels.length) {
     form.reset();  // STAT and title belonged to what was sent before.
   }
   staged = staged.concat(more).sort((a, b) => byName.compare(a.path, b.path));
-  say(found.length ? "" : "There are no files in it.", !found.length);
+  say(entered.length ? "" : "No files found.", !entered.length);
   showStaged();
   if (staged.length) {
     part("send").focus();
@@ -84,18 +87,22 @@ function stage(found) {
 }
 
 function say(sentence, isError = false) {
-  part("said").textContent = sentence;
-  part("said").hidden = !sentence;
-  part("said").classList.toggle("error", isError);
+  part("message").textContent = sentence;
+  part("message").hidden = !sentence;
+  part("message").classList.toggle("error", isError);
 }
 
 // --- which files are sent together
 
 const folderOf = (path) => path.includes("/") ? path.slice(0, path.lastIndexOf("/")) : "";
 const topOf = (path) => path.includes("/") ? path.slice(0, path.indexOf("/")) : "";
+const nameIn = (path) => path.slice(path.lastIndexOf("/") + 1);
+/* What the slices of one scan share: folder, and name but for its last number, unless that counts people. The server, which decides, looks
+   at their sizes too. */
 const lookOf = (path) => {
-  const [, start, number, end] = path.toLowerCase().match(/^([^]*?)(\d*)(\D*)$/);
-  return number ? `${start}#${end}` : path;
+  const [, start, number, end] = nameIn(path).toLowerCase().match(/^([^]*?)(\d*)(\D*)$/);
+  const countsPeople = bar.dataset.counted.split(" ").some((word) => start.replace(/[\s_.#-]+$/, "").endsWith(word));
+  return number && !countsPeople ? `${folderOf(path)}/${start}#${end}` : path;
 };
 const sizeOf = (bytes) => bytes < 1048576 ? `${Math.ceil(bytes / 1024)} KB` : `${(bytes / 1048576).toFixed(1)} MB`;
 const bytesOf = (files) => files.reduce((sum, each) => sum + each.file.size, 0);
@@ -111,7 +118,7 @@ function grouped(files, keyOf) {
 
 function refusalOf({ file, path }) {
   if (OF_SYSTEM.test(path)) {
-    return "A file of the operating system or a directory of a disc, not an image.";
+    return "A system file or disc directory, not an image.";
   }
   if (!file.size) {
     return "The file is empty.";
@@ -119,15 +126,16 @@ function refusalOf({ file, path }) {
   return file.size > mostBytes ? `The file is larger than ${bar.dataset.maxMb} MB.` : "";
 }
 
-/* Return {files, kind} for each request. Pictures that lie in a folder with other files are sent with those: they may be the pictures of
+/* Return {files, kind} for each request, in the order of the files. Which of the files of a request are one scan, and which scans one study,
+   the server decides; here files are only kept together that may be. Pictures that lie in a folder with other files are sent with those: they may be the pictures of
    the viewer on an exported disc, which the server leaves out. */
 function sorted(files, pictures, isOneStudy) {
   if (isOneStudy) {
     return [{ files, kind: "files of one examination" }];
   }
-  const found = [];
+  const units = [];
   const alone = files.filter(({ path }) => ALONE.test(path));
-  alone.forEach((each) => found.push({ files: [each], kind: "file" }));
+  alone.forEach((each) => units.push({ files: [each], kind: "file" }));
   const rest = files.filter(({ path }) => !ALONE.test(path));
   const mixed = new Set(rest.filter(({ path }) => !PICTURE.test(path)).map(({ path }) => folderOf(path)));
   const isLoosePicture = ({ path }) => PICTURE.test(path) && !(mixed.has(folderOf(path)) && folderOf(path));
@@ -135,16 +143,16 @@ function sorted(files, pictures, isOneStudy) {
   grouped(rest.filter(isLoosePicture), byLook).forEach((group) => {
     const isSeries = pictures === "together" ? group.length > 1 : group.length >= FEWEST_NUMBERED;
     if (isSeries) {
-      found.push({ files: group, kind: "pictures" });
+      units.push({ files: group, kind: "pictures" });
     } else {
-      group.forEach((each) => found.push({ files: [each], kind: "picture" }));
+      group.forEach((each) => units.push({ files: [each], kind: "picture" }));
     }
   });
   grouped(rest.filter((each) => !isLoosePicture(each)), topOf).forEach((tree) => {
     const parts = bytesOf(tree) > mostBytes ? grouped(tree, folderOf) : [tree];
-    parts.forEach((group) => found.push({ files: group, kind: group.length === 1 ? "file" : "files" }));
+    parts.forEach((group) => units.push({ files: group, kind: group.length === 1 ? "file" : "files" }));
   });
-  return found;
+  return units.sort((a, b) => byName.compare(a.files[0].path, b.files[0].path));
 }
 
 function planned() {
@@ -166,11 +174,11 @@ function showStaged() {
     const where = folder ? ` in “${folder}”` : "";
     return form.elements.pictures.value === "together"
       ? `${plural(files.length, "picture")}${where} will be one series.`
-      : `${plural(files.length, "picture")}${where} look like slices of one scan and will be one series if they have one size.`;
+      : `${plural(files.length, "picture")}${where} look like slices of one scan and become one series if their sizes match.`;
   });
   part("series").replaceChildren(...lines.slice(0, 5).map((line) => element("li", line)));
   if (lines.length > 5) {
-    part("series").append(element("li", `So will ${plural(lines.length - 5, "more group")} of pictures.`));
+    part("series").append(element("li", `And ${plural(lines.length - 5, "more group")} of pictures.`));
   }
   part("send").textContent = `Submit ${plural(staged.length, "file")}`;
 }
@@ -178,17 +186,29 @@ function showStaged() {
 // --- sending
 
 function element(name, text = "", className = "") {
-  const made = document.createElement(name);
-  made.textContent = text;
-  made.className = className;
-  return made;
+  const created = document.createElement(name);
+  created.textContent = text;
+  created.className = className;
+  return created;
+}
+
+/* A file and what became of it, in the columns of the list. */
+function line(name, path, state, className) {
+  const created = element(name, "", className);
+  const shown = element("span", path, "name");
+  shown.title = path;
+  created.append(shown, element("span", state, "state"));
+  return created;
 }
 
 function nameOf({ files, kind }) {
   if (files.length === 1) {
     return files[0].path;
   }
-  const folder = topOf(files[0].path) && files.every(({ path }) => topOf(path) === topOf(files[0].path)) ? folderOf(files[0].path) : "";
+  let folder = folderOf(files[0].path); // The one in which all of them lie.
+  while (folder && !files.every(({ path }) => path.startsWith(`${folder}/`))) {
+    folder = folderOf(folder);
+  }
   return `${folder ? `${folder} · ` : ""}${files.length.toLocaleString("en")} ${kind}`;
 }
 
@@ -221,7 +241,7 @@ function showFiles(parcel, all) {
     end += each.file.size;
     const refused = parcel.refused[place] || (parcel.outcome === "refused" ? parcel.reason : "");
     const state = refused || (parcel.outcome === "accepted" ? "Accepted" : parcel.sent >= end ? "Sent" : "Waiting");
-    list.append(element("li", `${each.path}: ${state}`, refused ? "refused" : ""));
+    list.append(line("li", each.path, state, refused ? "refused" : ""));
   });
   all.append(list);
 }
@@ -232,16 +252,20 @@ function end(parcel, outcome, text) {
   parcel.meter.hidden = true;
   parcel.state.textContent = text;
   if (outcome === "accepted") {
-    const link = element("a", parcel.scans.length === 1 ? "Open" : "");
-    link.href = parcel.scans[0].url;
-    if (parcel.scans.length === 1) {
+    // By its title it is found again in the worklist, where no file name stands.
+    parcel.scans.slice(0, MOST_LINKS).forEach((scan) => {
+      const link = element("a", scan.title);
+      link.href = scan.url;
       parcel.state.append(" ", link);
+    });
+    if (parcel.scans.length > MOST_LINKS) {
+      parcel.state.append(" …");
     }
     const refused = Object.entries(parcel.refused);
     refused.forEach(([place, reason]) => {
-      parcel.row.append(element("p", `${parcel.files[place].path}: ${reason}`, "refused"));
+      parcel.row.append(line("p", parcel.files[place].path, reason, "refused"));
     });
-    // The notes tell of refused files once more, without their names.
+    // The notes list refused files once more, without their names.
     const notes = new Set(refused.length ? [] : parcel.scans.flatMap((scan) => scan.notes));
     notes.forEach((note) => parcel.row.append(element("p", note, "small muted")));
   }
@@ -272,10 +296,9 @@ function outcomeOf(parcel, request) {
 
 function send(parcel) {
   const data = new FormData(form);
-  const title = form.elements.title.value.trim();
-  if (parcel.number) {
-    data.set("title", `${title ? `${title.slice(0, 70)} · ` : ""}No. ${parcel.number}`);
-  }
+  // They tell the scans of one drop apart, and keep them in its order, whichever request is answered first.
+  data.set("number", parcel.number);
+  data.set("dropped_ms", parcel.droppedMs);
   parcel.files.forEach(({ file, path }) => data.append("file", file, path));
   const request = new XMLHttpRequest();
   parcel.request = request;
@@ -285,7 +308,7 @@ function send(parcel) {
   request.upload.addEventListener("progress", (event) => {
     parcel.sent = Math.min(event.loaded, parcel.bytes);
     parcel.meter.value = event.lengthComputable ? event.loaded / event.total : 0;
-    parcel.state.textContent = parcel.meter.value < 1 ? `${Math.floor(100 * parcel.meter.value)} %` : "Checking";
+    parcel.state.textContent = parcel.meter.value < 1 ? `${Math.floor(100 * parcel.meter.value)}%` : "Checking";
     showTotal();
   });
   request.addEventListener("load", () => {
@@ -330,6 +353,8 @@ function next() {
   }
   showTotal();
   if (isOver() && parcels.length) {
+    // Where all went well, the worklist below says the rest.
+    part("details").open = parcels.some((parcel) => parcel.outcome !== "accepted" || part("list").querySelector("p"));
     document.dispatchEvent(new CustomEvent("submitted"));
   }
 }
@@ -346,14 +371,15 @@ function showTotal() {
   const failed = count("failed");
   const refused = count("refused") + parcels.reduce((sum, parcel) => sum + Object.keys(parcel.outcome === "accepted" ? parcel.refused : {}).length, 0);
   part("meter").value = bytes ? sent / bytes : 1;
-  const said = [`${accepted.toLocaleString("en")} of ${plural(files, "file")} accepted`];
+  const scans = parcels.reduce((sum, parcel) => sum + parcel.scans.length, 0);
+  const counts = [`${accepted.toLocaleString("en")} of ${plural(files, "file")} accepted${scans ? ` as ${plural(scans, "scan")}` : ""}`];
   if (refused) {
-    said.push(`${refused.toLocaleString("en")} refused`);
+    counts.push(`${refused.toLocaleString("en")} refused`);
   }
   if (failed) {
-    said.push(`${failed.toLocaleString("en")} not sent`);
+    counts.push(`${failed.toLocaleString("en")} not sent`);
   }
-  part("total").textContent = `${said.join(", ")}.`;
+  part("total").textContent = `${counts.join(", ")}.`;
   part("meter").hidden = isOver();
   part("stop").hidden = isOver();
   part("again").hidden = !isOver() || !failed;
@@ -363,14 +389,17 @@ function showTotal() {
 function begin() {
   const refused = staged.map((each) => [each, refusalOf(each)]).filter(([, reason]) => reason);
   const plan = planned();
-  const alone = plan.filter(({ files }) => files.length === 1).length;
-  let number = 0;
-  const fresh = plan.map((one) => ({
-    ...one,
-    bytes: bytesOf(one.files), sent: 0, tries: 0, timer: 0, outcome: "", reason: "", refused: {}, scans: [],
-    // Files that become scans alone are told apart by a number, unless their names may be kept.
-    number: one.files.length === 1 && alone > 1 && !form.elements.keep_names.checked ? (number += 1) : 0,
-  }));
+  const droppedMs = Math.floor(serverMs - openedMs + Date.now());
+  let before = 1;  // Files and folders, so that the numbers of scans follow each other over all requests.
+  const fresh = plan.map((one) => {
+    const number = plan.length > 1 ? before : 0;
+    before += new Set(one.files.map(({ path }) => folderOf(path))).size;
+    return {
+      ...one,
+      bytes: bytesOf(one.files), sent: 0, tries: 0, timer: 0, outcome: "", reason: "", refused: {}, scans: [],
+      droppedMs, number,
+    };
+  });
   const unsent = refused.map(([each, reason]) => ({
     files: [each], kind: "file", bytes: 0, sent: 0, tries: 0, timer: 0, outcome: "", reason: "", refused: {}, scans: [], why: reason,
   }));
@@ -378,11 +407,12 @@ function begin() {
   parcels = [...unsent, ...fresh];
   part("list").replaceChildren(...parcels.map(showParcel));
   unsent.forEach((parcel) => end(parcel, "refused", parcel.why));
-  tooLarge.forEach((parcel) => end(parcel, "refused", `These files are larger than ${bar.dataset.maxMb} MB together; please send them in parts.`));
+  tooLarge.forEach((parcel) => end(parcel, "refused", `These files are larger than ${bar.dataset.maxMb} MB together; please send them in smaller batches.`));
   queue = fresh.filter((parcel) => !parcel.outcome);
   staged = [];
   showStaged();
   part("sending").hidden = false;
+  part("details").open = true;
   next();
 }
 
@@ -406,6 +436,7 @@ function again() {
     parcel.state.textContent = "Waiting";
   });
   queue = failed;
+  part("details").open = true;
   next();
 }
 

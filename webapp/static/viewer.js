@@ -1,6 +1,6 @@
 /* The viewer of a scan: what a person does with keys, wheel, pointer and buttons. What they see is drawn by viewer_drawing.js.
    Without these files the page shows one slice, its heat map on demand, and links to the slices to look at first. */
-import { Drawing } from "./viewer_drawing.js";
+import { Drawing, LAYERS } from "./viewer_drawing.js";
 import { Ruler } from "./viewer_ruler.js";
 import { STEP, Zoom } from "./viewer_zoom.js";
 
@@ -8,8 +8,10 @@ const WHEEL_STEP = 40; // Pixels of scrolling for a slice: a wheel's notch has 1
 const DRAG_STEP = 1 / 200; // Of the window's width, for a pixel.
 const REST_MS = 300; // A pointer that rests on the picture asks for the values under it.
 const PAN_PX = 40;
+const SWIPE_PX = 24; // Of a finger, for a slice.
 const FAR = 10; // Voxels that an arrow moves the ruler's point with Shift.
 const ARROWS = { ArrowUp: [0, -1], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowRight: [1, 0] };
+const ASKED = "hemoscan-asked"; // The page that was asked for heat maps, which loads it anew, and what it showed.
 const viewers = new WeakMap(); // Each viewer that has been opened, as `open` returns it.
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
@@ -23,11 +25,15 @@ function open(viewer) {
   const stage = part("stage");
   const zoom = new Zoom(stage, part("picture"), () => opened.ruler?.draw());
   drawing.zoom = zoom;
+  drawing.watchPictures();
+  const asked = askedFor();
+  drawing.awaited = new Set(asked?.layers);
 
   part("full-screen").hidden = !document.fullscreenEnabled;
   const acts = {
     "full-screen": toggleFullScreen,
     "show-keys": showKeys,
+    reload: () => drawing.reload(),
     "zoom-in": () => zoom.by(STEP),
     "zoom-out": () => zoom.by(1 / STEP),
     "zoom-fit": () => zoom.fit(),
@@ -43,14 +49,29 @@ function open(viewer) {
   const opened = {
     zoom,
     drawLayers: () => drawing.drawLayers(),
-    toggle: (layer) => part(`${layer}-on`)?.click(),
-    ...(drawing.hasVoxels ? openVoxels(viewer, part, drawing) : {}),
+    toggle: (layer) => toggle(drawing, layer),
+    layersOn: () => LAYERS.filter((layer) => part(`${layer}-on`)?.checked),
+    ...(drawing.hasVoxels ? openVoxels(viewer, part, drawing, asked?.shown) : {}),
   };
+  if (asked) {
+    opened.drawLayers(); // They may be there already.
+  }
   return opened;
 }
 
-/* Let a person scroll, window and measure the voxels in `viewer`; return what keys do with it. */
-function openVoxels(viewer, part, drawing) {
+/* Switch a layer on or off, or ask for it; one that is being drawn is switched on when it comes. */
+function toggle(drawing, layer) {
+  const box = drawing.part(`${layer}-on`);
+  if (box?.disabled) {
+    drawing.awaited.add(layer);
+  } else {
+    (box ?? drawing.part(`ask-${layer}`))?.click();
+  }
+}
+
+/* Let a person scroll, window and measure the voxels in `viewer`, which begins with what was `asked` for, where something was; return what
+   keys do with it. */
+function openVoxels(viewer, part, drawing, asked) {
   const stage = part("stage");
   const slider = part("slider");
   const presets = drawing.presets;
@@ -96,6 +117,7 @@ function openVoxels(viewer, part, drawing) {
   if (slider) {
     slider.addEventListener("input", () => go(slider.valueAsNumber - 1));
     scrollByWheel(part("frame"), scroll);
+    scrollBySwiping(stage, drawing.zoom, scroll);
     jumpByKeys([stage, slider], scroll);
   }
   windowByDragging(stage, shown, setWindow);
@@ -116,10 +138,15 @@ function openVoxels(viewer, part, drawing) {
 
   drawing.onOnlyPictures = () => showPlane("axial");
   drawing.start({ ...shown });
+  if (asked) {
+    Object.assign(shown, asked);
+    draw();
+  }
   new ResizeObserver(() => ruler?.draw()).observe(stage);
   return {
     scroll: slider && scroll,
     showPlane,
+    shown: () => (shown.plane === "axial" ? shown : { ...shown, plane: "axial", index: positions.axial }),
     ruler,
     toggleRuler: () => {
       drawing.load();
@@ -127,6 +154,27 @@ function openVoxels(viewer, part, drawing) {
     },
     chooseWindow: (number) => presets[number - 1]?.click(),
   };
+}
+
+/* Return, once, what this page is to show: { page, layers, shown }, the last where there are voxels; null where nobody asked it for heat maps. */
+function askedFor() {
+  try {
+    const asked = JSON.parse(sessionStorage.getItem(ASKED));
+    sessionStorage.removeItem(ASKED);
+    return asked?.page === window.location.pathname ? asked : null;
+  } catch {
+    return null; // There is no storage.
+  }
+}
+
+function keepShown() {
+  const viewer = viewers.get(document.getElementById("viewer"));
+  const kept = { page: window.location.pathname, layers: [...viewer.layersOn(), "heat"], shown: viewer.shown?.() };
+  try {
+    sessionStorage.setItem(ASKED, JSON.stringify(kept));
+  } catch {
+    // There is no storage: the page begins anew.
+  }
 }
 
 /* Tell the value under a pointer that rests, and at a click or tap, which sets a point of the ruler too. */
@@ -170,6 +218,28 @@ function scrollByWheel(frame, scroll) {
     turned -= steps * WHEEL_STEP;
     scroll(clamp(steps, -1, 1));
   }, { passive: false });
+}
+
+/* A finger that moves to the side scrolls slices; up and down it scrolls the page. Two fingers zoom, and an enlarged picture is moved
+   (viewer_zoom.js); the ruler takes single taps. */
+function scrollBySwiping(stage, zoom, scroll) {
+  let from = null;
+  stage.addEventListener("pointerdown", (event) => {
+    from = event.pointerType === "touch" && event.isPrimary && zoom.scale === 1 ? event.clientX : null;
+  });
+  stage.addEventListener("pointermove", (event) => {
+    if (from === null || !event.isPrimary || event.pointerType !== "touch" || zoom.pointers.size > 1) {
+      return;
+    }
+    const steps = Math.trunc((event.clientX - from) / SWIPE_PX);
+    if (steps) {
+      from += steps * SWIPE_PX;
+      scroll(steps);
+    }
+  });
+  for (const end of ["pointerup", "pointercancel"]) {
+    stage.addEventListener(end, () => { from = null; });
+  }
 }
 
 /* Arrows scroll slices wherever the focus is (`useKey`); these keys scroll the page elsewhere. */
@@ -299,3 +369,8 @@ document.addEventListener("keydown", (event) => {
 });
 start();
 document.addEventListener("htmx:afterSettle", start);
+document.addEventListener("submit", (event) => {
+  if (event.target.id === "ask-heat") {
+    keepShown();
+  }
+});

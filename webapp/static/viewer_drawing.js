@@ -5,7 +5,7 @@ import { fetchVolume, planesOf } from "./viewer_volume.js";
 
 const PREFETCHED = 2; // Pictures on each side that are fetched before they are asked for.
 const MOST_VOXELS = 2 ** 27; // 512 slices of 512 x 512, 256 MB: more is not asked of a browser.
-const LAYERS = ["heat", "outline"];
+export const LAYERS = ["heat", "outline"];
 
 export class Drawing {
   /* `viewer` is the element of scans/_viewer.html. What is shown is { plane, index, level, width }: a plane's slice, counted from 0, and a
@@ -19,20 +19,21 @@ export class Drawing {
     this.image = part("image");
     this.slider = part("slider");
     this.presets = [...viewer.querySelectorAll("[data-level]")];
-    const told = viewer.dataset.series ? JSON.parse(viewer.dataset.series) : null;
-    this.hasVoxels = told !== null;
-    this.isHu = told?.isHu ?? false;
-    this.probabilities = told?.probabilities ?? [];
-    this.planes = told && planesOf(told, told.mm);
-    this.slices = told?.slices ?? 1;
-    this.voxels = told ? told.columns * told.rows * told.slices : Infinity;
+    const facts = viewer.dataset.series ? JSON.parse(viewer.dataset.series) : null;
+    this.hasVoxels = facts !== null;
+    this.isHu = facts?.isHu ?? false;
+    this.probabilities = facts?.probabilities ?? [];
+    this.planes = facts && planesOf(facts, facts.mm);
+    this.slices = facts?.slices ?? 1;
+    this.voxels = facts ? facts.columns * facts.rows * facts.slices : Infinity;
     this.shown = { plane: "axial", index: 0 };
     this.volume = null; // What fetchVolume returns, once somebody asked for it.
     this.niivue = null; // A function of what is shown, once NiiVue has the series.
     this.loading = null;
-    this.pointed = null; // Where the value is told, in shares of the picture.
+    this.pointed = null; // Where the value is shown, in shares of the picture.
     this.zoom = null; // viewer_zoom.js, set by viewer.js.
     this.onOnlyPictures = () => {}; // Called where the other planes cannot be drawn.
+    this.awaited = new Set(); // Layers that somebody asked for before they were there: they are switched on when they come.
     this.isFetching = false;
     this.isStale = false; // Something else was asked for while a picture was being fetched.
     this.slider?.style.setProperty("--slice", `${100 / this.slices}%`); // The thumb is as wide as a slice's bar.
@@ -45,6 +46,39 @@ export class Drawing {
   /* What distinguishes this slice from all others. */
   placeName() {
     return `${this.shown.plane} ${this.shown.index}`;
+  }
+
+  /* Say that a picture or a layer has not come, where it would be. */
+  watchPictures() {
+    const tell = (failed) => {
+      this.image.hidden = failed;
+      this.part("failed").hidden = !failed;
+      this.part("failed-text").textContent = this.slider
+        ? `Slice ${this.slider.value} could not be loaded.` : "The picture could not be loaded.";
+    };
+    this.image.addEventListener("error", () => tell(true));
+    this.image.addEventListener("load", () => tell(false));
+    if (this.image.complete && !this.image.naturalWidth) {
+      tell(true); // Before this file was here.
+    }
+    this.tellFailed = tell;
+    for (const name of LAYERS) {
+      const layer = this.part(name);
+      const text = this.part(`no-${name}`);
+      layer?.addEventListener("error", () => {
+        layer.hidden = true;
+        Object.assign(text, { textContent: `The ${layer.dataset.called} could not be loaded`, hidden: !this.part(`${name}-on`).checked });
+      });
+    }
+  }
+
+  reload() {
+    this.part("failed-text").textContent = "Loading…";
+    if (this.hasVoxels && this.slices > 1) {
+      this.drawPicture();
+    } else {
+      this.image.src = this.image.getAttribute("src");
+    }
   }
 
   start(shown) {
@@ -91,8 +125,8 @@ export class Drawing {
       next.src = this.pictureUrl(this.shown.index);
       // A picture that does not come must not leave another one under its number.
       await next.decode().then(
-        () => { this.image.src = next.src; this.image.hidden = false; },
-        () => { this.image.hidden = true; },
+        () => { this.image.src = next.src; this.tellFailed(false); },
+        () => this.tellFailed(true),
       );
     } while (this.isStale);
     this.isFetching = false;
@@ -121,7 +155,11 @@ export class Drawing {
       const slices = JSON.parse(drawn[name]);
       const isHere = this.shown.plane === "axial" && slices.includes(this.shown.index);
       toggle.disabled = slices.length === 0;
+      if (slices.length && this.awaited.delete(name)) {
+        toggle.checked = true;
+      }
       layer.hidden = !isHere;
+      this.part(`no-${name}`).textContent = this.part(`no-${name}`).dataset.text;
       this.part(`no-${name}`).hidden = isHere || !toggle.checked || this.shown.plane !== "axial";
       if (isHere) {
         const file = { heat: "heatmap.png", outline: "outline.png" }[name];
@@ -135,7 +173,7 @@ export class Drawing {
     const isAxial = plane === "axial";
     const { count } = this.plane();
     if (this.slider) {
-      const probability = isAxial && this.probabilities.length ? `, ${Math.round(100 * this.probabilities[index])} %` : "";
+      const probability = isAxial && this.probabilities.length ? `, ${Math.round(100 * this.probabilities[index])}%` : "";
       this.slider.max = count;
       this.slider.value = index + 1;
       this.slider.style.setProperty("--slice", `${100 / count}%`);
@@ -192,7 +230,7 @@ export class Drawing {
     };
   }
 
-  /* Load all slices, once: then values are told, and a series is drawn by NiiVue. Where that fails, the pictures go on. */
+  /* Load all slices, once: then values are shown, and a series is drawn by NiiVue. Where that fails, the pictures go on. */
   load() {
     if (this.hasVoxels && this.voxels <= MOST_VOXELS) {
       this.loading ??= this.loadOnce();
@@ -208,6 +246,7 @@ export class Drawing {
       if (this.slices > 1) {
         this.niivue = await loadNiivue(this.viewer, this.picture, this.volume.buffer, this.shown);
         this.niivue(this.shown);
+        this.tellFailed(false);
       }
     } catch {
       for (const button of this.viewer.querySelectorAll("[data-plane]:not([data-plane=axial])")) {

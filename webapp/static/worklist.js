@@ -6,7 +6,7 @@ const RETRY_MS = 10000;
 const MOST_WATCHED = 50;  // As many as one request may name.
 const title = document.title;
 const scans = document.getElementById("scans");
-const phone = window.matchMedia("(max-width: 46rem)");
+const narrow = window.matchMedia("(max-width: 62rem)");
 const table = () => document.getElementById("worklist");
 
 // --- selection: of all on the page, of a study, of one scan
@@ -124,7 +124,9 @@ async function reload() {
     const selected = new Set(boxesOf().filter((box) => box.checked).map((box) => box.value));
     scans.replaceChildren(...fresh.childNodes);
     boxesOf().forEach((box) => { box.checked = selected.has(box.value); });
-    document.getElementById("count").textContent = page.getElementById("count").textContent;
+    for (const id of ["count", "orders"]) {
+      document.getElementById(id).replaceWith(page.getElementById(id));
+    }
     showNews(0);
     follow();
   } catch {
@@ -134,7 +136,7 @@ async function reload() {
 
 function follow() {
   const filters = scans.querySelector("details.filters");
-  if (filters && phone.matches && !("filtered" in filters.dataset)) {
+  if (filters && narrow.matches && !("filtered" in filters.dataset)) {
     filters.open = false;
   }
   if (!table()) {
@@ -149,6 +151,25 @@ function follow() {
   }
 }
 
+// --- by keyboard: J and K go from row to row, X selects; Enter opens, as with any link
+
+function useKey(event) {
+  const isTyping = event.target.matches("input:not([type=checkbox]), select, textarea");
+  if (isTyping || event.altKey || event.ctrlKey || event.metaKey || document.querySelector("[popover]:popover-open")) {
+    return;
+  }
+  const rows = Array.from(scans.querySelectorAll("#worklist tbody tr"));
+  const current = rows.findIndex((row) => row.contains(document.activeElement));
+  const step = { j: 1, k: -1 }[event.key.toLowerCase()];
+  if (step) {
+    const row = rows[Math.min(Math.max(current + step, 0), rows.length - 1)];
+    row?.querySelector(".title a").focus();
+  } else if (event.key.toLowerCase() === "x" && current >= 0) {
+    rows[current].querySelector(".pick input").click();
+  }
+}
+
+document.addEventListener("keydown", useKey);
 scans.addEventListener("change", selectSeveral);
 window.addEventListener("pageshow", showSelection);
 document.addEventListener("submitted", reload);

@@ -9,20 +9,16 @@ from io import BytesIO
 
 from PIL import Image
 
-from ml.artifacts.card import ABSENT
-from ml.verdict import State
+from ml.verdict import State, inconclusive_band
 from webapp import __version__
-from webapp.models import Finding, Opinion, Prediction, Scan
+from webapp.display import finding_label, name_of_version
+from webapp.models import Opinion, Prediction, Scan
+from webapp.outline_view import volume_sentence
 from webapp.outlines import contour
 from webapp.storage import storage
 from worker.retries import retry_storage
 from worker.scan_files import shown_slice
 
-TITLE_OF: dict[State, str] = {
-    "suspected": "Hemorrhage suspected",
-    "inconclusive": "Inconclusive",
-    "not found": "Hemorrhage not found",
-}
 HEAT_SAYS = "Heat map: what influenced the result, not where a hemorrhage is"
 OUTLINE_SAYS = "Outline: where the model sees the hemorrhage"
 RESEARCH = "Research use only, never a diagnosis."
@@ -33,13 +29,6 @@ LIMITS = (
     " result depends on, not where a hemorrhage is. “Not found” does not exclude a hemorrhage."
     " Whatever this report says, have the scan read by a radiologist."
 )
-
-
-FINDINGS = {
-    Finding.PRESENT: "hemorrhage present",
-    Finding.ABSENT: "no hemorrhage",
-    Finding.UNCLEAR: "cannot tell",
-}
 
 
 @dataclass(frozen=True)
@@ -58,7 +47,7 @@ class OpinionText:
         types = f" ({', '.join(opinion.types)})" if opinion.types else ""
         return cls(
             opinion.author.username,
-            f"{FINDINGS[opinion.finding]}{where}{types}",
+            f"{finding_label(opinion.finding).lower()}{where}{types}",
             opinion.comment,
             opinion.updated_at,
         )
@@ -92,7 +81,9 @@ class Content:
         image: the slice that represents the scan, as its page shows it; `index` says which it is.
         overlay: what lies over it, RGBA: the outline of the hemorrhage or else the heat map; None
             without either. `overlay_says` is what it shows.
-        volume_ml: of what is outlined, None where it is not known.
+        volume_ml: of what is outlined, None where it is not known. `volume_sentence` says the same,
+            or why it is not known; it is empty where nothing is outlined.
+        replaces: sentences about earlier scans of the series, of which more arrived later.
     """
 
     scan_id: str
@@ -105,6 +96,7 @@ class Content:
     first_slices: Sequence[int]
     types: Sequence[tuple[str, float]]
     architecture: str
+    model: str
     model_card: str
     model_version: str
     warnings: Sequence[str]
@@ -114,8 +106,10 @@ class Content:
     overlay: Image.Image | None
     overlay_says: str = HEAT_SAYS
     volume_ml: float | None = None
+    volume_sentence: str = ""
     opinions: Sequence[OpinionText] = field(default=())
     software: str = f"Hemoscan {__version__}"
+    replaces: Sequence[str] = ()
 
     @property
     def overlaid(self) -> Image.Image:
@@ -136,7 +130,7 @@ def content_of(scan: Scan, prediction: Prediction, opinions: Sequence[Opinion] =
         StorageError: its pictures cannot be read.
     """
     version = prediction.model_version
-    types = {name: float(told["probability"]) for name, told in (prediction.types or {}).items()}
+    types = {name: float(one["probability"]) for name, one in (prediction.types or {}).items()}
     heatmap = prediction.heatmap
     index = shown_slice(prediction.first_slices)
     overlay, says = None, HEAT_SAYS
@@ -156,39 +150,28 @@ def content_of(scan: Scan, prediction: Prediction, opinions: Sequence[Opinion] =
             prediction.verdict,
             prediction.probability,
             prediction.threshold,
-            band_of(prediction),
+            inconclusive_band(
+                version.card, prediction.threshold, of_series=len(prediction.slices) > 1
+            ),
         ),
         slices=prediction.slices,
         first_slices=prediction.first_slices or [],
         types=sorted(types.items(), key=lambda type: -type[1]),
         architecture=version.architecture,
+        model=name_of_version(version),
         model_card=version.card_id,
         model_version=version.id,
-        warnings=prediction.warnings,
-        notes=scan.notes or [],
+        warnings=[*scan.cautions, *prediction.warnings],
+        notes=[note for note in scan.notes or () if note not in scan.cautions],
         image=_picture(scan.image_key or ""),
         index=index,
         overlay=overlay,
         opinions=[OpinionText.of(each) for each in opinions],
         overlay_says=says,
         volume_ml=prediction.volume_ml,
+        volume_sentence=volume_sentence(prediction),
+        replaces=list(dict.fromkeys(one["sentence"] for one in scan.replaces or ())),
     )
-
-
-def band_of(prediction: Prediction) -> tuple[float, float] | None:
-    """Return the band of probabilities (low, high) within which a verdict is inconclusive, by the
-    card of the version that gave it; None where the card does not say.
-
-    It is widened where an administrator chose a threshold outside it, as for the verdict itself
-    (`ml.artifacts.card.Card.with_thresholds`).
-    """
-    card = prediction.model_version.card
-    of_series = len(prediction.slices) > 1 and card.get("scan_threshold", ABSENT) != ABSENT
-    prefix = "scan_" if of_series else ""
-    low, high = card.get(f"{prefix}uncertain_low"), card.get(f"{prefix}uncertain_high")
-    if low is None or high is None:
-        return None
-    return min(low, prediction.threshold), max(high, prediction.threshold)
 
 
 def _picture(key: str) -> Image.Image:

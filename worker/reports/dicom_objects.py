@@ -40,10 +40,12 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from ml.verdict import State
 from webapp import __version__
-from webapp.models import ReportRefused
-from worker.reports.content import LIMITS, RESEARCH, TITLE_OF, Content
+from webapp.display import STATE_TITLES, percent
+from webapp.models import ReportKind, ReportRefused
+from webapp.models.reports import FACTS, NOT_LOCATED, NOT_OUTLINED, uid_of
+from worker.reports.content import LIMITS, RESEARCH, Content
 from worker.reports.fonts import BOLD, REGULAR
-from worker.reports.sources import Source, directions_of, in_order, new_uid
+from worker.reports.sources import Source, directions_of, in_order, located, new_uid
 
 MAKER = "Hemoscan"
 HEMORRHAGE = Code("1386000", "SCT", "Intracranial hemorrhage")
@@ -56,18 +58,16 @@ STATE_CODES: dict[State, Code] = {
     "not found": Code("not-found", OWN_SCHEME, "Not found"),
 }
 CT_HEAD = Code("24725-4", "LN", "CT Head Report")
-REPORT_SERIES, CAPTURE_SERIES, SEGMENTATION_SERIES = 9001, 9002, 9003
-"""Numbers of the new series, beyond those of scanners."""
+REPLACES = "Replaces an earlier result of this series."
 STRIP_PX, LINE_PX = 64, 19
 """Height of the strip of text below the picture of a secondary capture, and of its lines."""
 
 
-class NoObject(ReportRefused):
-    """Such an object cannot be made of these files; the text is a sentence for the scan's owner."""
-
-
 def structured_report(
-    content: Content, headers: Sequence[pydicom.Dataset], instance_uid: str
+    content: Content,
+    headers: Sequence[pydicom.Dataset],
+    instance_uid: str,
+    predecessors: Sequence[tuple[str, str]] = (),
 ) -> bytes:
     """Return the result as a Comprehensive 3D SR file: TID 1500 with one group of measurements for
     the scan, and one for each slice to look at first, if it is known which file holds it.
@@ -75,6 +75,7 @@ def structured_report(
     Args:
         headers: of all files of the scan (`worker.reports.sources.read_headers`).
         instance_uid: the new object's own.
+        predecessors: the series and instance UIDs of the reports that it replaces.
     """
     algorithm = AlgorithmIdentification(
         name=content.architecture,
@@ -90,7 +91,7 @@ def structured_report(
             for index in content.first_slices
         ]
     observer = DeviceObserverIdentifyingAttributes(
-        uid=uid_of(content.model_version),
+        uid=UID(uid_of(content.model_version)),
         name=MAKER,
         manufacturer_name=MAKER,
         model_name=content.architecture,
@@ -103,15 +104,17 @@ def structured_report(
         evidence=list(headers),
         content=report,
         series_instance_uid=new_uid(),
-        series_number=REPORT_SERIES,
+        series_number=FACTS[ReportKind.STRUCTURED_REPORT].series_number,
         sop_instance_uid=instance_uid,
         instance_number=1,
         manufacturer=MAKER,
         is_complete=True,
         is_final=False,
         is_verified=False,
+        previous_versions=[_earlier(headers, *each) for each in predecessors] or None,
         **_maker(content),
     )
+    document.SeriesDescription = FACTS[ReportKind.STRUCTURED_REPORT].series_description
     document.CodingSchemeIdentificationSequence = [_own_scheme()]
     return _as_file(document, headers)
 
@@ -137,9 +140,9 @@ def _group_of_scan(
             QualitativeEvaluation(HEMORRHAGE, STATE_CODES[verdict.state]),
         ],
     )
-    said = [verdict.sentence, RESEARCH, LIMITS, *content.warnings]
+    sentences = [verdict.sentence, RESEARCH, LIMITS, *content.replaces, *content.warnings]
     group[0].ContentSequence.append(
-        TextContentItem(codes.DCM.Comment, " ".join(said), RelationshipTypeValues.CONTAINS)
+        TextContentItem(codes.DCM.Comment, " ".join(sentences), RelationshipTypeValues.CONTAINS)
     )
     return group
 
@@ -174,7 +177,7 @@ def secondary_capture(
         bits_allocated=8,
         coordinate_system="PATIENT",
         series_instance_uid=new_uid(),
-        series_number=CAPTURE_SERIES,
+        series_number=FACTS[ReportKind.SECONDARY_CAPTURE].series_number,
         sop_instance_uid=instance_uid,
         instance_number=1,
         manufacturer=MAKER,
@@ -183,7 +186,7 @@ def secondary_capture(
         **_maker(content),
     )
     capture.BodyPartExamined = "HEAD"
-    capture.SeriesDescription = f"{MAKER}: result"
+    capture.SeriesDescription = FACTS[ReportKind.SECONDARY_CAPTURE].series_description
     capture.ImageComments = RESEARCH
     ordered = in_order(headers, len(content.slices))
     if ordered is not None:
@@ -195,14 +198,16 @@ def captioned(content: Content) -> Image.Image:
     """Return the slice with what lies over it, RGB, above a strip of text that says what it is."""
     picture = content.overlaid
     width = max(picture.width, 512)
-    shown = Image.new("RGB", (width, picture.height + STRIP_PX))
+    strip_px = STRIP_PX + LINE_PX * bool(content.replaces)
+    shown = Image.new("RGB", (width, picture.height + strip_px))
     shown.paste(picture, ((width - picture.width) // 2, 0))
     pen, verdict = ImageDraw.Draw(shown), content.verdict
     place = f", slice {content.index + 1} of {len(content.slices)}" if content.slices[1:] else ""
     lines = [
-        f"{MAKER}: {TITLE_OF[verdict.state]}, probability {100 * verdict.probability:.1f} %",
+        f"{MAKER}: {STATE_TITLES[verdict.state]}, probability {percent(verdict.probability)}",
         f"{RESEARCH} {content.architecture} {content.model_card}{place}",
         f"{content.overlay_says}." if content.overlay else "",
+        *([REPLACES] if content.replaces else ()),
     ]
     for line, text in enumerate(lines):
         top = picture.height + 5 + line * LINE_PX
@@ -225,29 +230,50 @@ def segmentation(
             to head, upright and in square pixels as `ml.scans` reads them, at any size.
 
     Raises:
-        NoObject: nothing is outlined, or the files do not say where their slices lie.
+        ReportRefused: nothing is outlined, or the files do not say where their slices lie.
     """
-    ordered = in_order(headers, len(outline))
-    if ordered is None or any("FrameOfReferenceUID" not in one.file for one in ordered):
-        raise NoObject(
-            "The DICOM files do not say where each slice lies, so no segmentation can refer to"
-            " them."
-        )
+    ordered = located(headers, len(outline))
+    if ordered is None:
+        raise ReportRefused(NOT_LOCATED)
     if not outline.any():
-        raise NoObject("No hemorrhage is outlined in this scan.")
+        raise ReportRefused(NOT_OUTLINED)
     mask = np.stack(
         [in_grid_of(plane, one.header) for plane, one in zip(outline, ordered, strict=True)]
     )
     sources = [one.file for one in ordered]
-    if ordered[0].frame is not None:
+    if ordered[0].frame is None:
+        _give_thickness(sources)
+    else:
         mask = mask[np.argsort([one.frame or 0 for one in ordered])]
         sources = [ordered[0].file]
+    segmentation_object = Segmentation(
+        source_images=sources,
+        pixel_array=mask,
+        segmentation_type="BINARY",
+        segment_descriptions=[_segment(content)],
+        series_instance_uid=new_uid(),
+        series_number=FACTS[ReportKind.SEGMENTATION].series_number,
+        sop_instance_uid=instance_uid,
+        instance_number=1,
+        manufacturer=MAKER,
+        manufacturer_model_name=content.architecture,
+        software_versions=__version__,
+        device_serial_number=content.model_version,
+        content_description=RESEARCH,
+        content_label="HEMORRHAGE",
+    )
+    segmentation_object.SeriesDescription = FACTS[ReportKind.SEGMENTATION].series_description
+    return _as_file(segmentation_object, headers)
+
+
+def _segment(content: Content) -> SegmentDescription:
+    """Return what is outlined, and by which model."""
     algorithm = AlgorithmIdentificationSequence(
         name=content.architecture,
         family=codes.cid7162.ArtificialIntelligence,
         version=content.model_card,
     )
-    segment = SegmentDescription(
+    return SegmentDescription(
         segment_number=1,
         segment_label="Suspected hemorrhage",
         segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
@@ -258,23 +284,18 @@ def segmentation(
         tracking_id=f"Scan {content.scan_id}",
         anatomic_regions=[codes.SCT.Brain],
     )
-    made = Segmentation(
-        source_images=sources,
-        pixel_array=mask,
-        segmentation_type="BINARY",
-        segment_descriptions=[segment],
-        series_instance_uid=new_uid(),
-        series_number=SEGMENTATION_SERIES,
-        sop_instance_uid=instance_uid,
-        instance_number=1,
-        manufacturer=MAKER,
-        manufacturer_model_name=content.architecture,
-        software_versions=__version__,
-        device_serial_number=content.model_version,
-        content_description=RESEARCH,
-        content_label="HEMORRHAGE",
-    )
-    return _as_file(made, headers)
+
+
+def _give_thickness(sources: Sequence[pydicom.Dataset]) -> None:
+    """Set the thickness of slices that do not say it, which a segmentation must: the distance to
+    the next one.
+    """
+    if all(one.get("SliceThickness") for one in sources):
+        return
+    places = np.asarray([one.ImagePositionPatient for one in sources], float)
+    distance = float(np.median(np.linalg.norm(np.diff(places, axis=0), axis=1)))
+    for one in sources:
+        one.SliceThickness = one.get("SliceThickness") or round(distance, 3)
 
 
 def in_grid_of(mask: NDArray[np.bool_], header: pydicom.Dataset) -> NDArray[np.bool_]:
@@ -302,6 +323,15 @@ def in_grid_of(mask: NDArray[np.bool_], header: pydicom.Dataset) -> NDArray[np.b
     return np.ascontiguousarray(stored.T if lies_across else stored).astype(bool)
 
 
+def _earlier(headers: Sequence[pydicom.Dataset], series: str, instance: str) -> pydicom.Dataset:
+    """Return what refers to an earlier structured report of the study."""
+    report = pydicom.Dataset()
+    report.StudyInstanceUID = headers[0].StudyInstanceUID
+    report.SeriesInstanceUID, report.SOPInstanceUID = series, instance
+    report.SOPClassUID = FACTS[ReportKind.STRUCTURED_REPORT].sop_class_uid
+    return report
+
+
 def _maker(content: Content) -> dict[str, Any]:
     return {
         "manufacturer_model_name": content.architecture,
@@ -327,17 +357,12 @@ def _own_scheme() -> pydicom.Dataset:
     return item
 
 
-def uid_of(row_id: str) -> UID:
-    """Return the UID that stands for a row by its id, 32 hexadecimal digits."""
-    return UID(f"2.25.{int(row_id, 16)}")
-
-
-def _as_file(made: SOPClass, headers: Sequence[pydicom.Dataset]) -> bytes:
+def _as_file(dataset: SOPClass, headers: Sequence[pydicom.Dataset]) -> bytes:
     """Return an object as a file; it is as de-identified as the files that it was made from."""
-    made.SpecificCharacterSet = "ISO_IR 192"
+    dataset.SpecificCharacterSet = "ISO_IR 192"
     for name in ("PatientIdentityRemoved", "DeidentificationMethod"):
         if name in headers[0]:
-            made[name] = headers[0][name]
+            dataset[name] = headers[0][name]
     file = BytesIO()
-    made.save_as(file, enforce_file_format=True)
+    dataset.save_as(file, enforce_file_format=True)
     return file.getvalue()

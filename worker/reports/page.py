@@ -13,7 +13,8 @@ from fpdf import FPDF, XPos, YPos
 from PIL import Image
 
 from ml.verdict import State
-from worker.reports.content import LIMITS, RESEARCH, TITLE_OF, Content, OpinionText, Verdict
+from webapp.display import STATE_TITLES, display_term, percent
+from worker.reports.content import LIMITS, RESEARCH, Content, OpinionText, Verdict
 from worker.reports.fonts import BOLD, EMOJI, REGULAR
 
 # It warns of characters that no font has, and quotes them; a log may not tell a title.
@@ -38,7 +39,6 @@ COLOR_OF: dict[State, Color] = {
 AMBER_GROUND: Color = (255, 224, 150)
 HU_TYPES = ("dicom", "nifti")
 """Files whose slices are in Hounsfield units, and turned as radiologists look at them."""
-FILE_TYPES = {"png": "PNG", "jpeg": "JPEG", "dicom": "DICOM", "nifti": "NIfTI"}
 
 WIDTH_MM, HEIGHT_MM, MARGIN_MM = 210.0, 297.0, 15.0
 ROOM_MM = WIDTH_MM - 2 * MARGIN_MM
@@ -138,7 +138,7 @@ class _Page(FPDF):
         self.set_y(top + 8)
         self.write_line(content.title or "Untitled scan", Style(12, is_bold=True, most_lines=2))
         slices = len(content.slices)
-        what = FILE_TYPES.get(content.file_type, content.file_type)
+        what = display_term(content.file_type)
         facts = (
             f"{what}, {slices} {'slice' if slices == 1 else 'slices'}",
             f"submitted {_time(content.submitted_at)}",
@@ -154,23 +154,21 @@ class _Page(FPDF):
         self.set_fill_color(*color)
         self.rect(MARGIN_MM, top, 2, 19, style="F")
         left, width = MARGIN_MM + 5, ROOM_MM - 5
-        self.write_at(left, top, width, TITLE_OF[verdict.state], Style(17, color, is_bold=True))
-        sentence = verdict.sentence
+        title, sentence = STATE_TITLES[verdict.state], verdict.sentence
         if verdict.state == "inconclusive":
-            sentence = (
-                "Please have this scan read: the probability is too close to the threshold to rely"
-                f" on “{sentence}”"
-            )
+            title = f"{title}. Please have this scan read."
+            sentence = f"The probability is too close to the threshold to rely on “{sentence}”"
+        self.write_at(left, top, width, title, Style(17, color, is_bold=True))
         self.write_at(left, top + 8.5, width, sentence, Style(10))
         figures = (
-            f"Probability of hemorrhage {_percent(verdict.probability)}, threshold"
-            f" {_percent(verdict.threshold)}."
+            f"Probability of hemorrhage {percent(verdict.probability)}, threshold"
+            f" {percent(verdict.threshold)}."
         )
         self.write_at(left, top + 14, width, figures, Style(10, is_bold=True))
         self.set_y(top + 22)
 
     def draw_scale(self, verdict: Verdict) -> None:
-        """Draw probabilities from 0 to 100 %, with the inconclusive band, the threshold and this
+        """Draw probabilities from 0 to 100%, with the inconclusive band, the threshold and this
         scan's mark.
         """
         top, height = self.get_y() + 5.5, 4.0
@@ -197,7 +195,7 @@ class _Page(FPDF):
             beside,
             top - 4.1,
             30,
-            f"this scan {_percent(verdict.probability)}",
+            f"this scan {percent(verdict.probability)}",
             Style(
                 7.5,
                 COLOR_OF[verdict.state],
@@ -206,13 +204,13 @@ class _Page(FPDF):
             ),
         )
         below = top + height + 1.2
-        self.write_at(MARGIN_MM, below, 20, "0 %", Style(7, SOFT))
-        self.write_at(MARGIN_MM + ROOM_MM - 20, below, 20, "100 %", Style(7, SOFT, align="R"))
-        told = f"threshold {_percent(verdict.threshold)}"
+        self.write_at(MARGIN_MM, below, 20, "0%", Style(7, SOFT))
+        self.write_at(MARGIN_MM + ROOM_MM - 20, below, 20, "100%", Style(7, SOFT, align="R"))
+        caption = f"threshold {percent(verdict.threshold)}"
         if verdict.band is not None and low < high:
-            told += f", inconclusive from {_percent(low)} to {_percent(high)}"
+            caption += f", inconclusive from {percent(low)} to {percent(high)}"
         middle = min(max(at(verdict.threshold), MARGIN_MM + 60), MARGIN_MM + ROOM_MM - 60)
-        self.write_at(middle - 45, below, 90, told, Style(7, SOFT, align="C"))
+        self.write_at(middle - 45, below, 90, caption, Style(7, SOFT, align="C"))
         self.set_y(below + 5.5)
 
     def draw_pictures(self, content: Content) -> None:
@@ -250,7 +248,10 @@ class _Page(FPDF):
         self.image(picture, x + (side - width) / 2, y + (side - height) / 2, width, height)
 
     def draw_slices(self, content: Content) -> None:
-        """Draw a bar for each slice from foot to head, and say which to look at first."""
+        """Draw a bar for each slice, and say which to look at first, and where foot and head are,
+        which pictures do not tell.
+        """
+        foot, head = ("foot: ", "head: ") if content.file_type in HU_TYPES else ("", "")
         top, height = self.get_y(), 11.0
         each = ROOM_MM / len(content.slices)
         self.set_fill_color(237, 242, 244)
@@ -261,21 +262,21 @@ class _Page(FPDF):
             self.rect(
                 MARGIN_MM + index * each, top + height - tall, max(each * 0.9, 0.1), tall, style="F"
             )
-        self.write_at(MARGIN_MM, top + height + 0.6, 60, "foot: slice 1", Style(7, SOFT))
+        self.write_at(MARGIN_MM, top + height + 0.6, 60, f"{foot}slice 1", Style(7, SOFT))
         self.write_at(
             MARGIN_MM + ROOM_MM - 60,
             top + height + 0.6,
             60,
-            f"head: slice {len(content.slices)}",
+            f"{head}slice {len(content.slices)}",
             Style(7, SOFT, align="R"),
         )
-        told = ", ".join(
-            f"{index + 1} ({_percent(content.slices[index], 0)})"
+        numbers = ", ".join(
+            f"{index + 1} ({percent(content.slices[index], 0)})"
             for index in content.first_slices
             if index < len(content.slices)
         )
-        if told:
-            self.write_line(f"Slices to look at first: {told}", Style(8, is_bold=True))
+        if numbers:
+            self.write_line(f"Slices to look at first: {numbers}", Style(8, is_bold=True))
         self.ln(2.5)
 
     def draw_facts(self, content: Content) -> None:
@@ -286,12 +287,12 @@ class _Page(FPDF):
             top,
             "Model",
             [
-                f"{content.architecture}, card {content.model_card}",
+                f"{content.model}, card {content.model_card}",
                 f"Version {content.model_version}",
                 content.software,
-                *self._volume(content),
+                *filter(None, [content.volume_sentence]),
                 *(
-                    f"Likely type: {name} {_percent(probability, 0)}"
+                    f"Likely type: {name} {percent(probability, 0)}"
                     for name, probability in self._types(content)
                 ),
             ],
@@ -310,10 +311,6 @@ class _Page(FPDF):
         self.set_y(max(left_end, self.get_y()) + 1.5)
 
     @staticmethod
-    def _volume(content: Content) -> Sequence[str]:
-        return () if content.volume_ml is None else (f"Outlined: {content.volume_ml:.1f} mL",)
-
-    @staticmethod
     def _types(content: Content) -> Sequence[tuple[str, float]]:
         """Return the types to name; of a scan without a suspicion none is likely."""
         return () if content.verdict.state == "not found" else content.types[:MOST_TYPES]
@@ -322,14 +319,14 @@ class _Page(FPDF):
         """Draw what people said about the scan, the newest first."""
         if not opinions:
             return
-        told = [
+        lines = [
             f"{one.name}, {_time(one.at)}: {one.verdict}"
             + (f". {one.comment}" if one.comment else "")
             for one in sorted(opinions, key=lambda one: one.at, reverse=True)[:MOST_OPINIONS]
         ]
         if (more := len(opinions) - MOST_OPINIONS) > 0:
-            told.append(f"{more} more on the scan’s page.")
-        self._write_block(MARGIN_MM, self.get_y(), "Opinions", told, width=ROOM_MM)
+            lines.append(f"{more} more on the scan’s page.")
+        self._write_block(MARGIN_MM, self.get_y(), "Opinions", lines, width=ROOM_MM)
 
     def _write_block(
         self,
@@ -358,10 +355,6 @@ class _Page(FPDF):
         self.write_line(LIMITS, Style(7.5, most_lines=5))
         self.set_y(HEIGHT_MM - 10)
         self.write_line(f"Made {_time(made_at)} by {content.software}", Style(7, SOFT))
-
-
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f} %"
 
 
 def _time(at: datetime) -> str:

@@ -39,15 +39,19 @@ class Source:
     header: pydicom.Dataset
 
 
-def read_headers(paths: Sequence[Path]) -> list[pydicom.Dataset]:
+def read_headers(paths: Sequence[Path], study_uid: str | None = None) -> list[pydicom.Dataset]:
     """Return the headers of DICOM files, with an empty value for each tag about patient and study
     that de-identification removed. All of them belong to one study and have UIDs.
+
+    Args:
+        study_uid: of the study, where the files name none.
     """
     headers: list[pydicom.Dataset] = [
         pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in paths
     ]
     study = next(
-        (one.StudyInstanceUID for one in headers if one.get("StudyInstanceUID")), new_uid()
+        (one.StudyInstanceUID for one in headers if one.get("StudyInstanceUID")),
+        UID(study_uid) if study_uid else new_uid(),
     )
     series = next(
         (one.SeriesInstanceUID for one in headers if one.get("SeriesInstanceUID")), new_uid()
@@ -78,20 +82,43 @@ def in_order(headers: Sequence[pydicom.Dataset], slices: int) -> list[Source] | 
     Args:
         slices: how many the scan has.
     """
-    found = [source for header in headers for source in _slices_of(header)]
-    if len(found) != slices:
+    sources = [source for header in headers for source in _slices_of(header)]
+    if len(sources) != slices:
         return None
     if slices == 1:
-        return found
-    normals = [_normal(source.header) for source in found]
-    positions = [source.header.get("ImagePositionPatient") for source in found]
-    if any(normal is None for normal in normals) or not all(map(_is_place, positions)):
+        return sources
+    normals = [_normal(source.header) for source in sources]
+    positions = [_numbers(source.header, "ImagePositionPatient", 3) for source in sources]
+    if any(each is None for each in (*normals, *positions)):
         return None
     normal = np.mean(np.asarray(normals), axis=0)
-    places = [float(np.dot(normal, np.asarray(position, float))) for position in positions]
+    places = [float(np.dot(normal, np.asarray(position))) for position in positions]
     if len(set(places)) < len(places):
         return None
-    return [found[at] for at in np.argsort(places)]
+    return [sources[at] for at in np.argsort(places)]
+
+
+def located(headers: Sequence[pydicom.Dataset], slices: int) -> list[Source] | None:
+    """Return the slices like `in_order`, where their files also say in which frame of reference
+    each lies, at which place, turned how, and how large its pixels are, as objects that refer to
+    places need it; None otherwise. A slice alone must say how thick it is.
+    """
+    ordered = in_order(headers, slices)
+    if ordered is None or not all(_is_located(source) for source in ordered):
+        return None
+    thickness = _numbers(ordered[0].header, "SliceThickness", 1)
+    if slices == 1 and (thickness is None or thickness[0] <= 0):
+        return None
+    return ordered
+
+
+def _is_located(source: Source) -> bool:
+    return (
+        bool(source.file.get("FrameOfReferenceUID"))
+        and _numbers(source.header, "ImagePositionPatient", 3) is not None
+        and _normal(source.header) is not None
+        and _numbers(source.header, "PixelSpacing", 2) is not None
+    )
 
 
 def _slices_of(header: pydicom.Dataset) -> list[Source]:
@@ -107,10 +134,8 @@ def directions_of(header: pydicom.Dataset) -> NDArray[np.float64] | None:
     """Return the unit vectors along a row and a column (2, 3) of a slice in patient coordinates;
     None where its file does not say.
     """
-    given = header.get("ImageOrientationPatient")
-    if given is None or len(given) != 6:
-        return None
-    return np.asarray(given, float).reshape(2, 3)
+    orientation = _numbers(header, "ImageOrientationPatient", 6)
+    return None if orientation is None else orientation.reshape(2, 3)
 
 
 def _normal(header: pydicom.Dataset) -> NDArray[np.float64] | None:
@@ -125,5 +150,10 @@ def _normal(header: pydicom.Dataset) -> NDArray[np.float64] | None:
     return np.asarray(normal / length * (1 if normal[2] >= 0 else -1))
 
 
-def _is_place(position: object) -> bool:
-    return position is not None and len(position) == 3  # type: ignore[arg-type]
+def _numbers(header: pydicom.Dataset, name: str, count: int) -> NDArray[np.float64] | None:
+    """Return the finite numbers of an element; None where there are not that many."""
+    try:
+        numbers = np.atleast_1d(np.asarray(header.get(name), float))
+    except (TypeError, ValueError):
+        return None
+    return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else None

@@ -60,7 +60,7 @@ def die_of_pictures(width_px: int) -> None:
             with open(path, "rb") as picture:
                 head = picture.read(24)
         except OSError:
-            return  # Whoever opens it will be told.
+            return  # Opening it will fail with the error.
         finally:
             looking.now = False
         if head.startswith(PNG_SIGNATURE) and int.from_bytes(head[16:20], "big") == width_px:

@@ -73,7 +73,11 @@ class _Sheet:
         wobble: float = 0.04,
         turn_deg: float = 0.0,
     ) -> NDArray[np.bool_]:
-        """Fill an ellipse and return its mask."""
+        """Fill an ellipse and return its mask.
+
+        More than seven parameters, because an ellipse at an angle has five numbers besides its
+        value and how uneven its outline is.
+        """
         where = self.inside(x, y, wide, high, wobble, turn_deg)
         self.values[where] = value
         return where
@@ -462,4 +466,4 @@ OTHERS: tuple[Maker, ...] = (
     scintigram,
     microscopy,
 )
-FAMILIES: dict[str, Maker] = {made.__name__: made for made in (*CT, *MR, *OTHERS)}
+FAMILIES: dict[str, Maker] = {maker.__name__: maker for maker in (*CT, *MR, *OTHERS)}

@@ -25,8 +25,8 @@ def of_head(rng: np.random.Generator, head: FloatArray) -> Slice:
     enlarged = np.asarray(
         cv2.resize(head, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR), np.float32
     )
-    made = MAKERS[int(rng.integers(len(MAKERS)))](rng, enlarged)
-    noisy = made + rng.normal(0, rng.choice([0.0, 0.01, 0.04]), made.shape)
+    image = MAKERS[int(rng.integers(len(MAKERS)))](rng, enlarged)
+    noisy = image + rng.normal(0, rng.choice([0.0, 0.01, 0.04]), image.shape)
     return Slice(np.clip(noisy, 0, 1).astype(np.float32), "display")
 
 

@@ -224,8 +224,8 @@ def rings(rng: np.random.Generator) -> Slice:
 
 
 FAMILIES: dict[str, Callable[[np.random.Generator], Slice]] = {
-    made.__name__: made
-    for made in (
+    maker.__name__: maker
+    for maker in (
         flat,
         gradient,
         noise,

@@ -58,7 +58,7 @@ def scikit_image(*names: str) -> Callable[[], Iterator[Slice]]:
     without downloads.
     """
 
-    def found() -> Iterator[Slice]:
+    def images() -> Iterator[Slice]:
         for name in names:
             picture = cv2.imread(
                 str(Path(skimage.__file__).parent / "data" / name), cv2.IMREAD_COLOR
@@ -66,7 +66,7 @@ def scikit_image(*names: str) -> Callable[[], Iterator[Slice]]:
             if picture is not None:
                 yield from _cuts(picture[..., ::-1])
 
-    return found
+    return images
 
 
 def faces() -> Iterator[Slice]:

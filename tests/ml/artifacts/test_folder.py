@@ -13,7 +13,7 @@ from ml.artifacts.folder import read_card, write_model
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from ml.errors import ArtifactError
 from ml.typed_json import to_json
-from tests.ml.conftest import a_card, types_judged
+from tests.ml.conftest import a_card, type_figures_of_card
 
 MakeCard = Callable[..., Card]
 FILES = {"features.onnx": b"features", "head.onnx": b"head"}
@@ -128,7 +128,7 @@ def test_a_card_with_a_wrong_value_is_refused_and_the_value_named(
 
 
 @pytest.mark.parametrize(
-    "found",
+    "figures",
     [
         "yes",
         {"given": True},
@@ -151,20 +151,20 @@ def test_a_card_with_a_wrong_value_is_refused_and_the_value_named(
             "scores": [{"rank": 1}],
         },
         {
-            **to_json(types_judged()["epidural"]),
+            **to_json(type_figures_of_card()["epidural"]),
             "patient": {"auroc": {"value": 0.5, "low": 0.4, "high": 0.6}},
         },
-        {**to_json(types_judged()["epidural"]), "slice": {"auroc": 0.5}},
+        {**to_json(type_figures_of_card()["epidural"]), "slice": {"auroc": 0.5}},
         {
-            **to_json(types_judged()["epidural"]),
+            **to_json(type_figures_of_card()["epidural"]),
             "slice": {"auroc": {"value": "x", "low": None, "high": None}},
         },
     ],
 )
-def test_a_card_that_says_half_of_a_type_of_bleeding_is_refused(found: object) -> None:
-    card = json.loads(a_card(types=types_judged()).to_json())
-    assert Card.from_json(json.dumps(card)).types == types_judged()
-    card["types"]["epidural"] = found
+def test_a_card_that_says_half_of_a_type_of_bleeding_is_refused(figures: object) -> None:
+    card = json.loads(a_card(types=type_figures_of_card()).to_json())
+    assert Card.from_json(json.dumps(card)).types == type_figures_of_card()
+    card["types"]["epidural"] = figures
     with pytest.raises(ArtifactError, match=r"at `\$\.types\[|epidural"):
         Card.from_json(json.dumps(card))
 

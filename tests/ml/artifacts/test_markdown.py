@@ -13,7 +13,7 @@ import pytest
 from ml.artifacts.card import Card
 from ml.artifacts.markdown import model_card
 from ml.errors import ArtifactError
-from tests.ml.conftest import metrics_of, points_judged, types_judged
+from tests.ml.conftest import metrics_of, named_points_of_card, type_figures_of_card
 
 MakeCard = Callable[..., Card]
 
@@ -75,7 +75,7 @@ def test_the_run_stands_beside_its_controls(make_card: MakeCard) -> None:
     assert "not run: The run itself started from random weights." in text
 
 
-def test_patients_thresholds_band_and_failures_are_told(make_card: MakeCard) -> None:
+def test_patients_thresholds_band_and_failures_are_reported(make_card: MakeCard) -> None:
     text = model_card(a_full_card(make_card))
     assert "By patient" in text and "| auroc | 0.800 (0.700 to 0.850) | 0.810" in text
     assert "For a scan of several slices it is 0.700; 0.600 to 0.800 is inconclusive." in text
@@ -87,10 +87,10 @@ def test_patients_thresholds_band_and_failures_are_told(make_card: MakeCard) -> 
     assert "weakest on b (AUROC of slices 0.700)" in text and "Not to be promoted" not in text
 
 
-def test_types_of_bleeding_are_told_with_their_figures_and_few_patients_one_by_one(
+def test_types_of_bleeding_are_reported_with_their_figures_and_few_patients_one_by_one(
     make_card: MakeCard,
 ) -> None:
-    text = model_card(a_full_card(make_card, types=types_judged()))
+    text = model_card(a_full_card(make_card, types=type_figures_of_card()))
     figures = (
         "0.800 (0.700 to 0.900) | 0.800 (0.700 to 0.900) | 0.600 (0.500 to 0.700) | 0.050 (0.020 to"
         " 0.100)"
@@ -126,7 +126,10 @@ def test_a_card_of_the_first_version_is_read_and_judges_series_as_before(
     for name in ("band", "controls", "blocked_because", "seconds", "types"):
         del old[name]
     card = Card.from_json(json.dumps(old))
-    assert card.point_of(1) == card.point_of(30) == (0.5, 0.4, 0.6) and card.controls == []
+    assert (
+        card.operating_point(1) == card.operating_point(30) == (0.5, 0.4, 0.6)
+        and card.controls == []
+    )
     assert card.types == {} and card.reported_types == ()
     assert "## Controls" not in model_card(card) and "By patient" not in model_card(card)
     del old["threshold"]
@@ -142,8 +145,8 @@ def test_a_scan_threshold_out_of_range_is_refused(make_card: MakeCard) -> None:
 
 
 def test_operating_points_stand_in_tables_with_a_sentence_each(make_card: MakeCard) -> None:
-    text = model_card(a_full_card(make_card, points=points_judged()))
-    assert text.count("| point | threshold | sensitivity | specificity | PPV at 2 % |") == 2
+    text = model_card(a_full_card(make_card, points=named_points_of_card()))
+    assert text.count("| point | threshold | sensitivity | specificity | PPV at 2% |") == 2
     assert "| balanced | 0.300 | 0.900 (0.850 to 0.950) | 0.930 (0.880 to 0.980) | 0.300" in text
     assert (
         "- Balanced: Of 100 scans, 10 of them with hemorrhage: finds 9, misses 1, flags 6 of the 90"
@@ -156,11 +159,11 @@ def test_operating_points_stand_in_tables_with_a_sentence_each(make_card: MakeCa
 def test_other_thresholds_widen_the_band_where_they_lie_outside(make_card: MakeCard) -> None:
     card = a_full_card(make_card)
     changed = card.with_thresholds(0.45, 0.95)
-    assert changed.point_of(1) == (0.45, 0.4, 0.6)
-    assert changed.point_of(30) == (0.95, 0.6, 0.95)
-    assert card.with_thresholds(None, 0.1).point_of(1) == card.point_of(1)
-    assert card.with_thresholds(None, 0.1).point_of(30) == (0.1, 0.1, 0.8)
+    assert changed.operating_point(1) == (0.45, 0.4, 0.6)
+    assert changed.operating_point(30) == (0.95, 0.6, 0.95)
+    assert card.with_thresholds(None, 0.1).operating_point(1) == card.operating_point(1)
+    assert card.with_thresholds(None, 0.1).operating_point(30) == (0.1, 0.1, 0.8)
     old = a_full_card(make_card, scan_threshold=-1.0).with_thresholds(0.9, None)
-    assert old.point_of(1) == (0.9, 0.4, 0.9) and old.point_of(30) == (0.5, 0.4, 0.6)
+    assert old.operating_point(1) == (0.9, 0.4, 0.9) and old.operating_point(30) == (0.5, 0.4, 0.6)
     with pytest.raises(ArtifactError, match="threshold 1.5 does not lie within 0 and 1"):
         card.with_thresholds(None, 1.5)

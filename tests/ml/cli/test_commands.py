@@ -22,7 +22,7 @@ from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from ml.inference.gate import GATE_DIR
 from ml.scans.phantoms import phantom, write_dicom, write_png
 from ml.scans.read import read_series
-from tests.ml.conftest import types_graph, types_judged
+from tests.ml.conftest import type_figures_of_card, types_graph
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +147,9 @@ def test_explore_speaks_plainly_without_json(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["explore", str(folder)]) == 0
-    said = capsys.readouterr().out
-    assert "near duplicates: []" in said
-    assert "labels predicted by border pixels: AUROC " in said
+    output = capsys.readouterr().out
+    assert "near duplicates: []" in output
+    assert "labels predicted by border pixels: AUROC " in output
 
 
 def test_explore_writes_a_report_and_tells_sources_apart(
@@ -163,10 +163,10 @@ def test_explore_writes_a_report_and_tells_sources_apart(
     assert (
         main(["explore", str(folder), str(other), "--out", str(tmp_path / "report"), "--json"]) == 0
     )
-    said = capsys.readouterr()
-    found = json.loads(said.out)
-    assert [facts["images"] for facts in found["datasets"]] == [16, 8]
-    (pair,) = found["sources"]
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert [facts["images"] for facts in result["datasets"]] == [16, 8]
+    (pair,) = result["sources"]
     assert pair["sources"] == ["phantoms", "wide"]
     assert (
         next(probe for probe in pair["probes"] if probe["name"] == "width and height")["auroc"][
@@ -174,7 +174,7 @@ def test_explore_writes_a_report_and_tells_sources_apart(
         ]
         == 1
     )
-    assert (tmp_path / "report" / "index.html").is_file() and "index.html" in said.err
+    assert (tmp_path / "report" / "index.html").is_file() and "index.html" in captured.err
 
 
 def test_explore_takes_a_set_of_one_class(
@@ -217,11 +217,11 @@ def test_predict_never_refuses_what_is_no_head_ct_and_says_so(
 ) -> None:
     Image.linear_gradient("L").save(tmp_path / "bars.png")
     assert main(["predict", str(tiny_model()), str(tmp_path / "bars.png"), "--format", "json"]) == 0
-    said = capsys.readouterr()
-    (row,) = json.loads(said.out)
+    captured = capsys.readouterr()
+    (row,) = json.loads(captured.out)
     assert 0 <= row["probability"] <= 1 and row["error"] is None and row["types"] == {}
     assert (
-        "does not look like a head CT" in said.err
+        "does not look like a head CT" in captured.err
         and "does not look like a head CT" in " ".join(row["warnings"])
     )
 
@@ -239,10 +239,10 @@ def test_predict_and_evaluate_say_what_they_had_to_assume(
         main(["predict", str(tiny_model()), str(tmp_path / "set" / "0.png"), "--format", "json"])
         == 0
     )
-    said = capsys.readouterr()
-    (row,) = json.loads(said.out)
+    captured = capsys.readouterr()
+    (row,) = json.loads(captured.out)
     sentence = next(warning for warning in row["warnings"] if "colo" in warning)
-    assert f"{tmp_path / 'set' / '0.png'}: {sentence}\n" in said.err
+    assert f"{tmp_path / 'set' / '0.png'}: {sentence}\n" in captured.err
     assert (
         main(
             [
@@ -263,7 +263,7 @@ def test_predict_tells_the_types_of_bleeding(
     tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_png(phantom(1, hemorrhage=True, size=128), tmp_path / "a.png")
-    model = tiny_model(types=types_judged(), types_onnx=types_graph())
+    model = tiny_model(types=type_figures_of_card(), types_onnx=types_graph())
     assert main(["predict", str(model), str(tmp_path / "a.png"), "--format", "json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["types"] == pytest.approx(
@@ -358,9 +358,9 @@ def test_predict_names_the_file_of_a_series_that_cannot_be_read(
         write_png(phantom(number, False, size=96), series / f"slice_{number}.png")
     (series / "slice_1.png").write_bytes((series / "slice_1.png").read_bytes()[:100])
     assert main(["predict", str(tiny_model()), str(series)]) == 2
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert (
-        said
+        output
         == f"{series}: slice_1.png: The picture is damaged or incomplete and cannot be decoded.\n"
     )
 

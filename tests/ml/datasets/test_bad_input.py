@@ -15,7 +15,7 @@ from PIL import Image
 
 from ml.errors import ImageError
 from ml.preprocessing.model_input import InputSpec, to_input
-from ml.scans.hounsfield import hounsfield_in_16_bits
+from ml.scans.hounsfield import scale_from_air
 from ml.scans.phantoms import phantom, write_dicom
 from ml.scans.read import DARK_NOTE, read_series
 from ml.scans.slices import Series, Slice, render
@@ -79,8 +79,8 @@ PUT_RIGHT: dict[str, tuple[Callable[[], Image.Image], str]] = {
 
 
 @pytest.mark.parametrize("case", PUT_RIGHT)
-def test_what_is_put_right_becomes_the_same_input_and_is_said(tmp_path: Path, case: str) -> None:
-    make, said = PUT_RIGHT[case]
+def test_what_is_put_right_becomes_the_same_input_and_is_noted(tmp_path: Path, case: str) -> None:
+    make, note = PUT_RIGHT[case]
     series = read(tmp_path, make())
     expected = to_input(Slice(HU.astype(np.float32), "hu"), InputSpec(size=64))[0]
     shown, frame = to_input(series.slices[0], InputSpec(size=64))
@@ -88,7 +88,7 @@ def test_what_is_put_right_becomes_the_same_input_and_is_said(tmp_path: Path, ca
     # A picture of another size is searched for its head at another scale, which moves the frame by
     # a pixel.
     assert np.abs(shown - expected).mean() < 0.03
-    assert (said in "".join(series.warnings)) if said else series.warnings == ()
+    assert (note in "".join(series.warnings)) if note else series.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -105,18 +105,18 @@ def test_a_jpeg_of_another_kind_is_the_same_slice(
     assert series.warnings == ()
 
 
-def test_a_white_margin_becomes_black_and_is_said(tmp_path: Path) -> None:
+def test_a_white_margin_becomes_black_and_is_noted(tmp_path: Path) -> None:
     series = read(tmp_path, Image.fromarray(framed()))
     assert "white margin" in series.warnings[0]
     plain = to_input(Slice(CUT.astype(np.float32) / 255, "display"), InputSpec(size=64))[0]
     np.testing.assert_allclose(to_input(series.slices[0], InputSpec(size=64))[0], plain, atol=1e-6)
 
 
-def test_a_dark_picture_is_read_and_said_to_be_dark(tmp_path: Path) -> None:
+def test_a_dark_picture_is_read_and_noted_to_be_dark(tmp_path: Path) -> None:
     assert read(tmp_path, Image.fromarray(GRAY // 4)).warnings == (DARK_NOTE,)
 
 
-def test_a_cameras_second_picture_is_left_out_and_that_is_said(tmp_path: Path) -> None:
+def test_a_cameras_second_picture_is_left_out_with_a_note(tmp_path: Path) -> None:
     twice = Image.fromarray(COLORS)
     series = read(tmp_path, twice, "MPO", save_all=True, append_images=[twice])
     assert len(series.slices) == 1
@@ -183,9 +183,10 @@ def test_padding_around_the_scanned_circle_does_not_hide_where_zero_lies() -> No
     noisy = HU.astype(np.int64) + np.random.default_rng(0).integers(-8, 9, HU.shape)
     rows, columns = np.indices(HU.shape) - 127.5
     padded = np.where(np.hypot(rows, columns) > 120, -1024, noisy)
-    values, is_ct = hounsfield_in_16_bits(padded + 1024)
-    assert values is not None and is_ct
-    np.testing.assert_array_equal(values, np.clip(padded, -1024, 4095))
+    stored = padded + 1024
+    scale = scale_from_air(stored.astype(np.float64), bits=16).scale
+    assert scale is not None
+    np.testing.assert_array_equal(scale.pixels(stored), np.clip(padded, -1024, 4095))
 
 
 # DICOM
@@ -211,7 +212,7 @@ NO_RESCALE = {"RescaleSlope": None, "RescaleIntercept": None}
 
 
 @pytest.mark.parametrize(
-    ("pixels", "tags", "said"),
+    ("pixels", "tags", "note"),
     [
         (None, {}, ""),
         # a bone window is for the viewer; the values are the same
@@ -230,14 +231,14 @@ NO_RESCALE = {"RescaleSlope": None, "RescaleIntercept": None}
     ],
 )
 def test_a_dicom_that_can_be_read_becomes_the_same_input(
-    tmp_path: Path, pixels: np.ndarray | None, tags: dict[str, object], said: str
+    tmp_path: Path, pixels: np.ndarray | None, tags: dict[str, object], note: str
 ) -> None:
     series = dicom(tmp_path, pixels, **tags)
     expected = to_input(Slice(HU.astype(np.float32), "hu"), InputSpec(size=64))[0]
     np.testing.assert_allclose(
         to_input(series.slices[0], InputSpec(size=64))[0], expected, atol=0.01
     )
-    assert (said in "".join(series.warnings)) if said else series.warnings == ()
+    assert (note in "".join(series.warnings)) if note else series.warnings == ()
 
 
 @pytest.mark.parametrize(

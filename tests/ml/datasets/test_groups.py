@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
+from ml.datasets.copy_search import similar_pairs
 from ml.datasets.groups import assign_groups, stratified_group_folds
 from ml.datasets.near_duplicates import (
+    CANDIDATE,
+    DUPLICATE_CORRELATION,
     HASH_DIGITS,
     SAME_PICTURE,
     bits_of,
+    fingerprint,
     is_telling,
     likeness,
-    look_at,
     near_duplicates,
     same_pictures,
 )
@@ -52,7 +55,7 @@ EDITS: dict[str, Callable[[Image.Image, Path], None]] = {
 
 
 def hash_of(path: Path) -> str:
-    return look_at(read_series([path], may_be_bare=True).slices[0])[0]
+    return fingerprint(read_series([path], may_be_bare=True).slices[0])[0]
 
 
 def copies_of(pictures: Sequence[Path], edit: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -97,34 +100,68 @@ def test_no_slice_of_one_patient_counts_as_anothers(shared_data: Path) -> None:
     ]
     telling = [example for example in examples if is_telling(example.dhash)]
     assert len(examples) - len(telling) == 9
-    for group in {example.group for example in telling}:
-        own, others = (
-            [e.dhash for e in telling if (e.group == group) == is_own] for is_own in (True, False)
-        )
-        assert list(same_pictures(own, others)) == []
+    dhashes = [example.dhash for example in telling]
+    pairs = [(telling[one], telling[other]) for one, other in same_pictures(dhashes, dhashes)]
+    assert len(pairs) >= len(telling), "a picture is like itself"
+    assert [(one.group, other.group) for one, other in pairs if one.group != other.group] == []
 
 
 def test_a_speck_in_a_small_picture_is_looked_at_like_any_other() -> None:
     for row in range(0, 128, 3):
         dark = np.full((128, 90), 0.01, np.float32)
         dark[row : row + 2, 40:42] = 0.4
-        dhash, thumbnail = look_at(Slice(dark, "display"))
+        dhash, thumbnail = fingerprint(Slice(dark, "display"))
         assert len(dhash) == HASH_DIGITS and thumbnail.shape == (32, 32)
 
 
-def test_near_duplicates_are_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_phantoms_of_the_same_head_are_near_duplicates() -> None:
     looks = [
-        look_at(Slice(phantom(seed % 7, hemorrhage=False, size=96).astype(np.float32), "hu"))
+        fingerprint(Slice(phantom(seed % 7, hemorrhage=False, size=96).astype(np.float32), "hu"))
         for seed in range(21)
     ]
     dhashes, thumbnails = [dhash for dhash, _ in looks], [thumbnail for _, thumbnail in looks]
-    whole = near_duplicates(dhashes, thumbnails)
-    monkeypatch.setattr("ml.datasets.near_duplicates.CHUNK", 4)
-    assert near_duplicates(dhashes, thumbnails) == whole
-    assert set(whole) == {
+    assert near_duplicates(dhashes, thumbnails) == [
         (one, other) for one in range(21) for other in range(one + 1, 21) if one % 7 == other % 7
-    }
+    ]
     assert list(same_pictures(dhashes[:1], dhashes)) == [(0, 0), (0, 7), (0, 14)]
+
+
+def pictures_and_copies(pictures: int, copies: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return bits (n, 256) and thumbnails (n, 1024) of pictures and of copies of them. From the
+    first copy to the last, the hash differs more and more and the thumbnail less and less, both
+    from beyond what counts as a duplicate.
+    """
+    random = np.random.default_rng(1)
+    common = random.normal(size=1024)
+    bits = np.repeat(random.random((pictures, 256)) < 0.4, copies, axis=0)
+    pixels = np.repeat(common + random.normal(size=(pictures, 1024)), copies, axis=0)
+    noise = np.tile(np.linspace(0, 1, copies), pictures)[:, None]
+    bits ^= random.random(bits.shape) < 0.08 * noise
+    pixels += 0.35 * (1 - noise) * random.normal(size=pixels.shape)
+    return bits, np.clip(128 + 25 * pixels, 0, 255).astype(np.uint8)
+
+
+def test_the_search_finds_what_comparing_all_pairs_finds() -> None:
+    bits, pixels = pictures_and_copies(150, 6)
+    flat = pixels - pixels.mean(axis=1, keepdims=True)
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    alike = likeness(bits.astype(np.float32), bits.astype(np.float32))
+    by_hash = alike >= SAME_PICTURE
+    by_thumbnail = (alike >= CANDIDATE) & (flat @ flat.T >= DUPLICATE_CORRELATION)
+    wanted = [tuple(pair) for pair in np.argwhere(np.triu(by_hash | by_thumbnail, 1)).tolist()]
+    assert min((by_hash & ~by_thumbnail).sum(), (by_thumbnail & ~by_hash).sum()) > 100
+    dhashes = [np.packbits(row).tobytes().hex() for row in bits]
+    assert near_duplicates(dhashes, [row.reshape(32, 32) for row in pixels]) == wanted
+    of_two = [tuple(pair) for pair in np.argwhere(by_hash[:300, 300:]).tolist()]
+    assert list(same_pictures(dhashes[:300], dhashes[300:])) == of_two
+
+
+def test_the_search_compares_few_images_with_each_whatever_their_number() -> None:
+    def compared(images: int) -> float:
+        bits, _ = pictures_and_copies(images, 1)
+        return sum(len(one) for one, _ in similar_pairs(bits, bits, 17)) / images
+
+    assert compared(3_000) < 2 * compared(500) < 200
 
 
 def test_groups_join_what_shares_a_key_or_is_a_duplicate() -> None:

@@ -77,10 +77,10 @@ def rsna(tmp_path: Path) -> Path:
 
 
 def test_rsnas_rows_become_slices_in_the_order_of_their_headers(rsna: Path) -> None:
-    found = read_dataset(rsna)
-    assert found.layout == "RSNA 2019"
+    result = read_dataset(rsna)
+    assert result.layout == "RSNA 2019"
     assert [
-        (e.path.stem, e.patient, e.scan_name, e.label) for e in in_scan_order(found.examples)
+        (e.path.stem, e.patient, e.scan_name, e.label) for e in in_scan_order(result.examples)
     ] == [
         ("ID_bb", "ID_p1", "ID_p1", 0),
         ("ID_cc", "ID_p1", "ID_p1", 1),
@@ -89,22 +89,22 @@ def test_rsnas_rows_become_slices_in_the_order_of_their_headers(rsna: Path) -> N
         ("ID_ff", "ID_p2", "ID_p2", 0),
         ("ID_ee", "ID_p2", "ID_p2", 0),
     ]
-    types = {e.path.stem: e.types for e in found.examples}
+    types = {e.path.stem: e.types for e in result.examples}
     assert (
         types["ID_aa"] == {"subdural", "epidural"}
         and types["ID_cc"] == {"subdural"}
         and types["ID_bb"] == frozenset()
     )
     assert (
-        len({e.group for e in found.examples}) == 2
-        and len({scan_key(e) for e in found.examples}) == 3
+        len({e.group for e in result.examples}) == 2
+        and len({scan_key(e) for e in result.examples}) == 3
     )
-    assert found.problems == (
+    assert result.problems == (
         "1 images of stage_2_train.csv are not in this data set; their rows were ignored.",
     )
 
 
-def test_an_image_in_two_folders_is_read_once_and_said(rsna: Path) -> None:
+def test_an_image_in_two_folders_is_read_once_and_noted(rsna: Path) -> None:
     write_image(rsna / "stage_1_train" / "ID_aa.dcm", 1)
     write_image(rsna / "stage_1_train" / "ID_ee.dcm", 2)
     _, _, examples, problems = find_examples(rsna, "rsna")
@@ -118,21 +118,21 @@ def test_an_image_in_two_folders_is_read_once_and_said(rsna: Path) -> None:
     )
 
 
-def test_an_image_without_a_row_and_a_damaged_one_are_left_out_and_said(rsna: Path) -> None:
+def test_an_image_without_a_row_and_a_damaged_one_are_left_out_and_noted(rsna: Path) -> None:
     write_image(rsna / "stage_2_train" / "ID_zz.dcm", 1)
     whole = (rsna / "stage_2_train" / "ID_dd.dcm").read_bytes()
     (rsna / "stage_2_train" / "ID_dd.dcm").write_bytes(whole[:-100])
     (rsna / "stage_2_train" / "ID_ee.dcm").write_bytes(whole[:200])
-    found = read_dataset(rsna)
-    assert {e.path.stem for e in found.examples} == {"ID_aa", "ID_bb", "ID_cc", "ID_ff"}
-    said = " ".join(found.problems)
+    result = read_dataset(rsna)
+    assert {e.path.stem for e in result.examples} == {"ID_aa", "ID_bb", "ID_cc", "ID_ff"}
+    problems = " ".join(result.problems)
     assert (
         "1 images have no row in stage_2_train.csv and are left out; the first is ID_zz.dcm."
-        in said
+        in problems
     )
     assert (
-        "stage_2_train/ID_dd.dcm is left out" in said
-        and "stage_2_train/ID_ee.dcm is left out" in said
+        "stage_2_train/ID_dd.dcm is left out" in problems
+        and "stage_2_train/ID_ee.dcm is left out" in problems
     )
 
 
@@ -199,7 +199,9 @@ def test_a_table_of_endless_images_that_are_not_here_is_refused(
         find_examples(rsna, "rsna")
 
 
-def test_what_is_said_where_nothing_can_be_read_is_why_and_not_what_else_is_odd(rsna: Path) -> None:
+def test_the_message_where_nothing_can_be_read_says_why_and_not_what_else_is_odd(
+    rsna: Path,
+) -> None:
     for path in (rsna / "stage_2_train").iterdir():
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(
@@ -294,9 +296,9 @@ def cq500(tmp_path: Path) -> Path:
 
 
 def test_a_scan_of_cq500_is_one_plain_series_with_the_label_of_most_readers(cq500: Path) -> None:
-    found = read_dataset(cq500)
-    assert found.layout == "CQ500" and {e.label for e in found.examples} == {None}
-    of_first = [e for e in in_scan_order(found.examples) if e.patient == "CQ500-CT-0"]
+    result = read_dataset(cq500)
+    assert result.layout == "CQ500" and {e.label for e in result.examples} == {None}
+    of_first = [e for e in in_scan_order(result.examples) if e.patient == "CQ500-CT-0"]
     assert {e.path.parent.name for e in of_first} == {"CT PRE CONTRAST 5MM STD"}, (
         "nearest to 5 mm, without contrast, not for bone"
     )
@@ -304,18 +306,18 @@ def test_a_scan_of_cq500_is_one_plain_series_with_the_label_of_most_readers(cq50
         "from foot to head, whatever the names say"
     )
     assert {(e.scan_label, e.scan_types) for e in of_first} == {(1, frozenset({"subdural"}))}
-    assert {(e.scan_label, e.scan_types) for e in found.examples if e.patient == "CQ500-CT-1"} == {
+    assert {(e.scan_label, e.scan_types) for e in result.examples if e.patient == "CQ500-CT-1"} == {
         (0, frozenset())
     }
-    assert found.problems == (
+    assert result.problems == (
         "1 scans of reads.csv are not in this data set; their rows were ignored.",
         ("CQ500-CT-20 is left out: it has no unenhanced axial series with a soft-tissue kernel."),
     )
 
 
 def test_thin_slices_of_cq500_are_read_as_the_slabs_of_serving(cq500: Path) -> None:
-    found = read_dataset(cq500)
-    slabs = [e for e in found.examples if e.patient == "CQ500-CT-1"]
+    result = read_dataset(cq500)
+    slabs = [e for e in result.examples if e.patient == "CQ500-CT-1"]
     assert len(slabs) == 4 and [1 + len(e.beside) for e in slabs] == [4, 4, 4, 4]
     first = slice_of(slabs[0]).pixels
     path = slabs[0].beside[-1]
@@ -328,7 +330,7 @@ def test_thin_slices_of_cq500_are_read_as_the_slabs_of_serving(cq500: Path) -> N
     )
     mean = (3 * first + phantom(9, hemorrhage=True, size=SIDE)) / 4
     assert slice_of(slabs[0]).pixels == pytest.approx(mean, abs=0.01)
-    assert read_dataset(cq500).fingerprint != found.fingerprint, "each file of a slab counts"
+    assert read_dataset(cq500).fingerprint != result.fingerprint, "each file of a slab counts"
 
 
 def test_a_scan_that_readers_do_not_agree_about_is_left_out(cq500: Path) -> None:
@@ -385,10 +387,10 @@ def test_scans_of_cq500_stand_in_a_pool_beside_labeled_slices(cq500: Path, rsna:
 
 
 def test_who_reads_a_data_set_may_stop_while_headers_are_read(cq500: Path, rsna: Path) -> None:
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
 
     def stop(done: int, total: int) -> None:
-        told.append((done, total))
+        reports.append((done, total))
         raise InterruptedError
 
     for root in (rsna, cq500):
@@ -396,7 +398,7 @@ def test_who_reads_a_data_set_may_stop_while_headers_are_read(cq500: Path, rsna:
             read_dataset(
                 root, on_image=stop, decode=lambda *_, **__: pytest.fail("a picture was read")
             )
-    assert told == [(0, 6), (0, 3)]
+    assert reports == [(0, 6), (0, 3)]
 
 
 def test_an_exploration_counts_scans_and_types(cq500: Path, rsna: Path) -> None:
@@ -431,9 +433,9 @@ def test_rows_that_are_cut_off_leave_a_label_unknown(rsna: Path) -> None:
     ]
     table.write_text("\n".join(cut) + "\n")
     _, _, examples, problems = find_examples(rsna, "rsna")
-    told = {example.path.stem: (example.label, example.types) for example in examples}
-    assert told["ID_bb"] == (None, None)
-    assert told["ID_cc"] == (1, None)  # subdural; whether epidural too, nobody says
+    values = {example.path.stem: (example.label, example.types) for example in examples}
+    assert values["ID_bb"] == (None, None)
+    assert values["ID_cc"] == (1, None)  # subdural; whether epidural too, nobody says
     assert "1 images have rows for some types of bleeding only" in problems[0]
     table.write_text("\n".join([lines[0], *(one for one in lines if "_subdural" in one)]) + "\n")
     labels = {example.label for example in find_examples(rsna, "rsna")[2]}

@@ -54,55 +54,69 @@ def manifest(tmp_path: Path, pictures: list[Path]) -> Maker:
 
 
 ROWS = [[f"{n}.png", "1" if n < 4 else "0"] for n in range(8)]
+UNLISTED = "4 images have no row in labels.csv and are left out; the first is 4.png."
 
 
 def test_a_manifest_is_read_with_patients_and_slices(manifest: Maker) -> None:
     rows = [[*row, f"p{n // 2}", str(n)] for n, row in enumerate(ROWS)]
-    found = read_dataset(manifest(rows, "filename,label,patient,slice", "anything.csv"))
-    assert found.layout == "manifest"
-    assert [e.label for e in found.examples] == [1, 1, 1, 1, 0, 0, 0, 0]
-    assert [e.slice for e in found.examples] == list(range(8))
+    result = read_dataset(manifest(rows, "filename,label,patient,slice", "anything.csv"))
+    assert result.layout == "manifest"
+    assert [e.label for e in result.examples] == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert [e.slice for e in result.examples] == list(range(8))
     assert (
-        len({e.group for e in found.examples}) == 4
-        and found.examples[0].group == found.examples[1].group
+        len({e.group for e in result.examples}) == 4
+        and result.examples[0].group == result.examples[1].group
     )
-    assert found.problems == ()
+    assert result.problems == ()
 
 
-def test_a_table_with_semicolons_is_read_and_an_odd_slice_is_told(manifest: Maker) -> None:
+def test_a_table_with_semicolons_is_read_and_an_odd_slice_is_reported(manifest: Maker) -> None:
     root = manifest([])
     lines = [
         ";".join([*row, f"p{n // 2}", "3.5" if n == 5 else str(n)]) for n, row in enumerate(ROWS)
     ]
     (root / "labels.csv").write_text("\n".join(["filename;label;patient;slice", *lines]))
-    found = read_dataset(root)
-    assert [e.slice for e in found.examples] == [0, 1, 2, 3, 4, None, 6, 7]
-    assert found.problems == (
+    result = read_dataset(root)
+    assert [e.slice for e in result.examples] == [0, 1, 2, 3, 4, None, 6, 7]
+    assert result.problems == (
         "Slice numbers that are not integers: 1, such as '3.5' of 5.png; they are ignored.",
     )
 
 
+def test_a_table_with_tabs_is_read_and_one_with_a_column_twice_is_refused(
+    manifest: Maker,
+) -> None:
+    root = manifest([])
+    lines = ["\t".join(row) for row in [["filename", "label"], *ROWS]]
+    (root / "labels.csv").write_text("\n".join(lines))
+    assert [e.label for e in find_examples(root, "set")[2]] == [1, 1, 1, 1, 0, 0, 0, 0]
+    twice = [",".join([*row, "0"]) for row in ROWS]
+    (root / "labels.csv").write_text("\n".join(["filename,label,Label", *twice]))
+    with pytest.raises(DatasetError, match="column 'label' more than once"):
+        find_examples(root, "set")
+
+
 def test_types_of_bleeding_are_read_where_a_table_names_them(manifest: Maker) -> None:
-    told = ["epidural", "Subdural | epidural", "", "intraventricular"]
-    found = read_dataset(
+    cells = ["epidural", "Subdural | epidural", "", "intraventricular"]
+    result = read_dataset(
         manifest(
-            [[*row, told[n] if n < 4 else ""] for n, row in enumerate(ROWS)],
+            [[*row, cells[n] if n < 4 else ""] for n, row in enumerate(ROWS)],
             "filename,label,subtypes",
         )
     )
-    assert [e.types for e in found.examples[:4]] == [
+    assert [e.types for e in result.examples[:4]] == [
         {"epidural"},
         {"epidural", "subdural"},
         None,
         {"intraventricular"},
     ]
-    assert all(e.types == frozenset() for e in found.examples[4:]), (
+    assert all(e.types == frozenset() for e in result.examples[4:]), (
         "a slice without blood has no type of it"
     )
-    (found.root / "labels.csv").write_text(
-        (found.root / "labels.csv").read_text().replace(",intraventricular", ",subarachnoid")
+    (result.root / "labels.csv").write_text(
+        (result.root / "labels.csv").read_text().replace(",intraventricular", ",subarachnoid")
     )
-    assert read_dataset(found.root).fingerprint != found.fingerprint
+    assert read_dataset(result.root).fingerprint != result.fingerprint
 
 
 def test_a_table_without_types_of_bleeding_tells_none(manifest: Maker) -> None:
@@ -121,10 +135,10 @@ def test_kaggles_layout_with_its_odd_header_is_read(tmp_path: Path, pictures: li
     (root / "groups.csv").write_text(
         "id,group\n" + "".join(f"{n},{0 if n < 2 else n}\n" for n in range(8))
     )
-    found = read_dataset(tmp_path / "unpacked", name="kaggle")
-    assert found.layout == "kaggle head_ct"
-    assert [e.name for e in found.examples][:2] == ["head_ct/000.png", "head_ct/001.png"]
-    assert len({e.group for e in found.examples}) == 7
+    result = read_dataset(tmp_path / "unpacked", name="kaggle")
+    assert result.layout == "kaggle head_ct"
+    assert [e.name for e in result.examples][:2] == ["head_ct/000.png", "head_ct/001.png"]
+    assert len({e.group for e in result.examples}) == 7
 
 
 def test_a_groups_file_that_names_strangers_is_refused(
@@ -148,26 +162,26 @@ def test_one_folder_a_class_is_read(tmp_path: Path, pictures: list[Path]) -> Non
         folder.mkdir(exist_ok=True)
         (folder / path.name).write_bytes(path.read_bytes())
     (tmp_path / "Normal" / ".DS_Store").write_bytes(b"x")
-    found = read_dataset(tmp_path)
-    assert found.layout == "folders"
-    assert sum(e.label or 0 for e in found.examples) == 4 and len(found.examples) == 8
+    result = read_dataset(tmp_path)
+    assert result.layout == "folders"
+    assert sum(e.label or 0 for e in result.examples) == 4 and len(result.examples) == 8
 
 
 def test_an_empty_label_is_unknown(manifest: Maker) -> None:
-    found = read_dataset(manifest([["0.png", ""], *ROWS[1:]]))
-    assert found.examples[0].label is None
-    assert facts_of(found)["unknown"] == 1
+    result = read_dataset(manifest([["0.png", ""], *ROWS[1:]]))
+    assert result.examples[0].label is None
+    assert facts_of(result)["unknown"] == 1
 
 
-def test_the_same_picture_twice_is_one_group_and_is_told(manifest: Maker) -> None:
+def test_the_same_picture_twice_is_one_group_and_is_reported(manifest: Maker) -> None:
     root = manifest([*ROWS, ["copy.jpg", "1"]])
     write_png(phantom(100, hemorrhage=True, size=400), root / "0.png")
     with Image.open(root / "0.png") as image:
         image.resize((300, 300)).save(root / "copy.jpg", quality=80)
-    found = read_dataset(root)
-    assert found.near_duplicates == (("0.png", "copy.jpg"),)
-    assert found.examples[0].group == found.examples[8].group
-    assert len({e.group for e in found.examples}) == 8
+    result = read_dataset(root)
+    assert result.near_duplicates == (("0.png", "copy.jpg"),)
+    assert result.examples[0].group == result.examples[8].group
+    assert len({e.group for e in result.examples}) == 8
 
 
 def test_a_copy_with_the_other_label_is_a_problem(manifest: Maker) -> None:
@@ -290,7 +304,7 @@ def test_the_fingerprint_changes_with_a_label_and_with_nothing_else(manifest: Ma
         ([], "filename,label", "labels.csv has no rows."),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(
+def test_what_is_wrong_is_reported_in_one_sentence(
     manifest: Maker, rows: list[list[str]], header: str, sentence: str
 ) -> None:
     root = manifest(rows, header)
@@ -302,9 +316,9 @@ def test_what_is_wrong_is_said_in_one_sentence(
 def test_an_unreadable_image_is_named_and_left_out(manifest: Maker) -> None:
     root = manifest(ROWS)
     (root / "7.png").write_bytes((root / "7.png").read_bytes()[:200])
-    found = read_dataset(root)
-    assert len(found.examples) == 7
-    assert len(found.problems) == 1 and found.problems[0].startswith("7.png is left out: ")
+    result = read_dataset(root)
+    assert len(result.examples) == 7
+    assert len(result.problems) == 1 and result.problems[0].startswith("7.png is left out: ")
 
 
 def test_an_unreadable_outline_is_named_and_left_out_and_its_image_stays(manifest: Maker) -> None:
@@ -313,10 +327,10 @@ def test_an_unreadable_outline_is_named_and_left_out_and_its_image_stays(manifes
         "filename,label,mask",
     )
     (root / "drawn.png").write_bytes((root / "0.png").read_bytes()[:200])
-    found = read_dataset(root)
-    assert [example.name for example in found.examples if example.mask] == ["1.png"]
-    assert len(found.examples) == 8
-    assert found.problems == (
+    result = read_dataset(root)
+    assert [example.name for example in result.examples if example.mask] == ["1.png"]
+    assert len(result.examples) == 8
+    assert result.problems == (
         (
             "The mask of 0.png is left out: The picture is damaged or incomplete and cannot be"
             " decoded."
@@ -339,10 +353,11 @@ def test_a_mask_that_contradicts_its_image_or_label_is_named_and_left_out(manife
     drawn.paste(255, (width // 2, height // 2, width // 2 + 4, height // 2 + 4))
     drawn.save(root / "drawn.png")
     drawn.resize((48, 40)).save(root / "small.png")
-    found = read_dataset(root)
-    assert [one.name for one in found.examples if one.mask] == ["2.png", "3.png"]
-    assert [one.label for one in found.examples] == [1, 0, 1, 0]
-    assert found.problems == (
+    result = read_dataset(root)
+    assert [one.name for one in result.examples if one.mask] == ["2.png", "3.png"]
+    assert [one.label for one in result.examples] == [1, 0, 1, 0]
+    assert result.problems == (
+        UNLISTED,
         f"The mask of 0.png is left out: it has 48 x 40 pixels, its image {width} x {height}.",
         "The mask of 1.png is left out: it outlines a hemorrhage, and the label says that there is"
         " none.",
@@ -358,6 +373,7 @@ def test_a_box_outside_its_picture_is_named(manifest: Maker) -> None:
     ]
     rows = [[f"{number}.png", str(number % 2), box] for number, box in enumerate(boxes)]
     assert read_dataset(manifest(rows, "filename,label,boxes")).problems == (
+        UNLISTED,
         "Boxes that do not lie within their picture: 3, such as 'subdural 0.95 0.5 0.2 0.2' of"
         " 1.png; a box is a type, center x, center y, width and height, as shares of the picture.",
     )
@@ -410,17 +426,17 @@ def test_an_archive_is_unpacked(tmp_path: Path) -> None:
 
 
 def test_whoever_follows_the_unpacking_may_end_it_and_nothing_stays(tmp_path: Path) -> None:
-    heard: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
 
     def follow(done: int, total: int) -> None:
-        heard.append((done, total))
+        reports.append((done, total))
         if done == 1:
             raise KeyboardInterrupt
 
     archive = zipped(tmp_path / "a.zip", {"a": b"x", "b": b"y", "c": b"z"})
     with pytest.raises(KeyboardInterrupt):
         unpack(archive, tmp_path / "out", on_file=follow)
-    assert (heard, [path.name for path in tmp_path.iterdir()]) == ([(0, 3), (1, 3)], ["a.zip"])
+    assert (reports, [path.name for path in tmp_path.iterdir()]) == ([(0, 3), (1, 3)], ["a.zip"])
 
 
 @pytest.mark.parametrize(
@@ -445,10 +461,10 @@ def test_a_link_in_an_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_numbers_with_a_sign_are_no_formulas(manifest: Maker) -> None:
-    found = read_dataset(
+    result = read_dataset(
         manifest([[*row, f"-{n}.5"] for n, row in enumerate(ROWS)], "filename,label,patient")
     )
-    assert [example.patient for example in found.examples][:2] == ["-0.5", "-1.5"]
+    assert [example.patient for example in result.examples][:2] == ["-0.5", "-1.5"]
 
 
 def test_a_table_that_fills_the_memory_is_refused(
@@ -535,12 +551,12 @@ def test_too_many_files_in_an_archive_are_refused(tmp_path: Path) -> None:
 
 
 def test_head_ct_is_read_with_its_groups_and_known_duplicates(shared_data: Path) -> None:
-    found = read_dataset(shared_data / "head_ct")
-    facts = facts_of(found)
+    result = read_dataset(shared_data / "head_ct")
+    facts = facts_of(result)
     assert (facts["positive"], facts["negative"], facts["groups"]) == (100, 100, 108)
     with (shared_data / "head_ct" / "groups.csv").open() as file:
         given = {int(row["id"]): row["group"] for row in csv.DictReader(file)}
-    pairs = {(int(a[-7:-4]), int(b[-7:-4])) for a, b in found.near_duplicates}
+    pairs = {(int(a[-7:-4]), int(b[-7:-4])) for a, b in result.near_duplicates}
     assert {(188, 189), (198, 199), (11, 61), (5, 22), (5, 58), (105, 187)} <= pairs
     assert all(given[a] == given[b] for a, b in pairs), (
         "a pair that we join is one that people joined by eye"
@@ -561,13 +577,13 @@ def test_the_folder_of_a_type_is_one_of_hemorrhage_and_another_is_named(
     root = classes(
         tmp_path / "set", pictures, "hemorrhage", "Subdural", "edema", "edema", "normal", "masks"
     )
-    found = find_examples(root, "set")
-    assert [(e.name, e.label, e.types) for e in found[2]] == [
+    result = find_examples(root, "set")
+    assert [(e.name, e.label, e.types) for e in result[2]] == [
         ("Subdural/1.png", 1, {"subdural"}),
         ("hemorrhage/0.png", 1, None),
         ("normal/4.png", 0, None),
     ]
-    assert found[3] == [
+    assert result[3] == [
         "2 files are left out: the folder edema is called neither hemorrhage nor normal."
     ]
 
@@ -591,12 +607,24 @@ def test_files_that_are_not_read_are_counted_and_named(
     for name in ("a.bmp", "b.bmp", "c.tif"):
         (root / "normal" / name).write_bytes(b"BM")
     (root / "normal" / "1.2.840.113.7").write_bytes(pictures[5].read_bytes())
+    (root / "lost.png").write_bytes(pictures[6].read_bytes())
     _, _, examples, odd = find_examples(root, "set")
     assert [e.name for e in examples if e.label == 0] == ["normal/1.2.840.113.7", "normal/1.png"]
     assert odd == [
         "2 files are left out: .bmp files, which are not read.",
         "1 files are left out: .tif files, which are not read.",
+        "1 files are left out: images beside the folders of the classes.",
     ]
+
+
+def test_images_that_a_table_does_not_list_are_counted_and_named(manifest: Maker) -> None:
+    root = manifest(ROWS[:7])
+    (root / "LICENSE").write_text("free")
+    (root / "masks").mkdir()
+    (root / "masks" / "0.png").write_bytes((root / "0.png").read_bytes())
+    _, _, examples, odd = find_examples(root, "set")
+    assert len(examples) == 7
+    assert odd == ["1 images have no row in labels.csv and are left out; the first is 7.png."]
 
 
 def test_rows_without_text_are_passed_over_and_lines_are_counted_all_the_same(

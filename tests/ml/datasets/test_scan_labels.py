@@ -34,19 +34,26 @@ def write_set(
     return root
 
 
-def told(dataset: Dataset) -> dict[str, int | None]:
+def scan_label_of(dataset: Dataset) -> dict[str, int | None]:
     return {example.patient: example.scan_label for example in dataset.examples if example.patient}
 
 
 def test_a_table_of_patients_labels_the_scans_whose_slices_nobody_labeled(tmp_path: Path) -> None:
     patients = "patient,study_label,subtypes\nw0,1,subdural|epidural\nw1,0,\nnot here,1,\n"
-    found = read_dataset(write_set(tmp_path / "set", [*LABELED, *WEAK], patients=patients))
-    assert told(found) == {"p0": None, "p1": None, "p4": None, "p5": None, "w0": 1, "w1": 0}
-    assert [found.examples[at].scan_types for at in (8, 10)] == [
+    result = read_dataset(write_set(tmp_path / "set", [*LABELED, *WEAK], patients=patients))
+    assert scan_label_of(result) == {
+        "p0": None,
+        "p1": None,
+        "p4": None,
+        "p5": None,
+        "w0": 1,
+        "w1": 0,
+    }
+    assert [result.examples[at].scan_types for at in (8, 10)] == [
         {"subdural", "epidural"},
         frozenset(),
     ]
-    pool = pooled([found], (), 1)
+    pool = pooled([result], (), 1)
     assert (
         len(pool.labels) == 12
         and pool.given_scan_labels == {4: 1, 5: 0}
@@ -59,23 +66,23 @@ def test_a_column_labels_scans_too_even_where_no_slice_has_a_label(tmp_path: Pat
         (name, patient, {"w0": "1", "w1": "0"}[patient] if "-0" in name else "")
         for name, _, patient in WEAK
     ]
-    found = read_dataset(write_set(tmp_path / "set", rows, "filename,patient,scan_label"))
-    assert told(found) == {"w0": 1, "w1": 0}
+    result = read_dataset(write_set(tmp_path / "set", rows, "filename,patient,scan_label"))
+    assert scan_label_of(result) == {"w0": 1, "w1": 0}
     with pytest.raises(DatasetError, match="There are only scan-level labels"):
-        pooled([found], (), 1)
+        pooled([result], (), 1)
 
 
 def test_where_every_slice_is_labeled_the_slices_say_it_all(tmp_path: Path) -> None:
     root = write_set(tmp_path / "set", LABELED)
     before = read_dataset(root)
     (root / "patients.csv").write_text("patient,scan_label\np0,1\np4,0\np5,1\n")
-    found = read_dataset(root)
+    result = read_dataset(root)
     assert (
-        found.fingerprint == before.fingerprint
-        and set(told(found).values()) == {None}
-        and pooled([found], (), 1).given_scan_labels == {}
+        result.fingerprint == before.fingerprint
+        and set(scan_label_of(result).values()) == {None}
+        and pooled([result], (), 1).given_scan_labels == {}
     )
-    assert found.problems == (
+    assert result.problems == (
         (
             "patients.csv, line 4: the scan of patient p5 has the label 1, but all its slices have"
             " 0; the slice labels are used."
@@ -90,13 +97,13 @@ def test_a_repeated_patient_row_is_fine_and_one_without_types_removes_none(
         "patient,scan_label,subtypes\n"
         "w0,1,subdural|epidural\nw0,1,epidural|subdural\nw0,1,\nw1,0,\n"
     )
-    found = read_dataset(write_set(tmp_path / "set", [*LABELED, *WEAK], patients=patients))
-    assert found.examples[8].scan_types == {"subdural", "epidural"}
+    result = read_dataset(write_set(tmp_path / "set", [*LABELED, *WEAK], patients=patients))
+    assert result.examples[8].scan_types == {"subdural", "epidural"}
 
 
 def test_a_table_of_patients_without_labels_is_no_matter(tmp_path: Path) -> None:
-    found = read_dataset(write_set(tmp_path / "set", LABELED, patients="patient,age\np0,70\n"))
-    assert set(told(found).values()) == {None}
+    result = read_dataset(write_set(tmp_path / "set", LABELED, patients="patient,age\np0,70\n"))
+    assert set(scan_label_of(result).values()) == {None}
 
 
 def test_the_fingerprint_changes_with_the_label_of_a_scan(tmp_path: Path) -> None:
@@ -130,7 +137,7 @@ def test_the_fingerprint_changes_with_the_label_of_a_scan(tmp_path: Path) -> Non
         "line 3: .* w0 has other types"),
     ],
 )  # fmt: skip
-def test_what_does_not_agree_is_said(
+def test_what_does_not_agree_is_noted(
     tmp_path: Path, rows: list[tuple[str, ...]], header: str, patients: str, sentence: str
 ) -> None:
     root = write_set(tmp_path / "set", rows, header, patients)

@@ -42,9 +42,9 @@ def test_a_scan_shows_what_any_slice_shows_and_hides_what_a_bleeding_slice_hides
         *(example(0), example(None, known=False)),
         example(None, known=False),
     ]
-    found = known_types(examples, np.array([0, 0, 1, 1, 2, 2, 3]))
-    assert found is not None
-    assert found.slices.tolist() == [
+    result = known_types(examples, np.array([0, 0, 1, 1, 2, 2, 3]))
+    assert result is not None
+    assert result.slices.tolist() == [
         [1, 0, 0, 0, 0],
         [0, 1, 0, 0, 0],
         [1, 0, 0, 0, 0],
@@ -53,20 +53,20 @@ def test_a_scan_shows_what_any_slice_shows_and_hides_what_a_bleeding_slice_hides
         HIDDEN,
         HIDDEN,
     ]
-    assert found.scans.tolist() == [[1, 1, 0, 0, 0], [1, *HIDDEN[1:]], [0] * 5, HIDDEN]
+    assert result.scans.tolist() == [[1, 1, 0, 0, 0], [1, *HIDDEN[1:]], [0] * 5, HIDDEN]
 
 
-def test_what_was_told_of_a_whole_scan_counts_for_the_scan_alone() -> None:
-    told = (1, frozenset({"subdural"}))
+def test_a_label_of_a_whole_scan_counts_for_the_scan_alone() -> None:
+    labels = (1, frozenset({"subdural"}))
     examples = [
         example(1, "epidural"),
-        *(example(None, known=False, scan=told), example(0, scan=told)),
+        *(example(None, known=False, scan=labels), example(0, scan=labels)),
         *(example(None, known=False, scan=(1, None)), example(0, scan=(1, None))),
     ]
-    found = known_types(examples, np.array([0, 1, 1, 2, 2]))
-    assert found is not None
-    assert found.scans.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], HIDDEN]
-    assert found.slices[1:].tolist() == [HIDDEN, [0] * 5, HIDDEN, [0] * 5]
+    result = known_types(examples, np.array([0, 1, 1, 2, 2]))
+    assert result is not None
+    assert result.scans.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], HIDDEN]
+    assert result.slices[1:].tolist() == [HIDDEN, [0] * 5, HIDDEN, [0] * 5]
 
 
 def test_nothing_is_known_where_no_slice_names_any_type() -> None:

@@ -59,8 +59,8 @@ def written(root: Path) -> Dataset:
 
 
 def test_scans_are_read_back_with_slices_places_labels_and_types(tmp_path: Path) -> None:
-    found = {example.name: example for example in written(tmp_path / "set").examples}
-    first = [found[f"p1/s1/000{n}.dcm"] for n in (1, 2, 3)]
+    result = {example.name: example for example in written(tmp_path / "set").examples}
+    first = [result[f"p1/s1/000{n}.dcm"] for n in (1, 2, 3)]
     assert [example.label for example in first] == [0, 1, None]
     assert [example.place_mm for example in first] == [0.0, 5.0, 10.0]
     assert {(example.patient, example.scan_name) for example in first} == {("p1", "p1 scan s1")}
@@ -70,12 +70,12 @@ def test_scans_are_read_back_with_slices_places_labels_and_types(tmp_path: Path)
         slice_of(first[0]).pixels, np.round(SCANS[0].series.slices[0].pixels)
     )
     # Another scan of the same patient has labels of its own, and belongs to the same group.
-    other = [found[f"p1/s2/000{n}.dcm"] for n in (1, 2)]
+    other = [result[f"p1/s2/000{n}.dcm"] for n in (1, 2)]
     assert [example.label for example in other] == [0, 0]
     assert len({example.group for example in (*first, *other)}) == 1
-    single = found["p2/s3/0001.dcm"]
+    single = result["p2/s3/0001.dcm"]
     assert single.label == 1 and single.types == {"epidural"} and single.place_mm is None
-    picture = found["p3/s4/0001.png"]
+    picture = result["p3/s4/0001.png"]
     expected = SCANS[3].series.slices[0].pixels
     assert slice_of(picture).pixels == pytest.approx(expected, abs=1 / 255)
 

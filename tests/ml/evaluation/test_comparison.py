@@ -54,11 +54,11 @@ def write_run(
 def test_images_are_recognized_under_another_name(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", [0.1, 0.9, 0.2, 0.8])
     other = write_run(tmp_path / "other", [0.9, 0.1, 0.2, 0.8, 0.1], dataset="same files", first=0)
-    found = compare([one, other])
-    assert (found.slice.n, found.patient.n) == (4, 4)
-    assert found.slice.differences[0].auroc.value == pytest.approx(-0.75)
-    assert found.slice.differences[0].sensitivity.value == -0.5
-    assert found.slice.runs[0].curves.positive == found.slice.runs[0].curves.negative == 2
+    result = compare([one, other])
+    assert (result.slice.n, result.patient.n) == (4, 4)
+    assert result.slice.differences[0].auroc.value == pytest.approx(-0.75)
+    assert result.slice.differences[0].sensitivity.value == -0.5
+    assert result.slice.runs[0].curves.positive == result.slice.runs[0].curves.negative == 2
     without = write_run(tmp_path / "old", [0.1, 0.9], dataset="same files", marks=False)
     with pytest.raises(AnswersError, match="no image in common"):
         compare([one, without])
@@ -112,9 +112,9 @@ def test_marks_come_from_the_data_sets_where_a_table_has_none(tmp_path: Path) ->
     assert not (out / "predictions.csv").exists()
     assert main(["ship-answers", str(run), str(heads), "--out", str(out / "predictions.csv")]) == 0
     marks = {example.name: example.sha256[:16] for example in read_dataset(heads).examples}
-    found = read_answers(out)
-    assert {answer.image for answer in found["slice"].values()} == set(marks.values())
-    assert {answer.image for answer in found["patient"].values()} == {
+    result = read_answers(out)
+    assert {answer.image for answer in result["slice"].values()} == set(marks.values())
+    assert {answer.image for answer in result["patient"].values()} == {
         marks["0.png"],
         marks["2.png"],
     }
@@ -124,11 +124,11 @@ def test_marks_come_from_the_data_sets_where_a_table_has_none(tmp_path: Path) ->
 def test_answers_that_ship_are_those_of_the_model(folder: Path) -> None:
     slices = read_answers(folder)["slice"].values()
     assert all(answer.image and not answer.filename for answer in slices)
-    found = auroc(
+    result = auroc(
         np.array([answer.label for answer in slices]),
         np.array([answer.probabilities[0] for answer in slices]),
     )
-    assert found == pytest.approx(read_card(folder).metrics.auroc.value, abs=1e-3)
+    assert result == pytest.approx(read_card(folder).metrics.auroc.value, abs=1e-3)
 
 
 def test_curves_and_mistakes_have_exact_numbers(tmp_path: Path) -> None:

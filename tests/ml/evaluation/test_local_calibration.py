@@ -48,9 +48,9 @@ def test_healthy_people_who_were_called_positive_are_called_right_afterwards() -
 
 def test_more_scans_close_more_of_the_gap() -> None:
     site = a_site(400, 2.5)
-    found = [simulate(site, 0.5, size) for size in (20, 100)]
-    gaps = [row["brier_after"] - row["brier_best"] for row in found]
-    assert gaps[1] < gaps[0] < found[0]["brier_before"] - found[0]["brier_best"]
+    result = [simulate(site, 0.5, size) for size in (20, 100)]
+    gaps = [row["brier_after"] - row["brier_best"] for row in result]
+    assert gaps[1] < gaps[0] < result[0]["brier_before"] - result[0]["brier_best"]
 
 
 @pytest.mark.parametrize(("positive", "negative"), [(30, 0), (0, 30), (28, 4), (9, 10)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import ml.evaluation.metrics
@@ -44,23 +45,23 @@ def values(
 
 
 def test_counts_become_the_textbook_figures() -> None:
-    found = values(LABELS, PROBABILITIES, PROBABILITIES >= 0.5)
+    result = values(LABELS, PROBABILITIES, PROBABILITIES >= 0.5)
     assert confusion(LABELS, PROBABILITIES >= 0.5) == Confusion(tp=3, fp=1, tn=3, fn=1)
     assert (
-        found["accuracy"]
-        == found["sensitivity"]
-        == found["specificity"]
-        == found["ppv"]
-        == found["npv"]
-        == found["f1"]
+        result["accuracy"]
+        == result["sensitivity"]
+        == result["specificity"]
+        == result["ppv"]
+        == result["npv"]
+        == result["f1"]
         == 0.75
     )
     # Of the 16 pairs of a positive and a negative 13 are in order: 0.6 < 0.7, 0.3 < 0.7 and 0.3 <
     # 0.4 are not.
-    assert found["auroc"] == 13 / 16
+    assert result["auroc"] == 13 / 16
     # Precision at each positive, from above: 1/1, 2/2, 3/4, 4/6.
-    assert found["auprc"] == pytest.approx((1 + 1 + 3 / 4 + 4 / 6) / 4)
-    assert found["brier"] == pytest.approx(
+    assert result["auprc"] == pytest.approx((1 + 1 + 3 / 4 + 4 / 6) / 4)
+    assert result["brier"] == pytest.approx(
         (0.01 + 0.04 + 0.16 + 0.49 + 0.49 + 0.16 + 0.04 + 0.01) / 8
     )
 
@@ -82,18 +83,18 @@ def test_ranking_figures_agree_with_scikit_learn() -> None:
     random = np.random.default_rng(3)
     labels = random.integers(0, 2, 400)
     scores = np.round(labels * 0.2 + random.random(400) * 0.8, 2)
-    found = values(labels, scores, scores > 0.5)
-    assert found["auroc"] == pytest.approx(roc_auc_score(labels, scores))
-    assert found["auprc"] == pytest.approx(average_precision_score(labels, scores))
+    result = values(labels, scores, scores > 0.5)
+    assert result["auroc"] == pytest.approx(roc_auc_score(labels, scores))
+    assert result["auprc"] == pytest.approx(average_precision_score(labels, scores))
 
 
 def test_a_figure_that_one_class_makes_undefined_is_null_with_a_reason() -> None:
-    found = metrics_with_intervals(
+    result = metrics_with_intervals(
         np.ones(3), np.array([0.2, 0.7, 0.9]), np.array([False, True, True]), np.arange(3), 0
     )
-    assert found.auroc == Estimate(None, None, None, 3, "one class is missing")
-    assert found.specificity.value is None
-    assert found.sensitivity.value == pytest.approx(2 / 3)
+    assert result.auroc == Estimate(None, None, None, 3, "one class is missing")
+    assert result.specificity.value is None
+    assert result.sensitivity.value == pytest.approx(2 / 3)
 
 
 def test_no_image_at_all_is_no_error() -> None:
@@ -222,11 +223,13 @@ def test_ranking_within_folds_does_not_hang_on_how_folds_compare() -> None:
     groups = np.arange(40) // 2
     pooled = auroc(labels, scores)
     assert pooled == 0.75
-    found = auroc_within(
+    result = auroc_within(
         labels, np.stack([scores, scores]), np.stack([folds, np.zeros(40)]), groups, 0
     )
     assert (
-        found.value == (1 + pooled) / 2 and found.low <= found.value <= found.high and found.n == 40
+        result.value == (1 + pooled) / 2
+        and result.low <= result.value <= result.high
+        and result.n == 40
     )
     apart = auroc_within(labels, scores[None], labels[None], groups, 0)
     assert apart.value is None and apart.reason, "no fold holds both classes"
@@ -249,7 +252,7 @@ def test_a_paired_difference_cancels_what_is_hard_for_both() -> None:
 
 
 def test_the_lower_bound_of_a_mean_is_student_s() -> None:
-    # Mean 0.5, standard error 0.1 / sqrt(5); the 99 % quantile of t with 4 degrees of freedom is
+    # Mean 0.5, standard error 0.1 / sqrt(5); the 99% quantile of t with 4 degrees of freedom is
     # 3.747 (any printed table).
     values = 0.5 + 0.1 * np.array([-1, -1, 0, 1, 1])
     assert lower_bound_of_mean(values.tolist()) == pytest.approx(
@@ -269,8 +272,8 @@ def test_a_figure_without_images_says_why() -> None:
 def test_trust_is_counted_outside_the_band() -> None:
     zone = zones(PROBABILITIES, 0.3, 0.7)
     assert zone.tolist() == [1, 1, 0, 0, 1, 0, -1, -1]
-    found = predictive_values_outside_band(LABELS, zone)
-    assert found == BandFigures(npv=Share(1.0, 2), ppv=Share(2 / 3, 3), uncertain=Share(3 / 8, 8))
+    result = predictive_values_outside_band(LABELS, zone)
+    assert result == BandFigures(npv=Share(1.0, 2), ppv=Share(2 / 3, 3), uncertain=Share(3 / 8, 8))
     assert predictive_values_outside_band(LABELS, np.zeros(8)).ppv == Share(None, 0)
 
 
@@ -313,24 +316,46 @@ def test_a_prior_holds_whatever_unit_the_decisions_have() -> None:
 def test_the_interval_of_a_share_is_wilson_s() -> None:
     # 5 of 10, as printed in any table: .237 to .763.
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3) and wilson(0, 10)[0] == 0
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)
+    for count, n in ((0, 7), (3, 10), (10, 10), (950, 1000)):
+        by_scipy = stats.binomtest(count, n).proportion_ci(method="wilson")
+        assert wilson(count, n) == pytest.approx((by_scipy.low, by_scipy.high), abs=1e-9)
 
 
 def test_predictive_values_follow_from_sensitivity_specificity_and_prevalence() -> None:
     labels = np.repeat([1, 0], 10)
     called = np.array([True] * 8 + [False] * 2 + [True] * 1 + [False] * 9)
-    found = figures_at(labels, called, np.arange(20), 0)
-    assert found.sensitivity.value == 0.8 and found.sensitivity.n == 10
-    assert found.specificity.value == 0.9
-    assert found.ppv["2"].value == pytest.approx(0.016 / (0.016 + 0.098))
-    assert found.npv["10"].value == pytest.approx(0.81 / (0.81 + 0.02))
-    assert found.ppv["50"].value == pytest.approx(8 / 9)
-    for figure in (found.sensitivity, found.ppv["10"], found.npv["50"]):
+    result = figures_at(labels, called, np.arange(20), 0)
+    assert result.sensitivity.value == 0.8 and result.sensitivity.n == 10
+    assert result.specificity.value == 0.9
+    assert result.ppv["2"].value == pytest.approx(0.016 / (0.016 + 0.098))
+    assert result.npv["10"].value == pytest.approx(0.81 / (0.81 + 0.02))
+    assert result.ppv["50"].value == pytest.approx(8 / 9)
+    for figure in (result.sensitivity, result.ppv["10"], result.npv["50"]):
         assert figure.low is not None and figure.value is not None and figure.high is not None
         assert figure.low <= figure.value <= figure.high
 
 
 def test_figures_of_one_class_say_why_the_others_are_missing() -> None:
-    found = figures_at(np.ones(4), np.ones(4, bool), np.arange(4), 0)
-    assert found.sensitivity.value == 1
-    assert found.specificity.value is None and found.ppv["2"].reason
+    result = figures_at(np.ones(4), np.ones(4, bool), np.arange(4), 0)
+    assert result.sensitivity.value == 1
+    assert result.specificity.value is None and result.ppv["2"].reason
+
+
+def test_a_figure_never_lies_outside_its_interval() -> None:
+    """Nearly every bootstrap sample of well calibrated answers is calibrated worse than they."""
+    random = np.random.default_rng(3)
+    probabilities = random.random((2, 60))
+    labels = (random.random(60) < probabilities[0]).astype(int)
+    own = (probabilities, probabilities >= 0.5)
+    differences = paired_differences(
+        labels, own, (probabilities[::-1], own[1][::-1]), np.arange(60), 1
+    )
+    tiny = metrics_with_intervals(
+        [1, 0, 1], np.array([0.9, 0.2, 0.8]), np.array([1, 0, 1]), [0, 1, 2], 1
+    )
+    whole = metrics_with_intervals(labels, *own, np.arange(60), 1)
+    for name, result in (*whole.items(), *tiny.items(), *differences.items()):
+        assert result.low is not None and result.value is not None and result.high is not None
+        assert result.low <= result.value <= result.high, name
+    assert whole.ece.low < whole.ece.value < whole.ece.high and whole.ece.low >= 0

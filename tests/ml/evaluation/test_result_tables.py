@@ -116,7 +116,7 @@ def test_folds_by_data_set_are_counted_by_data_set(tiny_model: Callable[..., Pat
 def test_an_evaluation_gives_rows_without_folds(tmp_path: Path) -> None:
     band = BandFigures(Share(1.0, 400), Share(0.9, 100), Share(0.2, 665))
     both = BothLevels(figures(0.95, 665), figures(0.99, 25))
-    found = Evaluation(
+    result = Evaluation(
         identity="0" * 64,
         model=EvaluatedModel("0" * 12, "alexnet_cells", "slice", {"epochs": 30}),
         threshold=0.5,
@@ -138,8 +138,8 @@ def test_an_evaluation_gives_rows_without_folds(tmp_path: Path) -> None:
         problems=[],
         seconds=61.7,
     )
-    (tmp_path / "metrics.json").write_text(json.dumps(to_json(found)))
-    assert read_evaluation(tmp_path) == found
+    (tmp_path / "metrics.json").write_text(json.dumps(to_json(result)))
+    assert read_evaluation(tmp_path) == result
     rows = rows_of_run(tmp_path, "trained on the other two")["phe_sich"]
     assert [row["level"] for row in rows] == ["slice"] * 10 + ["patient"] * 10
     assert {

@@ -38,9 +38,9 @@ def test_the_weighted_sample_tells_what_all_scans_would() -> None:
     reviewed = [scan for at, scan in enumerate(drawn) if scan.sampling == 1.0 or at % 2]
     weighted = site_figures(reviewed, sampling_weights(reviewed, counts))
     for name in ("sensitivity", "specificity", "ppv"):
-        expected, found = getattr(truth, name).value, getattr(weighted.metrics, name)
-        assert found.low < expected < found.high
-        assert abs(found.value - expected) < abs(getattr(naive, name).value - expected)
+        expected, result = getattr(truth, name).value, getattr(weighted.metrics, name)
+        assert result.low < expected < result.high
+        assert abs(result.value - expected) < abs(getattr(naive, name).value - expected)
     assert weighted.represented == pytest.approx(4000, rel=0.05)
 
 
@@ -59,12 +59,12 @@ def test_ten_of_ten_is_not_certain() -> None:
 
 def test_calibration_compares_what_was_predicted_with_what_was_found() -> None:
     scans = [a_scan(number, int(number < 3), 0.7) for number in range(4)]
-    (found,) = site_figures(scans, np.array([1.0, 1.0, 1.0, 3.0])).bins
-    assert (found.low, found.high, found.scans) == (0.6, 0.8, 4)
-    assert found.predicted == pytest.approx(0.7) and found.observed.value == pytest.approx(0.5)
+    (result,) = site_figures(scans, np.array([1.0, 1.0, 1.0, 3.0])).bins
+    assert (result.low, result.high, result.scans) == (0.6, 0.8, 4)
+    assert result.predicted == pytest.approx(0.7) and result.observed.value == pytest.approx(0.5)
 
 
 def test_without_scans_every_figure_says_why_it_is_missing() -> None:
-    found = site_figures([], np.zeros(0))
-    assert found.scans == 0 and found.bins == []
-    assert found.metrics.sensitivity.reason == "there is no image with hemorrhage"
+    result = site_figures([], np.zeros(0))
+    assert result.scans == 0 and result.bins == []
+    assert result.metrics.sensitivity.reason == "there is no image with hemorrhage"

@@ -45,9 +45,9 @@ def metric(value: float | None, n: int = 0) -> Estimate:
 
 
 def median_of(result: Simulation, order: str, group: str, what: str) -> float:
-    found = result.minutes[order][group][what]["median"].value
-    assert found is not None
-    return found
+    output = result.minutes[order][group][what]["median"].value
+    assert output is not None
+    return output
 
 
 def test_one_reader_takes_four_scans_in_the_order_that_is_asked_for() -> None:
@@ -295,15 +295,15 @@ def test_the_command_says_and_writes_the_same_figures(
     assert main([*settings, "--json"]) == 0
     written = json.loads(capsys.readouterr().out)
     assert main(settings) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
 
     wait = written["minutes"][BY_RISK]["hemorrhage"]["wait"]["median"]
     assert written["settings"]["readers"] == 2 and written["load"] == pytest.approx(22 * 5 / 60 / 2)
     assert (
         f"hemorrhage: waits median {wait['value']:.1f} ({wait['low']:.1f} to {wait['high']:.1f})"
-        in said.partition("by risk:")[2]
+        in output.partition("by risk:")[2]
     )
-    assert all(sentence in said for sentence in written["assumptions"]) and "simulation" in said
+    assert all(sentence in output for sentence in written["assumptions"]) and "simulation" in output
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_a_department_that_cannot_be_is_a_sentence(
     assert capsys.readouterr().err == sentence + "\n"
 
 
-def test_more_scans_than_can_be_read_are_said(
+def test_more_scans_than_can_be_read_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(tmp_path)

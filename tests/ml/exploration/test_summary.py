@@ -15,7 +15,13 @@ from PIL import Image
 
 from ml.datasets.read import Dataset, read_dataset
 from ml.exploration.report import write_report
-from ml.exploration.shortcuts import Measured
+from ml.exploration.shortcuts import (
+    Measured,
+    read_sample,
+    sample_of,
+    source_probes,
+    write_sample,
+)
 from ml.exploration.summary import compare_sources, explore, measure_all
 from ml.scans.phantoms import phantom
 from ml.scans.slices import Slice, render
@@ -78,6 +84,26 @@ def test_a_tint_and_a_letter_of_one_class_are_found_as_shortcuts(tinted: Explore
     }
 
 
+def test_a_sample_of_an_older_version_is_compared_with_a_new_one(
+    plain: Explored, tinted: Explored, tmp_path: Path
+) -> None:
+    new = sample_of(plain[0].examples, plain[1])
+    older = [
+        replace(one, facts={"colour" if k == "color" else k: v for k, v in one.facts.items()})
+        for one in tinted[1]
+    ]
+    path = tmp_path / "older.npz"
+    write_sample(sample_of(tinted[0].examples, older), path)
+
+    stored = read_sample(path)
+
+    assert [set(one.facts) for one in stored.measured] == [set(one.facts) for one in new.measured]
+    assert {probe["name"] for probe in source_probes(("new", "older"), (new, stored))} >= {
+        "color and mode",
+        "all facts of the file",
+    }
+
+
 def test_where_both_classes_come_alike_no_shortcut_is_seen(plain: Explored) -> None:
     probes = {probe["name"]: probe for probe in plain[2]["probes"]}
     assert (
@@ -101,7 +127,9 @@ def test_slices_are_counted_by_patient(plain: Explored, tinted: Explored) -> Non
     assert tinted[2]["slices_per_patient"] is None
 
 
-def test_two_sources_are_told_apart_by_what_differs_only(plain: Explored, tinted: Explored) -> None:
+def test_two_sources_are_distinguished_by_what_differs_only(
+    plain: Explored, tinted: Explored
+) -> None:
     (pair,) = compare_sources([plain[0], tinted[0]], [plain[1], tinted[1]])
     assert pair["sources"] == ["plain", "tinted"]
     assert auroc_of(pair["probes"], "color and mode") > 0.6

@@ -47,9 +47,9 @@ def test_made_pictures_are_pictures_and_the_same_for_the_same_seed(family: str) 
 
 
 def test_samples_of_the_libraries_are_at_hand_offline() -> None:
-    found = {family: [one.slice for one in other_images(family, 100, 0)] for family in SAMPLES}
-    assert all(found.values()) and sum(map(len, found.values())) >= 100
-    assert all(is_a_picture(slice) for slices in found.values() for slice in slices)
+    result = {family: [one.slice for one in other_images(family, 100, 0)] for family in SAMPLES}
+    assert all(result.values()) and sum(map(len, result.values())) >= 100
+    assert all(is_a_picture(slice) for slices in result.values() for slice in slices)
 
 
 def test_an_unknown_family_is_a_key_error() -> None:

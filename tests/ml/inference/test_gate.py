@@ -1,4 +1,4 @@
-"""The check "this does not look like a head CT": what it measures, what it refuses, how it
+"""The check "this does not image like a head CT": what it measures, what it refuses, how it
 fails.
 """
 
@@ -18,9 +18,10 @@ from ml.gate_training.other_images.families import other_images
 from ml.gate_training.other_images.heads import phantom_heads
 from ml.gate_training.results import Measured, intervals
 from ml.inference.gate import GATE_DIR, REFUSED_FROM, Gate, gate
-from ml.inference.gate_measures import look_at, measure
+from ml.inference.gate_measures import measure, prepare_image
 from ml.inference.gate_views import VIEW_PX, errors, view_of
 from ml.scans.phantoms import phantom
+from ml.scans.read import read_series
 from ml.scans.slices import Slice
 
 
@@ -38,8 +39,11 @@ def oval(rim: float, inside: float) -> Slice:
 
 
 class TestMeasures:
-    def test_a_closed_bright_shell_is_told_from_a_dark_one(self) -> None:
-        bone, no_bone = measure(look_at(oval(1.0, 0.4))), measure(look_at(oval(0.3, 0.6)))
+    def test_a_closed_bright_shell_is_distinguished_from_a_dark_one(self) -> None:
+        bone, no_bone = (
+            measure(prepare_image(oval(1.0, 0.4))),
+            measure(prepare_image(oval(0.3, 0.6))),
+        )
         assert bone["peak_over_inside"] == pytest.approx(0.6, abs=0.05) and bone["closed"] > 0.95
         assert no_bone["peak_over_inside"] < 0.05 and no_bone["closed"] == 0
         assert bone["oblong"] == pytest.approx(0.75, abs=0.03) and bone["wide"] == pytest.approx(
@@ -52,26 +56,32 @@ class TestMeasures:
         cut_off = Slice(whole.pixels[:, 70:130], "display")
         # Margins are taken off but for two pixels, so some of every outline lies on the edge.
         assert (
-            measure(look_at(whole))["on_edge"] < 0.35 < 0.5 < measure(look_at(cut_off))["on_edge"]
+            measure(prepare_image(whole))["on_edge"]
+            < 0.35
+            < 0.5
+            < measure(prepare_image(cut_off))["on_edge"]
         )
 
     def test_they_depend_little_on_size_and_plain_margins(self) -> None:
-        small, large = measure(look_at(head(size=192))), measure(look_at(head(size=512)))
+        small, large = (
+            measure(prepare_image(head(size=192))),
+            measure(prepare_image(head(size=512))),
+        )
         framed = measure(
-            look_at(Slice(np.pad(head(size=512).pixels, 150, constant_values=-1000), "hu"))
+            prepare_image(Slice(np.pad(head(size=512).pixels, 150, constant_values=-1000), "hu"))
         )
         for name in ("oblong", "solidity", "peak_over_inside", "inside_middle", "symmetry"):
             assert small[name] == pytest.approx(large[name], abs=0.12), name
             assert framed[name] == pytest.approx(large[name], abs=0.08), name
 
     def test_a_picture_without_a_body_has_none(self) -> None:
-        look = look_at(Slice(np.zeros((64, 64), np.float32), "display"))
-        assert measure(look) == {}
+        image = prepare_image(Slice(np.zeros((64, 64), np.float32), "display"))
+        assert measure(image) == {}
         with pytest.raises(ValueError, match="no body"):
-            view_of(look)
+            view_of(image)
 
     def test_the_view_is_the_square_around_the_body(self) -> None:
-        view, mask = view_of(look_at(oval(1.0, 0.4)))
+        view, mask = view_of(prepare_image(oval(1.0, 0.4)))
         assert (
             view.shape == (VIEW_PX, VIEW_PX, 1)
             and view.dtype == np.float32
@@ -150,8 +160,6 @@ class TestAnswers:
         assert len(seen) == 15 and (seen[0], seen[-1]) == (0, 199)
 
     def test_real_heads_of_every_source_pass(self, shared_data: Path) -> None:
-        from ml.scans.read import read_series
-
         paths = [
             *sorted(shared_data.glob("head_ct/head_ct/*.png"))[::10],
             *sorted(shared_data.glob("ct_ich/images/*/*"))[::75],
@@ -168,7 +176,7 @@ class TestFiles:
         assert card["refused_from"] == REFUSED_FROM
         assert sum(path.stat().st_size for path in GATE_DIR.iterdir()) < 600_000
 
-    def test_altered_and_missing_files_are_said(self, tmp_path: Path) -> None:
+    def test_altered_and_missing_files_are_reported(self, tmp_path: Path) -> None:
         shutil.copytree(GATE_DIR, tmp_path / "gate")
         with (tmp_path / "gate" / "judge.onnx").open("ab") as file:
             file.write(b"x")

@@ -65,12 +65,12 @@ def evenly(step_mm: float) -> Series:
 @pytest.mark.parametrize("step_mm", [5.0, 1.25, 8.0])
 def test_the_volume_of_a_phantom_is_right_within_a_tenth(load: LoadModel, step_mm: float) -> None:
     series = evenly(step_mm)
-    found = load().predict(series).outlines
-    assert found.volume_ml == pytest.approx(KNOWN_ML, rel=0.1)
-    assert found.no_volume_because == ""
-    assert len(found.areas_mm2) == len(found.masks) == len(series.slices)
-    assert max(found.areas_mm2) == pytest.approx(WIDEST_MM2, rel=0.1)
-    assert [area > 0 for area in found.areas_mm2] == [mask is not None for mask in found.masks]
+    result = load().predict(series).outlines
+    assert result.volume_ml == pytest.approx(KNOWN_ML, rel=0.1)
+    assert result.no_volume_because == ""
+    assert len(result.areas_mm2) == len(result.masks) == len(series.slices)
+    assert max(result.areas_mm2) == pytest.approx(WIDEST_MM2, rel=0.1)
+    assert [area > 0 for area in result.areas_mm2] == [mask is not None for mask in result.masks]
 
 
 def test_slices_at_uneven_distances_count_as_much_as_they_stand_for(
@@ -79,8 +79,8 @@ def test_slices_at_uneven_distances_count_as_much_as_they_stand_for(
     places = np.concatenate([np.arange(-42, 0, 3.0), np.arange(0, 42, 7.0)])
     steps = tuple(np.diff(places))
     series = Series(bleeding_head(places), (), float(np.median(steps)), steps)
-    found = load().predict(series).outlines
-    assert found.volume_ml == pytest.approx(KNOWN_ML, rel=0.1)
+    result = load().predict(series).outlines
+    assert result.volume_ml == pytest.approx(KNOWN_ML, rel=0.1)
     np.testing.assert_allclose(
         outlines.thicknesses_mm(Series(series.slices[:4], (), 5.0, (4.0, 4.0, 8.0))), [4, 4, 6, 8]
     )
@@ -95,9 +95,9 @@ def test_outlines_come_back_to_the_pixels_of_the_slice(
     load: LoadModel, preprocessing: dict[str, object]
 ) -> None:
     series = Series(bleeding_head([0.0, 5.0], moved_px=14), (), 5.0)
-    found = load(preprocessing).predict(series).outlines
-    assert found.outlined_slices == (0, 1)
-    for mask, slice_ in zip(found.masks, series.slices, strict=True):
+    result = load(preprocessing).predict(series).outlines
+    assert result.outlined_slices == (0, 1)
+    for mask, slice_ in zip(result.masks, series.slices, strict=True):
         blood = slice_.pixels == np.float32(BLOOD_HU)
         assert mask is not None and mask.shape == blood.shape and mask.dtype == bool
         assert 2 * (mask & blood).sum() / (mask.sum() + blood.sum()) > 0.94
@@ -114,22 +114,22 @@ def test_a_volume_that_cannot_be_known_has_a_reason(load: LoadModel) -> None:
         outlines.NO_PIXEL_SIZE: Series(no_sizes, (), 5.0),
         outlines.ONE_SLICE: Series(slices[8:9]),
         outlines.NOTHING_OUTLINED: Series(no_blood, (), 5.0),
-        outlines.BESIDE_GAP: Series(
+        outlines.NEXT_TO_GAP: Series(
             bleeding_head(beside_gap), (), 5.0, tuple(float(step) for step in np.diff(beside_gap))
         ),
     }
     for reason, series in of_series.items():
-        found = predictor.predict(series).outlines
-        assert (found.volume_ml, found.no_volume_because) == (None, reason)
-        assert bool(found.outlined_slices) is (reason != outlines.NOTHING_OUTLINED)
-        assert bool(found.areas_mm2) is (reason != outlines.NO_PIXEL_SIZE)
+        result = predictor.predict(series).outlines
+        assert (result.volume_ml, result.no_volume_because) == (None, reason)
+        assert bool(result.outlined_slices) is (reason != outlines.NOTHING_OUTLINED)
+        assert bool(result.areas_mm2) is (reason != outlines.NO_PIXEL_SIZE)
 
 
 def test_a_gap_elsewhere_leaves_the_volume(load: LoadModel) -> None:
     places = np.delete(np.arange(-60, 40, 5.0), [2, 3])
     steps = tuple(float(step) for step in np.diff(places))
-    found = load().predict(Series(bleeding_head(places), (), 5.0, steps)).outlines
-    assert found.volume_ml == pytest.approx(KNOWN_ML, rel=0.1)
+    result = load().predict(Series(bleeding_head(places), (), 5.0, steps)).outlines
+    assert result.volume_ml == pytest.approx(KNOWN_ML, rel=0.1)
 
 
 def test_a_scan_that_is_not_suspected_has_no_outline(load: LoadModel) -> None:
@@ -156,9 +156,9 @@ def test_a_slice_below_the_threshold_has_no_outline(load: LoadModel) -> None:
 
 def test_a_model_without_outlines_says_so(tiny_model: Callable[..., Path]) -> None:
     predictor = Predictor(tiny_model(), checks_head_ct=False)
-    found = predictor.predict(Series((Slice(np.full((64, 64), 0.9, np.float32), "display"),)))
+    result = predictor.predict(Series((Slice(np.full((64, 64), 0.9, np.float32), "display"),)))
     assert not predictor.gives_outlines
-    assert found.outlines == outlines.Outlines(no_volume_because=outlines.NO_OUTLINES)
+    assert result.outlines == outlines.Outlines(no_volume_because=outlines.NO_OUTLINES)
 
 
 def test_heat_maps_are_those_of_the_maps_alone(load: LoadModel) -> None:

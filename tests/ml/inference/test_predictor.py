@@ -19,7 +19,14 @@ from ml.preprocessing.model_input import NOT_STRIPPED, InputSpec
 from ml.scans.phantoms import phantom
 from ml.scans.read import read_series
 from ml.scans.slices import FloatArray, Series, Slice, render
-from tests.ml.conftest import CELLS, a_card, features_graph, head_graph, types_graph, types_judged
+from tests.ml.conftest import (
+    CELLS,
+    a_card,
+    features_graph,
+    head_graph,
+    type_figures_of_card,
+    types_graph,
+)
 
 TinyModel = Callable[..., Path]
 CELL = 8  # px of the tiny model's input for one cell; it reads cell (2, 5) unless told otherwise
@@ -37,10 +44,10 @@ def sigmoid(z: float) -> float:
 
 
 def test_a_finding_has_the_probability_of_the_graph(tiny_model: TinyModel) -> None:
-    finding = Predictor(tiny_model()).predict(Series((with_bright_cell(0.75),)))
-    assert finding.probability == pytest.approx(sigmoid(8 * 0.25), abs=1e-6)
-    assert finding.slice_probabilities == (pytest.approx(sigmoid(2), abs=1e-6),)
-    assert (finding.threshold, finding.positive, finding.uncertain) == (0.5, True, False)
+    result = Predictor(tiny_model()).predict(Series((with_bright_cell(0.75),)))
+    assert result.probability == pytest.approx(sigmoid(8 * 0.25), abs=1e-6)
+    assert result.slice_probabilities == (pytest.approx(sigmoid(2), abs=1e-6),)
+    assert (result.threshold, result.positive, result.uncertain) == (0.5, True, False)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +62,8 @@ def test_a_finding_has_the_probability_of_the_graph(tiny_model: TinyModel) -> No
 def test_threshold_and_uncertain_band_are_the_cards(
     tiny_model: TinyModel, logit: float, positive: bool, uncertain: bool, state: str
 ) -> None:
-    finding = Predictor(tiny_model()).predict(Series((with_bright_cell(0.5 + logit / 8),)))
-    assert (finding.positive, finding.uncertain, finding.state) == (positive, uncertain, state)
+    result = Predictor(tiny_model()).predict(Series((with_bright_cell(0.5 + logit / 8),)))
+    assert (result.positive, result.uncertain, result.state) == (positive, uncertain, state)
 
 
 def test_the_threshold_itself_is_positive_and_the_band_is_half_open(tiny_model: TinyModel) -> None:
@@ -74,39 +81,37 @@ def test_many_scans_get_the_answers_that_each_gets_alone(tiny_model: TinyModel) 
         for n in (1, 20, 2, 16, 5)
     ]
     together = predictor.predict_many(scans)
-    assert [len(finding.slice_probabilities) for finding in together] == [1, 20, 2, 16, 5]
-    for finding, scan in zip(together, scans, strict=True):
+    assert [len(result.slice_probabilities) for result in together] == [1, 20, 2, 16, 5]
+    for result, scan in zip(together, scans, strict=True):
         alone = predictor.predict(scan)
-        np.testing.assert_allclose(
-            finding.slice_probabilities, alone.slice_probabilities, atol=1e-6
-        )
-        assert finding.probability == pytest.approx(alone.probability, abs=1e-6)
-        assert finding.probability == max(finding.slice_probabilities)
+        np.testing.assert_allclose(result.slice_probabilities, alone.slice_probabilities, atol=1e-6)
+        assert result.probability == pytest.approx(alone.probability, abs=1e-6)
+        assert result.probability == max(result.slice_probabilities)
     assert predictor.predict_many([]) == []
 
 
 def test_warnings_of_the_series_reach_the_finding(tiny_model: TinyModel) -> None:
     predictor = Predictor(tiny_model(), checks_head_ct=False)
-    finding = predictor.predict(
+    result = predictor.predict(
         Series((with_bright_cell(0.9),), ("The picture was in color and was converted to gray.",))
     )
-    assert finding.warnings == ("The picture was in color and was converted to gray.",)
+    assert result.warnings == ("The picture was in color and was converted to gray.",)
 
 
 def test_what_is_no_head_ct_is_answered_for_and_called_so(tiny_model: TinyModel) -> None:
     bars = Series((with_bright_cell(0.9),) * 20)
-    finding = Predictor(tiny_model()).predict(bars)
-    assert finding.refused and finding.not_head_ct >= REFUSED_FROM
-    assert finding.warnings == (NOT_HEAD_CT,)
-    assert finding.probability == pytest.approx(sigmoid(8 * 0.4), abs=1e-6)
+    result = Predictor(tiny_model()).predict(bars)
+    assert result.refused and result.not_head_ct >= REFUSED_FROM
+    assert result.warnings == (NOT_HEAD_CT,)
+    assert result.probability == pytest.approx(sigmoid(8 * 0.4), abs=1e-6)
     unasked = Predictor(tiny_model(), checks_head_ct=False).predict(bars)
     assert (unasked.refused, unasked.not_head_ct, unasked.warnings) == (False, 0.0, ())
 
 
 def test_a_head_is_not_refused(tiny_model: TinyModel) -> None:
     head = Slice(phantom(3, hemorrhage=True, size=256).astype(np.float32), "hu")
-    finding = Predictor(tiny_model()).predict(Series((head,)))
-    assert not finding.refused and finding.not_head_ct < REFUSED_FROM and finding.warnings == ()
+    result = Predictor(tiny_model()).predict(Series((head,)))
+    assert not result.refused and result.not_head_ct < REFUSED_FROM and result.warnings == ()
 
 
 def test_thin_slices_are_read_as_slabs_and_each_has_the_answer_of_its_own(
@@ -152,15 +157,19 @@ def test_other_thresholds_decide_and_widen_the_band(tiny_model: TinyModel) -> No
     assert predictor.predict(series).threshold == 0.5, "the other predictor is its own"
 
 
-def test_types_of_bleeding_are_told_for_the_scan_and_each_slice(tiny_model: TinyModel) -> None:
+def test_types_of_bleeding_are_reported_for_the_scan_and_each_slice(tiny_model: TinyModel) -> None:
     series = Series((with_bright_cell(0.75), with_bright_cell(0.25)))
-    found = Predictor(tiny_model(types=types_judged(), types_onnx=types_graph())).predict(series)
-    assert found.types == {
-        "epidural": pytest.approx(0.75 * found.probability),
-        "subdural": pytest.approx(0.25 * found.probability),
+    result = Predictor(tiny_model(types=type_figures_of_card(), types_onnx=types_graph())).predict(
+        series
+    )
+    assert result.types == {
+        "epidural": pytest.approx(0.75 * result.probability),
+        "subdural": pytest.approx(0.25 * result.probability),
     }
-    expected = [0.75 * value for value in found.slice_probabilities]
-    assert found.slice_types["epidural"] == pytest.approx(expected) and list(found.slice_types) == [
+    expected = [0.75 * value for value in result.slice_probabilities]
+    assert result.slice_types["epidural"] == pytest.approx(expected) and list(
+        result.slice_types
+    ) == [
         "epidural",
         "subdural",
     ]
@@ -170,34 +179,38 @@ def test_each_thin_slice_has_the_types_of_its_slab(tiny_model: TinyModel) -> Non
     thin = Series(
         tuple(with_bright_cell(brightness) for brightness in [0.8] * 5 + [0.1] * 5), (), 1.0
     )
-    found = Predictor(tiny_model(types=types_judged(), types_onnx=types_graph())).predict(thin)
-    assert found.slice_types["subdural"] == pytest.approx(
-        [0.25 * value for value in found.slice_probabilities]
+    result = Predictor(tiny_model(types=type_figures_of_card(), types_onnx=types_graph())).predict(
+        thin
+    )
+    assert result.slice_types["subdural"] == pytest.approx(
+        [0.25 * value for value in result.slice_probabilities]
     )
 
 
 def test_a_model_without_types_tells_none(tiny_model: TinyModel) -> None:
-    found = Predictor(tiny_model()).predict(Series((with_bright_cell(0.75),)))
-    assert found.types == found.slice_types == {}
+    result = Predictor(tiny_model()).predict(Series((with_bright_cell(0.75),)))
+    assert result.types == result.slice_types == {}
 
 
-def test_progress_is_told_in_slices_and_a_stop_is_obeyed_between_chunks(
+def test_progress_is_reported_in_slices_and_a_stop_is_obeyed_between_chunks(
     tiny_model: TinyModel,
 ) -> None:
     predictor = Predictor(tiny_model(), checks_head_ct=False)
     scan = Series(tuple(with_bright_cell(0.5) for _ in range(40)), (), 5.0)
-    told: list[tuple[int, int]] = []
-    predictor.predict(scan, lambda done, total: told.append((done, total)))
-    assert told == [(done, 40) for done in range(CHUNK, 41, CHUNK)]
-    told.clear()
+    reports: list[tuple[int, int]] = []
+    predictor.predict(scan, lambda done, total: reports.append((done, total)))
+    assert reports == [(done, 40) for done in range(CHUNK, 41, CHUNK)]
+    reports.clear()
     with pytest.raises(Stopped, match="was stopped"):
-        predictor.predict(scan, lambda done, total: told.append((done, total)), lambda: bool(told))
-    assert told == [(CHUNK, 40)]
+        predictor.predict(
+            scan, lambda done, total: reports.append((done, total)), lambda: bool(reports)
+        )
+    assert reports == [(CHUNK, 40)]
     thin = Series(scan.slices, (), 1.0)
-    predictor.predict_many([thin, scan], lambda done, total: told.append((done, total)))
+    predictor.predict_many([thin, scan], lambda done, total: reports.append((done, total)))
     # Eight slabs of five slices each, then slices.
     of_slabs, of_slices = range(5 * CHUNK, 41, 5 * CHUNK), range(40 + CHUNK, 81, CHUNK)
-    assert told[1:] == [(done, 80) for done in (*of_slabs, *of_slices)]
+    assert reports[1:] == [(done, 80) for done in (*of_slabs, *of_slices)]
 
 
 def test_several_heat_maps_of_a_scan_are_those_of_each_and_run_the_convolutions_for_what_is_near(
@@ -224,7 +237,7 @@ def test_several_heat_maps_of_a_scan_are_those_of_each_and_run_the_convolutions_
         assert predictor.heatmaps(scan, []) == []
 
 
-def test_a_scan_without_a_head_is_said(tiny_model: TinyModel) -> None:
+def test_a_scan_without_a_head_is_noted(tiny_model: TinyModel) -> None:
     predictor = Predictor(tiny_model(preprocessing={"size": 64}))
     dots = np.zeros((64, 64), np.float32)
     dots[::16, ::16] = 1
@@ -322,15 +335,15 @@ def test_a_card_whose_types_have_no_graph_or_another_is_an_artifact_error(
     with pytest.raises(
         ArtifactError, match=r"lists types of hemorrhage, but there is no types\.onnx"
     ):
-        Predictor(tiny_model(types=types_judged()))
+        Predictor(tiny_model(types=type_figures_of_card()))
     with pytest.raises(
         ArtifactError,
         match=r"types\.onnx must take 'maps' and 'slice_probability' and 'scan_probability'",
     ):
-        Predictor(tiny_model(types=types_judged(), types_onnx=head_graph()))
+        Predictor(tiny_model(types=type_figures_of_card(), types_onnx=head_graph()))
     three = {
-        name: replace(found, given=found.given or name == "intraventricular")
-        for name, found in types_judged().items()
+        name: replace(result, given=result.given or name == "intraventricular")
+        for name, result in type_figures_of_card().items()
     }
     with pytest.raises(ArtifactError, match="did not output a probability for each slice"):
         Predictor(tiny_model(types=three, types_onnx=types_graph())).predict(
@@ -347,7 +360,9 @@ def test_graphs_that_disagree_on_the_channels_of_maps_are_an_artifact_error(
     model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 3
     graphs[odd] = model.SerializeToString()
     write_model(
-        tmp_path / "odd", a_card(types=types_judged()), {FEATURES: features_graph(), **graphs}
+        tmp_path / "odd",
+        a_card(types=type_figures_of_card()),
+        {FEATURES: features_graph(), **graphs},
     )
     with pytest.raises(
         ArtifactError,
@@ -389,7 +404,7 @@ def test_a_graph_whose_answers_are_no_numbers_is_an_artifact_error(tiny_model: T
     with pytest.raises(
         ArtifactError, match=r"types\.onnx must use single precision for 'slice_types'"
     ):
-        Predictor(tiny_model(types=types_judged(), types_onnx=model.SerializeToString()))
+        Predictor(tiny_model(types=type_figures_of_card(), types_onnx=model.SerializeToString()))
 
 
 def test_unknown_preprocessing_is_an_artifact_error(tiny_model: TinyModel) -> None:
@@ -434,7 +449,7 @@ def test_real_slices_of_every_source_are_scored(shared_data: Path, tiny_model: T
         assert predictor.heatmap(scan).shape == scan.slices[0].pixels.shape
 
 
-def test_a_step_of_the_preprocessing_that_failed_is_said_once(tiny_model: TinyModel) -> None:
+def test_a_step_of_the_preprocessing_that_failed_is_reported_once(tiny_model: TinyModel) -> None:
     model = tiny_model(preprocessing=InputSpec(size=64, skull_stripping=True).to_dict())
     warnings = (
         Predictor(model).predict(Series((with_bright_cell(0.75), with_bright_cell(0.25)))).warnings

@@ -21,10 +21,11 @@ def test_it_learns_what_the_pictures_show(tmp_path: Path) -> None:
     task = task_of(
         "alexnet", tmp_path, {"epochs": 8, "fully_connected": 32, "learning_rate": 0.001}
     )
-    found = alexnet.fit(task)
-    assert auroc(task.labels[24:], found.decisions[24:]) > 0.9
+    result = alexnet.fit(task)
+    assert auroc(task.labels[24:], result.decisions[24:]) > 0.9
     assert (
-        found.learned_features and found.chosen["learnt_from"] + found.chosen["calibrated_on"] == 24
+        result.learned_features
+        and result.chosen["learnt_from"] + result.chosen["calibrated_on"] == 24
     )
 
 
@@ -37,9 +38,9 @@ def test_the_graphs_are_what_was_judged_however_much_is_frozen(
     monkeypatch.setattr(features, "PICTURES_TO_RECONSTRUCT", 1)
     monkeypatch.setattr(features, "FEWEST_EPOCHS", 1)
     task = task_of("alexnet", tmp_path, {**SMALL, "frozen": frozen, "restructure": restructure})
-    found = alexnet.fit(task)
-    assert largest_difference(found, [task.images[:1], task.images[:3]]) < 1e-4
-    assert found.learned_features is (frozen < 5 or restructure == "autoencoder")
+    result = alexnet.fit(task)
+    assert largest_difference(result, [task.images[:1], task.images[:3]]) < 1e-4
+    assert result.learned_features is (frozen < 5 or restructure == "autoencoder")
 
 
 @pytest.mark.usefixtures("untraced")
@@ -52,10 +53,10 @@ def test_the_layout_of_2012_with_its_normalization_and_groups(groups: int, tmp_p
         {**SMALL, "frozen": 1, "layout": "original", "groups": groups},
         images=pictures,
     )
-    found = alexnet.fit(task)
-    assert found.chosen["layout"] == "original"
-    assert largest_difference(found, [task.images[:1], task.images[:3]]) < 1e-4
-    operators = found.export(Platt(1, 0), Platt(1, 0))["features.onnx"]
+    result = alexnet.fit(task)
+    assert result.chosen["layout"] == "original"
+    assert largest_difference(result, [task.images[:1], task.images[:3]]) < 1e-4
+    operators = result.export(Platt(1, 0), Platt(1, 0))["features.onnx"]
     assert b"LRN" in operators
 
 
@@ -63,12 +64,12 @@ def test_the_layout_of_2012_with_its_normalization_and_groups(groups: int, tmp_p
 def test_frozen_convolutions_stay_as_they_were(tmp_path: Path) -> None:
     task = task_of("alexnet", tmp_path, {**SMALL, "frozen": 3})
     alexnet.fit(task)
-    kept = dict(np.load(task.own / "trained.npz"))
+    trained = dict(np.load(task.own / "trained.npz"))
     start = alexnet.initial_weights(task, "conv5")
     assert all(
-        np.array_equal(kept[f"conv{number}_W"], start[f"conv{number}_W"]) for number in (1, 2, 3)
+        np.array_equal(trained[f"conv{number}_W"], start[f"conv{number}_W"]) for number in (1, 2, 3)
     )
-    assert not np.array_equal(kept["conv4_W"], start["conv4_W"])
+    assert not np.array_equal(trained["conv4_W"], start["conv4_W"])
 
 
 def test_half_the_bits_learn_too(tmp_path: Path) -> None:

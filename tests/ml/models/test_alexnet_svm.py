@@ -19,7 +19,7 @@ from sklearn.svm import SVC
 from ml.errors import ArtifactError
 from ml.evaluation.calibration import Platt
 from ml.models.inner_folds import inner_folds
-from ml.models.svm import Choice, Features, choose, fit_machine, usual_choice
+from ml.models.svm import Choice, Features, choose, fit_svm, usual_choice
 from ml.networks.aggregation import aggregate
 from ml.networks.convolutions import build, maps_shape, mirrored, pooled, to_onnx, weights_of
 from ml.networks.sample_weights import sample_weights
@@ -47,28 +47,28 @@ def test_the_exported_features_are_those_of_keras(
 ) -> None:
     expected = np.asarray(build(weights, layer, SIZE).predict_on_batch(pictures))
     session = onnxruntime.InferenceSession(to_onnx(weights, layer, SIZE))
-    found = session.run(["maps"], {"images": pictures})[0]
+    result = session.run(["maps"], {"images": pictures})[0]
     side, channels = maps_shape(layer, SIZE)
-    assert found.shape == expected.shape == (3, side, side, channels)
-    assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+    assert result.shape == expected.shape == (3, side, side, channels)
+    assert np.abs(result - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
 
 
 def test_maps_of_both_ways_are_those_of_the_picture_and_of_its_mirror_image(
     weights: dict[str, np.ndarray], pictures: np.ndarray
 ) -> None:
     session = onnxruntime.InferenceSession(to_onnx(weights, "conv5", SIZE, both_ways=True))
-    found = session.run(["maps"], {"images": pictures})[0]
+    result = session.run(["maps"], {"images": pictures})[0]
     one_way = build(weights, "conv5", SIZE)
     by_hand = (
         one_way.predict_on_batch(pictures)
         + one_way.predict_on_batch(pictures[:, :, ::-1])[:, :, ::-1]
     ) / 2
-    assert np.abs(found - by_hand).max() <= 1e-4 * max(1, np.abs(by_hand).max())
+    assert np.abs(result - by_hand).max() <= 1e-4 * max(1, np.abs(by_hand).max())
     assert np.abs(mirrored(one_way).predict_on_batch(pictures) - by_hand).max() <= 1e-5 * max(
         1, np.abs(by_hand).max()
     )
     turned = session.run(["maps"], {"images": np.ascontiguousarray(pictures[:, :, ::-1])})[0]
-    assert np.abs(turned[:, :, ::-1] - found).max() <= 1e-4 * max(1, np.abs(by_hand).max())
+    assert np.abs(turned[:, :, ::-1] - result).max() <= 1e-4 * max(1, np.abs(by_hand).max())
 
 
 def test_alexnet_has_thirteen_cells_a_side_at_224() -> None:
@@ -88,8 +88,8 @@ def test_the_graph_normalizes_gray_as_imagenet_does() -> None:
     weights["conv1_W"][5, 5, 2, 0] = 1.0  # blue
     model = build(weights, "conv3", SIZE)
     first = keras.Model(model.input, model.get_layer("conv1").output)
-    found = np.asarray(first.predict_on_batch(np.full((1, SIZE, SIZE, 1), 0.75, np.float32)))
-    assert found[0, 5, 5, 0] == pytest.approx((0.75 - 0.406) / 0.225, rel=1e-5)
+    result = np.asarray(first.predict_on_batch(np.full((1, SIZE, SIZE, 1), 0.75, np.float32)))
+    assert result[0, 5, 5, 0] == pytest.approx((0.75 - 0.406) / 0.225, rel=1e-5)
 
 
 def test_weights_survive_export_and_half_precision_exactly(
@@ -152,14 +152,14 @@ def test_the_exported_head_gives_the_calibrated_probability_of_scikit_learn(
     maps = random.standard_normal((60, 3, 3, 4)).astype(np.float32)
     labels = (maps[..., 0].mean(axis=(1, 2)) > 0).astype(int)
     reduced = [("pca", PCA(0.8, svd_solver="full"))] if components else []
-    machine = Pipeline([("scaler", StandardScaler()), *reduced, ("svm", SVC(kernel=kernel))]).fit(
+    svm = Pipeline([("scaler", StandardScaler()), *reduced, ("svm", SVC(kernel=kernel))]).fit(
         pooled(maps, pooling), labels
     )
     platt, scan_platt = Platt(2.0, 0.3), Platt(1.5, -0.2)
-    head = head_to_onnx(machine, platt, scan_platt, pooling, 3, 4)
+    head = head_to_onnx(svm, platt, scan_platt, pooling, 3, 4)
     session = onnxruntime.InferenceSession(head)
     slices, scan = session.run(["slice_probability", "scan_probability"], {"maps": maps})
-    decisions = machine.decision_function(pooled(maps, pooling))
+    decisions = svm.decision_function(pooled(maps, pooling))
     assert np.abs(slices - platt(decisions)).max() < 1e-5
     assert slices.shape == (60,) and scan == pytest.approx(
         scan_platt(np.array([aggregate(decisions)])), abs=1e-5
@@ -207,7 +207,7 @@ def test_layer_and_pooling_are_chosen_where_the_label_shows(
         task,
         features_by_hand(layer, pooling),
         inner_folds(task, one_split=False),
-        lambda *told: None,
+        lambda *args: None,
     )
     assert choice.layer == layer and choice.pooling in (pooling, "both") and score > 0.9
     assert np.isfinite(decisions[:24]).all() and np.isnan(decisions[24:]).all(), (
@@ -227,7 +227,7 @@ def test_a_kernel_that_bends_is_chosen_where_a_straight_line_finds_nothing(tmp_p
     )
     alone = Features(features.values[..., [6, 7, 9, 9]], {"conv5": 2})
     assert (
-        choose(task, alone, inner_folds(task, one_split=False), lambda *told: None)[0].kernel
+        choose(task, alone, inner_folds(task, one_split=False), lambda *args: None)[0].kernel
         == "rbf"
     )
 
@@ -235,13 +235,13 @@ def test_a_kernel_that_bends_is_chosen_where_a_straight_line_finds_nothing(tmp_p
 def test_columns_of_features_are_those_of_their_layer_and_pooling() -> None:
     features = Features(np.arange(10, dtype=np.float32).reshape(1, 1, 10), {"conv3": 3, "conv5": 2})
 
-    def found(layer: str, pooling: str) -> list[float]:
+    def columns(layer: str, pooling: str) -> list[float]:
         return [
             float(value) for value in features.of(Choice(layer, pooling, "linear", "no", 1.0))[0, 0]
         ]
 
-    assert found("conv3", "average") == [0, 1, 2] and found("conv3", "max") == [3, 4, 5]
-    assert found("conv5", "both") == [6, 7, 8, 9] and found("conv5", "max") == [8, 9]
+    assert columns("conv3", "average") == [0, 1, 2] and columns("conv3", "max") == [3, 4, 5]
+    assert columns("conv5", "both") == [6, 7, 8, 9] and columns("conv5", "max") == [8, 9]
 
 
 def test_copies_are_learned_from_and_weigh_together_what_their_picture_weighs(
@@ -250,14 +250,14 @@ def test_copies_are_learned_from_and_weigh_together_what_their_picture_weighs(
     task = task_of("alexnet_svm", tmp_path)
     one = features_by_hand("conv5", "max")
     choice = Choice("conv5", "both", "linear", "no", 0.01)
-    alone = fit_machine(task, one, task.train, choice)
-    again = fit_machine(
+    alone = fit_svm(task, one, task.train, choice)
+    again = fit_svm(
         task, Features(np.repeat(one.values, 3, axis=0), one.channels), task.train, choice
     )
     assert again.decision_function(one.of(choice)[0]) == pytest.approx(
         alone.decision_function(one.of(choice)[0]), abs=1e-3
     )
-    other = fit_machine(task, features_by_hand("conv5", "max", copies=3), task.train, choice)
+    other = fit_svm(task, features_by_hand("conv5", "max", copies=3), task.train, choice)
     assert other["scaler"].n_samples_seen_ == 3 * 24
 
 

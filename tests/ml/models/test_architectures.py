@@ -81,39 +81,39 @@ def test_every_architecture_is_tested() -> None:
 def test_the_exported_graphs_answer_as_what_was_judged(
     name: str, fitted: dict[str, Fitted], tmp_path: Path
 ) -> None:
-    found = fit(name, tmp_path, fitted)
+    result = fit(name, tmp_path, fitted)
     task = task_of(name, tmp_path)
-    assert largest_difference(found, [task.images[:1], task.images[:5]]) < 1e-4
-    graph = onnxruntime.InferenceSession(found.export(Platt(1, 0), Platt(1, 0))["features.onnx"])
+    assert largest_difference(result, [task.images[:1], task.images[:5]]) < 1e-4
+    graph = onnxruntime.InferenceSession(result.export(Platt(1, 0), Platt(1, 0))["features.onnx"])
     # Some architectures do not ask for negative slices that they have learned from.
-    asked = np.flatnonzero(np.isfinite(found.decisions))[:5]
-    maps = graph.run(["maps"], {"images": task.images[asked]})[0]
+    positions = np.flatnonzero(np.isfinite(result.decisions))[:5]
+    maps = graph.run(["maps"], {"images": task.images[positions]})[0]
     np.testing.assert_allclose(
-        found.descriptions[asked],
+        result.descriptions[positions],
         pooled(maps, "both"),
         rtol=1e-3,
         atol=1e-3 * float(np.abs(maps).max()),
     )
     named = {output.name for output in graph.get_outputs()}
-    assert ("outline" in named) == (found.outlines is not None) == ("unet" in name)
-    if found.outlines is not None:
-        outlined = graph.run(["outline"], {"images": task.images[asked]})[0]
-        np.testing.assert_allclose(found.outlines[asked], outlined, atol=1e-3)
-    assert found.descriptions.shape == (32, 2 * maps.shape[-1])
-    assert found.decisions.shape == found.scan_decisions.shape == (32,)
-    assert set(found.held_out.slices.tolist()) <= set(range(24)) and set(
-        task.labels[found.held_out.slices]
+    assert ("outline" in named) == (result.outlines is not None) == ("unet" in name)
+    if result.outlines is not None:
+        outlined = graph.run(["outline"], {"images": task.images[positions]})[0]
+        np.testing.assert_allclose(result.outlines[positions], outlined, atol=1e-3)
+    assert result.descriptions.shape == (32, 2 * maps.shape[-1])
+    assert result.decisions.shape == result.scan_decisions.shape == (32,)
+    assert set(result.held_out.slices.tolist()) <= set(range(24)) and set(
+        task.labels[result.held_out.slices]
     ) == {0, 1}
 
 
 def test_the_export_check_looks_at_outlines(fitted: dict[str, Fitted], tmp_path: Path) -> None:
-    found = fit("googlenet_unet", tmp_path, fitted)
+    result = fit("googlenet_unet", tmp_path, fitted)
     platt, images = Platt(1, 0), task_of("googlenet_unet", tmp_path).images[:3]
-    files = found.export(platt, platt)
-    assert check_export(files, found, platt, platt, None, images).passed
-    right = found.reference_outlines
+    files = result.export(platt, platt)
+    assert check_export(files, result, platt, platt, None, images).passed
+    right = result.reference_outlines
     assert right is not None
-    wrong = replace(found, reference_outlines=lambda images: right(images) + 0.01)
+    wrong = replace(result, reference_outlines=lambda images: right(images) + 0.01)
     assert not check_export(files, wrong, platt, platt, None, images).passed
 
 

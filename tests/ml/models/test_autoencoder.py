@@ -122,10 +122,10 @@ def test_its_weights_survive_half_precision(heads: np.ndarray, tmp_path: Path) -
 
 def test_the_architecture_tells_pictures_apart_by_the_bottleneck(tmp_path: Path) -> None:
     task = task_of("autoencoder", tmp_path, {"epochs": 5})
-    found = fit(task)
-    assert auroc(task.labels[24:], found.decisions[24:]) > 0.9
-    assert found.chosen["layer"] == "bottleneck" and found.learned_features
-    assert sorted(found.held_out.slices.tolist()) == list(range(24)), (
+    result = fit(task)
+    assert auroc(task.labels[24:], result.decisions[24:]) > 0.9
+    assert result.chosen["layer"] == "bottleneck" and result.learned_features
+    assert sorted(result.held_out.slices.tolist()) == list(range(24)), (
         "its folds choose and calibrate within the training part"
     )
 
@@ -136,6 +136,8 @@ def test_no_label_shapes_the_bottleneck(tmp_path: Path) -> None:
     second = task_of("autoencoder", tmp_path / "two", {"epochs": 1}, labels=1 - first.labels)
     fit(first)
     fit(second)
-    kept, other = (next(iter(task.shared.glob("autoencoder-*.npz"))) for task in (first, second))
-    with np.load(kept) as one, np.load(other) as two:
+    first_weights, other = (
+        next(iter(task.shared.glob("autoencoder-*.npz"))) for task in (first, second)
+    )
+    with np.load(first_weights) as one, np.load(other) as two:
         assert all(np.allclose(one[name], two[name], atol=1e-3) for name in one.files)

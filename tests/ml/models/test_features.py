@@ -46,9 +46,9 @@ def test_slices_of_a_scan_are_changed_alike(tmp_path: Path) -> None:
 def test_copies_are_made_of_the_training_part_only_where_something_learned(tmp_path: Path) -> None:
     task = task_of("alexnet_svm", tmp_path)
     extractor = Extractor(random_weights(0), "conv3", SIZE, None, None, learned=True)
-    found = features_of(task, extractor.build, averages, 3, quiet, learned=extractor.learned)
-    assert found.shape == (3, 32, 384) and (found[0].sum(axis=1) > 0).all()
-    assert (found[1:, :24].sum(axis=2) > 0).all() and (found[1:, 24:] == 0).all()
+    result = features_of(task, extractor.build, averages, 3, quiet, learned=extractor.learned)
+    assert result.shape == (3, 32, 384) and (result[0].sum(axis=1) > 0).all()
+    assert (result[1:, :24].sum(axis=2) > 0).all() and (result[1:, 24:] == 0).all()
     assert sorted(path.name for path in task.own.iterdir()) == [
         "features-0.npz",
         "features-1.npz",
@@ -61,9 +61,9 @@ def test_frozen_features_are_shared_by_all_fits(tmp_path: Path) -> None:
     labels[30] = -1
     task = task_of("alexnet_svm", tmp_path, {"layer": "conv3"}, labels=labels)
     extractor = extractor_of(task, "conv3", task.train, quiet)
-    found = features_of(task, extractor.build, averages, 2, quiet, learned=extractor.learned)
+    result = features_of(task, extractor.build, averages, 2, quiet, learned=extractor.learned)
     assert not extractor.learned and not task.own.exists()
-    assert (found[1, :30].sum(axis=1) > 0).all() and (found[1, 30] == 0).all(), (
+    assert (result[1, :30].sum(axis=1) > 0).all() and (result[1, 30] == 0).all(), (
         "nobody learns from an unknown label"
     )
 
@@ -71,7 +71,7 @@ def test_frozen_features_are_shared_by_all_fits(tmp_path: Path) -> None:
         raise AssertionError
 
     again = features_of(task, must_not_be_built, averages, 2, quiet, learned=False)  # type: ignore[arg-type]
-    assert np.array_equal(again, found)
+    assert np.array_equal(again, result)
 
 
 def test_several_layers_are_seen_in_one_pass_as_each_alone(tmp_path: Path) -> None:

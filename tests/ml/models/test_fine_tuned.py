@@ -31,15 +31,15 @@ SHARING: dict[str, dict[str, object]] = {
 @pytest.fixture
 def tunings(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """The images that each fine-tuning learned from, in the order in which they began."""
-    found: list[np.ndarray] = []
+    result: list[np.ndarray] = []
     fine_tune: Callable[..., Tuned] = fine_tuned.fine_tune
 
     def counted(*given: Any, **named: Any) -> Tuned:
-        found.append(given[2].learn)
+        result.append(given[2].learn)
         return fine_tune(*given, **named)
 
     monkeypatch.setattr(fine_tuned, "fine_tune", counted)
-    return found
+    return result
 
 
 def test_architectures_share_one_fine_tuning_and_it_changes_no_number(
@@ -73,10 +73,10 @@ def test_the_final_model_of_each_learns_from_all(tunings: list[np.ndarray], tmp_
         task = task_of(
             name, tmp_path / name, settings, reuse=tmp_path / "kept", held_out=before, chosen=chosen
         )
-        found = fit_of(name)(task)
-        assert found.held_out is before
+        result = fit_of(name)(task)
+        assert result.held_out is before
         if name == "alexnet_svm":
-            assert found.chosen["C"] == 0.01, "what most folds chose"
+            assert result.chosen["C"] == 0.01, "what most folds chose"
     assert len(tunings) == 1 and np.array_equal(tunings[0], np.arange(24))
 
 

@@ -68,39 +68,41 @@ def fitted(
 def test_the_graphs_answer_as_keras_for_any_number_of_slices(
     fitted: tuple[FitTask, Fitted],
 ) -> None:
-    task, found = fitted
-    assert found.chosen["sequence"] == "slices"
-    assert largest_difference(found, [task.images[:length] for length in (1, 2, 7, 19)]) < 1e-4
+    task, result = fitted
+    assert result.chosen["sequence"] == "slices"
+    assert largest_difference(result, [task.images[:length] for length in (1, 2, 7, 19)]) < 1e-4
 
 
-def test_slices_and_scans_are_told_apart_by_what_they_show(fitted: tuple[FitTask, Fitted]) -> None:
-    task, found = fitted
+def test_slices_and_scans_are_distinguished_by_what_they_show(
+    fitted: tuple[FitTask, Fitted],
+) -> None:
+    task, result = fitted
     truth = np.arange(12) % 2
-    assert auroc(task.labels[task.train], found.decisions[task.train]) > 0.9
-    assert auroc(truth[:10], found.scan_decisions[:10]) > 0.9
+    assert auroc(task.labels[task.train], result.decisions[task.train]) > 0.9
+    assert auroc(truth[:10], result.scan_decisions[:10]) > 0.9
 
 
 def test_a_scan_of_one_slice_has_that_slices_decision(fitted: tuple[FitTask, Fitted]) -> None:
-    task, found = fitted
+    task, result = fitted
     for scan in (0, 4, 9):
-        assert found.scan_decisions[scan] == found.decisions[task.scans == scan][0]
+        assert result.scan_decisions[scan] == result.decisions[task.scans == scan][0]
     platt, scan_platt = Platt(1.0, 0.0), Platt(0.5, 0.2)
-    _, slices, whole = found.reference(task.images[:1], platt, scan_platt)
+    _, slices, whole = result.reference(task.images[:1], platt, scan_platt)
     assert slices[0] == pytest.approx(whole)
 
 
 def test_what_was_held_out_is_whole_scans(fitted: tuple[FitTask, Fitted]) -> None:
-    task, found = fitted
-    held = found.held_out
+    task, result = fitted
+    held = result.held_out
     assert set(task.scans[held.slices].tolist()) == set(held.scans.tolist()) < set(range(10))
     assert len(held.decisions) == len(held.slices) == np.isin(task.scans, held.scans).sum()
 
 
 def test_the_order_of_the_slices_counts(fitted: tuple[FitTask, Fitted]) -> None:
-    task, found = fitted
+    task, result = fitted
     platt = Platt(1.0, 0.0)
     upwards, downwards = (
-        found.reference(images, platt, platt)[1]
+        result.reference(images, platt, platt)[1]
         for images in (task.images[6:11], task.images[10:5:-1])
     )
     assert not np.allclose(upwards, downwards[::-1], atol=1e-6), (
@@ -128,16 +130,16 @@ def test_one_direction_exports_too(name: str, tmp_path: Path) -> None:
 def test_fine_tuned_cells_are_read_and_corrected_where_that_is_asked(
     settings: dict[str, object], read: str, tmp_path: Path
 ) -> None:
-    found = fit_of("cnn_lstm")(
+    result = fit_of("cnn_lstm")(
         task_on_scans(
             "cnn_lstm", tmp_path, {"fine_tune_epochs": 1, "learning_rate": 0.05, **settings}
         )
     )
-    assert found.chosen["read"] == read and found.chosen["tuned_by"] == computed_by()
+    assert result.chosen["read"] == read and result.chosen["tuned_by"] == computed_by()
     images = task_on_scans("cnn_lstm", tmp_path).images
-    assert largest_difference(found, [images[:length] for length in (1, 2, 19)]) < 1e-4
+    assert largest_difference(result, [images[:length] for length in (1, 2, 19)]) < 1e-4
     channels = 384 if settings.get("layer") != "conv4" else 256
-    assert found.descriptions.shape == (
+    assert result.descriptions.shape == (
         32,
         2 * channels * (2 if "restructure" in settings else 1),
     ), "types are told from maps"
@@ -191,17 +193,17 @@ def test_evidence_is_the_decision_and_the_most_of_each_region(side: int) -> None
     outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", "f"])]
     given = [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, 8])]
     model = serialized(model_of(nodes, "evidence", given, outputs, constants))
-    found = evidence_of(maps, tuned)
+    result = evidence_of(maps, tuned)
     by_graph = onnxruntime.InferenceSession(model).run(None, {"maps": maps})[0]
-    np.testing.assert_allclose(by_graph, found, atol=1e-5)
+    np.testing.assert_allclose(by_graph, result, atol=1e-5)
     cells = maps @ tuned.cell_weights - 1.0
     parts = min(4, side)
-    assert found.shape == (6, 1 + parts**2)
+    assert result.shape == (6, 1 + parts**2)
     np.testing.assert_allclose(
-        found[:, 0], np.log(np.exp(cells).sum(axis=(1, 2))) - np.log(10), atol=1e-5
+        result[:, 0], np.log(np.exp(cells).sum(axis=(1, 2))) - np.log(10), atol=1e-5
     )
     np.testing.assert_allclose(
-        found[:, 1:].max(axis=1),
+        result[:, 1:].max(axis=1),
         cells.max(axis=(1, 2)),
         atol=1e-5,
         err_msg="no cell is in no region",
@@ -211,10 +213,10 @@ def test_evidence_is_the_decision_and_the_most_of_each_region(side: int) -> None
 @pytest.mark.parametrize("name", ["cnn_lstm", "cnn_gru"])
 def test_single_pictures_are_read_row_by_row(name: str, tmp_path: Path) -> None:
     task = task_of(name, tmp_path, {**SMALL, "epochs": 15, "dropout": 0.0, "learning_rate": 0.01})
-    found = fit_of(name)(task)
-    assert found.chosen["sequence"] == "rows"
-    assert auroc(task.labels[24:], found.decisions[24:]) > 0.9
-    assert largest_difference(found, [task.images[:1], task.images[:5]]) < 1e-4
+    result = fit_of(name)(task)
+    assert result.chosen["sequence"] == "rows"
+    assert auroc(task.labels[24:], result.decisions[24:]) > 0.9
+    assert largest_difference(result, [task.images[:1], task.images[:5]]) < 1e-4
 
 
 @pytest.mark.usefixtures("untraced")
@@ -224,8 +226,8 @@ def test_a_slice_that_nobody_labeled_stands_in_its_scan_and_teaches_nothing(
     labels = task_on_scans("cnn_gru", tmp_path).labels.copy()
     labels[2] = UNKNOWN
     train = np.flatnonzero((np.repeat(np.arange(12), LENGTHS) < 10) & (labels != UNKNOWN))
-    found = fit_of("cnn_gru")(task_on_scans("cnn_gru", tmp_path, labels=labels, train=train))
-    assert np.isfinite(found.decisions).all() and 2 not in found.held_out.slices
+    result = fit_of("cnn_gru")(task_on_scans("cnn_gru", tmp_path, labels=labels, train=train))
+    assert np.isfinite(result.decisions).all() and 2 not in result.held_out.slices
 
 
 def test_rows_are_averages_and_maxima_along_the_width() -> None:
@@ -264,10 +266,10 @@ def test_scans_that_are_labeled_as_wholes_teach_the_answer_for_a_scan(
         given_scan_labels=given_scan_labels,
         weak_scans=np.arange(12, 20),
     )
-    found = fit_of("cnn_gru")(task)
-    assert auroc(np.array(list(given_scan_labels.values())), found.scan_decisions[12:]) > 0.9
-    assert set(found.held_out.scans.tolist()) & set(range(12, 20)), "some of them calibrate"
-    assert not set(found.held_out.slices.tolist()) & set(range(32, 48)), (
+    result = fit_of("cnn_gru")(task)
+    assert auroc(np.array(list(given_scan_labels.values())), result.scan_decisions[12:]) > 0.9
+    assert set(result.held_out.scans.tolist()) & set(range(12, 20)), "some of them calibrate"
+    assert not set(result.held_out.slices.tolist()) & set(range(32, 48)), (
         "nobody knows of their slices"
     )
 

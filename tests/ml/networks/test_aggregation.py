@@ -49,7 +49,7 @@ def test_the_rule_of_a_series_smooths_first() -> None:
     assert aggregate_smoothed(decisions) == pytest.approx((2 + 4 + 2) / 3)
 
 
-def test_scans_are_told_apart_by_their_numbers() -> None:
+def test_scans_are_distinguished_by_their_numbers() -> None:
     decisions = np.array([1.0, 5, 5, 5, -2])
     assert aggregate_scans(decisions, np.array([0, 1, 1, 1, 2])).tolist() == pytest.approx(
         [1, 5, -2]
@@ -76,10 +76,10 @@ def test_the_graph_smooths_as_numpy_does(length: int) -> None:
     ]
     model = serialized(model_of(nodes, "smoothing", shapes[:1], shapes[1:], constants))
     decisions = np.random.default_rng(length).normal(0, 2, length).astype(np.float32)
-    found = onnxruntime.InferenceSession(model).run(
+    result = onnxruntime.InferenceSession(model).run(
         ["smoothed"], {"decision": decisions[:, np.newaxis]}
     )[0]
-    assert found[:, 0] == pytest.approx(smoothed(decisions, np.zeros(length, int)), abs=1e-6)
+    assert result[:, 0] == pytest.approx(smoothed(decisions, np.zeros(length, int)), abs=1e-6)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 40])

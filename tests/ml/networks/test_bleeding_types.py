@@ -37,15 +37,15 @@ def fitted(types: np.ndarray, learn: np.ndarray | None = None) -> TypesHead:
     )
 
 
-def test_each_type_is_told_by_its_channel_and_none_is_likelier_than_a_hemorrhage(
+def test_each_type_is_recognized_by_its_channel_and_none_is_likelier_than_a_hemorrhage(
     types: np.ndarray,
 ) -> None:
     head = fitted(types)
     assert head.names == BLEEDING_TYPES
-    found = head.of_slices(pooled(lit(types), "both"), np.full(len(types), 0.8))
+    result = head.of_slices(pooled(lit(types), "both"), np.full(len(types), 0.8))
     bleeding = types.any(axis=1)
-    assert (found[bleeding].argmax(axis=1) == types[bleeding].argmax(axis=1)).all()
-    assert (found < 0.8).all() and found[types == 1].min() > found[bleeding][
+    assert (result[bleeding].argmax(axis=1) == types[bleeding].argmax(axis=1)).all()
+    assert (result < 0.8).all() and result[types == 1].min() > result[bleeding][
         types[bleeding] == 0
     ].max()
 
@@ -55,8 +55,8 @@ def test_the_mean_answer_is_the_share_of_bleeding_slices_that_show_the_type(
 ) -> None:
     types[:6, 1] = 1  # three groups show two types
     bleeding = np.flatnonzero(types.any(axis=1))
-    found = fitted(types).of_slices(pooled(lit(types), "both"), np.ones(len(types)))[bleeding]
-    np.testing.assert_allclose(found.mean(axis=0), types[bleeding].mean(axis=0), atol=1e-3)
+    result = fitted(types).of_slices(pooled(lit(types), "both"), np.ones(len(types)))[bleeding]
+    np.testing.assert_allclose(result.mean(axis=0), types[bleeding].mean(axis=0), atol=1e-3)
 
 
 def test_slices_without_blood_of_unknown_types_and_of_others_teach_nothing(
@@ -71,14 +71,14 @@ def test_slices_without_blood_of_unknown_types_and_of_others_teach_nothing(
     np.testing.assert_array_equal(again.offsets, expected.offsets)
 
 
-def test_a_type_that_two_groups_show_or_that_two_groups_bleed_without_is_not_told(
+def test_a_type_that_two_groups_show_or_that_two_groups_bleed_without_is_not_reported(
     types: np.ndarray,
 ) -> None:
     of_two = types[:36]  # epidural, subdural, and two groups with subarachnoid bleeding
     assert fitted(of_two).names == ("epidural", "subdural")
     assert fitted(types[:20]).names == (), "two groups are all that bleed otherwise"
-    told = fitted(of_two).of_slices(pooled(lit(of_two), "both"), np.ones(36))
-    assert np.isfinite(told[:, :2]).all() and np.isnan(told[:, 2:]).all()
+    probabilities = fitted(of_two).of_slices(pooled(lit(of_two), "both"), np.ones(36))
+    assert np.isfinite(probabilities[:, :2]).all() and np.isnan(probabilities[:, 2:]).all()
     assert np.isnan(fitted(types[-8:]).of_slices(np.zeros((1, 10), np.float32), np.ones(1))).all()
 
 

@@ -24,17 +24,17 @@ def test_soft_tissue_gets_the_level_and_the_spread() -> None:
     picture = np.zeros((1, 20, 20, 1), np.float32)
     # mean 0.3, standard deviation 0.1; bone
     picture[0, :8, :, 0], picture[0, 8:16, :, 0], picture[0, 16:, :, 0] = 0.2, 0.4, 0.9
-    found = np.asarray(contrasts(keras.ops.convert_to_tensor(picture), TARGET)[0])
+    result = np.asarray(contrasts(keras.ops.convert_to_tensor(picture), TARGET)[0])
     assert (
-        np.allclose(found[0, :8], 0.28, atol=2e-3)
-        and np.allclose(found[0, 8:16], 0.52, atol=2e-3)
-        and (found[0, 16:] == 1).all()
+        np.allclose(result[0, :8], 0.28, atol=2e-3)
+        and np.allclose(result[0, 8:16], 0.52, atol=2e-3)
+        and (result[0, 16:] == 1).all()
     )
 
 
 def test_black_stays_black_and_an_empty_picture_is_no_division_by_zero() -> None:
-    found = np.asarray(contrasts(keras.ops.zeros((2, 8, 8, 1)), TARGET)[0])
-    assert (found == 0).all()
+    result = np.asarray(contrasts(keras.ops.zeros((2, 8, 8, 1)), TARGET)[0])
+    assert (result == 0).all()
 
 
 def test_the_levelled_picture_hardly_depends_on_the_window() -> None:
@@ -93,8 +93,8 @@ def test_a_model_that_ships_is_rebuilt_from_its_weights_as_it_is_served(folder: 
     pictures = to_input(Slice(pixels, "hu"), InputSpec.from_settings(card.settings))[0][np.newaxis]
     encoder = GoogLeNet()
     rebuilt = encoder.to_onnx(encoder.initial(folder, 0), pictures.shape[1])
-    wanted, found = (
+    wanted, result = (
         onnxruntime.InferenceSession(each).run(["maps"], {"images": pictures})[0]
         for each in (folder / FEATURES, rebuilt)
     )
-    np.testing.assert_allclose(found, wanted, atol=1e-4 * float(np.abs(wanted).max()))
+    np.testing.assert_allclose(result, wanted, atol=1e-4 * float(np.abs(wanted).max()))

@@ -23,12 +23,12 @@ def test_the_exported_graph_equals_keras(both_ways: bool) -> None:
     weights = {SOFT_TISSUE: TARGET, **random_weights(0)}
     pictures = np.concatenate([head(), np.zeros((1, SIZE, SIZE, 1), np.float32), 0.6 * head()])
     session = onnxruntime.InferenceSession(to_onnx(weights, "conv5", SIZE, both_ways=both_ways))
-    found = session.run(["maps"], {"images": pictures})[0]
+    result = session.run(["maps"], {"images": pictures})[0]
     model = build(weights, "conv5", SIZE)
     wanted = np.asarray(model.predict_on_batch(pictures))
     if both_ways:
         wanted = (wanted + np.asarray(model.predict_on_batch(pictures[:, :, ::-1]))[:, :, ::-1]) / 2
-    assert np.abs(found - wanted).max() <= 1e-4 * max(np.abs(wanted).max(), 1)
+    assert np.abs(result - wanted).max() <= 1e-4 * max(np.abs(wanted).max(), 1)
     plain = np.asarray(build(random_weights(0), "conv5", SIZE).predict_on_batch(pictures))
     assert not np.allclose(plain, np.asarray(model.predict_on_batch(pictures)), atol=1e-3)
 

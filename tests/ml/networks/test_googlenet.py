@@ -37,10 +37,10 @@ def test_the_graph_computes_the_maps_that_keras_does(weights: Weights, size: int
     session = onnxruntime.InferenceSession(
         ENCODER.to_onnx(weights, size), providers=["CPUExecutionProvider"]
     )
-    found = session.run(None, {"images": pictures})[0]
+    result = session.run(None, {"images": pictures})[0]
     side, channels = ENCODER.maps_shape(size)
-    assert found.shape == maps.shape == (2, side, side, channels)
-    assert np.abs(found - maps).max() < 1e-4 * np.abs(maps).max()
+    assert result.shape == maps.shape == (2, side, side, channels)
+    assert np.abs(result - maps).max() < 1e-4 * np.abs(maps).max()
 
 
 @pytest.mark.parametrize("size", [96, 104])
@@ -50,23 +50,23 @@ def test_the_graph_outlines_as_keras_does(size: int) -> None:
     weights["outline_b"][:] = 0  # otherwise every place is close to 0
     pictures = np.random.default_rng(0).random((2, size, size, 1)).astype(np.float32)
     maps, logits = mirrored(encoder.build(weights, size)).predict_on_batch(pictures)
-    found = onnxruntime.InferenceSession(
+    result = onnxruntime.InferenceSession(
         encoder.to_onnx(weights, size), providers=["CPUExecutionProvider"]
     ).run(["maps", "outline"], {"images": pictures})
-    assert found[1].shape == (2, size // 2, size // 2)
-    assert np.abs(found[0] - maps).max() < 1e-4 * np.abs(maps).max()
+    assert result[1].shape == (2, size // 2, size // 2)
+    assert np.abs(result[0] - maps).max() < 1e-4 * np.abs(maps).max()
     probabilities = 1 / (1 + np.exp(-logits[..., 0]))
-    np.testing.assert_allclose(found[1], probabilities, atol=1e-5)
+    np.testing.assert_allclose(result[1], probabilities, atol=1e-5)
     assert probabilities.std() > 0.01
 
 
 def test_a_model_without_outlines_gives_one_with_them_its_other_weights(
     weights: Weights, tmp_path: Path
 ) -> None:
-    found = GoogLeNet(outlines=True).initial(saved(tmp_path / "cells.npz", weights), 4)
+    result = GoogLeNet(outlines=True).initial(saved(tmp_path / "cells.npz", weights), 4)
     for name, values in weights.items():
-        np.testing.assert_array_equal(found[name], values)
-    assert set(found) - set(weights) == {f"{n}_{p}" for n in OUTLINE_SHAPES for p in "Wb"}
+        np.testing.assert_array_equal(result[name], values)
+    assert set(result) - set(weights) == {f"{n}_{p}" for n in OUTLINE_SHAPES for p in "Wb"}
 
 
 def test_weights_survive_the_network_and_rounding_them_twice_changes_nothing(
@@ -96,11 +96,11 @@ def test_imagenet_weights_lack_the_pyramid_which_starts_from_random_ones(
     weights: Weights, tmp_path: Path
 ) -> None:
     given = {name: weights[name] for name in weights if name.rpartition("_")[0] in SHAPES}
-    found = ENCODER.initial(saved(tmp_path / "imagenet.npz", given), 4)
-    np.testing.assert_array_equal(found[f"{FIRST}_W"], weights[f"{FIRST}_W"])
-    assert set(found) == set(weights)
+    result = ENCODER.initial(saved(tmp_path / "imagenet.npz", given), 4)
+    np.testing.assert_array_equal(result[f"{FIRST}_W"], weights[f"{FIRST}_W"])
+    assert set(result) == set(weights)
     assert all(
-        not np.array_equal(found[f"{name}_W"], weights[f"{name}_W"]) for name in PYRAMID_SHAPES
+        not np.array_equal(result[f"{name}_W"], weights[f"{name}_W"]) for name in PYRAMID_SHAPES
     )
 
 

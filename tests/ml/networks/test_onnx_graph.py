@@ -24,8 +24,8 @@ def doubled(side: int) -> onnx.ModelProto:
 def test_a_model_is_served_from_its_bytes_and_says_for_which_versions_it_is() -> None:
     content = serialized(doubled(2))
     given = np.array([[1, 2], [3, 4]], np.float32)
-    found = onnxruntime.InferenceSession(content).run(["y"], {"x": given})[0]
-    assert found.tolist() == (2 * given).tolist()
+    result = onnxruntime.InferenceSession(content).run(["y"], {"x": given})[0]
+    assert result.tolist() == (2 * given).tolist()
     read = onnx.load_from_string(content)
     assert read.ir_version == IR_VERSION
     assert {item.domain: item.version for item in read.opset_import} == {

@@ -37,7 +37,7 @@ def opcodes(tensors: dict[str, np.ndarray], hook: bytes = b"") -> bytes:
     def line(values: tuple[int, ...]) -> bytes:
         return b"(" + b"".join(number(value) for value in values) + b"t"
 
-    found = b"\x80\x02" + hook + b"ccollections\nOrderedDict\n)R("
+    result = b"\x80\x02" + hook + b"ccollections\nOrderedDict\n)R("
     for key, (name, values) in enumerate(tensors.items()):
         strides = tuple(step // values.itemsize for step in values.strides)
         storage = (
@@ -59,8 +59,8 @@ def opcodes(tensors: dict[str, np.ndarray], hook: bytes = b"") -> bytes:
             + b"ccollections\nOrderedDict\n)R"
             + b"t"
         )
-        found += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
-    return found + b"u."
+        result += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
+    return result + b"u."
 
 
 def write_archive(path: Path, pickled: bytes, tensors: dict[str, np.ndarray]) -> Path:
@@ -86,10 +86,10 @@ def write_stream(path: Path, tensors: dict[str, np.ndarray]) -> Path:
 
 def test_the_tensors_of_an_archive_are_read(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "weights.pth", opcodes(TENSORS), TENSORS)
-    found = read_tensors(path, [*TENSORS, "classifier.6.weight"])
-    assert set(found) == set(TENSORS)
+    result = read_tensors(path, [*TENSORS, "classifier.6.weight"])
+    assert set(result) == set(TENSORS)
     assert all(
-        np.array_equal(found[name], values) and found[name].dtype == np.float32
+        np.array_equal(result[name], values) and result[name].dtype == np.float32
         for name, values in TENSORS.items()
     )
 

@@ -53,11 +53,11 @@ def test_both_layouts_are_read_back_and_their_graphs_are_those_of_keras(
     assert same(load_weights(save(tmp_path / "weights.npz", weights), 0, "conv5"), weights)
     pictures = np.random.default_rng(0).random((2, SIZE, SIZE, 1), np.float32)
     expected = build(weights, "conv5", SIZE).predict_on_batch(pictures)
-    found = onnxruntime.InferenceSession(to_onnx(weights, "conv5", SIZE)).run(
+    result = onnxruntime.InferenceSession(to_onnx(weights, "conv5", SIZE)).run(
         ["maps"], {"images": pictures}
     )[0]
-    assert found.shape[1:] == (*(maps_shape("conv5", SIZE, LAYOUTS[layout])[:1] * 2), 256)
-    assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+    assert result.shape[1:] == (*(maps_shape("conv5", SIZE, LAYOUTS[layout])[:1] * 2), 256)
+    assert np.abs(result - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
 
 
 def test_the_layout_of_2012_normalizes_locally_and_that_of_2014_does_not() -> None:

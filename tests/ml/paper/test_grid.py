@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ml.cli.commands
 import ml.models.features
-import ml.paper.cells
 import ml.training.experiment
 from ml.__main__ import main
 from ml.artifacts.card import SEEN, Card
@@ -37,7 +37,7 @@ from ml.paper.grid import Watcher, run_paper, split_by_picture
 from ml.paper.report import write_report
 from ml.scans.phantoms import phantom, write_png
 from ml.training.progress import Progress, TrainingStopped
-from tests.ml.oracle import fit_with, material_of
+from tests.ml.oracle import experiment_of, fit_with
 
 IMAGES, FOLDS = 16, 2
 
@@ -83,10 +83,10 @@ def few_cells(*names: str) -> list[Cell]:
     return plan(IMAGES, names, FOLDS, small)
 
 
-def result_of(found: PaperResults, **wanted: object) -> CellResult:
+def result_of(results: PaperResults, **wanted: object) -> CellResult:
     (only,) = [
         cell
-        for cell in found.cells
+        for cell in results.cells
         if all(getattr(cell, name) == value for name, value in wanted.items())
     ]
     return only
@@ -159,7 +159,7 @@ def test_an_architecture_that_the_paper_does_not_have_is_refused() -> None:
 def test_a_careless_split_knows_no_patient_and_leaves_the_scans_of_a_series_whole(
     tmp_path: Path,
 ) -> None:
-    experiment = material_of([0, 1, 0, 1], tmp_path, scans=[0, 0, 1, 1])
+    experiment = experiment_of([0, 1, 0, 1], tmp_path, scans=[0, 0, 1, 1])
     careless = split_by_picture(experiment)
     assert careless.groups.tolist() == ["0", "1", "2", "3"] and careless.scans.tolist() == [
         0,
@@ -216,20 +216,20 @@ def test_a_stopped_experiment_continues_by_cell_and_fold_with_the_same_numbers(
         run_paper(
             phantoms, cells, tmp_path / "stopped", init="random", watcher=Watcher(Interruption())
         )
-    kept = json.loads((tmp_path / "stopped" / "cells.json").read_text())
-    assert [cell["name"] for cell in kept["cells"]] == ["alexnet_svm plain ×1 honest"]
+    stored = json.loads((tmp_path / "stopped" / "cells.json").read_text())
+    assert [cell["name"] for cell in stored["cells"]] == ["alexnet_svm plain ×1 honest"]
     plans: list[tuple[int, int]] = []
-    told: list[Progress] = []
+    reports: list[Progress] = []
     continued = run_paper(
         phantoms,
         cells,
         tmp_path / "stopped",
         init="random",
-        watcher=Watcher(told.append, lambda total, done, seconds: plans.append((total, done))),
+        watcher=Watcher(reports.append, lambda total, done, seconds: plans.append((total, done))),
     )
     assert len(tasks) == 2 * fits, "no fold was fitted twice"
     assert plans == [(12, done) for done in range(1, 13)]
-    fractions = [progress.fraction for progress in told]
+    fractions = [progress.fraction for progress in reports]
     assert fractions == sorted(fractions) and fractions[0] > 0 and fractions[-1] == 1
     assert [cell.metrics for cell in continued.cells] == [cell.metrics for cell in straight.cells]
     assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["cells.json"]
@@ -246,9 +246,9 @@ def test_cells_of_other_data_seed_or_weights_are_not_mixed(
     run_paper(phantoms, cells, tmp_path, init="random")
     with pytest.raises(SettingError, match="holds results for other data, weights or seed"):
         run_paper(phantoms, cells, tmp_path, init="random", seed=1)
-    kept = json.loads((tmp_path / "cells.json").read_text())
-    del kept["cells"][0]["epochs"]
-    (tmp_path / "cells.json").write_text(json.dumps(kept))
+    stored = json.loads((tmp_path / "cells.json").read_text())
+    del stored["cells"][0]["epochs"]
+    (tmp_path / "cells.json").write_text(json.dumps(stored))
     with pytest.raises(
         SettingError,
         match=r"cells.json does not have the expected form: object missing required field `epochs`",
@@ -286,20 +286,20 @@ def test_the_time_left_follows_what_the_cells_took() -> None:
 def test_the_report_has_a_line_a_cell_and_its_figures_in_the_table(
     phantoms: Dataset, tasks: list[FitTask], tmp_path: Path
 ) -> None:
-    found = run_paper(
+    result = run_paper(
         phantoms,
         few_cells("autoencoder", "cnn_gru"),
         tmp_path,
         init="random",
         command="python -m ml paper ...",
     )
-    write_report(found, tmp_path)
+    write_report(result, tmp_path)
     with (tmp_path / "phantoms.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
     assert {row["level"] for row in rows} == {"slice", "patient"}
     cell = result_of(
-        found, architecture="cnn_gru", restructured=True, augmentation=3, protocol="honest"
+        result, architecture="cnn_gru", restructured=True, augmentation=3, protocol="honest"
     )
     (row,) = [
         row
@@ -347,7 +347,7 @@ def test_the_command_computes_real_cells_and_says_how_long_it_takes(
             if cell.augmentation == 2 and cell.restructured == (cell.protocol == "leaked")
         ]
 
-    monkeypatch.setattr(ml.paper.cells, "plan", plain_honest_and_restructured_leaked)
+    monkeypatch.setattr(ml.cli.commands, "plan", plain_honest_and_restructured_leaked)
     arguments = [
         "paper",
         str(phantoms.root),
@@ -359,14 +359,17 @@ def test_the_command_computes_real_cells_and_says_how_long_it_takes(
         "alexnet_svm",
     ]
     assert main([*arguments, "--json"]) == 0
-    said = capsys.readouterr()
-    found = json.loads(said.out)
-    assert [cell["name"] for cell in found["cells"]] == [
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert [cell["name"] for cell in result["cells"]] == [
         "alexnet_svm plain ×2 honest",
         "alexnet_svm restructured ×2 leaked",
     ]
-    assert all(0 <= cell["metrics"]["slice"]["auroc"]["value"] <= 1 for cell in found["cells"])
-    assert "0 of 2 cells done; the rest takes about" in said.err and "2 of 2 cells done" in said.err
+    assert all(0 <= cell["metrics"]["slice"]["auroc"]["value"] <= 1 for cell in result["cells"])
+    assert (
+        "0 of 2 cells done; the rest takes about" in captured.err
+        and "2 of 2 cells done" in captured.err
+    )
     assert (tmp_path / "phantoms.csv").is_file() and (tmp_path / "table.md").is_file()
     assert main(arguments) == 0 and "| alexnet_svm | no | ×2 | honest |" in capsys.readouterr().out
     assert main([*arguments[:-1], "resnet"]) == 2

@@ -116,7 +116,7 @@ def test_blood_is_not_stripped_with_the_skull(kind: Kind, added_hu: int, share: 
     assert space[blood].mean() > share
 
 
-def test_without_a_closed_skull_nothing_is_stripped_and_that_is_said() -> None:
+def test_without_a_closed_skull_nothing_is_stripped_with_a_note() -> None:
     gray = windowed(1)
     gray[:, 150:] *= 0.5  # no bone on one side
     assert intracranial_space(gray, head_of(gray)) is None

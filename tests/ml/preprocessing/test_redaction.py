@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ml.decode import PIXELS, answer_to
+from ml.decode import PIXELS, respond_to
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.preprocessing.redaction import COVERED, covered
 from ml.scans.phantoms import phantom, write_dicom
@@ -51,7 +51,7 @@ def test_the_models_see_the_same() -> None:
     )
 
 
-def test_a_slice_without_a_head_is_left_and_said() -> None:
+def test_a_slice_without_a_head_is_left_and_noted() -> None:
     head, air = (
         phantom(1, hemorrhage=False).astype(np.float32),
         np.full((512, 512), -1000, np.float32),
@@ -68,5 +68,5 @@ def test_it_is_done_by_the_decoder_where_that_is_asked_for(tmp_path: Path) -> No
     write_dicom(written(phantom(1, hemorrhage=False)).astype(np.int16), tmp_path / "named.dcm")
     request = {"paths": [tmp_path / "named.dcm"], "folder": tmp_path, "limits": {}}
     for redact in (False, True):
-        assert "error" not in answer_to({**request, "redact": redact})
+        assert "error" not in respond_to({**request, "redact": redact})
         assert (np.load(tmp_path / PIXELS) == 3000).any() != redact

@@ -37,9 +37,9 @@ def test_a_mask_of_a_shrunk_picture_comes_back_in_its_place() -> None:
     whole = np.zeros((300, 200), np.float32)
     whole[60:180, 50:150] = 1
     small = (shrunk(whole, 100) >= 0.5).astype(np.uint8)
-    found = restored(small, whole.shape)
-    assert found.dtype == bool and found.shape == whole.shape
-    assert (found != (whole > 0)).mean() < 0.01
+    result = restored(small, whole.shape)
+    assert result.dtype == bool and result.shape == whole.shape
+    assert (result != (whole > 0)).mean() < 0.01
     assert (restored(small, small.shape) == (small > 0)).all(), "the same size changes nothing"
 
 

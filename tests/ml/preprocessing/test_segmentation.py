@@ -25,7 +25,7 @@ EVERYWHERE = np.ones((64, 64), bool)
 
 
 def two_levels() -> np.ndarray:
-    """40 % gray with a square of 80 % gray below a row of white bone, float32 (64, 64)."""
+    """40% gray with a square of 80% gray below a row of white bone, float32 (64, 64)."""
     picture = np.full((64, 64), 0.4, np.float32)
     picture[0] = 1
     picture[20:40, 20:40] = 0.8
@@ -112,13 +112,13 @@ def test_watershed_leaves_one_disc_whole_and_nothing_empty() -> None:
 
 
 def test_the_edge_of_a_square_is_found_where_it_is() -> None:
-    found = edges(two_levels(), EVERYWHERE)
-    rows, columns = np.nonzero(found[5:])
+    result = edges(two_levels(), EVERYWHERE)
+    rows, columns = np.nonzero(result[5:])
     rows += 5
     assert (min(rows), max(rows), min(columns), max(columns)) == pytest.approx(
         (20, 39, 20, 39), abs=1
     )
-    assert not found[25:35, 25:35].any()
+    assert not result[25:35, 25:35].any()
 
 
 def test_grabcut_keeps_the_brain_and_drops_bone_and_air_the_same_way_each_time() -> None:

@@ -59,7 +59,7 @@ PUT_RIGHT: dict[str, tuple[np.ndarray, dict[str, object], str]] = {
     "rescaled twice": (HU, {"RescaleIntercept": -1024}, "Hounsfield units already"),
     "no type": (HU, {"RescaleType": None}, ""),
     "Hounsfield": (HU, {"RescaleType": "Hounsfield"}, ""),
-    "another word": (HU, {"RescaleType": "CTNUM"}, "does not say in a known word"),
+    "another word": (HU, {"RescaleType": "CTNUM"}, "does not identify its values"),
     "turned over and 1024 added": (
         4095 - (HU + 1024),
         {**UNSIGNED, "BitsStored": 12, "HighBit": 11, "PhotometricInterpretation": "MONOCHROME1"},
@@ -76,10 +76,10 @@ PUT_RIGHT: dict[str, tuple[np.ndarray, dict[str, object], str]] = {
 
 @pytest.mark.parametrize("case", PUT_RIGHT)
 def test_a_dicom_whose_tags_and_numbers_differ_is_put_right(tmp_path: Path, case: str) -> None:
-    stored, tags, said = PUT_RIGHT[case]
+    stored, tags, note = PUT_RIGHT[case]
     series = read_series([dicom(tmp_path / "slice", stored, **tags)])
     np.testing.assert_array_equal(series.slices[0].pixels, HU)
-    assert (said in " ".join(series.warnings)) if said else series.warnings == ()
+    assert (note in " ".join(series.warnings)) if note else series.warnings == ()
 
 
 PADDED: dict[str, tuple[np.ndarray, dict[str, object]]] = {
@@ -125,7 +125,7 @@ def test_metal_inside_a_head_stays_bright(tmp_path: Path) -> None:
     assert (pixels[0] == HU[0]).all()
 
 
-def test_values_whose_zero_cannot_be_told_are_refused(tmp_path: Path) -> None:
+def test_values_whose_zero_cannot_be_determined_are_refused(tmp_path: Path) -> None:
     path = dicom(tmp_path / "slice", HU + 1000, **UNSIGNED)
     with pytest.raises(ImageError, match="CT values with an unknown offset; please export"):
         read_series([path])
@@ -158,10 +158,10 @@ def eight_bits(path: Path, grays: np.ndarray, **tags: object) -> Series:
 
 
 def test_eight_bits_with_a_rescale_that_makes_them_hu_are_hu(tmp_path: Path) -> None:
-    kept = np.clip(HU, -100, 155)
-    series = eight_bits(tmp_path / "slice", kept + 100, RescaleIntercept=-100)
+    clipped = np.clip(HU, -100, 155)
+    series = eight_bits(tmp_path / "slice", clipped + 100, RescaleIntercept=-100)
     assert series.slices[0].unit == "hu"
-    np.testing.assert_array_equal(series.slices[0].pixels, kept)
+    np.testing.assert_array_equal(series.slices[0].pixels, clipped)
     assert "8-bit values are Hounsfield units from -100 to 155" in series.warnings[0]
 
 
@@ -200,10 +200,10 @@ def nifti_of(path: Path, voxels: np.ndarray) -> Series:
 
 @pytest.mark.parametrize("kind", ["u1", "i2", "f4"])
 def test_hu_of_which_a_brain_window_was_kept_are_hu(tmp_path: Path, kind: str) -> None:
-    kept = np.clip(HU, 0, 80)
-    series = nifti_of(tmp_path / "scan", kept.astype(kind))
+    clipped = np.clip(HU, 0, 80)
+    series = nifti_of(tmp_path / "scan", clipped.astype(kind))
     assert series.slices[0].unit == "hu"
-    np.testing.assert_array_equal(series.slices[1].pixels, kept)
+    np.testing.assert_array_equal(series.slices[1].pixels, clipped)
 
 
 def test_hu_cut_off_at_the_ends_of_8_bits_are_hu(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_quaternion_says_where_the_voxels_lie(tmp_path: Path) -> None:
     require_the_scan(read(tmp_path, nifti(voxels, AFFINE, quaternion=(0, 0, 1))))
 
 
-def test_without_a_place_the_usual_one_is_assumed_and_said(tmp_path: Path) -> None:
+def test_without_a_place_the_usual_one_is_assumed_and_noted(tmp_path: Path) -> None:
     voxels, _ = stored_as((0, 1, 2), (-1, 1, 1))
     series = read(tmp_path, nifti(voxels, None))
     assert marks(series) == [1, 2, 3, 4, 5, 6]
@@ -134,7 +134,65 @@ def test_without_a_place_the_usual_one_is_assumed_and_said(tmp_path: Path) -> No
     assert (series.slices[0].spacing_mm, series.distance_mm) == (None, None)
 
 
-def test_a_tilted_gantry_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("at", "layout", "values"),
+    [
+        (108, "<f", [0.0]),
+        (72, "<h", [8]),
+        (112, "<2f", [float("nan"), float("nan")]),
+        (112, "<2f", [float("inf"), 0.0]),
+        (76, "<4f", [1.0, -PIXEL_MM, -PIXEL_MM, -STEP_MM]),
+    ],
+    ids=["no place of the voxels", "other bits", "no slope", "an endless slope", "negative sizes"],
+)
+def test_a_field_that_is_wrong_is_replaced_by_what_the_others_say(
+    tmp_path: Path, at: int, layout: str, values: list[float]
+) -> None:
+    require_the_scan(read(tmp_path, broken(at, layout, *values)))
+
+
+def test_sizes_without_a_place_may_be_negative(tmp_path: Path) -> None:
+    content = bytearray(broken(76, "<4f", 1.0, -PIXEL_MM, -PIXEL_MM, -STEP_MM))
+    struct.pack_into("<2h", content, 252, 0, 0)
+    series = read(tmp_path, bytes(content))
+    assert (series.distance_mm, series.slices[0].spacing_mm) == (STEP_MM, (PIXEL_MM, PIXEL_MM))
+
+
+@pytest.mark.parametrize(("unit", "factor"), [(1, 1.0), (2, 0.001)], ids=["meters", "mm"])
+def test_sizes_in_another_unit_than_the_file_says_are_converted_with_a_note(
+    tmp_path: Path, unit: int, factor: float
+) -> None:
+    affine = AFFINE.copy()
+    affine[:3] *= factor
+    content = bytearray(nifti(RAS, affine))
+    content[123] = unit
+    series = read(tmp_path, bytes(content))
+    assert series.distance_mm == pytest.approx(STEP_MM)
+    assert series.slices[0].spacing_mm == pytest.approx((PIXEL_MM, PIXEL_MM))
+    assert "another unit" in series.warnings[0]
+
+
+def test_an_identity_gives_way_to_the_quaternion_and_a_contradiction_is_noted(
+    tmp_path: Path,
+) -> None:
+    voxels, _ = stored_as((0, 1, 2), (-1, -1, 1))  # half a turn about the z axis: d = 1
+    content = bytearray(nifti(voxels, AFFINE, quaternion=(0, 0, 1)))
+    struct.pack_into("<h", content, 254, 1)
+    struct.pack_into("<12f", content, 280, *np.eye(4)[:3].ravel())
+    require_the_scan(read(tmp_path, bytes(content)))
+    struct.pack_into("<12f", content, 280, *np.diag([PIXEL_MM, PIXEL_MM, STEP_MM, 1])[:3].ravel())
+    series = read(tmp_path, bytes(content))
+    assert "contradict each other" in series.warnings[0]
+
+
+def test_rows_that_come_first_are_noticed_without_an_origin(tmp_path: Path) -> None:
+    slices = np.stack([slice_hu(number) for number in range(1, 7)], axis=-1)
+    series = read(tmp_path, nifti(slices, np.diag([PIXEL_MM, PIXEL_MM, STEP_MM, 1.0])))
+    assert marks(series) == [1, 2, 3, 4, 5, 6]
+    assert "does not give the patient's orientation" in series.warnings[0]
+
+
+def test_a_tilted_gantry_is_noted(tmp_path: Path) -> None:
     sheared = AFFINE.copy()
     sheared[1, 2] = STEP_MM * np.tan(np.radians(20))
     series = read(tmp_path, nifti(RAS, sheared))
@@ -167,6 +225,9 @@ def test_windowed_voxels_are_read_as_pictures(
     np.testing.assert_allclose(series.slices[2].pixels, expected[::-1, ::-1, 2].T, atol=1e-6)
 
 
+RIPPLE = np.random.default_rng(0).normal(0, 1.5, RAS.shape).astype("f4")
+
+
 def broken(at: int, layout: str, *values: object) -> bytes:
     content = bytearray(nifti(RAS, AFFINE))
     struct.pack_into(layout, content, at, *values)
@@ -195,6 +256,9 @@ CORONAL = np.diag([PIXEL_MM, 12.0, PIXEL_MM, 1.0])
         (nifti(RAS, CORONAL), "not axial"),
         (packed(b"not a volume" * 100), "not a PNG, JPEG, DICOM or NIfTI"),
         (nifti(np.full_like(RAS, -1000), AFFINE), "blank"),
+        (nifti((RAS / 1000).clip(-1, 1).astype("f4"), AFFINE), "no Hounsfield units"),
+        (nifti(((RAS - RAS.mean()) / RAS.std()).astype("f4"), AFFINE), "no Hounsfield units"),
+        (nifti((RAS * 3.0).clip(0, 255).astype("f4") + RIPPLE, AFFINE), "no Hounsfield units"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_a_sentence(
@@ -246,17 +310,20 @@ def test_several_volumes_are_no_one_scan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("added", "kind"), [(1024, "i2"), (1024, "u2"), (32768, "u2")])
-def test_what_was_added_to_the_values_is_taken_off_and_said(
+def test_what_was_added_to_the_values_is_taken_off_and_noted(
     tmp_path: Path, added: int, kind: str
 ) -> None:
     shifted = (RAS.astype(np.int64) + added).astype(kind)
     require_the_scan(
         read(tmp_path, nifti(shifted, AFFINE)),
-        (f"The NIfTI file's values are Hounsfield units with {added} added, which was taken off.",),
+        (
+            f"The NIfTI file's values are Hounsfield units with {added} added, which was"
+            " subtracted.",
+        ),
     )
 
 
-def test_values_of_which_it_cannot_be_told_what_was_added_are_refused(tmp_path: Path) -> None:
+def test_values_of_which_it_cannot_be_determined_what_was_added_are_refused(tmp_path: Path) -> None:
     cut_off = np.maximum(RAS.astype(np.int64) + 1010, 0).astype("i2")
     cut_off[cut_off < 300] = 0  # No air is left that would tell.
     with pytest.raises(ImageError, match="an unknown offset"):

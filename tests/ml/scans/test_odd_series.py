@@ -54,6 +54,90 @@ def test_a_place_that_one_file_lacks_comes_from_what_it_has(
         np.testing.assert_allclose(series.steps_mm, 1.25)
 
 
+def test_places_of_zero_among_others_are_no_places(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    for path in paths[1::3]:
+        change(path, ImagePositionPatient=[0, 0, 0])
+    for given in in_any_order(paths):
+        series = read_series(given)
+        assert (marks(series), series.distance_mm) == (ALL, 5)
+
+
+def test_each_slice_may_have_a_slope_of_its_own(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    for number, path in enumerate(paths, start=1):
+        slope, intercept = [(0.5, -1024), (1, -1000), (2, -2000), (0.25, -1100)][number % 4]
+        stored = np.round((slice_hu(number) - float(intercept)) / slope).clip(0)
+        change(
+            path,
+            PixelData=stored.astype("<u2").tobytes(),
+            PixelRepresentation=0,
+            RescaleSlope=slope,
+            RescaleIntercept=intercept,
+        )
+    series = read_series(paths)
+    np.testing.assert_allclose(series.slices[6].pixels, slice_hu(7), atol=1)
+    np.testing.assert_allclose(series.slices[4].pixels, slice_hu(5), atol=1)
+
+
+def test_a_slice_with_another_offset_is_corrected_with_a_note(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    stored = (slice_hu(6).astype(np.int32) + 1024).astype("<u2")
+    change(paths[5], PixelData=stored.tobytes(), PixelRepresentation=0)
+    series = read_series(paths)
+    assert marks(series) == ALL
+    assert series.warnings == (
+        "One slice has values with another offset than the others; this was corrected.",
+    )
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [{"ConvolutionKernel": "H60s"}, {"KVP": 80}, {"ImageType": ["DERIVED", "SECONDARY", "MPR"]}],
+)
+def test_two_reconstructions_of_one_acquisition_are_never_mixed(
+    tmp_path: Path, tags: dict[str, object]
+) -> None:
+    first, second = write_series(tmp_path / "a", 6), write_series(tmp_path / "b", 6, **tags)
+    for number, path in enumerate(second, start=41):
+        change(path, PixelData=slice_hu(number).tobytes())
+    files = [path.rename(tmp_path / f"{at * 7 % 12:02}") for at, path in enumerate(first + second)]
+    for given in in_any_order(files):
+        assert marks(read_series(given)) in ([1, 2, 3, 4, 5, 6], [41, 42, 43, 44, 45, 46])
+
+
+@pytest.mark.parametrize("name", ["StudyInstanceUID", "SeriesInstanceUID"])
+def test_a_uid_that_one_file_lacks_changes_nothing(tmp_path: Path, name: str) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    change(paths[4], **{name: None})
+    assert marks(read_series(paths)) == ALL
+
+
+def test_sizes_that_cannot_be_those_of_a_head_are_not_believed(tmp_path: Path) -> None:
+    meters = write_series(
+        tmp_path / "m",
+        12,
+        PixelSpacing=[0.0036, 0.0036],
+        SliceThickness=0.005,
+        ImagePositionPatient=None,
+    )
+    series = read_series(meters)
+    assert series.slices[0].spacing_mm == pytest.approx((3.6, 3.6))
+    assert series.distance_mm == pytest.approx(5)
+    assert "another unit" in series.warnings[-1]
+    ones = write_series(tmp_path / "o", 12, step_mm=1.0, PixelSpacing=[1, 1])
+    series = read_series(ones)
+    assert (series.slices[0].spacing_mm, series.distance_mm, series.steps_mm) == (None, None, ())
+    assert "does not give its voxel size" in series.warnings[-1]
+
+
+def test_a_distance_may_be_negative(tmp_path: Path) -> None:
+    paths = write_series(
+        tmp_path / "s", 6, ImagePositionPatient=None, SliceThickness=None, SpacingBetweenSlices=-4
+    )
+    assert read_series(paths).distance_mm == 4
+
+
 def test_a_slice_whose_place_nothing_tells_is_left_out_and_named(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "s", 12)
     change(paths[3], ImagePositionPatient=None, InstanceNumber=None)
@@ -106,7 +190,7 @@ def test_acquisitions_that_continue_each_other_are_one_scan(tmp_path: Path) -> N
     assert "again.dcm" in series.warnings[0] and "another pass" in series.warnings[0]
 
 
-def test_a_series_uid_for_each_slice_makes_one_series_and_that_is_said(tmp_path: Path) -> None:
+def test_a_series_uid_for_each_slice_makes_one_series_with_a_note(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "s", 12)
     for number, path in enumerate(paths):
         change(path, SeriesInstanceUID=f"1.2.3.{number}")
@@ -114,6 +198,18 @@ def test_a_series_uid_for_each_slice_makes_one_series_and_that_is_said(tmp_path:
     assert marks(series) == ALL
     assert "its own series UID" in series.warnings[0]
     change(paths[0], SeriesNumber=9)
+    with pytest.raises(ImageError, match="12 different series"):
+        read_series(paths)
+
+
+def test_a_study_uid_for_each_slice_makes_one_series_if_they_lie_evenly(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    for number, path in enumerate(paths):
+        change(path, StudyInstanceUID=f"1.2.{number}", SeriesInstanceUID=f"1.2.3.{number}")
+    series = read_series(paths)
+    assert marks(series) == ALL
+    assert "a study UID of its own" in series.warnings[0]
+    change(paths[3], ImagePositionPatient=[-115, -115, 16.5])
     with pytest.raises(ImageError, match="12 different series"):
         read_series(paths)
 
@@ -177,6 +273,9 @@ def test_oblong_pixels_become_square(tmp_path: Path) -> None:
     (slice,) = read_series([tmp_path / "slice"]).slices
     assert slice.pixels.shape == (64, 64)
     assert slice.spacing_mm == (230 / 64, 230 / 64)
+    change(tmp_path / "slice", PixelSpacing=None, PixelAspectRatio=[2, 1])
+    (slice,) = read_series([tmp_path / "slice"]).slices
+    assert (slice.pixels.shape, slice.spacing_mm) == ((64, 64), None)
 
 
 def test_a_file_without_preamble_or_meta_information_is_read(tmp_path: Path) -> None:

@@ -74,21 +74,21 @@ def test_a_16_bit_png_keeps_its_full_range(tmp_path: Path) -> None:
     )
 
 
-def test_12_bits_in_a_16_bit_png_are_read_as_its_range_and_said(tmp_path: Path) -> None:
+def test_12_bits_in_a_16_bit_png_are_read_as_its_range_and_noted(tmp_path: Path) -> None:
     values = RAMP.astype(np.uint16) * 65
     series = read_series([saved(tmp_path, Image.fromarray(values))])
     np.testing.assert_allclose(series.slices[0].pixels, values / 4095, atol=1e-6)
     assert "only 12 bits" in series.warnings[0]
 
 
-def test_colors_are_removed_and_said(tmp_path: Path) -> None:
+def test_colors_are_removed_and_noted(tmp_path: Path) -> None:
     tinted = np.stack([RAMP, RAMP, RAMP + 60], axis=-1)
     series = read_series([saved(tmp_path, Image.fromarray(tinted))])
     assert series.warnings == ("The picture was in color and was converted to gray.", DARK_NOTE)
     assert series.slices[0].pixels.shape == (64, 64)
 
 
-def test_transparent_parts_become_black_and_are_said(tmp_path: Path) -> None:
+def test_transparent_parts_become_black_and_are_noted(tmp_path: Path) -> None:
     rgba = np.dstack([np.dstack([RAMP + 137] * 3), np.where(RAMP < 32, 0, 255).astype(np.uint8)])
     series = read_series([saved(tmp_path, Image.fromarray(rgba))])
     assert series.slices[0].pixels[0, 0] == 0
@@ -278,7 +278,7 @@ def test_signed_12_bits_in_16_keep_their_sign(dicom: Callable[..., Path], hu: np
     np.testing.assert_array_equal(pixels_of(path), hu)
 
 
-def test_missing_rescale_values_are_assumed_and_said(
+def test_missing_rescale_values_are_assumed_and_noted(
     dicom: Callable[..., Path], hu: np.ndarray
 ) -> None:
     signed = read_series([dicom(RescaleSlope=None, RescaleIntercept=None)])
@@ -290,6 +290,12 @@ def test_missing_rescale_values_are_assumed_and_said(
     )
     np.testing.assert_array_equal(unsigned.slices[0].pixels, hu)
     assert "intercept of -1024 HU was assumed" in unsigned.warnings[0]
+    shifted = (hu.astype(np.int32) + 1000).clip(0).astype("<i2").tobytes()
+    unsigned = read_series(
+        [dicom(RescaleSlope=None, RescaleIntercept=None, PixelRepresentation=0, PixelData=shifted)]
+    )
+    np.testing.assert_array_equal(unsigned.slices[0].pixels, hu.clip(-1000))
+    assert "intercept of -1000 HU was assumed" in unsigned.warnings[0]
 
 
 def test_negative_values_wrapped_into_12_bits_are_put_right(
@@ -304,6 +310,50 @@ def test_negative_values_wrapped_into_12_bits_are_put_right(
     series = read_series([path])
     np.testing.assert_array_equal(series.slices[0].pixels, hu)
     assert "wrapped around" in series.warnings[0]
+
+
+UNSIGNED: dict[str, object] = {"PixelRepresentation": 0, "RescaleIntercept": -1024}
+
+
+def words(hu: np.ndarray, added: int = 1024, shift: int = 0) -> bytes:
+    return ((hu.astype(np.int32) + added).clip(0, 4095) << shift).astype("<u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("stored", "tags"),
+    [
+        ((1024, 4), {**UNSIGNED, "BitsStored": 12, "HighBit": 15}),
+        ((1024, 0), {**UNSIGNED, "BitsStored": 12, "HighBit": 15}),
+        ((1024, 0), {"RescaleIntercept": -1024, "BitsStored": 12, "HighBit": 11}),
+        ((1000, 0), {**UNSIGNED, "RescaleIntercept": [-1000, -1000]}),
+        ((1024, 0), {**UNSIGNED, "SamplesPerPixel": None, "PhotometricInterpretation": None}),
+        ((1024, 0), {**UNSIGNED, "BitsStored": None, "BitsAllocated": None, "HighBit": None}),
+        ((1024, 0), {**UNSIGNED, "PixelRepresentation": None}),
+    ],
+    ids=[
+        "the highest bits",
+        "the lowest bits, of which the header says otherwise",
+        "not signed, although the header says so",
+        "a value that is there twice",
+        "no word of gray",
+        "no number of bits",
+        "no word of a sign",
+    ],
+)
+def test_pixels_that_are_described_wrongly_or_not_at_all_are_hounsfield_units(
+    dicom: Callable[..., Path], hu: np.ndarray, stored: tuple[int, int], tags: dict[str, object]
+) -> None:
+    path = dicom(**{"PixelData": words(hu, *stored), **tags})
+    np.testing.assert_array_equal(pixels_of(path), hu.clip(-stored[0], 4095 - stored[0]))
+
+
+def test_a_padding_value_that_is_tissue_is_none(dicom: Callable[..., Path], hu: np.ndarray) -> None:
+    path = dicom()
+    file = pydicom.dcmread(path)
+    file.add_new("PixelPaddingValue", "SS", 0)
+    file.save_as(path)
+    assert (hu == 0).any()
+    np.testing.assert_array_equal(pixels_of(path), hu)
 
 
 def test_padding_becomes_air_and_markers_are_clipped(
@@ -432,7 +482,7 @@ def test_slices_are_ordered_from_foot_to_head(tmp_path: Path, hu: np.ndarray) ->
     assert series.warnings == ()
 
 
-def test_slices_without_a_position_are_ordered_by_number_and_that_is_said(
+def test_slices_without_a_position_are_ordered_by_number_with_a_note(
     tmp_path: Path, hu: np.ndarray
 ) -> None:
     for number in (2, 1):

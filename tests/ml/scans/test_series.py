@@ -23,7 +23,7 @@ from tests.ml.made_scans import change, head, marks, one_file_of, slice_hu, writ
 TILTED = [1, 0, 0, 0, 0.9483237, -0.3173047]  # by 18.5 degrees
 
 
-def said(series: Series) -> str:
+def notes_of(series: Series) -> str:
     return " ".join(series.warnings)
 
 
@@ -64,7 +64,7 @@ def test_a_slice_that_is_there_twice_counts_once_whichever_comes_first(tmp_path:
     )
 
 
-def test_a_missing_middle_is_said_with_its_place(tmp_path: Path) -> None:
+def test_a_missing_middle_is_noted_with_its_place(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "s", 12)
     series = read_series(paths[:5] + paths[8:])
     assert series.warnings == (
@@ -76,7 +76,7 @@ def test_a_missing_middle_is_said_with_its_place(tmp_path: Path) -> None:
     assert series.distance_mm == 5
 
 
-def test_a_missing_middle_without_positions_is_said_by_number(tmp_path: Path) -> None:
+def test_a_missing_middle_without_positions_is_noted_by_number(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "s", 8, ImagePositionPatient=None)
     series = read_series(paths[:3] + paths[5:])
     assert marks(series) == [1, 2, 3, 6, 7, 8]
@@ -84,13 +84,15 @@ def test_a_missing_middle_without_positions_is_said_by_number(tmp_path: Path) ->
     assert series.distance_mm == 5  # as thick as the slices are
 
 
-def test_uneven_spacing_is_said_and_is_no_gap(tmp_path: Path) -> None:
+def test_uneven_spacing_is_noted_and_is_no_gap(tmp_path: Path) -> None:
     base, crown = [4.0 * i for i in range(10)], [36 + 7.0 * i for i in range(1, 11)]
     series = read_series(write_series(tmp_path / "s", 20, places_mm=[*base, *crown]))
     assert series.warnings == ("The slices are unevenly spaced: 4 to 7 mm apart.",)
 
 
-def test_a_tilted_gantry_is_said_and_the_distance_is_that_across_the_slices(tmp_path: Path) -> None:
+def test_a_tilted_gantry_is_noted_and_the_distance_is_that_across_the_slices(
+    tmp_path: Path,
+) -> None:
     series = read_series(write_series(tmp_path / "s", 6, step_mm=5, ImageOrientationPatient=TILTED))
     assert marks(series) == [1, 2, 3, 4, 5, 6]
     assert series.warnings == (
@@ -111,7 +113,7 @@ def test_one_damaged_slice_among_many_is_named_and_the_rest_is_read(tmp_path: Pa
     )
     assert "missing between slices 3 and 4" in series.warnings[1]
     (tmp_path / "s" / "05.dcm").write_bytes(b"no picture")
-    assert "05.dcm: The file is not a PNG" in said(read_series(paths))  # two of ten are a fifth
+    assert "05.dcm: The file is not a PNG" in notes_of(read_series(paths))  # two of ten are a fifth
 
 
 def test_more_damaged_slices_than_a_fifth_end_the_scan(tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_many_files_left_out_are_not_all_named(tmp_path: Path) -> None:
         ({"PhotometricInterpretation": "RGB"}, "is a color image"),
     ],
 )
-def test_what_is_no_slice_is_left_out_and_said_whatever_its_series(
+def test_what_is_no_slice_is_left_out_and_noted_whatever_its_series(
     tmp_path: Path, tags: dict[str, object], sentence: str
 ) -> None:
     paths = write_series(tmp_path / "s", 2)
@@ -237,11 +239,30 @@ def test_enhanced_ct_is_the_same_scan_as_its_slices(
     ]
 
 
+@pytest.mark.parametrize("name", ["TemporalPositionIndex", "FrameAcquisitionNumber"])
+def test_two_passes_in_one_file_are_never_mixed_and_its_localizers_are_left_out(
+    tmp_path: Path, name: str
+) -> None:
+    paths = write_series(tmp_path / "s", 12, places_mm=[5.0 * (at % 6) for at in range(12)])
+    order = random.Random(2).sample(range(12), 12)
+    whole = one_file_of([paths[at] for at in order], tmp_path / "whole", functional_groups=True)
+    file = pydicom.dcmread(whole)
+    for at, frame in zip(order, file.PerFrameFunctionalGroupsSequence, strict=True):
+        content, kind = pydicom.Dataset(), pydicom.Dataset()
+        setattr(content, name, 1 + at // 6)
+        kind.FrameType = ["ORIGINAL", "PRIMARY", "LOCALIZER" if at == 11 else "VOLUME", "NONE"]
+        frame.FrameContentSequence, frame.CTImageFrameTypeSequence = [content], [kind]
+    file.save_as(whole)
+    series = read_series([whole])
+    assert marks(series) == [1, 2, 3, 4, 5, 6]
+    assert "5 slices (whole) were left out" in series.warnings[0]
+
+
 def test_frames_without_a_place_stay_in_the_order_of_the_file(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "s", 4)
     series = read_series([one_file_of(paths, tmp_path / "whole", functional_groups=False)])
     assert marks(series) == [1, 2, 3, 4]
-    assert "ordered by instance number" in said(series)
+    assert "ordered by instance number" in notes_of(series)
 
 
 def test_compressed_frames_are_read(tmp_path: Path) -> None:
@@ -287,11 +308,11 @@ def test_real_slices_are_the_same_as_pictures_and_as_a_shuffled_dicom_series(
     paths = sorted(pictures.iterdir(), key=place_in_series)
     wrapped = []
     for number, path in enumerate(paths, start=1):
-        grey = np.asarray(Image.open(path).convert("L")).astype(np.int16)
+        gray = np.asarray(Image.open(path).convert("L")).astype(np.int16)
         wrapped.append(tmp_path / f"{number}")
         # Gray of the brain window as HU, air below it.
         write_dicom(
-            np.where(grey == 0, -1000, np.round(grey / 255 * 80)).astype(np.int16),
+            np.where(gray == 0, -1000, np.round(gray / 255 * 80)).astype(np.int16),
             wrapped[-1],
             number=number,
             position_mm=5.0 * number,

@@ -36,7 +36,7 @@ def test_a_slice_by_itself_stays_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("top", "left"), [(0, 0), (200, 300), (460, 100)])
-def test_a_wide_margin_is_cut_off_and_that_is_said(tmp_path: Path, top: int, left: int) -> None:
+def test_a_wide_margin_is_cut_off_with_a_note(tmp_path: Path, top: int, left: int) -> None:
     series = read(tmp_path, on_canvas(640, 640, top, left))
     (slice,) = series.slices
     assert max(slice.pixels.shape) < 200
@@ -79,13 +79,13 @@ def test_a_sheet_is_cut_into_its_slices_row_by_row(tmp_path: Path) -> None:
     assert "a sheet of 12 slices" in series.warnings[0]
 
 
-def test_a_sheet_stays_whole_where_that_is_wanted_and_that_is_said(tmp_path: Path) -> None:
+def test_a_sheet_stays_whole_where_that_is_wanted_with_a_note(tmp_path: Path) -> None:
     series = read(tmp_path, np.tile(HEAD, (3, 4)), cuts=False)
     assert [slice.pixels.shape for slice in series.slices] == [(3 * SIDE, 4 * SIDE)]
     assert "a sheet of 12 slices; it was read as a single slice" in series.warnings[0]
 
 
-def test_two_heads_are_said(tmp_path: Path) -> None:
+def test_two_heads_are_noted(tmp_path: Path) -> None:
     series = read(tmp_path, np.hstack([HEAD, HEAD]))
     assert len(series.slices) == 1
     assert "several heads (2)" in series.warnings[0]

@@ -23,7 +23,7 @@ from ml.evaluation.comparison import compare
 from ml.evaluation.plots import bars_plot, write_plots
 from ml.evaluation.results import States, StatesByLabel, read_evaluation
 from ml.figures import Estimate, StateCounts, undefined
-from ml.inference.predictor import Finding, Predictor
+from ml.inference.predictor import Predictor, ScanResult
 from ml.scans.read import read_series
 from ml.scans.slices import Series, Slice
 from ml.training import external_validation
@@ -50,10 +50,10 @@ FIGURES = {
 class StubGate:
     """Stands for the check of pictures: the brighter the cell, the less it is a head CT."""
 
-    asked = 0
+    calls = 0
 
     def score(self, slice: Slice) -> float:
-        self.asked += 1
+        self.calls += 1
         return round(float(slice.pixels[20, 44]), 2)
 
 
@@ -187,7 +187,7 @@ def test_a_set_of_one_class_has_the_figures_that_it_allows(
     result = evaluate(tiny_model(), read_dataset(root, needs_both_classes=False), tmp_path / "out")
     assert dict(result.slice.items())[defined].value == 0.5 and result.slice.auroc.value is None
     assert result.slice.auroc.reason == reason == result.patient.auroc.reason
-    assert "No image names its patient; each counts as a patient of its own." in result.notes
+    assert "No image names its patient; each counts as a separate patient." in result.notes
 
 
 def test_a_set_without_any_label_is_scored_and_has_no_figures(
@@ -207,16 +207,16 @@ def test_how_little_an_image_looks_like_a_head_ct_stands_beside_its_answer(
     patients: Path, tiny_model: Model, tmp_path: Path, stub_gate: StubGate
 ) -> None:
     result = evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
-    assert stub_gate.asked == 8, "each image once"
-    found = result.not_head_ct
+    assert stub_gate.calls == 8, "each image once"
+    output = result.not_head_ct
     assert (
-        found.refused,
-        found.refused_from,
-        found.n,
-        found.share,
-        found.highest,
+        output.refused,
+        output.refused_from,
+        output.n,
+        output.share,
+        output.highest,
     ) == (3, 0.5, 8, 3 / 8, 0.9)
-    assert found.median == pytest.approx(0.35, abs=0.01)
+    assert output.median == pytest.approx(0.35, abs=0.01)
     assert any("3 of 8 images do not look like head CT" in note for note in result.notes)
     assert result.slice.auroc.n == 7, "they are evaluated nevertheless"
     rows = rows_of(tmp_path / "out" / "answers.csv")
@@ -324,26 +324,26 @@ def test_an_interrupted_evaluation_continues_with_the_same_answers(
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, dataset, tmp_path / "out", interrupt)
     assert len(json.loads((tmp_path / "out" / "partial.json").read_text())["answers"]) == 2
-    asked: list[int] = []
+    calls: list[int] = []
     predict = Predictor.predict
     monkeypatch.setattr(
         Predictor,
         "predict",
-        lambda self, series: asked.append(len(series.slices)) or predict(self, series),
+        lambda self, series: calls.append(len(series.slices)) or predict(self, series),
     )
     continued = evaluate(model, dataset, tmp_path / "out")
-    assert asked == [2, 2] and not (tmp_path / "out" / "partial.json").exists()
+    assert calls == [2, 2] and not (tmp_path / "out" / "partial.json").exists()
     assert replace(continued, seconds=0) == replace(straight, seconds=0)
 
 
 def test_slices_put_in_another_order_are_answered_for_anew(
     patients: Path, tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, predict, asked = tiny_model(), Predictor.predict, list[int]()
+    model, predict, calls = tiny_model(), Predictor.predict, list[int]()
 
-    def interrupted(self: Predictor, series: Series) -> Finding:
-        asked.append(len(series.slices))
-        if len(asked) == 3:
+    def interrupted(self: Predictor, series: Series) -> ScanResult:
+        calls.append(len(series.slices))
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return predict(self, series)
 
@@ -353,7 +353,7 @@ def test_slices_put_in_another_order_are_answered_for_anew(
     labels = patients / "labels.csv"
     labels.write_text(labels.read_text().replace("a,2", "a,0"))
     evaluate(model, read_dataset(patients), tmp_path / "out")
-    assert len(asked) == 3 + 4
+    assert len(calls) == 3 + 4
     by_name = {
         row["filename"]: float(row["probability"])
         for row in rows_of(tmp_path / "out" / "predictions.csv")
@@ -529,14 +529,14 @@ def test_two_models_are_compared_on_what_they_share(
     dataset = read_dataset(patients)
     evaluate(tiny_model(), dataset, tmp_path / "good")
     evaluate(tiny_model(head={"row": 0, "column": 0}), dataset, tmp_path / "noise")
-    found = compare([tmp_path / "good", tmp_path / "noise"])
-    assert (found.slice.n, found.patient.n) == (7, 4), "the slice without a label is in no figure"
-    assert [run.run for run in found.slice.runs] == ["good", "noise"]
-    good, noise = (run.metrics.auroc.value for run in found.slice.runs)
-    (difference,) = found.slice.differences
+    result = compare([tmp_path / "good", tmp_path / "noise"])
+    assert (result.slice.n, result.patient.n) == (7, 4), "the slice without a label is in no figure"
+    assert [run.run for run in result.slice.runs] == ["good", "noise"]
+    good, noise = (run.metrics.auroc.value for run in result.slice.runs)
+    (difference,) = result.slice.differences
     assert difference.auroc.value == pytest.approx(noise - good) and difference.minus == "good"
     assert difference.auroc.low <= difference.auroc.value <= difference.auroc.high
-    assert found.slice.runs[0].auroc_within_folds is None, "there are none"
+    assert result.slice.runs[0].auroc_within_folds is None, "there are none"
 
 
 def test_runs_over_several_data_sets_are_compared_in_each_too(
@@ -563,19 +563,19 @@ def test_runs_over_several_data_sets_are_compared_in_each_too(
                     }
                 )
         write_answers(tmp_path / run / "answers.csv", rows)
-    found = compare([tmp_path / "first", tmp_path / "second"]).slice
-    assert found.by_dataset is not None
-    assert found.n == 8 and {name: own.n for name, own in found.by_dataset.items()} == {
+    result = compare([tmp_path / "first", tmp_path / "second"]).slice
+    assert result.by_dataset is not None
+    assert result.n == 8 and {name: own.n for name, own in result.by_dataset.items()} == {
         "a": 4,
         "all": 4,
     }
-    (same,), (reversed_,) = (found.by_dataset[name].differences for name in ("a", "all"))
+    (same,), (reversed_,) = (result.by_dataset[name].differences for name in ("a", "all"))
     assert same.auroc.value == 0 and reversed_.auroc.value == -1
-    assert found.runs[1].auroc_within_folds.value == 0.625, "5 of 8 pairs, 4 in each fold"
+    assert result.runs[1].auroc_within_folds.value == 0.625, "5 of 8 pairs, 4 in each fold"
     assert main(["compare", str(tmp_path / "first"), str(tmp_path / "second")]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert [
-        f"{which}, second minus first" in said
+        f"{which}, second minus first" in output
         for which in ("all, 8 in common", "a, 4 in common", "all, 4 in common")
     ] == [True] * 3
 

@@ -31,23 +31,23 @@ def slice_with_blood_at(row: int, column: int) -> tuple[np.ndarray, np.ndarray]:
 def test_a_model_that_looks_at_the_blood_passes_both() -> None:
     image, mask = slice_with_blood_at(2, 5)
     files = {"features.onnx": features_graph(), "head.onnx": head_graph(row=2, column=5)}
-    (found,) = judge_heat_maps(files, image[np.newaxis], mask[np.newaxis], [0], seed=0)
-    assert found == HeatMapTest(0, hottest_beats_random=True, hottest_in_or_beside_mask=True)
+    (result,) = judge_heat_maps(files, image[np.newaxis], mask[np.newaxis], [0], seed=0)
+    assert result == HeatMapTest(0, hottest_beats_random=True, hottest_in_or_beside_mask=True)
 
 
 def test_a_model_that_looks_elsewhere_does_not_point_at_the_blood() -> None:
     image, mask = slice_with_blood_at(6, 1)
     image[2 * BLOCK : 3 * BLOCK, 5 * BLOCK : 6 * BLOCK] = 0.9
     files = {"features.onnx": features_graph(), "head.onnx": head_graph(row=2, column=5)}
-    (found,) = judge_heat_maps(files, image[np.newaxis], mask[np.newaxis], [0], seed=0)
-    assert found.hottest_in_or_beside_mask is False
+    (result,) = judge_heat_maps(files, image[np.newaxis], mask[np.newaxis], [0], seed=0)
+    assert result.hottest_in_or_beside_mask is False
 
 
 def test_a_model_that_no_cover_can_lower_does_not_beat_chance() -> None:
     image, mask = slice_with_blood_at(2, 5)
     files = {"features.onnx": features_graph(), "head.onnx": head_graph(gain=0.0)}
-    (found,) = judge_heat_maps(files, image[np.newaxis], mask[np.newaxis], [0], seed=0)
-    assert found.hottest_beats_random is False
+    (result,) = judge_heat_maps(files, image[np.newaxis], mask[np.newaxis], [0], seed=0)
+    assert result.hottest_beats_random is False
 
 
 def test_beside_is_within_one_cell() -> None:
@@ -84,10 +84,10 @@ def test_the_summary_counts_what_is_known() -> None:
         HeatMapTest(0, hottest_beats_random=True, hottest_in_or_beside_mask=None),
         HeatMapTest(1, hottest_beats_random=False, hottest_in_or_beside_mask=True),
     ]
-    found = summary(tested, np.array(["a", "b"]), seed=0)
-    assert (found["hottest_beats_random"].value, found["hottest_beats_random"].n) == (0.5, 2)
+    result = summary(tested, np.array(["a", "b"]), seed=0)
+    assert (result["hottest_beats_random"].value, result["hottest_beats_random"].n) == (0.5, 2)
     assert (
-        found["hottest_in_or_beside_mask"].value,
-        found["hottest_in_or_beside_mask"].n,
+        result["hottest_in_or_beside_mask"].value,
+        result["hottest_in_or_beside_mask"].n,
     ) == (1.0, 1)
     assert summary([], np.array([]), seed=0)["hottest_beats_random"].value is None

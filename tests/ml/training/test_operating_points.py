@@ -9,7 +9,7 @@ import pytest
 
 from ml.evaluation.curves import CURVE_POINTS
 from ml.models.contract import HeldOut
-from ml.named_points import POINTS, found_at
+from ml.named_points import POINTS, point_at
 from ml.networks.aggregation import aggregate_scans
 from ml.training.experiment import Experiment
 from ml.training.operating_points import (
@@ -21,7 +21,7 @@ from ml.training.operating_points import (
     threshold_curves,
     without,
 )
-from tests.ml.oracle import material_of
+from tests.ml.oracle import experiment_of
 
 
 def an_experiment(folder: Path, singles: int = 200) -> tuple[Experiment, HeldOut]:
@@ -36,7 +36,7 @@ def an_experiment(folder: Path, singles: int = 200) -> tuple[Experiment, HeldOut
     labels += [int(number % 4 == 0) for number in range(singles)]
     scans += list(range(40, 40 + singles))
     sources = np.array(["a"] * 200 + ["b"] * 200 + ["singles"] * singles)
-    experiment = material_of(labels, folder, scans, {"threshold": "balanced"}, sources=sources)
+    experiment = experiment_of(labels, folder, scans, {"threshold": "balanced"}, sources=sources)
     decisions = random.normal(2.0 * np.array(labels), 0.5)
     every = np.arange(len(labels))
     held = HeldOut(
@@ -80,16 +80,16 @@ def test_a_scan_has_a_threshold_of_its_own_above_that_of_a_slice(tmp_path: Path)
 
 def test_named_points_are_judged_by_thresholds_of_the_other_folds(tmp_path: Path) -> None:
     experiment, held = an_experiment(tmp_path)
-    found = named_points(experiment, "alexnet_cells", held, folds_of(experiment))
-    assert set(found) == {"slice", "patient"}
-    for level in found.values():
+    result = named_points(experiment, "alexnet_cells", held, folds_of(experiment))
+    assert set(result) == {"slice", "patient"}
+    for level in result.values():
         assert set(level) == set(POINTS)
         assert (
             level["sensitive"].threshold
             <= level["balanced"].threshold
             <= level["specific"].threshold
         )
-    balanced = found["patient"]["balanced"]
+    balanced = result["patient"]["balanced"]
     assert balanced.sensitivity.n == balanced.specificity.n == 20, "series alone"
     assert (balanced.sensitivity.value or 0) >= 0.9 and (balanced.specificity.value or 0) >= 0.9
     assert set(balanced.ppv) == {"2", "10", "50"}
@@ -107,9 +107,9 @@ def test_curves_say_what_any_threshold_found(tmp_path: Path) -> None:
         assert curve[-1].threshold == 1 and curve[-1].specificity == 1
         points = named_points(experiment, "alexnet_cells", held, folds_of(experiment))[level]
         balanced = points["balanced"]
-        found = found_at([vars(point) for point in curve], balanced.threshold)
-        assert found["sensitivity"] == pytest.approx(balanced.sensitivity.value, abs=0.15)
-        assert found["specificity"] == pytest.approx(balanced.specificity.value, abs=0.15)
+        result = point_at([vars(point) for point in curve], balanced.threshold)
+        assert result["sensitivity"] == pytest.approx(balanced.sensitivity.value, abs=0.15)
+        assert result["specificity"] == pytest.approx(balanced.specificity.value, abs=0.15)
 
 
 def test_decisions_are_taken_out_by_slice_and_by_scan(tmp_path: Path) -> None:

@@ -76,5 +76,5 @@ def test_places_outside_of_a_closed_skull_are_in_no_outline() -> None:
     run = SimpleNamespace(images=images, masks=np.stack([blood, blood]))
     fitted = SimpleNamespace(outlines=np.stack([given, given]))
     inside, without_skull = overlaps(run, fitted, np.arange(2)) or []  # type: ignore[arg-type]
-    assert (inside.drawn, inside.given, inside.both) == (100, 100, 100)
-    assert (without_skull.given, without_skull.both) == (100 + 112 * 8, 100)
+    assert (inside.drawn, inside.predicted, inside.both) == (100, 100, 100)
+    assert (without_skull.predicted, without_skull.both) == (100 + 112 * 8, 100)

@@ -82,11 +82,11 @@ def few_heat_maps() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def undisturbed(phantoms: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of trainings that nobody disturbed, by architecture."""
-    found = {}
+    result = {}
     for architecture in SETTINGS:
-        found[architecture] = tmp_path_factory.mktemp(architecture)
-        train(config_of(architecture), [phantoms], found[architecture])
-    return found
+        result[architecture] = tmp_path_factory.mktemp(architecture)
+        train(config_of(architecture), [phantoms], result[architecture])
+    return result
 
 
 def reached(folder: Path) -> dict[str, int]:
@@ -108,11 +108,11 @@ def on_another_machine(folder: Path, number: int) -> Path:
     return other
 
 
-def assert_alike(expected: Path, found: Path) -> None:
+def assert_alike(expected: Path, actual: Path) -> None:
     """Compare the figures exactly, and to 1e-5 what both models say of heads that neither has seen,
     as slices and as a scan.
     """
-    cards = [read_card(folder / "model") for folder in (expected, found)]
+    cards = [read_card(folder / "model") for folder in (expected, actual)]
     assert figures_of(cards[0]) == figures_of(cards[1])
     heads = [
         Slice(phantom(200 + number, bool(number % 2), size=128).astype(np.float32), "hu")
@@ -120,13 +120,13 @@ def assert_alike(expected: Path, found: Path) -> None:
     ]
     probes = [Series((head,)) for head in heads] + [Series(tuple(heads))]
     answers = []
-    for folder in (expected, found):
-        findings = Predictor(folder / "model", checks_head_ct=False).predict_many(probes)
+    for folder in (expected, actual):
+        results = Predictor(folder / "model", checks_head_ct=False).predict_many(probes)
         answers.append(
             [
                 value
-                for finding in findings
-                for value in (finding.probability, *finding.slice_probabilities)
+                for result in results
+                for value in (result.probability, *result.slice_probabilities)
             ]
         )
     assert answers[0] == pytest.approx(answers[1], abs=1e-5)
@@ -183,9 +183,11 @@ def test_a_training_that_was_killed_in_an_epoch_goes_on_from_the_last_one(
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert {"checkpoint/fold-0.json", "checkpoint/fold-1/state.npz"} <= set(reached(tmp_path))
-    told: list[Progress] = []
-    train(config_of("alexnet"), [phantoms], tmp_path, told.append)
-    assert next(progress.metrics["epoch"] for progress in told if "epoch" in progress.metrics) == 2
+    reports: list[Progress] = []
+    train(config_of("alexnet"), [phantoms], tmp_path, reports.append)
+    assert (
+        next(progress.metrics["epoch"] for progress in reports if "epoch" in progress.metrics) == 2
+    )
     assert_alike(undisturbed["alexnet"], tmp_path)
 
 

@@ -10,24 +10,30 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ml.artifacts.card import InitialWeights
 from ml.artifacts.folder import read_card, write_model
 from ml.catalogue import BLEEDING_TYPES, STARTER_DIR, STARTER_SERIES_DIR
+from ml.checkpoints import save_arrays
 from ml.datasets import pool
-from ml.datasets.examples import UNKNOWN, Example
+from ml.datasets.examples import UNKNOWN, Example, slice_of
 from ml.datasets.pool import Pool
 from ml.datasets.read import Dataset, read_dataset
 from ml.datasets.seen_images import marks_of, seen_json
 from ml.errors import ArtifactError, DatasetError, SettingError
+from ml.evaluation.answers import read_answers
 from ml.inference.predictor import Predictor
 from ml.networks.weights import random_weights
+from ml.preprocessing.model_input import InputSpec
 from ml.scans.phantoms import phantom, write_png
 from ml.scans.read import read_series
-from ml.training import final_model, run
+from ml.scans.slices import render
+from ml.training import final_model, mistakes, run
 from ml.training.experiment import Experiment
 from ml.training.progress import Progress, TrainingStopped
 from ml.training.run import OtherTraining, TrainConfig, train
@@ -70,21 +76,26 @@ def trained(
     phantoms: Dataset, few_repetitions: None, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[Progress]]:
     """A finished training from random weights, and what it told on its way."""
-    out, told = tmp_path_factory.mktemp("trained"), list[Progress]()
+    out, reports = tmp_path_factory.mktemp("trained"), list[Progress]()
     train(
         TrainConfig("alexnet_svm", QUICK, seed=1, init="random", command="python -m ml train …"),
         [phantoms],
         out,
-        told.append,
+        reports.append,
     )
-    return out, told
+    return out, reports
 
 
 def test_a_training_leaves_a_model_and_nothing_else(
     trained: tuple[Path, list[Progress]], phantoms: Dataset
 ) -> None:
     out, _ = trained
-    assert sorted(path.name for path in out.iterdir()) == ["model", "predictions.csv", "types.csv"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "mistakes",
+        "model",
+        "predictions.csv",
+        "types.csv",
+    ]
     card = read_card(out / "model")
     assert card.architecture == "alexnet_svm" and card.reads == "slice" and card.seed == 1
     assert card.data.datasets == ["phantoms"]
@@ -111,6 +122,60 @@ def test_a_training_leaves_a_model_and_nothing_else(
     ]
 
 
+def figures_in(value: object, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield every figure of a card as JSON that has an interval, and where it stands."""
+    if isinstance(value, dict):
+        if value.keys() >= {"value", "low", "high", "n"} and None not in (
+            value["value"],
+            value["low"],
+        ):
+            yield path, value
+        for name, one in value.items():
+            yield from figures_in(one, f"{path}/{name}")
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from figures_in(one, f"{path}/{number}")
+
+
+def test_no_figure_of_a_card_lies_outside_its_interval(
+    trained: tuple[Path, list[Progress]],
+) -> None:
+    for folder in (trained[0] / "model", STARTER_DIR, STARTER_SERIES_DIR):
+        result = dict(figures_in(json.loads((folder / "card.json").read_bytes())))
+        assert {"/metrics/ece", "/patient_metrics/auroc", "/controls/0/auroc"} < result.keys()
+        outside = [name for name, f in result.items() if not f["low"] <= f["value"] <= f["high"]]
+        assert not outside
+
+
+def test_the_worst_mistakes_are_shown_with_what_the_model_of_their_fold_looked_at(
+    trained: tuple[Path, list[Progress]], phantoms: Dataset, tmp_path: Path
+) -> None:
+    answers = read_answers(trained[0])["slice"]
+    listed = json.loads((trained[0] / "mistakes" / "mistakes.json").read_bytes())
+    wrong = [a for a in answers.values() if a.predicted[0] != (a.label == 1)]
+    assert len(listed) == len(wrong) or len(listed) == 2 * mistakes.MOST_MISTAKES
+    assert all(one["heat"] for one in listed)
+    # A model that is never wrong shows nothing, so what it says is turned around.
+    at = np.arange(len(phantoms.examples))
+    labels = np.array([example.label for example in phantoms.examples])
+    heat = {"at": at[:3], "heat": np.ones((3, 4, 4), np.float32)}
+    save_arrays(tmp_path / "fold-0-mistakes.npz", heat | {"outlines": np.ones((3, 8, 8))})
+    turned = SimpleNamespace(
+        at=at, labels=labels, probabilities=1.0 - labels[None], predicted=labels[None] == 0
+    )
+    mistakes.write_mistakes(
+        tmp_path / "shown", turned, phantoms.examples, InputSpec.from_settings({}), tmp_path
+    )
+    listed = json.loads((tmp_path / "shown" / "mistakes.json").read_bytes())
+    assert len(listed) == 16 and [one["label"] for one in listed] == [1] * 8 + [0] * 8
+    with_heat = sorted(path.name for path in (tmp_path / "shown").glob("*-heat.png"))
+    assert with_heat == ["mistake-00-heat.png", "mistake-08-heat.png", "mistake-09-heat.png"]
+    with Image.open(tmp_path / "shown" / "mistake-00-heat.png") as layer:
+        assert layer.mode == "RGBA" and np.asarray(layer)[..., 3].max() == 255  # the outline
+        sizes = layer.size, render(slice_of(phantoms.examples[int(at[labels == 1][0])]), 512).size
+        assert sizes[0] == sizes[1]
+
+
 def test_the_exported_model_computes_what_was_trained(trained: tuple[Path, list[Progress]]) -> None:
     check = read_card(trained[0] / "model").export_check
     assert check.passed and check.largest_difference <= check.limit == 1e-4
@@ -124,19 +189,19 @@ def test_types_of_bleeding_are_judged_exported_and_served(
     assert card.types["epidural"].patients == 10 and card.types["epidural"].patient.auroc.n == 32
     assert card.types["subdural"].patients == 6 == len(card.types["subdural"].scores)
     predictor = Predictor(trained[0] / "model")
-    found = [
+    result = [
         predictor.predict(read_series([example.path]))
         for example in phantoms.examples
         if example.label == 1
     ]
-    for one in found:
+    for one in result:
         assert one.types == {name: of_slices[0] for name, of_slices in one.slice_types.items()}
         assert (
             set(one.types) == set(card.reported_types)
             and max(one.types.values()) <= one.probability
         )
-    assert np.mean([one.types["epidural"] for one in found]) > np.mean(
-        [one.types["subdural"] for one in found]
+    assert np.mean([one.types["epidural"] for one in result]) > np.mean(
+        [one.types["subdural"] for one in result]
     ), "10 against 6"
 
 
@@ -144,11 +209,11 @@ def test_the_model_is_served_and_tells_its_phantoms_apart(
     trained: tuple[Path, list[Progress]], phantoms: Dataset
 ) -> None:
     predictor = Predictor(trained[0] / "model")
-    found = {1: list[float](), 0: list[float]()}
+    result = {1: list[float](), 0: list[float]()}
     for example in phantoms.examples:
         assert example.label is not None
-        found[example.label].append(predictor.predict(read_series([example.path])).probability)
-    assert np.mean(found[1]) > np.mean(found[0]) + 0.3
+        result[example.label].append(predictor.predict(read_series([example.path])).probability)
+    assert np.mean(result[1]) > np.mean(result[0]) + 0.3
 
 
 def test_progress_never_falls_and_ends_at_one(trained: tuple[Path, list[Progress]]) -> None:
@@ -168,14 +233,14 @@ def test_an_interrupted_training_continues_and_ends_with_the_same_model(
     config = TrainConfig(
         "alexnet_svm", QUICK, seed=1, init="random", command="python -m ml train …"
     )
-    told: list[Progress] = []
+    reports: list[Progress] = []
     with pytest.raises(TrainingStopped):
         train(
             config,
             [phantoms],
             tmp_path,
-            told.append,
-            lambda: bool(told) and told[-1].stage == stage,
+            reports.append,
+            lambda: bool(reports) and reports[-1].stage == stage,
         )
     assert not (tmp_path / "model").exists() and (tmp_path / "checkpoint").is_dir()
     continued = train(config, [phantoms], tmp_path)
@@ -217,6 +282,7 @@ def test_a_finished_training_called_again_returns_its_card(
     (trained[0] / "cache").mkdir()
     assert train(config, [phantoms], trained[0]) == read_card(trained[0] / "model")
     assert sorted(path.name for path in trained[0].iterdir()) == [
+        "mistakes",
         "model",
         "predictions.csv",
         "types.csv",
@@ -375,11 +441,11 @@ def test_pictures_listed_by_an_earlier_version_are_known_by_their_files_alone(
         [phantoms], ((first.sha256[:16], "0123456789abcdef"), ("", second.dhash[:16])), folds=2
     )
     assert np.flatnonzero(~pool.unseen).tolist() == [0]
-    said = (
+    sentence = (
         "2 of the training images were listed by an earlier version; of these, only unchanged"
         " files are recognized."
     )
-    assert said in pool.notes
+    assert sentence in pool.notes
     renewed = json.loads(
         seen_json([first], ((first.sha256[:16], "0123456789abcdef"),), learned_features=True)
     )
@@ -470,9 +536,9 @@ def test_the_starter_gives_way_to_random_weights_for_images_that_it_has_seen(
     write_model(tmp_path / "seen", card, files)
     monkeypatch.setattr(pool, "STARTER_DIR", tmp_path / "seen")
     monkeypatch.setattr(pool, "STARTER_SERIES_DIR", tmp_path / "none")
-    found = train(TrainConfig("alexnet_svm", QUICK, init="starter"), [phantoms], tmp_path / "out")
-    assert found.data.initial_weights == InitialWeights(kind="random")
-    assert any("started from random weights" in note for note in found.notes)
+    result = train(TrainConfig("alexnet_svm", QUICK, init="starter"), [phantoms], tmp_path / "out")
+    assert result.data.initial_weights == InitialWeights(kind="random")
+    assert any("started from random weights" in note for note in result.notes)
 
 
 def test_unusable_initial_weights_leave_the_folder_for_the_next_try(
@@ -517,13 +583,13 @@ def labeled_as_wholes(phantoms: Dataset) -> Dataset:
 
     def in_a_scan(number: int) -> Example:
         example, scan = phantoms.examples[number], number // 4 * 2 + number % 2
-        told = {"label": None, "scan_label": scan % 2} if scan >= 10 else {}
+        values = {"label": None, "scan_label": scan % 2} if scan >= 10 else {}
         return replace(
             example,
             patient=f"s{scan:02d}",
             slice=number // 2 % 2,
             group=f"phantoms/s{scan:02d}",
-            **told,
+            **values,
         )
 
     return replace(phantoms, examples=tuple(in_a_scan(number) for number in range(PHANTOMS)))

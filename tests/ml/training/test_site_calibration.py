@@ -130,6 +130,6 @@ def test_a_simulated_site_of_series_has_the_threshold_of_series(tmp_path: Path) 
     )
     files = {"features.onnx": features_graph(), "head.onnx": features_graph()}
     write_model(tmp_path / "model", card, files)
-    found = {row["site"]: row for row in simulate_sites(tmp_path) if row["size"] == 20}
-    assert found["series"]["specificity_before"] == found["series"]["sensitivity_before"] == 1.0
-    assert found["images"]["specificity_before"] == 0.0
+    result = {row["site"]: row for row in simulate_sites(tmp_path) if row["size"] == 20}
+    assert result["series"]["specificity_before"] == result["series"]["sensitivity_before"] == 1.0
+    assert result["images"]["specificity_before"] == 0.0

@@ -21,7 +21,7 @@ from ml.training import type_figures
 from ml.training.cross_validation import OutOfFold, cross_validate
 from ml.training.experiment import Experiment
 from ml.training.type_figures import distinguished_types, figures_of_types, write_types
-from tests.ml.oracle import fit_with, material_of, truth
+from tests.ml.oracle import experiment_of, fit_with, truth
 
 PATIENTS = 40  # of two slices; every second one bleeds, in its second slice
 
@@ -48,7 +48,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
         "fit_of",
         lambda architecture: fit_with(truth, [], describe=describe),
     )
-    return material_of(
+    return experiment_of(
         [0, 0, 0, 1] * (PATIENTS // 2), tmp_path, [n // 2 for n in range(2 * PATIENTS)], types=known
     )
 
@@ -60,9 +60,13 @@ def judge(experiment: Experiment, folder: Path) -> OutOfFold:
 def test_a_type_of_ten_patients_has_figures_and_one_of_fewer_each_patients_place(
     experiment: Experiment, tmp_path: Path
 ) -> None:
-    found = figures_of_types(experiment, judge(experiment, tmp_path), ("epidural", "subdural"))
-    assert list(found) == list(BLEEDING_TYPES)
-    epidural, subdural, ventricles = found["epidural"], found["subdural"], found["intraventricular"]
+    result = figures_of_types(experiment, judge(experiment, tmp_path), ("epidural", "subdural"))
+    assert list(result) == list(BLEEDING_TYPES)
+    epidural, subdural, ventricles = (
+        result["epidural"],
+        result["subdural"],
+        result["intraventricular"],
+    )
     assert epidural.given and (epidural.slices, epidural.of_slices) == (12, 80)
     assert (epidural.patients, epidural.of_patients) == (12, 40)
     assert (
@@ -78,7 +82,7 @@ def test_a_type_of_ten_patients_has_figures_and_one_of_fewer_each_patients_place
     )
     assert not ventricles.given and ventricles.patients == 1
     assert ventricles.scores == [TypeScore(None, None, 0)], "no fold could learn it"
-    assert found["subarachnoid"].patients == 0 and found["subarachnoid"].scores == []
+    assert result["subarachnoid"].patients == 0 and result["subarachnoid"].scores == []
 
 
 def test_the_types_of_a_held_out_patient_never_reach_the_fit_that_answers_for_it(
@@ -142,19 +146,19 @@ def test_every_answer_stands_in_a_table_beside_what_is_known(
 def test_types_are_shown_only_where_the_lower_end_of_the_interval_is_above_chance(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def judged(low: float | None) -> TypeFigures:
+    def figures_with(low: float | None) -> TypeFigures:
         same = Estimate(0.7, low, 0.9, 40)
         metrics = TypeMetrics(auroc=same, ece=same, auroc_among_bleeding=same)
         counts = {"slices": 40, "of_slices": 80, "patients": 20, "of_patients": 40}
         return TypeFigures(given=True, slice=metrics, patient=metrics, **counts)
 
-    found = {
-        "epidural": judged(0.45),
-        "subdural": judged(0.51),
-        "subarachnoid": judged(None),
+    result = {
+        "epidural": figures_with(0.45),
+        "subdural": figures_with(0.51),
+        "subarachnoid": figures_with(None),
         "intraventricular": TypeFigures(
             given=True, slices=2, of_slices=80, patients=1, of_patients=40, scores=[]
         ),
     }
-    monkeypatch.setattr(type_figures, "figures_of_types", lambda *given: found)
+    monkeypatch.setattr(type_figures, "figures_of_types", lambda *given: result)
     assert distinguished_types(None, None) == ("subdural",)  # type: ignore[arg-type]

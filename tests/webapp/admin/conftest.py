@@ -152,7 +152,7 @@ def promote_by_form(client: FlaskClient, version_id: str, **data: str) -> TestRe
     """Open a version's page and send its form, with the phrase typed that it asks for."""
     page = client.get(f"/admin/models/{version_id}").text
     seen = re.search(r'name="seen" value="([^"]+)"', page)
-    phrase = re.search(r"all the same, type “([^”]+)”", page)
+    phrase = re.search(r"anyway, type “([^”]+)”", page)
     hidden = {"seen": seen[1]} if seen else {}
     typed = {"confirmation": phrase[1]} if phrase else {}
     return client.post(f"/admin/models/{version_id}/promote", data={**hidden, **typed, **data})
@@ -173,20 +173,20 @@ def worker_that_checks(app: Flask, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     """A predict worker that checks each version when it is nudged; what it finds can be set under
     "error".
     """
-    found: dict[str, str | None] = {"error": None}
+    outcome: dict[str, str | None] = {"error": None}
 
     def nudge(task: str) -> bool:
         with app.app_context():
             db.session.execute(
                 update(ModelVersion)
                 .where(waits_for_check())
-                .values(checked_at=ModelVersion.check_requested_at, check_error=found["error"])
+                .values(checked_at=ModelVersion.check_requested_at, check_error=outcome["error"])
             )
             db.session.commit()
         return True
 
     monkeypatch.setattr(versions, "nudge", nudge)
-    return found
+    return outcome
 
 
 @pytest.fixture

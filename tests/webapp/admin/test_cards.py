@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -112,31 +113,45 @@ def text_of(page: str) -> str:
 
 
 @pytest.fixture
-def pages(app: Flask, admin: FlaskClient) -> tuple[str, str]:
-    """The page of a version with a full card, and that of its run."""
+def pages(app: Flask, admin: FlaskClient) -> Callable[[str], list[str]]:
+    """What a tab shows of a version with a full card, on its page and on that of its run."""
     with app.app_context():
         run = add_run(JobStatus.DONE)
         version = add_version("card-one", run_id=run, card=full_card())
-    return admin.get(f"/admin/models/{version}").text, admin.get(f"/admin/runs/{run}").text
+    addresses = f"/admin/models/{version}", f"/admin/runs/{run}"
+    return lambda tab: [admin.get(f"{address}?show={tab}").text for address in addresses]
+
+
+def test_tabs_are_links_and_a_name_that_does_not_exist_shows_the_first(
+    pages: Callable[[str], list[str]],
+) -> None:
+    for page in pages("controls"):
+        assert re.findall('show=([a-z]+)#tabs" aria-current="page"', page) == ["controls"]
+        assert "File metadata only" in page and "Worst mistakes" not in page
+    of_version, of_run = pages("<b>")
+    assert 'show=promotion#tabs" aria-current="page"' in of_version and "Promote this" in of_version
+    assert 'show=run#tabs" aria-current="page"' in of_run and "Configuration" in of_run
 
 
 def test_types_of_bleeding_stand_with_figures_and_few_patients_one_by_one(
-    app: Flask, admin: FlaskClient, pages: tuple[str, str]
+    app: Flask, admin: FlaskClient, pages: Callable[[str], list[str]]
 ) -> None:
-    for page in pages:
+    for page in pages("figures"):
         text = text_of(page)
         assert "Epidural 96 of 1492 12 of 49 0.814 0.736 0.490 0.099" in text
         assert (
             "Subdural not labeled 9 of 1492 2 of 49 Too few patients. Individual probabilities:"
-            " 34.1 % (rank 2 of 49), no result." in text
+            " 34.1% (rank 2 of 49), no result." in text
         )
     with app.app_context():
         without = add_version("card-two", card=a_card())
-    assert "Type of hemorrhage" not in admin.get(f"/admin/models/{without}").text
+    assert "Type of hemorrhage" not in admin.get(f"/admin/models/{without}?show=figures").text
 
 
-def test_figures_stand_by_slice_and_by_patient_for_each_data_set(pages: tuple[str, str]) -> None:
-    for page in pages:
+def test_figures_stand_by_slice_and_by_patient_for_each_data_set(
+    pages: Callable[[str], list[str]],
+) -> None:
+    for page in pages("figures"):
         text = text_of(page)
         assert (
             "By slice" in text
@@ -150,8 +165,8 @@ def test_figures_stand_by_slice_and_by_patient_for_each_data_set(pages: tuple[st
         assert "there is no image with hemorrhage" in text, "an undefined figure is its reason"
 
 
-def test_controls_stand_beside_the_runs_own_figures(pages: tuple[str, str]) -> None:
-    for page in pages:
+def test_controls_stand_beside_the_runs_own_figures(pages: Callable[[str], list[str]]) -> None:
+    for page in pages("controls"):
         text = text_of(page)
         assert "This version 0.951 (0.921–0.978) 0.900 (0.850–0.940) 1.9 h" in text
         assert "Shuffled labels 0.512 (0.470–0.550) – 34 s Mean over <20>." in text
@@ -161,15 +176,15 @@ def test_controls_stand_beside_the_runs_own_figures(pages: tuple[str, str]) -> N
 
 
 def test_both_thresholds_the_band_and_the_tests_of_heat_maps_are_shown(
-    pages: tuple[str, str],
+    pages: Callable[[str], list[str]],
 ) -> None:
-    for page in pages:
+    for page in pages("figures"):
         text = text_of(page)
         assert "Slice positive at 0.410 or above Inconclusive from 0.300 to below 0.500" in text
         assert "Series positive at 0.222 or above Inconclusive from 0.111 to below 0.333" in text
-        assert "Slice 99.0 % of 80 87.5 % of 64 28.0 % of 200" in text
-        assert "Patient no results 50.0 % of 6 10.0 % of 20" in text
-        assert "than covering a random 10 % of the head 0.912 (0.850–0.960) of 200" in text
+        assert "Slice 99.0% of 80 87.5% of 64 28.0% of 200" in text
+        assert "Patient no results 50.0% of 6 10.0% of 20" in text
+        assert "than covering a random 10% of the head 0.912 (0.850–0.960) of 200" in text
         assert "the hottest cell was in or next to the outlined hemorrhage no outlines" in text
 
 
@@ -179,10 +194,13 @@ def test_a_card_of_an_old_version_says_what_it_lacks(app: Flask, admin: FlaskCli
         off = add_version("off", card=a_card(settings={"controls": "none"}))
     assert (
         "This version was created before runs included controls."
-        in admin.get(f"/admin/models/{old}").text
+        in admin.get(f"/admin/models/{old}?show=controls").text
     )
-    assert "Controls were disabled for this run." in admin.get(f"/admin/models/{off}").text
-    text = text_of(admin.get(f"/admin/models/{old}").text)
+    assert (
+        "Controls were disabled for this run."
+        in admin.get(f"/admin/models/{off}?show=controls").text
+    )
+    text = text_of(admin.get(f"/admin/models/{old}?show=figures").text)
     assert "Series same thresholds" in text and "By patient" not in text
 
 
@@ -192,12 +210,12 @@ def test_why_a_version_is_blocked_stands_with_its_controls(app: Flask, admin: Fl
         id = add_version(
             "leaky", card=full_card(blocked_because=sentence), blocked_because=sentence
         )
-    text = text_of(admin.get(f"/admin/models/{id}").text)
-    assert f"This version cannot be promoted. {sentence}" in text
+    assert f"This version cannot be promoted. {sentence}" in text_of(
+        admin.get(f"/admin/models/{id}").text
+    )
     assert (
         f"{sentence} Therefore this version cannot be promoted. Controls Run AUROC of slices"
-        in text
-    )
+    ) in text_of(admin.get(f"/admin/models/{id}?show=controls").text)
 
 
 def test_differences_to_other_versions_are_seen_from_both_sides(
@@ -219,16 +237,16 @@ def test_differences_to_other_versions_are_seen_from_both_sides(
         earlier = add_version("earlier-one", created_at=utc_now())
         nothing = add_version("no-answers", created_at=utc_now())
         later = add_version("later-one", created_at=utc_now())
-        for other, found in (
+        for other, difference in (
             (earlier, differences),
             (nothing, {"reason": "These runs have no image in common."}),
         ):
-            results = [{"source": "out of fold", **found}]
+            results = [{"source": "out of fold", **difference}]
             db.session.add(
                 Comparison(version_id=later, other_id=other, results=results, status=JobStatus.DONE)
             )
         db.session.commit()
-    text = text_of(admin.get(f"/admin/models/{later}").text)
+    text = text_of(admin.get(f"/admin/models/{later}?show=evaluations").text)
     assert (
         "AlexNet SVM · v1 out of fold slice 200 +0.012 (−0.004 to +0.030) −0.020 (−0.050 to +0.010)"
         in text
@@ -237,10 +255,10 @@ def test_differences_to_other_versions_are_seen_from_both_sides(
     assert "AlexNet SVM · v2 out of fold These runs have no image in common." in text
     assert (
         "AlexNet SVM · v3 out of fold slice 200 −0.012 (−0.030 to +0.004) +0.020 (−0.010 to +0.050)"
-        in text_of(admin.get(f"/admin/models/{earlier}").text)
+        in text_of(admin.get(f"/admin/models/{earlier}?show=evaluations").text)
     )
     assert "AlexNet SVM · v3 out of fold These runs have no image in common." in text_of(
-        admin.get(f"/admin/models/{nothing}").text
+        admin.get(f"/admin/models/{nothing}?show=evaluations").text
     )
 
 
@@ -249,5 +267,5 @@ def test_a_version_that_was_compared_with_none_says_so(app: Flask, admin: FlaskC
         id = add_version("alone")
     assert (
         "nothing was available to compare this version with"
-        in admin.get(f"/admin/models/{id}").text
+        in admin.get(f"/admin/models/{id}?show=evaluations").text
     )

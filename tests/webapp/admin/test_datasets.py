@@ -228,7 +228,7 @@ class TestDatasets:
         assert 'hx-get="/admin/datasets/progress' in admin.get("/admin/datasets").text
         part = admin.get("/admin/datasets/progress")
         assert part.status_code == 200
-        assert "25 % · Reading images" in part.text and "<html" not in part.text
+        assert "25% · Reading images" in part.text and "<html" not in part.text
         assert (
             admin.get(
                 "/admin/datasets/progress", headers={"If-None-Match": part.headers["ETag"]}
@@ -253,8 +253,8 @@ class TestCancel:
             in admin.post(f"/admin/datasets/{id}/cancel", follow_redirects=True).text
         )
         with app.app_context():
-            found = db.session.get_one(Dataset, id)
-            assert (found.status, found.lease_owner) == ("cancelled", None)
+            row = db.session.get_one(Dataset, id)
+            assert (row.status, row.lease_owner) == ("cancelled", None)
             assert not storage.exists("datasets/mine.zip")
 
     def test_one_that_has_ended_stays_as_it_is(self, app: Flask, admin: FlaskClient) -> None:
@@ -329,7 +329,7 @@ class TestDelete:
         with any_database_app.app_context():
             assert db.session.get(Dataset, id) and storage.exists("datasets/mine.zip")
 
-    def test_files_that_cannot_be_removed_now_are_told(
+    def test_files_that_cannot_be_removed_now_are_reported(
         self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with app.app_context():

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from threading import Thread
 from typing import Any
 
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import select
+from sqlalchemy import select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from tests.webapp.admin.conftest import NOBODY, add, add_dataset, add_version, figure
 from webapp.extensions import db
-from webapp.models import Act, AuditEvent, Comparison, Evaluation, JobStatus, ModelVersion, promote
+from webapp.models import (
+    Act,
+    AuditEvent,
+    Comparison,
+    Evaluation,
+    JobStatus,
+    ModelVersion,
+    promote,
+    request_comparison,
+)
 from webapp.storage import storage
 
 LEVEL = {
@@ -21,6 +32,15 @@ LEVEL = {
         {"threshold": 1.0, "sensitivity": 0.0, "specificity": 1.0},
     ],
     "calibration": [{"probability": 0.3, "observed": figure(0.5, low=0.2, high=0.8)}],
+}
+
+
+A_MISTAKE = {
+    "filename": "a.png",
+    "patient": "ann",
+    "label": 1,
+    "probability": 0.02,
+    "heat": True,
 }
 
 
@@ -49,10 +69,11 @@ def evaluated(version_id: str, dataset_id: str) -> str:
             status=JobStatus.DONE,
             result=result,
             curves={"slice": LEVEL, "patient": LEVEL},
-            mistakes=[{"filename": "a.png", "patient": "ann", "label": 1, "probability": 0.02}],
+            mistakes=[A_MISTAKE],
         )
     )
     storage.put(row.mistake_key(0), b"a picture")
+    storage.put(row.mistake_key(0, "-heat"), b"a layer")
     storage.put(f"{row.storage_prefix}/answers.csv", b"level\n")
     return row.id
 
@@ -60,15 +81,15 @@ def evaluated(version_id: str, dataset_id: str) -> str:
 def test_an_evaluation_is_asked_for_once(app: Flask, admin: FlaskClient) -> None:
     with app.app_context():
         version, dataset = add_version("one"), add_dataset("heads")
-    asked = admin.post(f"/admin/models/{version}/evaluate", data={"dataset": dataset})
+    response = admin.post(f"/admin/models/{version}/evaluate", data={"dataset": dataset})
     again = admin.post(f"/admin/models/{version}/evaluate", data={"dataset": dataset})
-    assert asked.status_code == 302 and asked.location == again.location
+    assert response.status_code == 302 and response.location == again.location
     with app.app_context():
         row = db.session.scalars(select(Evaluation)).one()
         assert (row.version_id, row.dataset_id, row.status) == (version, dataset, "queued")
-    page = admin.get(asked.location)
-    assert "Waits for a train worker" in page.text and "Cancel the evaluation" in page.text
-    assert "heads" in admin.get(f"/admin/models/{version}").text
+    page = admin.get(response.location)
+    assert "Waiting for a train worker" in page.text and "Cancel the evaluation" in page.text
+    assert "heads" in admin.get(f"/admin/models/{version}?show=evaluations").text
     for wrong in ("", NOBODY):
         refused = admin.post(f"/admin/models/{version}/evaluate", data={"dataset": wrong})
         assert "Choose a data set" in admin.get(refused.location).text
@@ -99,9 +120,39 @@ def test_its_page_shows_figures_curves_and_mistakes(app: Flask, admin: FlaskClie
     assert page.count('class="chart calibration"') == 2
     assert "Missed hemorrhages" in page and "a.png, ann" in page
     assert admin.get(f"/admin/evaluations/{id}/mistakes/0.png").data == b"a picture"
+    assert admin.get(f"/admin/evaluations/{id}/mistakes/0-heat.png").data == b"a layer"
     assert admin.get(f"/admin/evaluations/{id}/mistakes/1.png").status_code == 404
     assert admin.get(f"/admin/evaluations/{id}/answers.csv").data == b"level\n"
-    assert "0.875" in admin.get(f"/admin/models/{version}").text
+    assert "0.875" in admin.get(f"/admin/models/{version}?show=evaluations").text
+
+
+def test_a_comparison_that_two_ask_for_at_once_is_one_row(any_database_app: Flask) -> None:
+    app, failed = any_database_app, []
+    with app.app_context():
+        pair = add_version("one"), add_version("two")
+
+    def ask() -> None:
+        with app.app_context():
+            try:
+                request_comparison(*pair)
+                db.session.commit()
+            except SQLAlchemyError as err:
+                failed.append(err)
+
+    with app.app_context():
+        request_comparison(*pair)
+        other = Thread(target=ask)
+        other.start()
+        other.join(0.3)  # It waits for this transaction.
+        assert other.is_alive()
+        db.session.commit()
+        other.join(20)
+        assert failed == []
+        db.session.execute(update(Comparison).values(status=JobStatus.DONE, error="An error."))
+        request_comparison(*pair)
+        db.session.commit()
+        row = db.session.scalars(select(Comparison)).one()
+        assert (row.status, row.error) == (JobStatus.QUEUED, None)
 
 
 def test_a_deleted_data_set_takes_its_evaluations_along(app: Flask, admin: FlaskClient) -> None:
@@ -132,7 +183,7 @@ def test_a_comparison_with_the_live_version_is_asked_for(app: Flask, admin: Flas
         db.session.commit()
     for _ in range(2):
         answer = admin.post(f"/admin/models/{candidate}/compare", follow_redirects=True)
-        assert "A comparison with the live version is on its way" in answer.text
+        assert "A comparison with the live version is in progress" in answer.text
     with app.app_context():
         row = db.session.scalars(select(Comparison)).one()
         assert (row.version_id, row.other_id, row.status) == (candidate, live, "queued")

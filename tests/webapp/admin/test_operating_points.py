@@ -10,7 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
 
-from tests.ml.conftest import points_judged
+from tests.ml.conftest import named_points_of_card
 from tests.webapp.admin.conftest import a_card, add_version, promote_by_form
 from webapp.extensions import db, utc_now
 from webapp.models import (
@@ -31,14 +31,16 @@ def text_of(page: str) -> str:
     return " ".join(html.unescape(re.sub("<[^>]*>", " ", page)).split())
 
 
-def add_with_points(card_id: str = "with-points") -> str:
+def add_with_points(card_id: str = "with-points", reads: str = "series") -> str:
     """Commit a version whose card has named points; it was trained for .222 by scan."""
     return add_version(
         card_id,
+        reads=reads,
         checked_at=utc_now(),
         card=a_card(
             id=card_id,
-            points=points_judged(),
+            reads=reads,
+            points=named_points_of_card(),
             scan_threshold=0.222,
             scan_uncertain_low=0.111,
             scan_uncertain_high=0.333,
@@ -63,6 +65,25 @@ def test_the_page_shows_what_each_point_means(app: Flask, admin: FlaskClient) ->
     assert "Chosen: as trained , series from 0.222, single slices from 0.410." in text
     assert "Between sensitive and balanced. Of 100 scans" in text
     assert re.search(r'value="as trained" checked', page)
+
+
+def test_a_slice_model_means_slices_and_series_only_while_no_series_model_is_live(
+    app: Flask, admin: FlaskClient
+) -> None:
+    with app.app_context():
+        of_slices, of_series = add_with_points("slices", "slice"), add_with_points("series")
+        promote(db.session.get_one(ModelVersion, of_slices), None, "It ships.")
+        db.session.commit()
+    text = text_of(admin.get(f"/admin/models/{of_slices}").text)
+    assert "Of 100 slices, 10 of them with hemorrhage" in text.split("By slice")[0]
+    assert text.index("By slice") < text.index("Series, which it answers only while no series")
+    also = "It also answers series, since no series model is live. Between sensitive and balanced."
+    assert also in text_of(admin.get("/admin/models").text)
+    with app.app_context():
+        promote(db.session.get_one(ModelVersion, of_series), None, "It ships.")
+        db.session.commit()
+    text = text_of(admin.get("/admin/models").text)
+    assert also not in text and "Of 100 slices" in text and "Of 100 scans" in text
 
 
 def test_a_version_without_points_is_used_as_trained_or_at_own_thresholds(
@@ -187,20 +208,40 @@ def test_the_slider_says_what_any_threshold_would_have_found(
     ]
     with app.app_context():
         band = {"scan_uncertain_low": 0.1, "scan_uncertain_high": 0.3}
-        card = a_card(points=points_judged(), scan_threshold=0.2, **band)
+        card = a_card(points=named_points_of_card(), scan_threshold=0.2, **band)
         id = add_version(
             "curved", checked_at=utc_now(), card={**card, "curves": {"patient": curve}}
         )
         plain = add_with_points()
     page = admin.get(f"/admin/models/{id}").text
-    assert 'type="range"' in page and "slightly optimistic" in page
-    part = admin.get(f"/admin/models/{id}/threshold?at=0.35").text
+    assert 'type="range"' in page and "these figures are optimistic" in page
+    query = "at=0.35&prevalence=10&level=patient"
+    part = admin.get(f"/admin/models/{id}/threshold?{query}").text
     assert text_of(part).startswith(
-        "At 0.350: Of 100 scans, 10 of them with hemorrhage: finds 6, misses 4, flags 54 of the 90"
-        " without."
+        "At 0.350, of 100 scans, 10 of them with hemorrhage: 60.0 alarms , 6.0 of them with"
+        " hemorrhage and 54.0 false. 4.0 hemorrhages are missed. Sensitivity 60.0% of 40"
+        " Specificity 40.0% of 40 PPV 10.0% of alarms are correct NPV 90.0% of negative answers"
     )
     assert "<circle" in part
-    for nonsense in ("2", "nan", "x"):
-        answer = admin.get(f"/admin/models/{id}/threshold?at={nonsense}")
-        assert answer.status_code == 200 and "from 0 to 1" in answer.text
+    # Each choice shows what its own threshold found, to the last digit; the slider begins there.
+    address = f"/admin/models/{id}/threshold?at=0.3&amp;level=patient"
+    assert f'hx-get="{address}"' in page and 'data-at="0.3"' in page
+    both = f"/admin/models/{id}/threshold?at=0.35&level=patient&scan_threshold="
+    assert "<p>At 0.100, of 100" in admin.get(both + "0.1").text
+    assert "<p>At 0.350, of 100" in admin.get(both).text
+    whole = text_of(admin.get(f"/admin/models/{id}?{query}").text)
+    assert "At 0.350, of 100 scans, 10 of them with hemorrhage: 60.0 alarms" in whole, (
+        "without scripts"
+    )
+    used = admin.get(f"/admin/models/{id}?use=0.35&level=patient").text
+    assert 'value="own thresholds" checked' in used and 'value="0.35"' in used
+    for nonsense, sentence in (
+        *((f"at={text}", "from 0 to 1") for text in ("2", "nan", "x")),
+        *((f"prevalence={text}", "from 0.1 to 99") for text in ("0", "100", "many")),
+        ("level=head", "patient or slice"),
+    ):
+        answer = admin.get(f"/admin/models/{id}/threshold?{nonsense}")
+        assert answer.status_code == 200 and sentence in answer.text
+        assert admin.get(f"/admin/models/{id}?{nonsense}").status_code == 200
     assert 'type="range"' not in admin.get(f"/admin/models/{plain}").text
+    assert "no figures for" in admin.get(f"/admin/models/{plain}/threshold").text

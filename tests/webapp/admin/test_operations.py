@@ -13,7 +13,21 @@ from tests.conftest import PASSWORD, make_user
 from tests.webapp.admin.conftest import add_run, add_version
 from webapp.extensions import database_now, db
 from webapp.jobs import PREDICT, TRAIN
-from webapp.models import Dataset, JobStatus, ModelVersion, Role, Worker, promote
+from webapp.models import (
+    Act,
+    AuditEvent,
+    Dataset,
+    JobStatus,
+    ModelVersion,
+    ReceivedScan,
+    ReceivedStudy,
+    ResultDelivery,
+    Role,
+    Scan,
+    User,
+    Worker,
+    promote,
+)
 
 
 def table(page: str, name: str) -> str:
@@ -21,7 +35,7 @@ def table(page: str, name: str) -> str:
     return page.split(f'id="{name}"')[1].split("</table>")[0]
 
 
-def test_stuck_and_running_jobs_are_told_apart(any_database_app: Flask) -> None:
+def test_stuck_and_running_jobs_are_distinguished(any_database_app: Flask) -> None:
     make_user(any_database_app, "root", Role.ADMIN)
     browser = any_database_app.test_client()
     browser.post("/login", data={"username": "root", "password": PASSWORD})
@@ -70,7 +84,7 @@ def test_stuck_and_running_jobs_are_told_apart(any_database_app: Flask) -> None:
     stuck, running = table(page, "stuck"), table(page, "running")
     assert [letter for letter in "abcde" if letter * 32 in stuck] == ["a", "c"]
     assert [letter for letter in "abcde" if letter * 32 in running] == ["d"]
-    assert all(text in running for text in ("train-alive", "Reading", "25 %"))
+    assert all(text in running for text in ("train-alive", "Reading", "25%"))
     row = table(page, "queues").split("Data sets")[1].split("</tr>")[0]
     assert re.findall(">([^<>]+)<", row) == ["train", "2", "7 min", "2", "0"]
     assert "hosty" in table(page, "workers")
@@ -111,3 +125,55 @@ def test_the_live_version_is_named(app: Flask, admin: FlaskClient) -> None:
         db.session.commit()
     page = admin.get("/admin").text
     assert "card-one" in page and "No model is live" not in page
+
+
+def test_what_came_by_dicom_and_what_did_not_go_back_is_listed_and_can_be_acted_on(
+    app: Flask, admin: FlaskClient
+) -> None:
+    assert "DICOM" not in admin.get("/admin").text
+    with app.app_context():
+        user_id = db.session.scalar(select(User.id))
+        scan = Scan(user_id=user_id, kind="dicom", original_key="x", status=JobStatus.DONE)
+        db.session.add(scan)
+        db.session.flush()
+        db.session.add_all(
+            [
+                ReceivedStudy(
+                    sent_by="CT1", user_id=user_id, files=3, scans=0, sentence="A bad one."
+                ),
+                ReceivedStudy(sent_by="CT2", user_id=user_id, files=4, scans=0),
+                ReceivedScan(scan_id=scan.id, study_hash="x", instances=[], sealed_link="sealed"),
+            ]
+        )
+        delivery = ResultDelivery(
+            user_id=user_id,
+            scan_id=scan.id,
+            destination="pacs",
+            error="It is down.",
+            tries=2,
+            retry_at=database_now(1800),
+            queued_at=database_now(-3600),
+        )
+        db.session.add(delivery)
+        db.session.commit()
+        address = f"/admin/results/{delivery.id}"
+    page = admin.get("/admin").text
+    assert "Nothing is stuck." in page  # It waits for its next try.
+    assert "It is down." in table(page, "unsent-results") and address in page
+    assert "A bad one." in table(page, "received")
+    assert "Sent again, without changes" in table(page, "received").split("CT2")[1]
+
+    assert admin.post(f"{address}/retry").status_code == 302
+    with app.app_context():
+        (row,) = db.session.scalars(select(ResultDelivery))
+        assert (row.status, row.retry_at) == (JobStatus.QUEUED, None)
+    assert admin.post(f"{address}/cancel").status_code == 302
+    assert (
+        "was sent or canceled meanwhile"
+        in admin.post(f"{address}/cancel", follow_redirects=True).text
+    )
+    assert "It is down." not in admin.get("/admin").text
+    with app.app_context():
+        assert db.session.scalars(select(ReceivedScan.sealed_link)).all() == [None]
+        acts = db.session.scalars(select(AuditEvent.act).where(AuditEvent.object_id == row.id))
+        assert list(acts) == [Act.RESULT_SENT_AGAIN, Act.RESULT_CANCELLED]

@@ -15,8 +15,8 @@ from sqlalchemy import select
 
 from tests.conftest import make_user
 from tests.webapp.admin.conftest import add_version, figure, promote_by_form
-from webapp.admin.comparisons import judged, results_between, verdict_of
-from webapp.admin.promotion_checks import checklist_of, mark_of_live, promote_as_admin
+from webapp.admin.comparisons import compared_by_patient, results_between, verdict_of
+from webapp.admin.promotion_checks import Decision, checklist_of, mark_of_live, promote_as_admin
 from webapp.extensions import db, utc_now
 from webapp.models import (
     Comparison,
@@ -90,7 +90,7 @@ def two_versions(*results: dict[str, Any]) -> tuple[str, str]:
 def test_the_verdict_is_by_patient_and_the_worst_of_all_sources(
     results: list[dict[str, Any]], verdict: str
 ) -> None:
-    assert verdict_of(judged(results)) == verdict
+    assert verdict_of(compared_by_patient(results)) == verdict
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_is_worse_or_not_comparable_goes_live_only_with_its_phrase_typed(
         answer = promote_by_form(admin, candidate, reason="I like it.", confirmation=typed)
         assert answer.status_code == 400 and f"type “{phrase}”" in answer.text
     with app.app_context():
-        assert (found := live_version("slice")) and found.id == live
+        assert (version := live_version("slice")) and version.id == live
     answer = promote_by_form(admin, candidate, reason="Only a test.", confirmation=phrase.upper())
     assert answer.status_code == 302
     with app.app_context():
@@ -129,7 +129,7 @@ def test_what_is_better_needs_a_reason_only_and_both_stand_side_by_side(
     assert "Better: AUROC by patient +0.050 (+0.010 to +0.090) on 100 patients" in page
     assert page.count('class="chart overlay"') == 2
     part = admin.get(f"/admin/models/{candidate}/both", query_string={"at": "0.4"}).text
-    assert part.count("80.0 %") == part.count("90.0 %") == 2 and "this version" in part
+    assert part.count("80.0%") == part.count("90.0%") == 2 and "this version" in part
     wrong = admin.get(f"/admin/models/{candidate}/both", query_string={"at": "low"}).text
     assert "A threshold must be a number from 0 to 1" in wrong
     assert promote_by_form(admin, candidate, reason="Better.").status_code == 302
@@ -137,8 +137,8 @@ def test_what_is_better_needs_a_reason_only_and_both_stand_side_by_side(
     assert f"type “{WORSE}”" in admin.get(f"/admin/models/{live}").text
     with app.app_context():
         versions = [db.session.get_one(ModelVersion, id) for id in (live, candidate)]
-        (found,) = results_between(*versions) or []
-        assert found["patient"]["auroc"] == figure(-0.05, low=-0.09, high=-0.01)
+        (comparison,) = results_between(*versions) or []
+        assert comparison["patient"]["auroc"] == figure(-0.05, low=-0.09, high=-0.01)
         assert checklist_of(versions[0]).verdict == "worse"
 
 
@@ -158,7 +158,7 @@ def test_a_form_that_was_shown_beside_another_live_version_is_refused(
     answer = admin.post(path, data={"reason": "Better."})
     assert "Please open it again." in answer.text
     with app.app_context():
-        assert (found := live_version("slice")) and found.id == other
+        assert (version := live_version("slice")) and version.id == other
 
 
 def test_of_two_who_promote_at_once_one_wins_and_the_other_reads_a_sentence(
@@ -190,7 +190,7 @@ def test_of_two_who_promote_at_once_one_wins_and_the_other_reads_a_sentence(
             db.session.commit()
             ready.wait(20)
             try:
-                promote_as_admin(version, None, "Now.", None, seen=seen, confirmation="")  # type: ignore[arg-type]
+                promote_as_admin(version, Decision(None, "Now.", None, seen=seen))
                 db.session.commit()
                 ended[version_id] = "won"
             except PromotionRefused as err:
@@ -204,11 +204,11 @@ def test_of_two_who_promote_at_once_one_wins_and_the_other_reads_a_sentence(
     for thread in threads:
         thread.join(60)
     assert sorted(ended) == sorted((first, second))
-    (winner,) = [id for id, said in ended.items() if said == "won"]
-    (sentence,) = [said for said in ended.values() if said != "won"]
+    (winner,) = [id for id, outcome in ended.items() if outcome == "won"]
+    (sentence,) = [outcome for outcome in ended.values() if outcome != "won"]
     assert "Compare with that version, then decide again." in sentence
     with app.app_context():
-        assert (found := live_version("slice")) and found.id == winner
+        assert (newest := live_version("slice")) and newest.id == winner
 
 
 def test_the_timeline_says_what_was_live_at_any_time(app: Flask, admin: FlaskClient) -> None:

@@ -12,10 +12,20 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from ml.catalogue import ARCHITECTURES, IMAGENET_WEIGHTS
-from tests.webapp.admin.conftest import NOBODY, add_dataset, add_run, add_version
-from webapp.admin import runs
+from ml.expected_time import expected_parts
+from tests.conftest import PASSWORD, make_user
+from tests.webapp.admin.conftest import (
+    EXPLORATION,
+    NOBODY,
+    a_card,
+    add_dataset,
+    add_run,
+    add_version,
+)
+from webapp.admin import outlook, pages, run_form
+from webapp.admin.version_figures import CARD_TABS
 from webapp.extensions import db
-from webapp.models import JobStatus, TrainingRun
+from webapp.models import Dataset, JobStatus, Role, TrainingRun
 from webapp.storage import storage
 
 
@@ -44,6 +54,17 @@ class TestLaunch:
         assert 'min="2"' in page and 'max="10"' in page
         assert "ready" in page and "unread" not in page
         assert 'value="random"' in page and 'value="imagenet' not in page
+
+    @pytest.mark.parametrize("field", ["datasets", "initial_weights"])
+    def test_a_choice_that_postgresql_refuses_is_refused_with_the_form(
+        self, any_database_app: Flask, field: str
+    ) -> None:
+        make_user(any_database_app, "root", Role.ADMIN)
+        client = any_database_app.test_client()
+        client.post("/login", data={"username": "root", "password": PASSWORD})
+        data = launch_data(architecture="googlenet_unet", **{field: "version:\0"})
+        assert client.post("/admin/runs/new", data=data).status_code == 400
+        assert client.post("/admin/runs/new/outlook", data=data).status_code == 200
 
     def test_a_run_is_queued_with_its_settings_as_the_catalogue_reads_them(
         self, app: Flask, admin: FlaskClient
@@ -114,13 +135,13 @@ class TestLaunch:
         offered = re.findall(
             '<option (?:selected )?value="((?:imagenet|version|starter|random)[^"]*)"', page
         )
-        found = [
+        versions = [
             "imagenet:alexnet_owt_imagenet_conv.npz",
             "imagenet:alexnet-owt-7be5be79.pth",
             "random",
             f"version:{version}",
         ]
-        assert [value for value in offered if not value.startswith("starter")] == found
+        assert [value for value in offered if not value.startswith("starter")] == versions
         assert "AlexNet cells · v1 of " in page
         assert (
             admin.post(
@@ -136,7 +157,7 @@ class TestLaunch:
             folder = tmp_path / name
             folder.mkdir()
             (folder / "card.json").write_text('{"architecture": "alexnet_cells"}')
-            monkeypatch.setattr(runs, name, folder)
+            monkeypatch.setattr(run_form, name, folder)
         page = admin.get("/admin/runs/new").text
         assert 'value="starter"' in page and 'value="starter-series"' in page
 
@@ -144,8 +165,8 @@ class TestLaunch:
         self, app: Flask, admin: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "card.json").write_text('{"architecture": "googlenet_cells"}')
-        monkeypatch.setattr(runs, "STARTER_DIR", tmp_path)
-        monkeypatch.setattr(runs, "STARTER_SERIES_DIR", tmp_path / "none")
+        monkeypatch.setattr(run_form, "STARTER_DIR", tmp_path)
+        monkeypatch.setattr(run_form, "STARTER_SERIES_DIR", tmp_path / "none")
         with app.app_context():
             weights = app.config["WEIGHTS_DIR"]
             weights.mkdir(parents=True)
@@ -155,8 +176,8 @@ class TestLaunch:
 
         def offered(architecture: str) -> set[str]:
             page = admin.get(f"/admin/runs/new?architecture={architecture}").text
-            found = re.findall('value="(imagenet|version|starter|random)', page)
-            return set(found) | set(re.findall("imagenet:([a-z]+)", page))
+            matches = re.findall('value="(imagenet|version|starter|random)', page)
+            return set(matches) | set(re.findall("imagenet:([a-z]+)", page))
 
         assert offered("alexnet_cells") == {"imagenet", "alexnet", "version", "random"}
         assert offered("googlenet_cells") == {"imagenet", "googlenet", "starter", "random"}
@@ -190,14 +211,170 @@ class TestLaunch:
         with app.app_context():
             dataset = add_dataset("one")
         page = admin.get("/admin/runs/new?architecture=alexnet_svm").text
-        own, judging, preprocessing = page.split('<details class="fields">')
-        assert (
-            'name="setting_kernel"' in own
-            and 'name="setting_folds"' in judging
-            and 'name="setting_window_level"' in preprocessing
-        )
+        parts = re.split('<details class="fields"(?: open)?>', page)
+        titles = [re.search("<summary>([^<]*)", part) for part in parts[1:]]
+        assert [match[1] for match in titles if match] == [
+            "Settings",
+            "Evaluation",
+            "Enlarging the data",
+            "Fine-tuning",
+            "Convolutions",
+            "Image preprocessing",
+            "Start",
+            "Name, tags and notes",
+        ]
+        assert 'name="setting_kernel"' in parts[1] and 'name="setting_folds"' in parts[2]
+        opened = page.count('<details class="fields" open>')
         wrong = admin.post("/admin/runs/new", data=launch_data(dataset, setting_folds="99")).text
-        assert wrong.count('<details class="fields" open>') == 1
+        assert wrong.count('<details class="fields" open>') == opened + 1
+
+    def test_a_preset_fills_in_settings_and_the_rest_of_the_form_stays(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
+        with app.app_context():
+            dataset = add_dataset("one", exploration={**EXPLORATION, "images": 200})
+        sent = launch_data(dataset, preset="quick", name="A look", setting_layer="conv3")
+        page = admin.post("/admin/runs/new", data=sent)
+        assert page.status_code == 200 and "a rough default for two cores" in page.text
+        assert re.search('name="setting_folds"[^>]*value="3"', page.text)
+        assert '<option selected value="conv5">' in page.text and 'value="A look"' in page.text
+        assert re.search('name="datasets"[^>]*checked|checked[^>]*name="datasets"', page.text)
+        with app.app_context():
+            assert db.session.scalars(select(TrainingRun)).all() == []
+
+    def test_times_are_those_of_earlier_runs_here(self, app: Flask, admin: FlaskClient) -> None:
+        parts = expected_parts("alexnet_svm", ARCHITECTURES["alexnet_svm"].parse_settings({}), 200)
+        usual = sum(part.seconds for part in parts if part.name != "reading")
+        with app.app_context():
+            assert outlook.speed_here("alexnet_svm").slowness == 1
+            settings = ARCHITECTURES["alexnet_svm"].parse_settings({})
+            card = a_card(settings=settings, seconds=3 * usual)
+            add_version("slow", run_id=add_run(JobStatus.DONE), card=card)
+            speed = outlook.speed_here("alexnet_svm")
+            assert speed.slowness == pytest.approx(3)
+            assert speed.source == "measured in 1 earlier run of AlexNet SVM here"
+            assert "other architectures" in outlook.speed_here("cnn_gru").source
+
+    def test_what_would_be_overruled_is_shown_before_anything_is_launched(
+        self,
+        app: Flask,
+        admin: FlaskClient,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        (tmp_path / "card.json").write_text('{"architecture": "alexnet_cells", "id": "shipped"}')
+        for module in (run_form, outlook):
+            monkeypatch.setattr(module, "STARTER_DIR", tmp_path)
+        monkeypatch.setattr(outlook, "STARTERS", {"starter": tmp_path})
+        counted = {"": {"positive": 50, "negative": 50}, "shipped": {"positive": 3, "negative": 9}}
+        with app.app_context():
+            dataset = add_dataset("heads", exploration={**EXPLORATION, "unseen_groups": counted})
+        sent = launch_data(dataset, initial_weights="starter")
+        held = admin.post("/admin/runs/new", data=sent)
+        sentence = "The starter model has seen heads, so training would begin from random weights."
+        assert held.status_code == 400 and sentence in held.text
+        assert "Nothing was launched yet" in held.text and "Launch anyway" in held.text
+        assert sentence in admin.post("/admin/runs/new/outlook", data=sent).text
+        mark = re.search('name="warnings_shown" value="([0-9a-f]+)"', held.text)
+        assert mark is not None
+        assert (
+            admin.post("/admin/runs/new", data={**sent, "warnings_shown": mark[1]}).status_code
+            == 302
+        )
+        # Enough is left in two folds: then part of the data trains only.
+        few = admin.post("/admin/runs/new", data={**sent, "setting_folds": "2"}).text
+        assert "has seen 88 groups" not in few and sentence in few, "3 positive groups need 4"
+
+    def test_data_that_cannot_be_trained_on_are_refused_with_the_reason(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
+        def explored(positive: int, negative: int, wholes: int = 0) -> dict[str, Any]:
+            groups = {"": {"positive": positive, "negative": negative}}
+            return {
+                **EXPLORATION,
+                "positive": positive,
+                "negative": negative,
+                "unseen_groups": groups,
+                "scan_labels": {"positive": 1, "negative": 1, "unknown": 0, "as_wholes": wholes},
+            }
+
+        with app.app_context():
+            one = add_dataset("one class", exploration=explored(40, 0))
+            few = add_dataset("few", exploration=explored(5, 40))
+            whole = add_dataset("wholes", exploration=explored(0, 0, 9))
+        page = admin.get("/admin/runs/new").text
+        assert "Only images with hemorrhage: it cannot be trained on alone." in page
+        assert "Labeled by scan only" in page
+        assert "Labeled by scan only" in admin.get(f"/admin/datasets/{whole}").text
+        for datasets, sentence in (
+            ([one], "no labeled images without hemorrhage"),
+            ([few], "Only 5 groups (patients) show hemorrhage; 6 folds need at least 12."),
+        ):
+            answer = admin.post("/admin/runs/new", data=launch_data(*datasets))
+            assert answer.status_code == 400 and sentence in answer.text
+        assert admin.post("/admin/runs/new", data=launch_data(one, few)).status_code == 302
+
+    def test_a_clone_begins_with_what_the_run_had(self, app: Flask, admin: FlaskClient) -> None:
+        with app.app_context():
+            dataset = add_dataset("heads")
+        sent = launch_data(
+            dataset, name="First", tags="Baseline, 2026", notes="Line one\r\nline two"
+        )
+        run = admin.post("/admin/runs/new", data=sent).location
+        page = admin.get(run).text
+        assert "Line one\nline two" in page and ">baseline</a>" in page
+        form = admin.get(f"/admin/runs/new?from={run.rsplit('/', 1)[1]}").text
+        assert 'value="First (copy)"' in form and 'value="2026, baseline"' in form
+        assert re.search('name="setting_folds"[^>]*value="6"', form) and 'value="7"' in form
+        assert '<option selected value="conv4">' in form
+
+    def test_name_tags_and_notes_can_be_changed(self, app: Flask, admin: FlaskClient) -> None:
+        with app.app_context():
+            id = add_run(JobStatus.DONE, tags=["old", "kept"])
+        data = {"name": "Better", "tags": "kept new", "notes": "Why."}
+        admin.post(f"/admin/runs/{id}/describe", data=data)
+        with app.app_context():
+            run = db.session.get_one(TrainingRun, id)
+            assert (run.name, run.tags, run.notes) == ("Better", ["kept", "new"], "Why.")
+        refused = admin.post(f"/admin/runs/{id}/describe", data={"tags": "a/b"})
+        assert "must have at most 30 letters" in admin.get(refused.location).text
+
+
+class TestList:
+    def test_filters_stand_in_the_address_and_stay_while_it_is_live(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
+        with app.app_context():
+            heads = db.session.get_one(Dataset, add_dataset("heads"))
+            ids = {
+                "svm": add_run(JobStatus.RUNNING, name="An SVM", tags=["night"], datasets=[heads]),
+                "gru": add_run(JobStatus.FAILED, architecture="cnn_gru", notes="100% SVM-free"),
+                "old": add_run(JobStatus.DONE, name="zzz"),
+            }
+            add_version("best", run_id=ids["old"])
+
+        def shown(query: str) -> list[str]:
+            page = admin.get(f"/admin/runs?{query}").text
+            matches = re.findall('id="run-([0-9a-f]{32})"', page)
+            return [next(name for name, id in ids.items() if id == one) for one in matches]
+
+        for query, expected in (
+            ("state=failed", ["gru"]),
+            ("architecture=cnn_gru", ["gru"]),
+            (f"dataset={heads.id}", ["svm"]),
+            ("tag=Night", ["svm"]),
+            ("text=100%25", ["gru"]),
+            ("text=svm&state=running", ["svm"]),
+            ("text=_", []),
+            ("sort=oldest", ["svm", "gru", "old"]),
+            ("sort=auroc", ["old", "gru", "svm"]),
+            ("sort=name", ["svm", "old", "gru"]),
+            ("state=nonsense&dataset=x&sort=y&architecture=z", ["old", "gru", "svm"]),
+        ):
+            assert shown(query) == expected, query
+        page = admin.get("/admin/runs?tag=night&text=svm").text
+        assert "/admin/runs/progress?page=1&amp;tag=night&amp;text=svm" in page
+        assert admin.get("/admin/runs/progress?page=1&tag=none").status_code == 286
 
 
 class TestRun:
@@ -223,14 +400,14 @@ class TestRun:
             )
         part = admin.get(f"/admin/runs/{id}/progress")
         assert part.status_code == 200
-        for text in ("Fold 2 of 5", "42 %", "about 3 min left", "AUROC", "0.912"):
+        for text in ("Fold 2 of 5", "42%", "about 3 min left", "AUROC", "0.912"):
             assert text in part.text
 
     def test_an_open_run_is_cancelled_and_launched_again(
         self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         nudged: list[str] = []
-        monkeypatch.setattr(runs, "nudge", lambda task: nudged.append(task) or True)
+        monkeypatch.setattr(pages, "nudge", lambda task: nudged.append(task) or True)
         with app.app_context():
             run_id = add_run(JobStatus.RUNNING)
             storage.put(f"checkpoints/{run_id}.zip", b"half a model")
@@ -263,6 +440,8 @@ class TestRun:
             version = add_version("made-by-it", run_id=id)
         part = admin.get(f"/admin/runs/{id}/progress")
         assert part.status_code == 286
+        tabs = [admin.get(f"/admin/runs/{id}?show={tab}").text for tab in CARD_TABS]
+        shown = "".join((part.text, *tabs))
         for text in (
             "0.951",
             "0.921–0.978",
@@ -276,7 +455,7 @@ class TestRun:
             "A &lt;b&gt;note&lt;/b&gt;.",
             f"/admin/models/{version}",
         ):
-            assert text in part.text
+            assert text in shown
         assert "0.951" in admin.get("/admin/runs").text
 
     def test_the_roc_curve_is_drawn_to_scale_without_styles(
@@ -284,7 +463,7 @@ class TestRun:
     ) -> None:
         with app.app_context():
             id = add_version("card-one")
-        page = admin.get(f"/admin/models/{id}").text
+        page = admin.get(f"/admin/models/{id}?show=curves").text
         svg = page.split("<svg class=")[1].split("</svg>")[0]
         assert 'points="52.0,300.0 80.0,48.0 332.0,20.0"' in svg
         # The operating point of the confusion matrix lies on the curve.

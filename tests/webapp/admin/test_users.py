@@ -9,10 +9,10 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
 
-from tests.conftest import PASSWORD
+from tests.conftest import PASSWORD, TOKEN_FORM
 from tests.webapp.admin.conftest import NOBODY, LogIn
 from webapp.extensions import db
-from webapp.models import PasswordReset, Role, User
+from webapp.models import Act, AuditEvent, PasswordReset, Role, User
 from webapp.models.accounts import secret_hash
 
 
@@ -55,7 +55,10 @@ class TestAccess:
     ) -> None:
         browser = logged_in("ann")
         token = (
-            browser.post("/account/tokens", data={"name": "a script", "token_password": PASSWORD})
+            browser.post(
+                "/account/tokens",
+                data={"name": "a script", "token_password": PASSWORD, **TOKEN_FORM},
+            )
             .text.split('id="token">')[1]
             .split("<")[0]
         )
@@ -115,6 +118,32 @@ class TestAccess:
         assert admin.post(f"/admin/users/{second}/enable").status_code == 302
         assert admin.post(f"/admin/users/{root}/disable").status_code == 302
         assert admin.get("/admin/users").status_code == 302  # Now another one could.
+
+    def test_roles_are_set_in_the_browser_and_the_last_admin_keeps_theirs(
+        self, app: Flask, admin: FlaskClient, logged_in: LogIn
+    ) -> None:
+        ann = logged_in("ann")
+        with app.app_context():
+            root, ann_id = db.session.scalars(select(User.id).order_by(User.created_at))
+        response = admin.post(
+            f"/admin/users/{root}/role", data={"role": "user"}, follow_redirects=True
+        )
+        assert "This is the only administrator who can log in" in response.text
+        made = admin.post(
+            f"/admin/users/{ann_id}/role", data={"role": "admin"}, follow_redirects=True
+        )
+        assert "ann is now an administrator." in made.text
+        assert ann.get("/admin/users").status_code == 200
+        # Who gives up the role leaves these pages.
+        left = admin.post(f"/admin/users/{root}/role", data={"role": "reviewer"})
+        assert left.location == "/scans"
+        assert admin.get("/admin/users").status_code == 404
+        assert ann.post(f"/admin/users/{root}/role", data={"role": "x"}).status_code == 400
+        with app.app_context():
+            changes = db.session.scalars(
+                select(AuditEvent.detail).where(AuditEvent.act == Act.ROLE_CHANGED)
+            )
+            assert list(changes) == ["user → admin", "admin → reviewer"]
 
     def test_nobody_is_404(self, admin: FlaskClient) -> None:
         for what in ("disable", "enable"):

@@ -120,12 +120,12 @@ class TestPromotion:
     def test_a_check_holds_for_a_while(
         self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        asked: list[str] = []
-        monkeypatch.setattr(versions, "nudge", asked.append)
+        checks: list[str] = []
+        monkeypatch.setattr(versions, "nudge", checks.append)
         with app.app_context():
             id = add_version("card-one", checked_at=utc_now())
         answer = admin.post(f"/admin/models/{id}/promote", data={"reason": "Better."})
-        assert answer.status_code == 302 and PREDICT_SCANS not in asked
+        assert answer.status_code == 302 and PREDICT_SCANS not in checks
 
     def test_each_kind_has_its_own_live_version(self, app: Flask, admin: FlaskClient) -> None:
         with app.app_context():

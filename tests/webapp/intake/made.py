@@ -14,6 +14,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
@@ -110,7 +111,10 @@ def dicom_file(
 def planted_everywhere(
     syntax: str = ExplicitVRLittleEndian, *, undefined: bool = False
 ) -> tuple[bytes, list[bytes]]:
-    """Return a CT slice that holds a secret wherever a DICOM file can hold one, and the secrets."""
+    """Return a CT slice that holds a secret wherever a DICOM file can hold one, and the secrets.
+
+    One function, because it is a list of places.
+    """
     secrets: list[bytes] = []
 
     def secret() -> str:
@@ -180,8 +184,6 @@ def _with_elements(content: bytes, added: Dataset, syntax: str, *, source: str, 
     """Return a DICOM file with further elements, a sender named in its meta, and a text behind its
     end.
     """
-    import pydicom
-
     data = pydicom.dcmread(io.BytesIO(content))
     for element in added:
         data.add(element)

@@ -158,7 +158,7 @@ def test_a_sequence_of_many_large_values_is_not_held_in_memory() -> None:
 
 
 def test_a_kernel_is_kept_only_under_a_makers_name() -> None:
-    for kernel, kept in (
+    for kernel, expected in (
         ("H60s", "H60s"),
         ("BONEPLUS", "BONEPLUS"),
         ("FC23", "FC23"),
@@ -169,7 +169,7 @@ def test_a_kernel_is_kept_only_under_a_makers_name() -> None:
             pydicom.dcmread(io.BytesIO(cleaned(dicom_file(ConvolutionKernel=kernel)))).get(
                 "ConvolutionKernel"
             )
-            == kept
+            == expected
         )
 
 

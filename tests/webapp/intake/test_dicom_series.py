@@ -26,11 +26,11 @@ AXIAL, TILTED, CORONAL = (
 )
 
 
-def slices(count: int, start: int = 0, *, slices_of: int = 1, **said: Any) -> list[Taken]:
-    """Return the files of a series, 5 mm apart; `said` is what their headers say besides."""
+def slices(count: int, start: int = 0, *, slices_of: int = 1, **headers: Any) -> list[Taken]:
+    """Return the files of a series, 5 mm apart; `headers` is what their headers say besides."""
     files = []
     for at in range(count):
-        told: dict[str, Any] = {
+        values: dict[str, Any] = {
             "study": "1",
             "series": "1.1",
             "series_number": "2",
@@ -39,7 +39,7 @@ def slices(count: int, start: int = 0, *, slices_of: int = 1, **said: Any) -> li
             "orientation": AXIAL,
             "rows": 64,
             "columns": 64,
-            **said,
+            **headers,
         }
         number = start + at
         name = f"IM{number:04}"
@@ -50,7 +50,7 @@ def slices(count: int, start: int = 0, *, slices_of: int = 1, **said: Any) -> li
                 number,
                 name,
                 slices=slices_of,
-                dicom=DicomHeader(**told),
+                dicom=DicomHeader(**values),
                 digest=bytes([number]),
             )
         )
@@ -86,14 +86,14 @@ def test_two_studies_of_one_series_uid_are_two_scans() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [{"rows": 32, "columns": 32}, {"orientation": TILTED}, {"acquisition": 2.0}]
+    "headers", [{"rows": 32, "columns": 32}, {"orientation": TILTED}, {"acquisition": 2.0}]
 )
-def test_what_cannot_be_of_one_pass_is_a_scan_of_its_own(said: dict[str, Any]) -> None:
-    scans = grouped([*slices(4, acquisition=1.0), *slices(4, 4, **{"acquisition": 1.0, **said})])
+def test_what_cannot_be_of_one_pass_is_a_scan_of_its_own(headers: dict[str, Any]) -> None:
+    scans = grouped([*slices(4, acquisition=1.0), *slices(4, 4, **{"acquisition": 1.0, **headers})])
     assert numbers(scans) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_passes_without_an_acquisition_are_told_by_their_numbers_and_names() -> None:
+def test_passes_without_an_acquisition_are_distinguished_by_their_numbers_and_names() -> None:
     later = [
         replace(file, dicom=replace(file.dicom, number=file.dicom.number + 4))  # type: ignore[operator]
         for file in slices(4, 4)
@@ -107,10 +107,11 @@ def test_passes_without_an_acquisition_are_told_by_their_numbers_and_names() -> 
 
 
 @pytest.mark.parametrize(
-    "said", [{"rows": 32}, {"orientation": CORONAL}, {"number": 9.0, "position": (0.0, 0.0, 5.0)}]
+    "headers",
+    [{"rows": 32}, {"orientation": CORONAL}, {"number": 9.0, "position": (0.0, 0.0, 5.0)}],
 )
-def test_an_odd_file_stays_with_the_rest(said: dict[str, Any]) -> None:
-    assert numbers(grouped([*slices(4), *slices(1, 4, **{"number": 9.0, **said})])) == [
+def test_an_odd_file_stays_with_the_rest(headers: dict[str, Any]) -> None:
+    assert numbers(grouped([*slices(4), *slices(1, 4, **{"number": 9.0, **headers})])) == [
         [0, 1, 2, 3, 4]
     ]
 
@@ -121,6 +122,71 @@ def test_an_acquisition_for_each_slice_is_one_scan() -> None:
         for at, file in enumerate(slices(6))
     ]
     assert numbers(grouped(files)) == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_reconstructions_with_the_same_numbers_are_distinguished_by_their_technique() -> None:
+    soft = slices(4, technique=("H31s", ""))
+    bone = slices(4, 4, technique=("H60s", ""))
+    names = iter(random.Random(1).sample(range(100), 8))
+    files = [replace(file, name=f"{next(names)}") for file in soft + bone]
+    assert numbers(grouped(files)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_techniques_that_continue_each_other_are_one_scan() -> None:
+    base = slices(4, technique=("", "140"))
+    cerebrum = [
+        replace(
+            file, dicom=replace(file.dicom, number=5.0 + at, position=(0.0, 0.0, 20.0 + 5 * at))
+        )
+        for at, file in enumerate(slices(4, 4, technique=("", "120")))
+    ]
+    assert numbers(grouped([*base, *cerebrum])) == [list(range(8))]
+
+
+@pytest.mark.parametrize("headers", [{"series": ""}, {"study": ""}, {"study": "", "series": ""}])
+def test_a_file_without_a_uid_stays_with_the_only_series_that_it_may_belong_to(
+    headers: dict[str, str],
+) -> None:
+    files = [replace(file, folder="1/study") for file in slices(6)]
+    files[3] = replace(files[3], dicom=replace(files[3].dicom, **headers))  # type: ignore[arg-type]
+    assert numbers(grouped(files)) == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_a_file_without_a_uid_that_may_belong_to_two_series_stays_alone() -> None:
+    files = slices(6)
+    files[3] = replace(files[3], dicom=replace(files[3].dicom, series="", series_number=""))
+    two = [*files, *slices(6, 6, series="1.2", series_number="3")]
+    assert numbers(grouped(two)) == [[0, 1, 2, 4, 5], [3], [6, 7, 8, 9, 10, 11]]
+
+
+def test_a_file_that_names_another_patient_stays_alone() -> None:
+    files = slices(6, patient="one")
+    files[3] = replace(files[3], dicom=replace(files[3].dicom, series="", patient="two"))
+    assert numbers(grouped(files)) == [[0, 1, 2, 4, 5], [3]]
+
+
+def test_a_study_uid_for_each_slice_makes_one_scan_if_they_lie_evenly() -> None:
+    files = [
+        replace(file, dicom=replace(file.dicom, study=f"{file.number}", series=f"1.{file.number}"))
+        for file in slices(6)
+    ]
+    assert numbers(grouped(files)) == [[0, 1, 2, 3, 4, 5]]
+    files[2] = replace(files[2], dicom=replace(files[2].dicom, position=(0.0, 0.0, 11.0)))
+    assert len(grouped(files)) == 6
+
+
+def test_places_of_zero_among_others_part_nothing() -> None:
+    files = [
+        replace(
+            file,
+            dicom=replace(
+                file.dicom,
+                position=(0.0, 0.0, 0.0) if at in (1, 4, 7) else (-115.0, -115.0, 5.0 * at),
+            ),
+        )
+        for at, file in enumerate(slices(8))
+    ]
+    assert numbers(grouped(files)) == [list(range(8))]
 
 
 def test_copies_make_no_second_pass() -> None:

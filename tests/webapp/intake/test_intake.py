@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import stat
 import struct
 import threading
 import zipfile
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -34,7 +36,7 @@ from tests.webapp.intake.made import (
     zip_of,
 )
 from tests.webapp.test_api import client_of
-from webapp.extensions import db
+from webapp.extensions import db, utc_now
 from webapp.intake import (
     Choices,
     Pictures,
@@ -42,16 +44,16 @@ from webapp.intake import (
     UploadRejected,
     accept,
     accept_dataset,
-    accept_scans,
     accept_upload,
     spool,
 )
 from webapp.intake.spool import empty_incoming
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS
-from webapp.models import IN_ITS_TURN, ApiToken, Dataset, JobStatus, Scan
+from webapp.models import IN_ITS_TURN, ApiToken, Dataset, JobStatus, Scan, Scope
 from webapp.models.accounts import new_secret, secret_hash
 from webapp.storage import Storage, StorageError, storage
 
+SAYS_IMPLICIT = dicom_file().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2\0\0\0", 1)
 REFUSED = [
     (b"", "The file is empty."),
     (b"\x00", "The file is not a PNG, JPEG, DICOM or NIfTI image."),
@@ -163,6 +165,8 @@ def nothing_is_left(tmp_path: Path) -> bool:
         (dicom_file(), "dicom", ".dcm"),
         (dicom_file(ImplicitVRLittleEndian), "dicom", ".dcm"),
         (dicom_file(without=("Modality",)), "dicom", ".dcm"),
+        (dicom_file()[128:], "dicom", ".dcm"),
+        (SAYS_IMPLICIT, "dicom", ".dcm"),
         (nifti_file(), "nifti", ".nii"),
         (nifti_file(packed=True), "nifti", ".nii"),
         (zip_of({"1.png": picture()}), "png", ".png"),
@@ -173,6 +177,8 @@ def nothing_is_left(tmp_path: Path) -> bool:
         "dicom",
         "implicit dicom",
         "dicom without modality",
+        "dicom without an empty preamble",
+        "dicom that is coded in another way than it says",
         "nifti",
         "packed nifti",
         "one picture in an archive",
@@ -181,7 +187,7 @@ def nothing_is_left(tmp_path: Path) -> bool:
 def test_what_a_file_is_says_its_content(
     ann: str, nudges: list[str], content: bytes, kind: str, suffix: str
 ) -> None:
-    [scan] = accept_scans(ann, [upload(content, "../../etc/holiday.gif")], "  Monday ")
+    [scan] = accept_upload(ann, [upload(content, "../../etc/holiday.gif")], "  Monday ").scans
     assert (scan.kind, scan.title, scan.user_id, scan.status) == (
         kind,
         "Monday",
@@ -200,7 +206,7 @@ def test_what_a_file_is_says_its_content(
 
 def test_many_files_are_many_scans_and_one_nudge(ann: str, nudges: list[str]) -> None:
     contents = [picture(side=64 + i) for i in range(5)]
-    scans = accept_scans(ann, [upload(content) for content in contents])
+    scans = accept_upload(ann, [upload(content) for content in contents]).scans
     assert [storage.get(scan.original_key) for scan in scans] == contents
     assert nudges == [PREDICT_SCANS]
 
@@ -210,7 +216,7 @@ def test_a_large_file_goes_by_way_of_a_file_that_is_removed(
 ) -> None:
     monkeypatch.setattr(accept, "HELD_IN_MEMORY", 100)
     content = picture(side=256)
-    [scan] = accept_scans(ann, [upload(content)])
+    [scan] = accept_upload(ann, [upload(content)]).scans
     assert storage.get(scan.original_key) == content
     assert files_under(tmp_path / "incoming") == []
 
@@ -220,7 +226,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_a_sentence(
     ann: str, nudges: list[str], tmp_path: Path, content: bytes, sentence: str
 ) -> None:
     with pytest.raises(UploadRejected) as refusal:
-        accept_scans(ann, [upload(content, "a.png")])
+        accept_upload(ann, [upload(content, "a.png")])
     assert str(refusal.value).startswith(sentence)
     assert str(refusal.value).endswith(".")
     assert nothing_is_left(tmp_path)
@@ -231,10 +237,10 @@ def test_of_many_files_the_refused_one_is_named_and_none_is_stored(
     ann: str, nudges: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(UploadRejected) as refusal:
-        accept_scans(ann, [upload(picture(), "good.png"), upload(b"", "no\u202e\x00thing.png")])
+        accept_upload(ann, [upload(picture(), "good.png"), upload(b"", "no\u202e\x00thing.png")])
     assert str(refusal.value) == "“nothing.png”: The file is empty."
     with pytest.raises(UploadRejected, match="“number 2”"):
-        accept_scans(ann, [upload(picture()), FileStorage(io.BytesIO(b""))])
+        accept_upload(ann, [upload(picture()), FileStorage(io.BytesIO(b""))])
     assert nothing_is_left(tmp_path)
 
 
@@ -243,21 +249,21 @@ def test_too_many_files_and_none_are_refused(app: Flask, ann: str) -> None:
     with pytest.raises(
         UploadRejected, match=r"The upload has 3 files; at most 2 are accepted per upload."
     ):
-        accept_scans(ann, [upload(picture())] * 3)
+        accept_upload(ann, [upload(picture())] * 3)
     with pytest.raises(UploadRejected, match=r"The upload contains no files."):
-        accept_scans(ann, [])
+        accept_upload(ann, [])
 
 
 def test_a_file_over_the_limit_is_refused(app: Flask, ann: str) -> None:
     app.config["MAX_UPLOAD_MB"] = 1
     with pytest.raises(UploadRejected, match=r"The file is larger than 1 MB."):
-        accept_scans(ann, [upload(picture() + bytes(2**20))])
+        accept_upload(ann, [upload(picture() + bytes(2**20))])
 
 
 @pytest.mark.parametrize("title", ["x" * 81, "a\x00b", "a\nb"])
 def test_a_title_that_cannot_be_stored_is_refused(ann: str, tmp_path: Path, title: str) -> None:
     with pytest.raises(UploadRejected, match=r"Invalid title."):
-        accept_scans(ann, [upload(picture())], title)
+        accept_upload(ann, [upload(picture())], title)
     assert nothing_is_left(tmp_path)
 
 
@@ -279,7 +285,7 @@ def test_a_storage_that_fails_halfway_leaves_nothing(
         type("Failing", (), {"put": staticmethod(put), "delete": staticmethod(storage.delete)}),
     )
     with pytest.raises(StorageError):
-        accept_scans(ann, [upload(picture()) for _ in range(4)])
+        accept_upload(ann, [upload(picture()) for _ in range(4)])
     assert nothing_is_left(tmp_path)
     assert nudges == []
 
@@ -293,7 +299,7 @@ def test_a_database_that_fails_leaves_no_file(
 
     monkeypatch.setattr(db.session, "commit", fail)
     with pytest.raises(OperationalError):
-        accept_scans(ann, [upload(picture())])
+        accept_upload(ann, [upload(picture())])
     assert nothing_is_left(tmp_path)
     assert nudges == []
 
@@ -310,11 +316,11 @@ def test_no_transaction_is_open_while_a_file_is_stored(
         return 0
 
     monkeypatch.setattr(accept, "store_series", look)
-    accept_scans(ann, [upload(picture()), upload(picture())])
+    accept_upload(ann, [upload(picture()), upload(picture())])
     assert seen == [False, False]
 
 
-def test_a_queue_that_cannot_be_reached_is_told_and_the_scan_waits(ann: str) -> None:
+def test_a_queue_that_cannot_be_reached_is_reported_and_the_scan_waits(ann: str) -> None:
     receipt = accept_upload(ann, [upload(picture())])
     assert not receipt.reachable
     assert db.session.get_one(Scan, receipt.scans[0].id).status == JobStatus.QUEUED
@@ -347,7 +353,7 @@ def packed(scan: Scan) -> list[bytes]:
 def test_the_files_of_each_dicom_series_become_one_scan(ann: str, nudges: list[str]) -> None:
     one, two = series(1), series(2, slices=3)
     mixed = [content for pair in zip(one, two, strict=False) for content in pair] + one[3:]
-    scans = accept_scans(ann, [upload(content) for content in mixed], "Monday")
+    scans = accept_upload(ann, [upload(content) for content in mixed], "Monday").scans
     assert [(scan.title, scan.slice_count, scan.kind) for scan in scans] == [
         ("Monday · Series 1", 4, "dicom"),
         ("Monday · Series 2", 3, "dicom"),
@@ -368,7 +374,7 @@ def test_a_series_number_that_is_none_is_not_shown(
     written = dicom_file(SeriesNumber="7").replace(
         b"IS\2\x007 ", b"IS" + struct.pack("<H", len(number)) + number.encode()
     )
-    [scan] = accept_scans(ann, [upload(written)], "Monday")
+    [scan] = accept_upload(ann, [upload(written)], "Monday").scans
     assert (scan.title, scan.status) == ("Monday", JobStatus.QUEUED)
 
 
@@ -378,7 +384,7 @@ def test_a_number_of_frames_that_is_none_is_a_short_sentence(ann: str, tmp_path:
             b"IS\2\x007 ", b"IS" + struct.pack("<H", len(number)) + number.encode()
         )
         with pytest.raises(UploadRejected, match=r"^The DICOM file is damaged or incomplete\.$"):
-            accept_scans(ann, [upload(written)])
+            accept_upload(ann, [upload(written)])
     assert nothing_is_left(tmp_path)
 
 
@@ -394,7 +400,7 @@ def test_an_archive_of_a_study_is_a_scan_for_each_series_and_says_what_it_left(
         "readme.txt": b"text",
         "mr": dicom_file(Modality="MR"),
     }
-    soft, bone = accept_scans(ann, [upload(zip_of(files))])
+    soft, bone = accept_upload(ann, [upload(zip_of(files))]).scans
     assert (soft.title, bone.title) == ("Series 1", "Series 2")
     left = [
         f"Skipped, not slices: {what} (1)."
@@ -409,26 +415,112 @@ def test_an_archive_of_a_study_is_a_scan_for_each_series_and_says_what_it_left(
     assert bone.notes[-1].startswith("The series was reconstructed with a sharp kernel (BONE)")
 
 
+def test_what_a_viewer_on_a_disc_adds_decides_nothing(ann: str, nudges: list[str]) -> None:
+    link = zipfile.ZipInfo("Viewer.app/Current")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(link, "A")
+        for number, content in enumerate(series(1)):
+            archive.writestr(f"DICOM/{number}", content)
+        for name, content in {
+            "viewer.zip": zip_of({"1.png": picture()}),
+            "report.docx": zip_of({"word/document.xml": b"x"}),
+            "logo.jpg": b"\xff\xd8\xff" + bytes(10),
+            "huge.png": png_of(30_000, 30_000),
+            "readme.gz": b"\x1f\x8b\x08" + b"\xff" * 50,
+        }.items():
+            archive.writestr(name, content)
+    [scan] = accept_upload(ann, [upload(packed.getvalue())]).scans
+    assert scan.slice_count == len(series(1))
+    assert set(scan.notes or []) == {
+        "Skipped, not slices: files that are not images (1).",
+        "Skipped, not slices: archives and documents (2).",
+        "Skipped, not slices: pictures beside DICOM slices (3).",
+    }
+
+
+EACH = Choices(pictures=Pictures.AS_NUMBERED, reports_each_file=True)
+DAMAGED_DICOM = dicom_file()[:200]
+
+
+@pytest.mark.parametrize("damaged", [DAMAGED_DICOM, b"no DICOM at all", b""])
+def test_a_damaged_dicom_file_among_a_patient_s_pictures_does_not_make_them_a_viewer_s(
+    ann: str, nudges: list[str], damaged: bytes
+) -> None:
+    files = [(f"drop/a/{number}.dcm", one) for number, one in enumerate(series(1))]
+    files += [(f"drop/b/{number}.png", picture(side=72)) for number in (1, 2, 3)]
+    files += [("drop/b/4.png", picture()[:40]), ("drop/b/5.dcm", damaged)]
+    receipt = accept_upload(ann, [upload(one, name) for name, one in files], choices=EACH)
+    assert [(scan.kind, scan.slice_count) for scan in receipt.scans] == [("dicom", 4), ("png", 3)]
+    assert set(receipt.refused) == {7, 8}
+    assert receipt.refused[7] == "The PNG image is damaged or incomplete."
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"1.dcm": DAMAGED_DICOM, "1.png": picture()},  # A preview for each slice.
+        {"1.dcm": dicom_file(), "bad.dcm": DAMAGED_DICOM, "1.png": picture(), "2.png": picture()},
+        {"bad.dcm": DAMAGED_DICOM, "viewer.exe": b"MZ", "1.png": picture(), "2.png": picture()},
+        {
+            "mr.dcm": dicom_file(Modality="MR"),
+            "bad.dcm": DAMAGED_DICOM,
+            "1.png": picture(),
+            "2.png": picture(),
+        },
+        {"viewer.dll": b"MZ", "1.png": picture(), "2.png": picture()},
+        {"1.png": picture(), "2.png": picture()},
+    ],
+)
+def test_pictures_on_a_copied_disc_stay_out_also_where_a_slice_is_damaged(
+    ann: str, nudges: list[str], beside: dict[str, bytes]
+) -> None:
+    disc = {f"DICOM/{number}.dcm": one for number, one in enumerate(series(1))}
+    disc |= {f"B/{name}": content for name, content in beside.items()}
+    for sent in (
+        [upload(content, f"disc/{name}") for name, content in disc.items()],
+        [upload(zip_of(disc))],
+    ):
+        assert {scan.kind for scan in accept_upload(ann, sent, choices=EACH).scans} == {"dicom"}
+
+
+def test_an_archive_with_a_damaged_slice_among_its_previews_is_still_a_disc(
+    ann: str, nudges: list[str]
+) -> None:
+    disc = {f"DICOM/{number}.dcm": one for number, one in enumerate(series(1))}
+    disc |= {"B/bad.dcm": DAMAGED_DICOM, "B/1.png": picture(), "B/2.png": picture()}
+    assert [
+        scan.kind for scan in accept_upload(ann, [upload(zip_of(disc))], choices=EACH).scans
+    ] == ["dicom"]
+
+
+def test_an_archive_that_holds_only_another_is_refused(ann: str, tmp_path: Path) -> None:
+    with pytest.raises(UploadRejected, match="contains another archive"):
+        accept_upload(ann, [upload(zip_of({"inner.zip": zip_of({"1.png": picture()})}))])
+    assert nothing_is_left(tmp_path)
+
+
 def test_the_pictures_of_a_folder_in_an_archive_are_one_scan_by_the_numbers_in_their_names(
     ann: str, nudges: list[str]
 ) -> None:
     sides = {"a/slice 10.png": 74, "a/slice 9.png": 73, "b/1.png": 64, "a/slice 2.png": 72}
-    first, second = accept_scans(
+    first, second = accept_upload(
         ann, [upload(zip_of({name: picture(side=side) for name, side in sides.items()}))]
-    )
+    ).scans
     assert packed(first) == [picture(side=side) for side in (72, 73, 74)]
     assert (first.kind, first.slice_count, second.slice_count) == ("png", 3, 1)
 
 
 def test_pictures_are_one_scan_if_their_owner_says_so(ann: str, nudges: list[str]) -> None:
     files = [("2.png", picture(side=72)), ("10.png", picture(side=80)), ("1.png", picture(side=71))]
-    [scan] = accept_scans(
+    [scan] = accept_upload(
         ann,
         [upload(content, name) for name, content in files],
         choices=Choices(pictures=Pictures.TOGETHER),
-    )
+    ).scans
     assert packed(scan) == [picture(side=side) for side in (71, 72, 80)]
-    assert len(accept_scans(ann, [upload(content, name) for name, content in files])) == 3
+    assert len(accept_upload(ann, [upload(content, name) for name, content in files]).scans) == 3
 
 
 NUMBERED = Choices(pictures=Pictures.AS_NUMBERED)
@@ -447,14 +539,14 @@ def test_pictures_that_look_like_slices_of_one_scan_are_one_by_default(
         ("other/IM-1-5.png", picture(side=70)),  # ... where two are too few.
     ]
     sent = [upload(content, name) for name, content in files]
-    series, *alone = accept_scans(ann, sent, choices=NUMBERED)
+    series, *alone = accept_upload(ann, sent, choices=NUMBERED).scans
     assert packed(series) == [picture(side=70)] * 3
     assert [scan.slice_count for scan in alone] == [1] * 4
     with zipfile.ZipFile(storage.open(series.original_key)) as stored:
         assert stored.namelist() == ["file-0003.png", "file-0002.png", "file-0001.png"]
-    apart = accept_scans(
+    apart = accept_upload(
         ann, [upload(content) for _, content in files], choices=Choices(pictures=Pictures.APART)
-    )
+    ).scans
     assert len(apart) == len({scan.study_id for scan in apart}) == 7
 
 
@@ -464,25 +556,75 @@ def test_series_of_one_examination_are_a_study(ann: str, nudges: list[str]) -> N
         return {f"{uid}/{number}/{place}.dcm": content for place, content in enumerate(files)}
 
     files = {**one("1.2", 1), **one("1.2", 2), **one("1.3", 1)}
-    scans = accept_scans(ann, [upload(zip_of(files))])
+    scans = accept_upload(ann, [upload(zip_of(files))]).scans
     first, second, other = (scan.study_id for scan in scans)
     assert first == second != other
-    assert len({scan.created_at for scan in scans}) == 1
-    together = accept_scans(ann, [upload(zip_of(files))], choices=Choices(studies=Studies.ONE))
+    # Those of a study came at one time; the first folder stands first among the newest.
+    assert scans[0].created_at == scans[1].created_at > scans[2].created_at
+    together = accept_upload(
+        ann, [upload(zip_of(files))], choices=Choices(studies=Studies.ONE)
+    ).scans
     assert len({scan.study_id for scan in together}) == 1
-    apart = accept_scans(ann, [upload(zip_of(files))], choices=Choices(studies=Studies.NONE))
+    apart = accept_upload(ann, [upload(zip_of(files))], choices=Choices(studies=Studies.NONE)).scans
     assert len({scan.study_id for scan in apart}) == 3
+
+
+def test_scans_of_one_drop_have_distinct_titles_in_the_order_of_their_folders(
+    ann: str, nudges: list[str]
+) -> None:
+    def study(uid: str, *numbers: int) -> dict[str, bytes]:
+        return {
+            f"drop/{uid}/{number}-{place}.dcm": content
+            for number in numbers
+            for place, content in enumerate(series(number, StudyInstanceUID=uid, PatientID=uid))
+        }
+
+    files = {**study("10", 2), **study("9", 2), **study("2", 2, 3)}
+    sent = [upload(content, name) for name, content in files.items()]
+    dropped_at = utc_now() - timedelta(minutes=1)
+    first = Choices(number=1, dropped_at=dropped_at)
+    second = Choices(number=2, dropped_at=dropped_at, pictures=Pictures.AS_NUMBERED)
+    scans = accept_upload(ann, [upload(picture(), "drop/z.png")], "Monday", second).scans
+    scans += accept_upload(ann, sent, "Monday", first).scans
+    newest = sorted(scans, key=lambda scan: (-scan.created_at.timestamp(), scan.title))
+    assert [scan.title.removeprefix("Monday · ") for scan in newest] == [
+        "Study 1 · Series 2",
+        "Study 1 · Series 3",
+        "Study 2 · Series 2",
+        "Study 3 · Series 2",
+        "PNG slice 2",
+    ]
+    later = Choices(keep_names=True, dropped_at=utc_now() + timedelta(days=1))
+    [accepted] = accept_upload(ann, sent[:4], choices=later).scans
+    assert accepted.title == "10" and accepted.created_at <= utc_now()
+
+
+def test_numbered_names_of_people_are_no_slices_and_sizes_are_apart(
+    ann: str, nudges: list[str]
+) -> None:
+    sizes = {"study_1": 70, "study_2": 70, "study_3": 70, "1": 70, "2": 70, "3": 70}
+    sizes |= {"4": 64, "5": 64, "6": 64}
+    sent = [upload(picture(side=side), f"drop/{name}.png") for name, side in sizes.items()]
+    scans = accept_upload(ann, sent, choices=NUMBERED).scans
+    assert [(scan.slice_count, scan.title) for scan in scans] == [
+        (3, "PNG series 1"),
+        (3, "PNG series 2"),
+        (1, "Study 1"),
+        (1, "Study 2"),
+        (1, "Study 3"),
+    ]
+    assert len({scan.study_id for scan in scans}) == 4  # Two series of one folder are a study.
 
 
 def test_what_has_no_header_is_a_study_by_its_archive(ann: str, nudges: list[str]) -> None:
     files = {f"{place}.nii": nifti_file() for place in (1, 2)} | {"key.png": picture()}
-    one, two, single = accept_scans(ann, [upload(zip_of(files))])
+    one, two, single = accept_upload(ann, [upload(zip_of(files))]).scans
     assert one.study_id == two.study_id != single.study_id
-    loose = accept_scans(ann, [upload(content) for content in files.values()])
+    loose = accept_upload(ann, [upload(content) for content in files.values()]).scans
     assert len({scan.study_id for scan in loose}) == 3
 
 
-def test_each_file_is_told_what_became_of_it(ann: str, nudges: list[str]) -> None:
+def test_the_outcome_of_each_file_is_reported(ann: str, nudges: list[str]) -> None:
     files = [*series(slices=8), b"text", series()[0][:-5]]
     sent = [upload(content, f"head/{place}.dcm") for place, content in enumerate(files)]
     receipt = accept_upload(ann, sent, choices=Choices(leave_out=True))
@@ -493,23 +635,24 @@ def test_each_file_is_told_what_became_of_it(ann: str, nudges: list[str]) -> Non
     }
 
 
-def test_one_damaged_slice_among_many_is_left_out_and_said(ann: str, nudges: list[str]) -> None:
+def test_one_damaged_slice_among_many_is_left_out_and_noted(ann: str, nudges: list[str]) -> None:
     files = series(slices=10)
     files[6] = files[6][:-5]
-    [scan] = accept_scans(
+    [scan] = accept_upload(
         ann, [upload(content, f"Doe^John {place}.dcm") for place, content in enumerate(files)]
-    )
+    ).scans
     assert (scan.slice_count, scan.notes) == (
         9,
         ["File 7 of 10 was skipped: The DICOM file is damaged or incomplete."],
     )
-    [named] = accept_scans(
-        ann,
-        [upload(zip_of({f"{place}.dcm": content for place, content in enumerate(files)}))],
-        choices=Choices(keep_names=True),
-    )
+    packed = zip_of({f"{place}.dcm": content for place, content in enumerate(files)})
+    [named] = accept_upload(
+        ann, [upload(packed, "Doe, case 4.zip")], choices=Choices(keep_names=True)
+    ).scans
     assert named.notes == ["“6.dcm” was skipped: The DICOM file is damaged or incomplete."]
-    assert named.title == "0.dcm"
+    assert named.title == "Doe, case 4"
+    [unnamed] = accept_upload(ann, [upload(packed, "Doe, case 4.zip")]).scans
+    assert unnamed.title.startswith("Case 4")
 
 
 def test_too_many_damaged_slices_are_sent_again(ann: str, tmp_path: Path) -> None:
@@ -518,7 +661,7 @@ def test_too_many_damaged_slices_are_sent_again(ann: str, tmp_path: Path) -> Non
         for place, content in enumerate(series(slices=10))
     ]
     with pytest.raises(UploadRejected, match=r"“7.dcm”: The DICOM file is damaged or incomplete."):
-        accept_scans(
+        accept_upload(
             ann, [upload(zip_of({f"{place}.dcm": content for place, content in enumerate(files)}))]
         )
     assert nothing_is_left(tmp_path)
@@ -528,20 +671,20 @@ def test_two_patients_in_one_series_are_refused_and_in_two_they_are_two_scans(
     ann: str, nudges: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(UploadRejected, match="are from different patients"):
-        accept_scans(
+        accept_upload(
             ann,
             [upload(content) for content in [*series(PatientID="one"), *series(PatientID="two")]],
         )
     assert nothing_is_left(tmp_path)
     assert (
         len(
-            accept_scans(
+            accept_upload(
                 ann,
                 [
                     upload(content)
                     for content in [*series(1, PatientID="one"), *series(2, PatientID="two")]
                 ],
-            )
+            ).scans
         )
         == 2
     )
@@ -552,16 +695,16 @@ def test_a_series_that_is_too_long_or_too_large_is_refused(
 ) -> None:
     app.config["MAX_SLICES"] = 3
     with pytest.raises(UploadRejected, match=r"The series has 4 slices; at most 3 are supported."):
-        accept_scans(ann, [upload(content) for content in series()])
+        accept_upload(ann, [upload(content) for content in series()])
     with pytest.raises(
         UploadRejected, match=r"The ZIP archive holds 4 files; at most 3 are supported."
     ):
-        accept_scans(
+        accept_upload(
             ann, [upload(zip_of({str(place): content for place, content in enumerate(series())}))]
         )
     app.config |= {"MAX_SLICES": 2000, "MAX_SERIES_PIXELS": 64 * 64 * 3}
     with pytest.raises(UploadRejected, match=r"at most 0.012288 million are supported."):
-        accept_scans(ann, [upload(content) for content in series()])
+        accept_upload(ann, [upload(content) for content in series()])
     assert nothing_is_left(tmp_path)
 
 
@@ -570,16 +713,16 @@ def test_the_limits_on_archives_are_those_of_the_upload(
 ) -> None:
     archives = [zip_of({f"{place}.png": picture(side=400) for place in range(3)}) for _ in range(3)]
     app.config |= {"MAX_SLICES": 9}
-    assert len(accept_scans(ann, [upload(content) for content in archives])) == 3
+    assert len(accept_upload(ann, [upload(content) for content in archives]).scans) == 3
     app.config |= {"MAX_SLICES": 8}
     with pytest.raises(
         UploadRejected, match=r"The ZIP archives hold 9 files; at most 8 are supported."
     ):
-        accept_scans(ann, [upload(content) for content in archives])
+        accept_upload(ann, [upload(content) for content in archives])
     blank = zip_of({"1.nii": nifti_file((64, 64, 60))})
     app.config |= {"MAX_UNPACKED_MB": 1}
     with pytest.raises(UploadRejected, match=r"The ZIP archives unpack to more than 1 MB."):
-        accept_scans(ann, [upload(blank) for _ in range(3)])
+        accept_upload(ann, [upload(blank) for _ in range(3)])
     assert not files_under(tmp_path / "incoming")
 
 
@@ -593,10 +736,10 @@ def test_a_number_of_thousands_of_digits_is_no_number(
     content = dicom_file()
     at = content.index(b"\x28\0\x02\0US")
     long = tag + length.to_bytes(2, "little") + b"1" * length
-    [scan] = accept_scans(
+    [scan] = accept_upload(
         ann,
         [upload(zip_of({f"{place}": content[:at] + long + content[at:] for place in range(2)}))],
-    )
+    ).scans
     assert (scan.slice_count, scan.title) == (2, "")
 
 
@@ -606,15 +749,17 @@ def test_packed_volumes_are_few_in_one_upload(
     monkeypatch.setattr(accept, "MOST_PACKED", 2)
     volume = nifti_file((8, 8, 2), packed=True)
     with pytest.raises(UploadRejected, match=r"more than 2 compressed NIfTI files"):
-        accept_scans(ann, [upload(zip_of({str(place): volume for place in range(3)}))])
+        accept_upload(ann, [upload(zip_of({str(place): volume for place in range(3)}))])
     assert nothing_is_left(tmp_path)
 
 
 def test_urgent_scans_are_few(app: Flask, ann: str, nudges: list[str]) -> None:
     app.config["MAX_STAT"] = 2
     urgent = Choices(stat=True)
-    assert [scan.stat for scan in accept_scans(ann, [upload(picture())], choices=urgent)] == [True]
-    late = accept_scans(ann, [upload(picture()), upload(picture())], choices=urgent)
+    assert [
+        scan.stat for scan in accept_upload(ann, [upload(picture())], choices=urgent).scans
+    ] == [True]
+    late = accept_upload(ann, [upload(picture()), upload(picture())], choices=urgent).scans
     assert [scan.stat for scan in late] == [True, False]
     assert [scan.notes for scan in late] == [
         [],
@@ -626,7 +771,7 @@ def test_whoever_has_stored_as_much_as_one_may_deletes_first(
     app: Flask, ann: str, nudges: list[str]
 ) -> None:
     app.config["QUOTA_MB"] = 2
-    accept_scans(ann, [upload(nifti_file((512, 512, 3)))])
+    accept_upload(ann, [upload(nifti_file((512, 512, 3)))])
     with pytest.raises(
         UploadRejected,
         match=(
@@ -634,14 +779,14 @@ def test_whoever_has_stored_as_much_as_one_may_deletes_first(
             r" some."
         ),
     ):
-        accept_scans(ann, [upload(nifti_file((512, 512, 3)))])
+        accept_upload(ann, [upload(nifti_file((512, 512, 3)))])
     assert len(storage.keys("originals")) == 1
     app.config["QUOTA_MB"] = 1
     with pytest.raises(
         UploadRejected,
         match=r"Your scans use 1 of the 1 MB that you may store; please delete some.",
     ):
-        accept_scans(ann, [upload(picture())])
+        accept_upload(ann, [upload(picture())])
 
 
 @pytest.mark.parametrize("limit", ["MAX_STAT", "QUOTA_MB"])
@@ -664,7 +809,7 @@ def test_uploads_at_the_same_time_keep_to_the_limits_together(
     def send() -> None:
         with any_database_app.test_request_context():
             try:
-                accept_scans(ann, [upload(nifti_file((512, 512, 2)))], choices=Choices(stat=True))
+                accept_upload(ann, [upload(nifti_file((512, 512, 2)))], choices=Choices(stat=True))
             except UploadRejected as err:
                 refused.append(str(err))
 
@@ -702,7 +847,7 @@ def test_nothing_that_names_a_patient_is_kept(
             for place, one in enumerate([*series(StudyDescription="PLANT912X"), content])
         }
     )
-    accept_scans(
+    accept_upload(
         ann,
         [
             upload(content, "PLANT913X.dcm"),
@@ -711,7 +856,11 @@ def test_nothing_that_names_a_patient_is_kept(
         ],
     )
     secret = new_secret()
-    db.session.add(ApiToken(user_id=ann, name="a test", secret_hash=secret_hash(secret)))
+    db.session.add(
+        ApiToken(
+            user_id=ann, name="a test", secret_hash=secret_hash(secret), scopes=" ".join(Scope)
+        )
+    )
     db.session.commit()
     ids = db.session.scalars(select(Scan.id)).all()
     assert len(ids) == 3
@@ -743,7 +892,7 @@ def test_what_a_killed_server_left_is_removed_at_the_next_start(app: Flask, tmp_
     left.mkdir(parents=True)
     (left / "1").write_bytes(b"x")
     (tmp_path / "incoming" / "dataset-1.zip").write_bytes(b"x")
-    empty_incoming(tmp_path)
+    empty_incoming(tmp_path / "incoming")
     assert list((tmp_path / "incoming").iterdir()) == []
     empty_incoming(tmp_path / "nowhere")
 

@@ -56,10 +56,10 @@ def context(app: Flask) -> Iterator[None]:
 def taken(content: bytes) -> tuple[Taken, bytes]:
     """Return what a file is taken for, and its clean copy."""
     with tempfile.TemporaryDirectory() as folder:
-        found = take(
+        file = take(
             io.BytesIO(content), Path(folder) / "1", lambda uid: "2.25.1", number=1, name=""
         )
-        return found, found.path.read_bytes()
+        return file, file.path.read_bytes()
 
 
 @often
@@ -67,8 +67,8 @@ def taken(content: bytes) -> tuple[Taken, bytes]:
 def test_any_png_and_jpeg_keeps_its_pixels(pixels: np.ndarray, as_png: bool) -> None:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG" if as_png else "JPEG")
-    found, copy = taken(file.getvalue())
-    assert (found.kind, found.pixels) == ("png" if as_png else "jpeg", pixels.size)
+    copied, copy = taken(file.getvalue())
+    assert (copied.kind, copied.pixels) == ("png" if as_png else "jpeg", pixels.size)
     np.testing.assert_array_equal(
         np.asarray(Image.open(io.BytesIO(copy))), np.asarray(Image.open(file))
     )
@@ -82,10 +82,10 @@ def test_any_png_and_jpeg_keeps_its_pixels(pixels: np.ndarray, as_png: bool) -> 
 def test_any_dicom_slice_keeps_its_pixels(pixels: np.ndarray, syntax: str) -> None:
     order = ">" if syntax == ExplicitVRBigEndian else "<"
     coded = pixels.astype(f"{order}i2").tobytes()
-    found, copy = taken(
+    copied, copy = taken(
         dicom_file(syntax, Rows=pixels.shape[0], Columns=pixels.shape[1], PixelData=coded)
     )
-    assert (found.kind, found.pixels) == ("dicom", pixels.size)
+    assert (copied.kind, copied.pixels) == ("dicom", pixels.size)
     np.testing.assert_array_equal(pydicom.dcmread(io.BytesIO(copy)).pixel_array, pixels)
 
 
@@ -100,9 +100,9 @@ def test_any_nifti_volume_keeps_its_voxels(
     voxels: np.ndarray, version: int, order: str, as_gzip: bool
 ) -> None:
     content = nifti(voxels, np.diag([1.0, 1.0, 5.0, 1.0]), version=version, order=order)
-    found, copy = taken(packed(content) if as_gzip else content)
+    copied, copy = taken(packed(content) if as_gzip else content)
     inside = gzip.decompress(copy) if as_gzip else copy
-    assert (found.kind, found.pixels) == ("nifti", voxels.size)
+    assert (copied.kind, copied.pixels) == ("nifti", voxels.size)
     assert inside[-2 * voxels.size :] == voxels.astype(f"{order}i2").tobytes(order="F")
 
 
@@ -147,11 +147,11 @@ def test_no_name_in_an_archive_leads_out_of_its_folder(name: str, inner: bytes) 
         except (UnicodeEncodeError, IndexError):
             return  # zipfile does not write such a name.
         try:
-            for told, member in members(
+            for member_name, member in members(
                 io.BytesIO(content), len(content), most_files=5, most_bytes=10**6, folder=folder
             ):
-                assert ".." not in told.replace("\\", "/").split("/")
-                assert not told.startswith(("/", "\\"))
+                assert ".." not in member_name.replace("\\", "/").split("/")
+                assert not member_name.startswith(("/", "\\"))
                 assert member.read() == inner
         except ArchiveRefused as refusal:
             assert str(refusal).endswith(".")

@@ -22,12 +22,21 @@ from webapp.intake import (
     Choices,
     NotRearranged,
     Pictures,
-    accept_scans,
+    accept_upload,
     join_pictures,
     rearrange,
     split_series,
 )
-from webapp.models import IN_ITS_TURN, AuditEvent, JobStatus, Scan, Share, User
+from webapp.models import (
+    IN_ITS_TURN,
+    AuditEvent,
+    Dataset,
+    JobStatus,
+    Scan,
+    Share,
+    User,
+    dataset_scan,
+)
 from webapp.storage import Storage, StorageFull, storage
 
 SIDES = (70, 71, 72, 73)
@@ -42,7 +51,7 @@ def ann(any_database_app: Flask) -> str:
 def single_pictures(user_id: str, **columns: object) -> list[Scan]:
     """Submit pictures of different sizes, each a scan; they have been answered."""
     files = [FileStorage(io.BytesIO(picture(side=side)), f"{side}.png") for side in SIDES]
-    scans = accept_scans(user_id, files, "Head", Choices(pictures=Pictures.APART))
+    scans = accept_upload(user_id, files, "Head", Choices(pictures=Pictures.APART)).scans
     for scan in scans:
         scan.status, scan.verdict_state, scan.notes = JobStatus.DONE, "suspected", ["A note."]
         for name, value in columns.items():
@@ -96,17 +105,17 @@ def test_pictures_are_joined_in_the_chosen_order_and_split_again(
         assert {scan.study_id for scan in pictures} == {series.study_id}
         assert {scan.created_at for scan in pictures} == {series.created_at}
         assert files_of(app) == sorted(f"{scan.id}.png" for scan in pictures)
-        told = db.session.execute(
+        events = db.session.execute(
             select(AuditEvent.act, AuditEvent.object_id, AuditEvent.detail).where(
                 AuditEvent.act.in_(("scans joined", "scan split"))
             )
         ).all()
-        assert {row[1] for row in told if row[0] == "scans joined"} == {*order, series.id}
-        assert {row[1] for row in told if row[0] == "scan split"} == {
+        assert {row[1] for row in events if row[0] == "scans joined"} == {*order, series.id}
+        assert {row[1] for row in events if row[0] == "scan split"} == {
             series.id,
             *(scan.id for scan in pictures),
         }
-        assert {row[2] for row in told} == {"4 into 1", "1 into 4"}
+        assert {row[2] for row in events} == {"4 into 1", "1 into 4"}
 
 
 def test_more_stat_scans_than_allowed_wait_in_their_turn(any_database_app: Flask, ann: str) -> None:
@@ -124,11 +133,13 @@ def test_more_stat_scans_than_allowed_wait_in_their_turn(any_database_app: Flask
         ]
 
 
-def test_what_cannot_be_joined_is_said_and_left_alone(any_database_app: Flask, ann: str) -> None:
+def test_what_cannot_be_joined_is_explained_and_left_alone(
+    any_database_app: Flask, ann: str
+) -> None:
     app = any_database_app
     with app.app_context():
         one, two, *_ = single_pictures(ann)
-        [slice_] = accept_scans(ann, [FileStorage(io.BytesIO(dicom_file()))])
+        [slice_] = accept_upload(ann, [FileStorage(io.BytesIO(dicom_file()))]).scans
         bob = make_user(app, "bob")
         before = files_of(app)
         for user_id, ids, sentence in (
@@ -148,6 +159,24 @@ def test_what_cannot_be_joined_is_said_and_left_alone(any_database_app: Flask, a
         with pytest.raises(NotRearranged, match="at most 1 are supported"):
             join_pictures(ann, [one.id, two.id], "")
         assert files_of(app) == before
+
+
+def test_a_series_of_pictures_that_a_data_set_knows_is_known_to_it(
+    any_database_app: Flask, ann: str
+) -> None:
+    with any_database_app.app_context():
+        known, other, *_ = single_pictures(ann)
+        other.study_id = "another study"
+        dataset = Dataset(name="ours", archive_key="datasets/1.zip")
+        db.session.add(dataset)
+        db.session.flush()
+        row = {"dataset_id": dataset.id, "scan_id": known.id, "study_id": known.study_id}
+        db.session.execute(dataset_scan.insert().values(row))
+        db.session.commit()
+        series = join_pictures(ann, [known.id, other.id], "Head")
+        assert series.study_id not in (known.study_id, other.study_id)
+        entered = db.session.execute(select(dataset_scan).where(dataset_scan.c.scan_id != known.id))
+        assert [tuple(one) for one in entered] == [(dataset.id, series.id, series.study_id)]
 
 
 def test_what_others_see_or_spoke_of_is_not_joined_or_split(
@@ -176,7 +205,7 @@ def test_a_picture_that_is_deleted_meanwhile_leaves_the_others(
             return size
 
         monkeypatch.setattr(rearrange, "store_series", store_late)
-        with pytest.raises(NotRearranged, match="deleted or changed meanwhile"):
+        with pytest.raises(NotRearranged, match="been deleted or changed"):
             join_pictures(ann, [scan.id for scan in scans], "")
         left = {scan.id for scan in scans[1:]}
         assert set(db.session.scalars(select(Scan.id))) == left
@@ -215,12 +244,14 @@ def test_the_pages_ask_first_and_keep_the_chosen_places(app: Flask, browser: Fla
     with app.app_context():
         user_id = db.session.scalars(select(User.id)).one()
         ids = [scan.id for scan in single_pictures(user_id)]
-    asked = browser.post("/scans/selected", data={"id": ids[::-1], "action": "join"})
-    assert "Join 4 pictures into one series?" in asked.text
-    assert asked.text.index(ids[0]) < asked.text.index(ids[1])  # By the numbers in their titles.
-    assert 'name="title" maxlength="80" value="Head"' in asked.text
+    response = browser.post("/scans/selected", data={"id": ids[::-1], "action": "join"})
+    assert "Join 4 pictures into one series?" in response.text
+    assert response.text.index(ids[0]) < response.text.index(
+        ids[1]
+    )  # By the numbers in their titles.
+    assert 'name="title" maxlength="80" value="Head"' in response.text
     for places, sentence in (
-        (["1", "2", "2", "3"], "Two pictures have the same place."),
+        (["1", "2", "2", "3"], "Two pictures have the same position."),
         (["1", "2", "", "3"], "whole number"),
         (["1", "2", "3"], "whole number"),
     ):
@@ -232,10 +263,10 @@ def test_the_pages_ask_first_and_keep_the_chosen_places(app: Flask, browser: Fla
         [series] = db.session.scalars(select(Scan)).all()
         assert shown.location == f"/scans/{series.id}"
         assert sides_in(series) == [picture(side=side) for side in SIDES[::-1]]
-    asked = browser.post("/scans/selected", data={"id": series.id, "action": "split"})
-    assert "4 single pictures take its place" in asked.text
+    response = browser.post("/scans/selected", data={"id": series.id, "action": "split"})
+    assert "This series will be replaced by 4 single images" in response.text
     browser.post("/scans/selected/split", data={"id": [series.id, "x"]})
-    assert "4 pictures are analyzed anew" in browser.get("/scans").text
+    assert "4 pictures are being reanalyzed" in browser.get("/scans").text
     nothing = browser.post("/scans/selected", data={"id": series.id, "action": "split"})
     assert nothing.location == "/scans"
 

@@ -15,7 +15,7 @@ POSITIVE = Verdict("suspected", "Brain Hemorrhage Detected.", 0.873, 0.512, (0.3
 
 def content(**other: Any) -> Content:
     """Return the content of a report of a series of four slices, of which some is another."""
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "scan_id": "3f" * 16,
         "title": "Phantom",
         "file_type": "dicom",
@@ -26,6 +26,7 @@ def content(**other: Any) -> Content:
         "first_slices": [2, 3],
         "types": [("subarachnoid", 0.61)],
         "architecture": "googlenet_cells_series",
+        "model": "GoogLeNet cells for series · v3",
         "model_card": "db3650e237e8",
         "model_version": "ab" * 16,
         "warnings": [],
@@ -34,4 +35,4 @@ def content(**other: Any) -> Content:
         "index": 2,
         "overlay": Image.new("RGBA", (256, 256), (250, 150, 20, 120)),
     }
-    return Content(**{**told, **other})
+    return Content(**{**values, **other})

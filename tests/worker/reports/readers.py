@@ -28,12 +28,14 @@ def require_valid(path: Path) -> str:
     it says of a structured report, else nothing.
     """
     tools = Path(sys.executable).parent
-    said = subprocess.run(
+    completed = subprocess.run(
         [tools / "dciodvfy", "-new", path], capture_output=True, text=True, check=False, timeout=60
     )
-    errors = [line for line in (said.stdout + said.stderr).splitlines() if "Error" in line]
-    assert errors == [] and said.returncode == 0
-    return said.stdout
+    errors = [
+        line for line in (completed.stdout + completed.stderr).splitlines() if "Error" in line
+    ]
+    assert errors == [] and completed.returncode == 0
+    return completed.stdout
 
 
 def dumped_by_dcmtk(tool: str, path: Path, *options: str) -> str:
@@ -44,7 +46,7 @@ def dumped_by_dcmtk(tool: str, path: Path, *options: str) -> str:
         if os.environ.get("CI"):
             pytest.fail(f"CI must have {tool}.")
         pytest.skip(f"{tool} is not installed here.")
-    said = subprocess.run(
+    completed = subprocess.run(
         [tool, *options, path], capture_output=True, text=True, check=True, timeout=60
     )
-    return said.stdout
+    return completed.stdout

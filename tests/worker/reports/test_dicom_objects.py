@@ -16,14 +16,14 @@ from ml.scans.geometry import in_square_pixels, turned_upright
 from tests.ml.made_scans import change, one_file_of, write_series
 from tests.worker.reports.made import content
 from tests.worker.reports.readers import dumped_by_dcmtk, require_valid
+from webapp.models import ReportRefused
 from worker.reports.dicom_objects import (
-    NoObject,
     in_grid_of,
     secondary_capture,
     segmentation,
     structured_report,
 )
-from worker.reports.sources import in_order, read_headers
+from worker.reports.sources import in_order, located, read_headers
 
 UID = "2.25.1"
 FRAME_OF_REFERENCE = generate_uid()
@@ -63,11 +63,11 @@ def test_a_structured_report_tells_the_state_the_figures_and_the_slices(
     figures = {one.name.meaning: one.value for one in of_scan.get_measurements()}
     assert figures == {"Probability": 0.873, "Threshold Value": 0.512}
     uids = {file.name: str(pydicom.dcmread(file).SOPInstanceUID) for file in paths}
-    told = [
+    items = [
         (group.source_images[0].referenced_sop_instance_uid, group.get_measurements()[0].value)
         for group in of_slices
     ]
-    assert told == [(uids["03.dcm"], 0.873), (uids["04.dcm"], 0.4)]
+    assert items == [(uids["03.dcm"], 0.873), (uids["04.dcm"], 0.4)]
     document = pydicom.dcmread(path)
     assert document.StudyInstanceUID == "1.2.3"
     assert (document.CompletionFlag, document.VerificationFlag) == ("COMPLETE", "UNVERIFIED")
@@ -75,9 +75,9 @@ def test_a_structured_report_tells_the_state_the_figures_and_the_slices(
 
 def test_dcmtk_reads_the_structured_report(paths: list[Path], tmp_path: Path) -> None:
     path = saved(structured_report(content(), read_headers(paths), UID), tmp_path)
-    said = dumped_by_dcmtk("dsrdump", path, "+Pl")
-    assert "Imaging Measurement Report" in said and "Suspected" in said
-    assert "Research use only, never a diagnosis." in said
+    dump = dumped_by_dcmtk("dsrdump", path, "+Pl")
+    assert "Imaging Measurement Report" in dump and "Suspected" in dump
+    assert "Research use only, never a diagnosis." in dump
 
 
 def test_frames_of_one_file_are_named_by_their_numbers(paths: list[Path], tmp_path: Path) -> None:
@@ -97,8 +97,25 @@ def test_without_places_of_the_slices_a_report_tells_of_the_scan_alone(
 
     require_valid(path)
     assert len(groups_of(path)) == 1
-    with pytest.raises(NoObject, match="do not say where each slice lies"):
+    with pytest.raises(ReportRefused, match="do not say where each slice lies"):
         segmentation(content(), headers, np.ones((4, 64, 64), bool), UID)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"],
+)
+def test_a_segmentation_needs_places_also_of_one_slice(paths: list[Path], missing: str) -> None:
+    assert located(read_headers(paths), 4) is not None
+    assert located(read_headers(paths[:1]), 1) is not None
+    headers = read_headers([change(paths[0], **{missing: None})])
+    assert located(headers, 1) is None
+    if missing != "FrameOfReferenceUID":  # One number in place of two, three or six, as a file had.
+        for slices in (1, 4):
+            one_number = [change(path, **{missing: "0.5"}) for path in paths[:slices]]
+            assert located(read_headers(one_number), slices) is None
+    with pytest.raises(ReportRefused, match="do not say where each slice lies"):
+        segmentation(content(), headers, np.ones((1, 64, 64), bool), UID)
 
 
 def test_a_scan_that_was_read_of_some_files_only_names_no_slices(paths: list[Path]) -> None:
@@ -130,8 +147,8 @@ def test_a_secondary_capture_shows_the_heat_map_and_says_what_it_is(
 
 def test_dcmtk_reads_the_secondary_capture(paths: list[Path], tmp_path: Path) -> None:
     path = saved(secondary_capture(content(), read_headers(paths), UID), tmp_path)
-    said = dumped_by_dcmtk("dcmdump", path)
-    assert "SecondaryCaptureImageStorage" in said and "[1.2.3]" in said
+    dump = dumped_by_dcmtk("dcmdump", path)
+    assert "SecondaryCaptureImageStorage" in dump and "[1.2.3]" in dump
 
 
 def test_a_segmentation_lies_on_the_slices_that_it_outlines(
@@ -147,8 +164,23 @@ def test_a_segmentation_lies_on_the_slices_that_it_outlines(
     (mask,) = read.get_pixels_by_source_instance([third], combine_segments=True)
     assert (np.asarray(mask) == outline[2]).all()
     assert read.get_segment_description(1).segmented_property_type.meaning == "Hemorrhage"
-    with pytest.raises(NoObject, match="No hemorrhage is outlined"):
+    with pytest.raises(ReportRefused, match="No hemorrhage is outlined"):
         segmentation(content(), read_headers(paths), np.zeros((4, 64, 64), bool), UID)
+
+
+def test_slices_that_do_not_say_how_thick_they_are_are_as_thick_as_they_lie_apart(
+    paths: list[Path],
+) -> None:
+    headers = read_headers(paths)
+    for header in headers:
+        header.pop("SliceThickness", None)
+    outline = np.ones((4, 64, 64), bool)
+    made = pydicom.dcmread(BytesIO(segmentation(content(), headers, outline, UID)))
+    shared = made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert shared.SliceThickness == 5
+    with pytest.raises(ReportRefused):
+        headers[0].pop("SliceThickness")
+        segmentation(content(slices=[0.9]), headers[:1], outline[:1], UID)
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,12 @@ from webapp.models import (
     ask_for_report,
     report_kinds,
 )
-from webapp.models.reports import KEPT_S, MAX_OPEN
+from webapp.models.reports import KEEP_S, MAX_OPEN
 from webapp.storage import Storage, StorageError, storage
 from worker import leases, retention, tasks
-from worker.heartbeat import presence
-from worker.reports.making import make_next_report
+from worker.heartbeat import heartbeat
+from worker.reports import sources
+from worker.reports.making import can_be_segmented, make_next_report
 from worker.sweep import DOING
 
 
@@ -50,12 +51,12 @@ def answered(folder: Path) -> Scan:
     return scan_of(scan.id)
 
 
-def asked(scan: Scan, kind: ReportKind) -> str:
+def requested(scan: Scan, kind: ReportKind) -> str:
     """Ask for a report as its owner does; return its id."""
     report, replaced = ask_for_report(scan, kind)
     db.session.commit()
-    if replaced:
-        storage.discard(replaced)
+    for key in replaced:
+        storage.discard(key)
     return report.id
 
 
@@ -68,7 +69,7 @@ def test_each_kind_is_made_of_the_stored_copy_and_read_by_others(
     any_worker_app: Flask, tmp_path: Path
 ) -> None:
     scan = answered(tmp_path / "series")
-    made = {kind: asked(scan, kind) for kind in report_kinds(scan)}
+    made = {kind: requested(scan, kind) for kind in report_kinds(scan)}
     tasks.predict_scans()
 
     assert set(made) == set(ReportKind) - {ReportKind.SEGMENTATION}
@@ -90,7 +91,10 @@ def test_each_kind_is_made_of_the_stored_copy_and_read_by_others(
 
 
 def test_an_outline_is_drawn_measured_and_made_a_segmentation(
-    worker_app: Flask, tmp_path: Path
+    worker_app: Flask,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     install_outlining()
     scan = submit_bleeding(tmp_path / "series")
@@ -98,7 +102,7 @@ def test_an_outline_is_drawn_measured_and_made_a_segmentation(
     scan = scan_of(scan.id)
     assert scan.prediction is not None
     scan.prediction.first_slices = scan.prediction.outlined_slices
-    made = {kind: asked(scan, kind) for kind in report_kinds(scan)}
+    made = {kind: requested(scan, kind) for kind in report_kinds(scan)}
     tasks.predict_scans()
 
     assert set(made) == set(ReportKind)
@@ -106,7 +110,7 @@ def test_an_outline_is_drawn_measured_and_made_a_segmentation(
     files = {kind: storage.get(report_of(one).file_key) for kind, one in made.items()}
     text = text_of(files[ReportKind.PDF])
     assert "Outline: where the model sees the hemorrhage" in text and "Heat map:" not in text
-    assert f"Outlined: {scan.prediction.volume_ml:.1f} mL" in text
+    assert "The volume of what the model outlines is about" in " ".join(text.split())
     for kind in (ReportKind.STRUCTURED_REPORT, ReportKind.SEGMENTATION):
         path = tmp_path / f"{kind}.dcm"
         path.write_bytes(files[kind])
@@ -115,17 +119,29 @@ def test_an_outline_is_drawn_measured_and_made_a_segmentation(
     voxel_ml = np.prod(volume.spacing) / 1000
     assert volume.array.sum() * voxel_ml == pytest.approx(scan.prediction.volume_ml, rel=0.02)
 
+    assert scan.prediction.can_be_segmented is True
+
+    def stumble(_headers: object, _slices: int) -> None:
+        raise TypeError("an odd header")
+
+    monkeypatch.setattr(sources, "located", stumble)
+    assert not can_be_segmented(scan, 1) and "an odd header" in caplog.text
+    scan.prediction.can_be_segmented = False
+    assert ReportKind.SEGMENTATION not in report_kinds(scan)
+    with pytest.raises(ReportRefused, match="do not say where each slice lies"):
+        ask_for_report(scan, ReportKind.SEGMENTATION)
+
 
 def test_only_a_dicom_scan_has_dicom_objects_and_only_a_result_a_report(
     any_worker_app: Flask,
 ) -> None:
     (scan_id,) = submit(picture(200))
-    with pytest.raises(ReportRefused, match="before there is a result"):
+    with pytest.raises(ReportRefused, match="once there is a result"):
         ask_for_report(scan_of(scan_id), ReportKind.PDF)
     install_model()
     tasks.predict_scans()
     scan = scan_of(scan_id)
-    with pytest.raises(ReportRefused, match="submitted as DICOM only"):
+    with pytest.raises(ReportRefused, match="only for scans that were submitted as DICOM"):
         ask_for_report(scan, ReportKind.STRUCTURED_REPORT)
     assert report_kinds(scan) == (ReportKind.PDF,)
     scan.kind, scan.original_removed_at = "dicom", scan.finished_at
@@ -138,14 +154,14 @@ def test_asking_again_waits_for_the_same_report_and_then_replaces_it(worker_app:
     (scan_id,) = submit(picture(200))
     tasks.predict_scans()
     scan = scan_of(scan_id)
-    first = asked(scan, ReportKind.PDF)
-    assert asked(scan, ReportKind.PDF) == first
+    first = requested(scan, ReportKind.PDF)
+    assert requested(scan, ReportKind.PDF) == first
     tasks.predict_scans()
-    second = asked(scan, ReportKind.PDF)
+    second = requested(scan, ReportKind.PDF)
     assert storage.keys("reports") == []
     tasks.predict_scans()
 
-    assert storage.keys("reports") == [report_of(second).file_key]
+    assert storage.keys("reports") == sorted(report_of(second).file_keys)
     assert db.session.scalars(select(Report.id)).all() == [second]
 
 
@@ -154,7 +170,7 @@ def test_one_person_may_have_so_many_reports_waiting(worker_app: Flask) -> None:
     ids = submit(*[picture(200)] * (MAX_OPEN + 1))
     tasks.predict_scans()
     for scan_id in ids[:MAX_OPEN]:
-        asked(scan_of(scan_id), ReportKind.PDF)
+        requested(scan_of(scan_id), ReportKind.PDF)
     with pytest.raises(ReportRefused, match="waiting already"):
         ask_for_report(scan_of(ids[-1]), ReportKind.PDF)
 
@@ -163,10 +179,10 @@ def test_a_result_does_not_wait_for_many_reports(worker_app: Flask) -> None:
     install_model()
     ids = submit(*[picture(200)] * 3)
     tasks.predict_scans()
-    reports = [asked(scan_of(scan_id), ReportKind.PDF) for scan_id in ids]
+    reports = [requested(scan_of(scan_id), ReportKind.PDF) for scan_id in ids]
     (late,) = submit(picture(10))
     order: list[str] = []
-    worker_app.extensions["presence"].stopping = lambda: bool(
+    worker_app.extensions["heartbeat"].stopping = lambda: bool(
         order.append(scan_of(late).status) or False
     )
     tasks.predict_scans()
@@ -181,7 +197,7 @@ def test_a_report_that_cannot_be_made_says_so_in_a_sentence(
     install_model()
     (scan_id,) = submit(picture(200))
     tasks.predict_scans()
-    report_id = asked(scan_of(scan_id), ReportKind.PDF)
+    report_id = requested(scan_of(scan_id), ReportKind.PDF)
 
     def fails(*_: object) -> bytes:
         raise RuntimeError("secret")
@@ -200,7 +216,7 @@ def test_a_storage_that_is_away_fails_no_report(
     install_model()
     (scan_id,) = submit(picture(200))
     tasks.predict_scans()
-    report_id = asked(scan_of(scan_id), ReportKind.PDF)
+    report_id = requested(scan_of(scan_id), ReportKind.PDF)
     with monkeypatch.context() as away:
 
         def refuse(*_: object) -> bytes:
@@ -218,7 +234,7 @@ def test_a_report_whose_worker_died_is_made_by_the_next(any_worker_app: Flask) -
     install_model()
     (scan_id,) = submit(picture(200))
     tasks.predict_scans()
-    report_id = asked(scan_of(scan_id), ReportKind.PDF)
+    report_id = requested(scan_of(scan_id), ReportKind.PDF)
     leases.claim(Report, "a worker that dies")
     db.session.execute(update(Report).values(lease_expires_at=database_now(-1)))
     db.session.commit()
@@ -232,15 +248,15 @@ def test_the_file_goes_with_its_scan_and_after_a_day(worker_app: Flask) -> None:
     install_model()
     ids = submit(picture(200), picture(10))
     tasks.predict_scans()
-    reports = [asked(scan_of(scan_id), ReportKind.PDF) for scan_id in ids]
+    reports = [requested(scan_of(scan_id), ReportKind.PDF) for scan_id in ids]
     tasks.predict_scans()
     assert len(storage.keys("reports")) == 2
     delete_scan(ids[0])
-    assert storage.keys("reports") == [report_of(reports[1]).file_key]
+    assert storage.keys("reports") == sorted(report_of(reports[1]).file_keys)
 
     retention.remove_old_reports()
     assert len(storage.keys("reports")) == 1
-    db.session.execute(update(Report).values(finished_at=database_now(-KEPT_S - 1)))
+    db.session.execute(update(Report).values(finished_at=database_now(-KEEP_S - 1)))
     db.session.commit()
     retention.remove_old_reports()
     assert storage.keys("reports") == []
@@ -253,7 +269,7 @@ def test_a_report_of_a_scan_that_is_deleted_meanwhile_leaves_no_file(
     install_model()
     (scan_id,) = submit(picture(200))
     tasks.predict_scans()
-    asked(scan_of(scan_id), ReportKind.PDF)
+    requested(scan_of(scan_id), ReportKind.PDF)
 
     def deletes(*_: object) -> bytes:
         delete_scan(scan_id)
@@ -262,4 +278,4 @@ def test_a_report_of_a_scan_that_is_deleted_meanwhile_leaves_no_file(
     monkeypatch.setattr("worker.reports.page.pdf_of", deletes)
     assert make_next_report()
     assert storage.keys("reports") == []
-    assert presence().last_reported_for
+    assert heartbeat().last_reported_for

@@ -1,4 +1,4 @@
-"""The fonts of reports, which licenses here tell the origin of: most alphabets, and emoji."""
+"""The fonts of reports, for most alphabets and emoji; the license files here name their origin."""
 
 from pathlib import Path
 

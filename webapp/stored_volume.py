@@ -119,12 +119,12 @@ class Volume:
         stored = storage.get(self.key, self.starts[index], stop)
         size = voxel_bytes * self.columns * self.rows
         try:
-            found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, size)
+            voxels = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, size)
         except zlib.error as err:
             raise StorageError("A stored series is damaged.") from err
-        if len(found) != size:
+        if len(voxels) != size:
             raise StorageError("A stored series is damaged.")
-        return found
+        return voxels
 
 
 def open_volume(key: str) -> Volume:

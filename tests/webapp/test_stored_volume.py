@@ -14,7 +14,7 @@ from PIL import Image
 from ml.scans.slices import Slice, render
 from tests.webapp.series import stored_series
 from webapp.storage import Storage, StorageError, storage
-from webapp.volume import HEAD_BYTES, WINDOWS, Volume, Window, open_volume
+from webapp.stored_volume import HEAD_BYTES, WINDOWS, Volume, Window, open_volume
 
 KEY = "volumes/0123456789abcdef0123456789abcdef.nii.gz"
 

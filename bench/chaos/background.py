@@ -1,0 +1,87 @@
+"""What runs beside the scans of a campaign: a shadow, replays and the audit log's chain, each with
+something that must hold whatever dies.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select
+
+from bench.chaos.stack import Stack
+from webapp.audit_chain import seal, verify
+from webapp.extensions import db
+from webapp.models import (
+    JobStatus,
+    ModelVersion,
+    Prediction,
+    Replay,
+    Shadow,
+    ShadowAnswer,
+    live_version,
+    sample_answers,
+    start_shadow,
+)
+
+REPLAYS = 50
+STOPPED = "The worker stopped three times while it was"
+
+
+def begin_shadow(stack: Stack) -> None:
+    """Run a copy of the live version in its own shadow, so that both must always say the same."""
+    with stack.app.app_context():
+        live = live_version("slice")
+        if live is None:
+            raise RuntimeError("no version is live")
+        copy = ModelVersion(
+            card_id=live.card_id,
+            architecture=live.architecture,
+            reads=live.reads,
+            storage_prefix=live.storage_prefix,
+            card=live.card,
+        )
+        db.session.add(copy)
+        db.session.flush()
+        start_shadow(copy, None)
+        db.session.commit()
+
+
+def request_replays() -> int:
+    """Have some of what was answered so far computed again; return how many."""
+    _, drawn = sample_answers(REPLAYS, None)
+    db.session.commit()
+    return drawn
+
+
+def complaints() -> list[str]:
+    """Return what does not hold at the end."""
+    shadow = db.session.scalars(select(Shadow)).one()
+    broken = []
+    if shadow.ended_at is not None:
+        broken.append(f"the shadow ended: {shadow.ended_because}")
+    answered = count(Prediction, Prediction.model_version_id == shadow.against_id)
+    rows = count(ShadowAnswer) + shadow.skipped
+    if rows != answered:
+        broken.append(f"{answered} scans have a live answer, and {rows} were to have a shadow's")
+    done = ShadowAnswer.status == JobStatus.DONE
+    if other := count(
+        ShadowAnswer, done, ShadowAnswer.probability != ShadowAnswer.live_probability
+    ):
+        broken.append(f"{other} scans got another answer in shadow than from the same version live")
+    if other := count(Replay, Replay.status == JobStatus.DONE, Replay.is_same.is_(False)):
+        broken.append(f"{other} answers were not reproduced exactly")
+    for table in (ShadowAnswer, Replay):
+        failed = db.session.scalars(select(table.error).where(table.status == JobStatus.FAILED))
+        odd = {error for error in failed if not (error or "").startswith(STOPPED)}
+        if odd:
+            broken.append(f"{table.__tablename__} failed: {sorted(map(str, odd))}")
+    while seal():
+        db.session.commit()
+    chain = verify()
+    if chain.problem or chain.unsealed:
+        broken.append(f"the audit log: {chain.problem}, {chain.unsealed} events are not sealed")
+    return broken
+
+
+def count(table: type, *which: object) -> int:
+    """Return how many rows there are."""
+    rows = select(func.count()).select_from(table).where(*which)  # type: ignore[arg-type]
+    return db.session.scalar(rows) or 0

@@ -1,0 +1,192 @@
+"""The DICOM neighbors of a campaign, in its own process: a scanner that sends studies, and an
+archive that gets the results.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    CTImageStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+    generate_uid,
+)
+from pynetdicom import AE, evt
+
+from bench.service import free_port
+from ml.scans.phantoms import phantom, write_dicom
+
+OWNER = "chaos"
+SLICES, SIZE_PX = 4, 128
+QUIET_S = 10
+"""Longer than a listener that was killed takes to be started again and called."""
+NO_ROOM = 0xA700
+
+
+@dataclass
+class Archive:
+    """A Storage SCP in this process, which fails on command; `stored` holds the UID of the study
+    and the number of arrivals of each object.
+    """
+
+    port: int = field(default_factory=free_port)
+    mode: str = ""
+    hangs_s: float = 0.0
+    met: int = 0
+    stored: dict[str, str] = field(default_factory=dict)
+    arrivals: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    _server: Any = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self) -> None:
+        """Listen."""
+        ae = AE("ARCHIVE")
+        for kind in (Comprehensive3DSRStorage, SecondaryCaptureImageStorage, SegmentationStorage):
+            ae.add_supported_context(kind)
+        handlers: Any = [(evt.EVT_C_STORE, self._take)]
+        self._server = ae.start_server(("127.0.0.1", self.port), False, None, handlers)
+
+    def stop(self) -> None:
+        """Cut all connections and refuse new ones."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server = None
+
+    def _take(self, event: evt.Event) -> int:
+        mode = self.mode
+        self.met += bool(mode)
+        if mode == "slow":
+            time.sleep(self.hangs_s)
+        if mode == "refuses":
+            return NO_ROOM
+        one = event.dataset
+        uid, study = str(one.SOPInstanceUID), str(one.StudyInstanceUID)
+        with self._lock:
+            if self.stored.setdefault(uid, study) != study:
+                self.wrong.append("an object was sent with two studies")
+            self.arrivals[uid] += 1
+        if mode == "cuts in the middle":  # It is stored, and its sender does not learn it.
+            event.assoc.abort()
+        return 0
+
+
+class Scanner(threading.Thread):
+    """Sends studies, each as often as it takes until every instance of it was taken."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(name="scanner", daemon=True)
+        self.port = port
+        self.studies: list[str] = []
+        self.tries = 0
+        self.arrived = threading.Event()
+        """The first instance of the study at hand was taken."""
+        self.aborts = 0
+        self._waiting: queue.Queue[list[Dataset] | None] = queue.Queue()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all studies were taken."""
+        return self._waiting.unfinished_tasks == 0
+
+    def submit(self, rng: random.Random) -> None:
+        """Send another study as soon as possible."""
+        study = a_study(rng)
+        self.studies.append(str(study[0].StudyInstanceUID))
+        self.arrived.clear()
+        self._waiting.put(study)
+
+    def finish(self) -> None:
+        """Wait until all were taken, and end."""
+        self._waiting.put(None)
+        self.join()
+
+    def run(self) -> None:
+        """Send what is submitted."""
+        while (study := self._waiting.get()) is not None:
+            while not self._is_taken(study):
+                time.sleep(0.3)
+            self._waiting.task_done()
+        self._waiting.task_done()
+
+    def _is_taken(self, study: list[Dataset]) -> bool:
+        self.tries += 1
+        ae = AE("SCANNER")
+        ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = 10
+        ae.add_requested_context(CTImageStorage)
+        association = ae.associate("127.0.0.1", self.port, ae_title="HEMOSCAN")
+        try:
+            for one in study:
+                answer = association.send_c_store(one)
+                if "Status" not in answer or answer.Status != 0:
+                    return False
+                self.arrived.set()
+                if self.aborts:
+                    self.aborts -= 1
+                    association.abort()
+                    return False
+                time.sleep(0.1)  # As fast as slices are reconstructed.
+        except (RuntimeError, OSError, ValueError):  # The association ended.
+            return False
+        finally:
+            if association.is_established:
+                association.release()
+        return True
+
+
+@dataclass
+class Neighbors:
+    """The scanner and the archive of a stack."""
+
+    listener_port: int = field(default_factory=free_port)
+    archive: Archive = field(default_factory=Archive)
+
+    def __post_init__(self) -> None:
+        self.scanner = Scanner(self.listener_port)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The environment by which Hemoscan knows them."""
+        return {
+            "DICOM_HOST": "127.0.0.1",
+            "DICOM_PORT": str(self.listener_port),
+            "DICOM_QUIET_S": str(QUIET_S),
+            "DICOM_PEERS": f"SCANNER@127.0.0.1 account={OWNER} answer=archive",
+            "DICOM_DESTINATIONS": f"archive=dimse://ARCHIVE@127.0.0.1:{self.archive.port}",
+        }
+
+    def start(self) -> None:
+        """Have both run."""
+        self.archive.start()
+        self.scanner.start()
+
+
+def a_study(rng: random.Random) -> list[Dataset]:
+    """Return the slices of a head of nobody."""
+    study, series, frame = generate_uid(), generate_uid(), generate_uid()
+    kind = rng.randrange(1000)
+    slices: list[Dataset] = []
+    with tempfile.TemporaryDirectory(prefix="hemoscan-chaos-") as folder:
+        path = Path(folder) / "one.dcm"
+        for number in range(SLICES):
+            hu = phantom(kind, hemorrhage=kind % 2 == 0, size=SIZE_PX)
+            hu[0, 0] = number  # Each has other pixels.
+            write_dicom(hu, path, number=number + 1, position_mm=5.0 * number)
+            one = pydicom.dcmread(path)
+            one.StudyInstanceUID, one.SeriesInstanceUID = study, series
+            one.FrameOfReferenceUID, one.SOPInstanceUID = frame, generate_uid()
+            one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID
+            slices.append(one)
+    return slices

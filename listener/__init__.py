@@ -1,0 +1,1 @@
+"""The DICOM listener: a Storage SCP that accepts studies as uploads are accepted."""

@@ -1,0 +1,314 @@
+"""What a training run would do, shown before it is launched: what its data allow, which initial
+weights would be overruled, and how long it takes here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import joinedload
+
+from ml.catalogue import (
+    ARCHITECTURES,
+    STARTER_DIR,
+    STARTER_SERIES_DIR,
+    Architecture,
+    presets_of,
+)
+from ml.expected_time import READING, expected_parts, expected_s, learns_features
+from webapp.display import display_name
+from webapp.extensions import db
+from webapp.models import Dataset, ModelVersion, TrainingRun
+
+EARLIER_RUNS = 5
+"""The newest runs that tell how fast this installation's workers are."""
+STARTERS = {"starter": STARTER_DIR, "starter-series": STARTER_SERIES_DIR}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How many seconds an expected one (`ml.expected_time`) takes here, and how that is known."""
+
+    slowness: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run would do.
+
+    Attributes:
+        images: of the chosen data sets; None where none is chosen.
+        seconds: how long it would take.
+        presets: the same with the settings of each preset, by its name.
+        speed: what these are from.
+        refused: sentences on why it cannot run.
+        overruled: sentences on what would be done otherwise than asked for.
+    """
+
+    images: int | None
+    seconds: float | None
+    presets: Mapping[str, float]
+    speed: Speed
+    refused: Sequence[str]
+    overruled: Sequence[str]
+
+    @property
+    def mark(self) -> str:
+        """A short hash of what would be overruled; a form that carries it has been shown it."""
+        return hashlib.sha256("\n".join(self.overruled).encode()).hexdigest()[:16]
+
+    def has_news_for(self, warnings_shown: str | None) -> bool:
+        """Return whether a form with that mark was not shown what would be overruled."""
+        return bool(self.overruled) and warnings_shown != self.mark
+
+
+def outlook_of(
+    architecture: Architecture,
+    settings: Mapping[str, Any],
+    initial_weights: str,
+    datasets: Sequence[Dataset],
+) -> Outlook:
+    """Return what a run with these settings, valid and complete, would do."""
+    speed = speed_here(architecture.name)
+    images = sum((dataset.exploration or {}).get("images", 0) for dataset in datasets)
+
+    def seconds_of(settings: Mapping[str, Any]) -> float:
+        is_random = initial_weights == "random"
+        parts = expected_parts(
+            architecture.name, settings, images, len(datasets), starts_random=is_random
+        )
+        return expected_s(parts) * speed.slowness
+
+    presets = {
+        preset.name: seconds_of(architecture.parse_settings(preset.settings))
+        for preset in presets_of(architecture)
+    }
+    return Outlook(
+        images=images or None,
+        seconds=seconds_of(settings) if images else None,
+        presets=presets if images else {},
+        speed=speed,
+        refused=list(_refused(settings, datasets)) if datasets else [],
+        overruled=list(_overruled(architecture, settings, initial_weights, datasets)),
+    )
+
+
+def speed_here(architecture: str) -> Speed:
+    """Return how fast earlier runs were, of this architecture or, if there is none, of others."""
+    rows = db.session.execute(
+        select(ModelVersion.architecture, ModelVersion.card)
+        .join(ModelVersion.run)
+        .where(TrainingRun.is_calibration.is_(False))
+        .order_by(ModelVersion.architecture != architecture, ModelVersion.created_at.desc())
+        .limit(EARLIER_RUNS)
+    ).all()
+    slownesses = [
+        (row.architecture, slowness)
+        for row in rows
+        if (slowness := _slowness(row.card)) is not None
+    ]
+    own = [slowness for name, slowness in slownesses if name == architecture]
+    measured = own or [slowness for _, slowness in slownesses]
+    if not measured:
+        return Speed(1.0, "a rough default for two cores, since no run has finished here yet")
+    runs = "1 earlier run" if len(measured) == 1 else f"{len(measured)} earlier runs"
+    which = f"of {display_name(architecture)}" if own else "of other architectures"
+    return Speed(statistics.median(measured), f"measured in {runs} {which} here")
+
+
+def _slowness(card: Mapping[str, Any]) -> float | None:
+    """Return how many seconds an expected second of a finished run took; the card's seconds are
+    those of fits and controls.
+    """
+    seconds, settings = card.get("seconds"), card.get("settings") or {}
+    images = (card.get("data") or {}).get("images")
+    if not seconds or not images or card.get("architecture") not in ARCHITECTURES:
+        return None
+    parts = expected_parts(card["architecture"], settings, images, len(card["data"]["datasets"]))
+    expected = sum(part.seconds for part in parts if part.name != READING)
+    return float(seconds) / expected
+
+
+def what_a_data_set_allows(exploration: Mapping[str, Any] | None) -> str:
+    """Return in a sentence what a data set that is special in its labels can and cannot do; empty
+    for others.
+    """
+    if not exploration:
+        return ""
+    positive, negative = exploration["positive"], exploration["negative"]
+    wholes = (exploration.get("scan_labels") or {}).get("as_wholes", 0)
+    if not positive and not negative:
+        return (
+            "Labeled by scan only: it cannot be trained on alone, as no slice could be tested."
+            " Beside a data set with labeled slices, the LSTM and GRU learn from its scans, and"
+            " other architectures calibrate the answer by scan with them. It can be evaluated on by"
+            " patient."
+        )
+    if not positive or not negative:
+        own, missing = ("with", "without") if positive else ("without", "with")
+        figure = "sensitivity" if positive else "specificity"
+        return (
+            f"Only images {own} hemorrhage: it cannot be trained on alone. Add a data set with"
+            f" images {missing}, or evaluate on it, which gives the {figure} and no AUROC."
+        )
+    if wholes:
+        return (
+            f"{wholes} scans have scan-level labels only: their slices are excluded from figures"
+            " by slice, and only the LSTM and GRU learn from them."
+        )
+    return ""
+
+
+def _refused(settings: Mapping[str, Any], datasets: Sequence[Dataset]) -> Iterator[str]:
+    """Yield why these data cannot be trained on with any weights."""
+    if settings.get("folds_by") == "data set" and len(datasets) < 2:
+        yield "Folds by data set need at least two data sets."
+    explored = [dataset.exploration or {} for dataset in datasets]
+    if not all("positive" in one for one in explored):
+        return  # Imported by an earlier version, which did not count.
+    for label, noun in (("positive", "with"), ("negative", "without")):
+        if not sum(one[label] for one in explored):
+            yield (
+                f"The chosen data have no labeled images {noun} hemorrhage; add a data set that"
+                " has."
+            )
+            return
+    folds = _folds(settings, datasets)
+    for label, noun in (("positive", "hemorrhage"), ("negative", "no hemorrhage")):
+        groups = _groups(datasets, "", label)
+        if groups is not None and groups < 2 * folds:
+            yield (
+                f"Only {groups} groups (patients) show {noun}; {folds} folds need at least"
+                f" {2 * folds}. Choose fewer folds or add a data set."
+            )
+
+
+def _overruled(
+    architecture: Architecture,
+    settings: Mapping[str, Any],
+    initial_weights: str,
+    datasets: Sequence[Dataset],
+) -> Iterator[str]:
+    """Yield what would be done otherwise than asked for."""
+    if not datasets or architecture.encoder is None:
+        return
+    kind, _, version_id = initial_weights.partition(":")
+    if kind in STARTERS:
+        yield from _starter_overruled(kind, architecture, settings, datasets)
+    elif kind == "version":
+        seen = _seen_by(version_id)
+        both = sorted(dataset.name for dataset in datasets if dataset.id in seen)
+        if both:
+            yield (
+                f"That version learned from {', '.join(both)}: its patients are used for"
+                " training only and excluded from all figures. If no other data of both classes"
+                " are left, the run will fail."
+            )
+
+
+def _starter_overruled(
+    kind: str,
+    architecture: Architecture,
+    settings: Mapping[str, Any],
+    datasets: Sequence[Dataset],
+) -> Iterator[str]:
+    # "starter" takes whichever shipped model has seen too little of the data to matter.
+    folders = STARTERS.values() if kind == "starter" else (STARTERS[kind],)
+    needed = 2 * _folds(settings, datasets)
+    names = " and ".join(dataset.name for dataset in datasets)
+    is_unknown = False
+    for folder in folders:
+        card = _card_in(folder)
+        if not card or _encoder_of(card["architecture"]) != architecture.encoder:
+            continue
+        left = [_groups(datasets, card["id"], label) for label in ("positive", "negative")]
+        if None in left:
+            is_unknown = True
+        elif min(one for one in left if one is not None) >= needed:
+            yield from _partly_seen(card["id"], datasets)
+            return
+    if is_unknown:
+        yield (
+            f"Whether the starter model has seen {names} is not known, since an earlier version"
+            " imported them. If it has, the training would begin from random weights."
+        )
+    elif kind == "starter":
+        yield (
+            f"The starter model has seen {names}, so training would begin from random weights."
+            " ImageNet weights, where they are offered, would be better."
+        )
+    else:
+        yield (
+            f"The starter model for series has seen {names}, so too few patients are left for"
+            " testing, and the run would fail. Choose other weights."
+        )
+
+
+def _partly_seen(card_id: str, datasets: Sequence[Dataset]) -> Iterator[str]:
+    seen = 0
+    for label in ("positive", "negative"):
+        seen += (_groups(datasets, "", label) or 0) - (_groups(datasets, card_id, label) or 0)
+    if seen > 0:
+        yield (
+            f"The starter model has seen {seen} groups (patients) of these data; they are used"
+            " for training only and excluded from all figures."
+        )
+
+
+def _groups(datasets: Sequence[Dataset], card_id: str, label: str) -> int | None:
+    """Return how many groups of a class the model with that id, or none (""), has not seen; None
+    where that was not counted. Data sets that share patients have fewer.
+    """
+    counted = 0
+    for dataset in datasets:
+        explored = dataset.exploration or {}
+        if "unseen_groups" not in explored:
+            return None
+        of_model = explored["unseen_groups"]
+        if of_model and card_id not in of_model:
+            return None  # Another model shipped when it was imported.
+        counted += of_model[card_id][label] if of_model else 0
+    return counted
+
+
+def _folds(settings: Mapping[str, Any], datasets: Sequence[Dataset]) -> int:
+    if settings.get("folds_by") == "data set":
+        return max(len(datasets), 2)
+    return int(settings.get("folds", 5))
+
+
+def _seen_by(version_id: str) -> set[str]:
+    """Return the ids of the data sets that the convolutions of a version learned from, also in
+    the versions that it started from.
+    """
+    seen: set[str] = set()
+    for _ in range(EARLIER_RUNS):
+        version = db.session.scalar(
+            select(ModelVersion)
+            .where(ModelVersion.id == version_id)
+            .options(joinedload(ModelVersion.run).selectinload(TrainingRun.datasets))
+        )
+        if version is None or version.run is None:
+            break
+        if learns_features(version.architecture, version.run.settings):
+            seen |= {dataset.id for dataset in version.run.datasets}
+        version_id = version.run.initial_weights.partition(":")[2]
+    return seen
+
+
+def _card_in(folder: Path) -> dict[str, Any]:
+    path = folder / "card.json"
+    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+
+
+def _encoder_of(architecture: str) -> str | None:
+    known = ARCHITECTURES.get(architecture)
+    return known.encoder if known else None

@@ -1,0 +1,83 @@
+"""The page of a promotion: why it was made, and what would have been different without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flask import Response, abort, flash, redirect, url_for
+from flask.typing import ResponseReturnValue
+from flask_login import current_user
+from sqlalchemy import select
+
+from webapp.admin.pages import ROWS_PER_PAGE, blueprint, live_page, warn_of_delay
+from webapp.admin.promotion_effects import (
+    MOST_SCANS,
+    Beside,
+    effect_of,
+    find_out,
+    promotion_with_version,
+)
+from webapp.audit import record
+from webapp.extensions import db
+from webapp.jobs import PREDICT_SCANS, nudge
+from webapp.models import Act, Promotion, Scan, ShadowRefused
+from webapp.paging import requested_page
+from webapp.sharing import visible_to
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A scan whose result would have been another one; `scan` is None where it is not shared with
+    the reader.
+    """
+
+    beside: Beside
+    scan: Scan | None
+
+
+@blueprint.get("/promotions/<int:promotion_id>")
+@blueprint.get("/promotions/<int:promotion_id>/progress", endpoint="promotion_progress")
+def promotion(promotion_id: int) -> Response:
+    """Show why a version went live, and what would have been different without it."""
+    row = _promotion(promotion_id)
+    effect = effect_of(row)
+    page = requested_page(len(effect.changed), ROWS_PER_PAGE)
+    begin = (page.number - 1) * ROWS_PER_PAGE
+    shown = effect.changed[begin : begin + ROWS_PER_PAGE]
+    seen = select(Scan).where(
+        Scan.id.in_([one.result.scan_id for one in shown]), visible_to(current_user.id)
+    )
+    scans = {scan.id: scan for scan in db.session.scalars(seen)}
+    return live_page(
+        "promotion_effect",
+        pending=effect.running is not None,
+        promotion=row,
+        effect=effect,
+        changed=[Changed(one, scans.get(one.result.scan_id)) for one in shown],
+        page=page,
+        most=MOST_SCANS,
+    )
+
+
+@blueprint.post("/promotions/<int:promotion_id>/find-out")
+def find_out_effect(promotion_id: int) -> ResponseReturnValue:
+    """Have the version before answer the scans of the time that a promotion held."""
+    row = _promotion(promotion_id)
+    try:
+        shadow = find_out(row, current_user.id)
+    except ShadowRefused as err:
+        db.session.rollback()
+        flash(str(err), "warning")
+    else:
+        record(Act.SHADOW_STARTED, shadow.version_id)
+        db.session.commit()
+        if not nudge(PREDICT_SCANS):
+            warn_of_delay()
+    return redirect(url_for("admin.promotion", promotion_id=promotion_id))
+
+
+def _promotion(promotion_id: int) -> Promotion:
+    row = promotion_with_version(promotion_id)
+    if row is None:
+        abort(404)
+    return row

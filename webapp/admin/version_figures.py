@@ -1,0 +1,296 @@
+"""The figures of a model version as its page and its run's page show them: four tiles, curves, and
+what any threshold would have found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ml.named_points import NOUNS, point_at, with_widths
+from webapp.admin.operating_points import chosen_for
+from webapp.charts import (
+    RocChart,
+    calibration_chart,
+    precision_overlay,
+    roc_at_chart,
+    roc_overlay,
+)
+from webapp.models import OWN_THRESHOLDS, ModelVersion
+
+LEVELS = ("patient", "slice")
+CARD_TABS = {
+    "curves": "Curves",
+    "mistakes": "Mistakes",
+    "figures": "Figures",
+    "controls": "Controls",
+    "settings": "Settings",
+}
+"""The tabs that the page of a version and that of its run have in common: the model card."""
+USUAL_PREVALENCE = 10.0
+PREVALENCES = 0.1, 99.0
+"""The lowest and the highest that may be asked for, in percent."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of the figures that a page begins with.
+
+    Attributes:
+        title: of the figure.
+        figure: `ml.figures.Estimate` as JSON; None where the card has none.
+        what: what it is of, or why it has no interval.
+    """
+
+    title: str
+    figure: Mapping[str, Any] | None
+    what: str
+
+
+@dataclass(frozen=True)
+class AtThreshold:
+    """What a threshold would have found, and what that means per 100 scans.
+
+    Attributes:
+        level: "patient" or "slice".
+        noun: what is counted, "scans" or "slices".
+        threshold: 0..1.
+        prevalence: the share with hemorrhage, in percent.
+        sensitivity, specificity: 0..1, with the numbers that they are of, None where unknown.
+        ppv, npv: at that prevalence, None where nothing is called so.
+        alarms, true_alarms, false_alarms, missed: per 100.
+        chart: the place on the ROC curve.
+    """
+
+    level: str
+    noun: str
+    threshold: float
+    prevalence: float
+    sensitivity: float
+    specificity: float
+    positive: int | None
+    negative: int | None
+    ppv: float | None
+    npv: float | None
+    alarms: float
+    true_alarms: float
+    false_alarms: float
+    missed: float
+    chart: RocChart
+
+
+@dataclass(frozen=True)
+class VersionFigures:
+    """What the page of a version, or of its run, begins with.
+
+    Attributes:
+        level: "patient" where the data have patients of several slices, else "slice".
+        tiles: sensitivity and specificity at the operating point, AUROC and calibration.
+        charts: by level (`charts_of`).
+        at: what the chosen threshold found; None where the card has no curves.
+        levels: those that a threshold can be looked at for.
+    """
+
+    level: str
+    tiles: Sequence[Tile]
+    charts: Mapping[str, Mapping[str, Any]]
+    at: AtThreshold | None
+    levels: Sequence[str]
+
+    @property
+    def has_patients(self) -> bool:
+        """Whether figures by patient differ from those by slice."""
+        return self.level == "patient"
+
+
+def figures_of(version: ModelVersion, arguments: Mapping[str, str] | None = None) -> VersionFigures:
+    """Return the figures of a version; `arguments` are those of `requested_threshold`, whose errors
+    are ignored.
+    """
+    level = level_of(version.card)
+    levels = [one for one in LEVELS if curve_of(version, one)]
+    try:
+        at = requested_threshold(version, arguments or {})
+    except ValueError:
+        at = requested_threshold(version, {})
+    shown = {
+        one: curves for one, curves in (version.curves or {}).items() if one in (level, "slice")
+    }
+    return VersionFigures(level, tiles_of(version), charts_of(shown), at, levels)
+
+
+def level_of(card: Mapping[str, Any]) -> str:
+    """Return "patient" where patients of the test data have several slices, else "slice", since
+    both figures would be the same.
+    """
+    of_patients = (card.get("patient_metrics") or {}).get("auroc") or {}
+    of_slices = card["metrics"].get("auroc") or {}
+    has_both = bool(of_patients) and of_patients.get("n") != of_slices.get("n")
+    return "patient" if has_both else "slice"
+
+
+def tiles_of(version: ModelVersion) -> list[Tile]:
+    """Return the tiles of a version, by patient where there are patients."""
+    card, level = with_widths(version.card), level_of(version.card)
+    metrics = card["patient_metrics"] if level == "patient" else card["metrics"]
+    at_point = _at_point(version, level, metrics)
+    noun = "patients" if level == "patient" else "images"
+    point = version.operating_point.name or "as trained"
+    tiles = []
+    for name, title, which in (
+        ("sensitivity", "Sensitivity", "with hemorrhage"),
+        ("specificity", "Specificity", "without"),
+    ):
+        figure = at_point.get(name)
+        count = (figure or {}).get("n")
+        is_of_all = count == (metrics.get(name) or {}).get("n")
+        # Operating points of scans are judged on series only; the other figures on all patients.
+        counted = noun if level == "slice" or is_of_all else "scans of several slices"
+        of = f"{count} {counted} {which}" if count else noun
+        tiles.append(Tile(f"{title}, {point}", figure, of))
+    area, error = metrics.get("auroc"), metrics.get("ece")
+    of_all = f"{area['n']} {noun}" if area else noun
+    tiles.append(Tile("AUROC", area, of_all))
+    tiles.append(Tile("Calibration error", error, "mean distance of probabilities; 0 is perfect"))
+    return tiles
+
+
+def _at_point(version: ModelVersion, level: str, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return sensitivity and specificity where workers use a version."""
+    if version.point is None:
+        return metrics
+    if version.point != OWN_THRESHOLDS:
+        points = with_widths(version.card.get("points") or {})
+        return dict((points.get(level) or {}).get(version.point) or {})
+    chosen = chosen_for(version)
+    threshold = chosen.scan_threshold if level == "patient" else chosen.slice_threshold
+    curve = curve_of(version, level)
+    if not curve:
+        return {}
+    point = point_at(curve, threshold)
+    positive, negative = _counts_of_curve(version, level)
+    return {
+        name: {"value": point[name], "low": None, "high": None, "n": count}
+        for name, count in (("sensitivity", positive), ("specificity", negative))
+    }
+
+
+def curve_of(version: ModelVersion, level: str) -> Sequence[Mapping[str, float]]:
+    """Return what thresholds found at a level: those of the card or, in cards that predate them,
+    those of the stored answers; empty where nothing is known.
+    """
+    of_card = (version.card.get("curves") or {}).get(level)
+    return of_card or ((version.curves or {}).get(level) or {}).get("thresholds") or ()
+
+
+def requested_threshold(version: ModelVersion, arguments: Mapping[str, str]) -> AtThreshold | None:
+    """Return what a threshold found; None where no curve is known.
+
+    Args:
+        arguments: "level", "at" or "scan_threshold" (the threshold) and "prevalence" (in percent),
+            all texts. Where one is missing or empty, the level is that of the tiles, the threshold
+            the one in use, and the prevalence `USUAL_PREVALENCE`.
+
+    Raises:
+        ValueError: one of them is nonsense; the text is a sentence.
+    """
+    usual_levels = (level_of(version.card), "slice", "patient")
+    known = (one for one in usual_levels if curve_of(version, one))
+    level = arguments.get("level") or next(known, "slice")
+    if level not in LEVELS:
+        raise ValueError("The level must be patient or slice.")
+    curve = curve_of(version, level)
+    if not curve:
+        return None
+    chosen = chosen_for(version)
+    usual = chosen.scan_threshold if level == "patient" else chosen.slice_threshold
+    threshold = _number(
+        arguments.get("scan_threshold") or arguments.get("at"),
+        usual,
+        (0.0, 1.0),
+        "A threshold must be a number from 0 to 1, such as 0.25.",
+    )
+    lowest, highest = PREVALENCES
+    prevalence = _number(
+        arguments.get("prevalence"),
+        USUAL_PREVALENCE,
+        PREVALENCES,
+        f"The prevalence must be a number of percent from {lowest:g} to {highest:g}.",
+    )
+    return _at_threshold(version, level, threshold, prevalence)
+
+
+def _number(text: str | None, usual: float, between: tuple[float, float], sentence: str) -> float:
+    if not text:
+        return usual
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(sentence) from None
+    if not between[0] <= value <= between[1]:
+        raise ValueError(sentence)
+    return value
+
+
+def _at_threshold(
+    version: ModelVersion, level: str, threshold: float, prevalence: float
+) -> AtThreshold:
+    curve = curve_of(version, level)
+    point = point_at(curve, threshold)
+    sensitivity, specificity = point["sensitivity"], point["specificity"]
+    positive, negative = _counts_of_curve(version, level)
+    true_alarms = prevalence * sensitivity
+    false_alarms = (100 - prevalence) * (1 - specificity)
+    missed, clear = prevalence - true_alarms, (100 - prevalence) * specificity
+    alarms = true_alarms + false_alarms
+    return AtThreshold(
+        level=level,
+        noun=NOUNS[level],
+        threshold=threshold,
+        prevalence=prevalence,
+        sensitivity=sensitivity,
+        specificity=specificity,
+        positive=positive,
+        negative=negative,
+        ppv=true_alarms / alarms if alarms else None,
+        npv=clear / (clear + missed) if clear + missed else None,
+        alarms=alarms,
+        true_alarms=true_alarms,
+        false_alarms=false_alarms,
+        missed=missed,
+        chart=roc_at_chart(curve, threshold),
+    )
+
+
+def _counts_of_curve(version: ModelVersion, level: str) -> tuple[int | None, int | None]:
+    """Return how many answers with and without hemorrhage a curve is of: those of the card's named
+    points, which are of the same answers, or of the stored answers.
+    """
+    if (version.card.get("curves") or {}).get(level):
+        point = ((version.card.get("points") or {}).get(level) or {}).get("balanced") or {}
+        positive, negative = (
+            (point.get(name) or {}).get("n") for name in ("sensitivity", "specificity")
+        )
+        return positive, negative
+    counts = (version.curves or {}).get(level) or {}
+    return counts.get("positive"), counts.get("negative")
+
+
+def charts_of(curves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return by level the charts that its answers allow: "roc" and "precision" need both classes,
+    "calibration" any answer.
+    """
+    charts: dict[str, dict[str, Any]] = {}
+    for level in LEVELS:
+        own_curves = curves.get(level)
+        if not own_curves or not own_curves["calibration"]:
+            continue
+        charts[level] = {"calibration": calibration_chart(own_curves["calibration"])}
+        if own_curves["thresholds"]:
+            own = {"own": own_curves["thresholds"]}
+            charts[level]["roc"] = roc_overlay(own)
+            charts[level]["precision"] = precision_overlay(
+                own, own_curves["positive"], own_curves["negative"]
+            )
+    return charts

@@ -1,0 +1,157 @@
+"""The schemas of the images of data sets, corrections of their labels, and questions about them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import Schema, fields, validate
+
+from ml.catalogue import BLEEDING_TYPES
+from webapp.admin.dataset_questions import FOLDS, LARGEST_SEED, SEED
+from webapp.api.lab_schemas import WorkSchema, an_id
+from webapp.api.lists import PageQuerySchema, PageSchema
+from webapp.api.schemas import COUNT, PRINTABLE, SHARE
+from webapp.corrections import MAX_NAME
+from webapp.dataset_images import KINDS, LABELS, SORTS
+from webapp.models import AnalysisKind
+
+A_LABEL = validate.OneOf(list(LABELS))
+
+
+def a_number(**arguments: Any) -> fields.Integer:
+    """Return the field of the number of an image, a patient or a group."""
+    return fields.Integer(required=True, validate=COUNT, **arguments)
+
+
+def a_filter(*choices: str) -> fields.String:
+    """Return the field of a filter that has one of these values, or is left out."""
+    return fields.String(load_default=None, validate=validate.OneOf(choices))
+
+
+class DatasetImagesQuerySchema(PageQuerySchema):
+    """Which images of a data set are listed, and in which order."""
+
+    label = a_filter(*LABELS)
+    type = a_filter(*BLEEDING_TYPES)
+    problem = a_filter("any", *KINDS)
+    mask = a_filter("yes", "no")
+    size = fields.String(
+        load_default=None,
+        validate=validate.Regexp(r"^[0-9]{1,6}x[0-9]{1,6}$"),
+        metadata={"description": "Such as 512x512, one of the common sizes of the data set."},
+    )
+    source = fields.String(load_default=None, validate=[PRINTABLE, validate.Length(1, 200)])
+    patient = fields.Integer(load_default=None, validate=validate.Range(1, 2**31 - 1))
+    group = fields.Integer(load_default=None, validate=validate.Range(1, 2**31 - 1))
+    sort = fields.String(
+        load_default=None,
+        validate=validate.OneOf([name for name in SORTS if name]),
+        metadata={"description": "As in the data set, if left out."},
+    )
+
+
+class ImageProblemSchema(Schema):
+    """What is wrong with an image."""
+
+    kind = fields.String(required=True)
+    sentence = fields.String(required=True)
+
+
+class DatasetImageSummarySchema(Schema):
+    """An image of a data set."""
+
+    number = a_number(metadata={"description": "From 0, in the order of the data set."})
+    label = fields.String(required=True, validate=A_LABEL)
+    types = fields.List(fields.String(), required=True)
+    patient = a_number(allow_none=True)
+    group = a_number(allow_none=True)
+    source = fields.String(required=True)
+    width = a_number()
+    height = a_number()
+    has_outline = fields.Boolean(required=True)
+    has_thumbnail = fields.Boolean(required=True)
+    problems = fields.List(fields.Nested(ImageProblemSchema), required=True)
+
+
+class DatasetImagesPageSchema(PageSchema):
+    """One page of the images of a data set."""
+
+    items = fields.List(fields.Nested(DatasetImageSummarySchema), required=True)
+    unmatched = fields.List(
+        fields.String(),
+        required=True,
+        metadata={"description": "Filters with a size or source that this data set has not."},
+    )
+
+
+class CorrectionSchema(Schema):
+    """A correction of a label that waits to be applied."""
+
+    number = a_number()
+    was = fields.String(required=True, validate=A_LABEL)
+    label = fields.String(required=True, validate=A_LABEL)
+    reason = fields.String(required=True)
+    by = fields.String(required=True, allow_none=True)
+    at = fields.AwareDateTime(required=True)
+
+
+class CorrectionsPageSchema(PageSchema):
+    """One page of the corrections that wait."""
+
+    items = fields.List(fields.Nested(CorrectionSchema), required=True)
+
+
+class DatasetImageSchema(DatasetImageSummarySchema):
+    """An image with all that is known of it."""
+
+    name = fields.String(required=True, metadata={"description": "Its path in the data set."})
+    bytes = a_number()
+    sha256 = fields.String(required=True)
+    dhash = fields.String(required=True)
+    gray = fields.Float(required=True, allow_none=True)
+    head_share = fields.Float(required=True, allow_none=True, validate=SHARE)
+    slice = fields.Integer(required=True, allow_none=True)
+    place_mm = fields.Float(required=True, allow_none=True)
+    near_duplicates = fields.List(fields.Nested(DatasetImageSummarySchema), required=True)
+    correction = fields.Nested(CorrectionSchema, required=True, allow_none=True)
+
+
+class CorrectLabelSchema(Schema):
+    """The label that an image should have, and why."""
+
+    label = fields.String(required=True, validate=A_LABEL)
+    reason = fields.String(
+        load_default="",
+        validate=[PRINTABLE, validate.Length(max=200)],
+        metadata={"description": "Kept with the new version; please no patient names."},
+    )
+
+
+class ApplyCorrectionsSchema(Schema):
+    """The name of the next version of a data set."""
+
+    name = fields.String(required=True, validate=[PRINTABLE, validate.Length(1, MAX_NAME)])
+
+
+class SplitQuestionSchema(Schema):
+    """The folds and the seed of a training."""
+
+    folds = fields.Integer(load_default=FOLDS, validate=validate.Range(2, 10))
+    seed = fields.Integer(load_default=SEED, validate=validate.Range(0, LARGEST_SEED))
+
+
+class CompareDatasetsSchema(Schema):
+    """The data set that another one is to be compared with."""
+
+    other_id = an_id()
+
+
+class DatasetQuestionSchema(WorkSchema):
+    """A question about data sets that a train worker answers."""
+
+    kind = fields.Enum(AnalysisKind, by_value=fields.String, required=True)
+    dataset_id = fields.String(required=True)
+    other_id = fields.String(required=True, allow_none=True)
+    result = fields.Dict(
+        required=True, allow_none=True, metadata={"description": "The answer, once it is there."}
+    )

@@ -1,0 +1,199 @@
+"""Corrections of labels: collected, then applied together as a new version of a data set."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from sqlalchemy import delete, func, insert, literal, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import joinedload
+
+from webapp.audit import record, whose_request
+from webapp.extensions import db
+from webapp.forms import text_problem
+from webapp.jobs import IMPORT_DATASET, nudge
+from webapp.models import (
+    Act,
+    Dataset,
+    DatasetImage,
+    JobStatus,
+    LabelCorrection,
+    dataset_scan,
+    new_id,
+)
+
+MOST_CORRECTIONS = 5000
+"""That wait for one data set: they are stored with the row of the new version."""
+MAX_NAME = 80
+WORDS = {1: "hemorrhage", 0: "normal", None: "unknown"}
+
+
+class CorrectionRefused(ValueError):
+    """A correction is not made; the text is a sentence."""
+
+
+def waiting_corrections(dataset_id: str) -> int:
+    """Return how many corrections of a data set wait to be applied."""
+    own = select(func.count()).where(LabelCorrection.dataset_id == dataset_id)
+    return db.session.scalar(own) or 0
+
+
+def corrections_of(dataset_id: str) -> Sequence[LabelCorrection]:
+    """Return the corrections of a data set that wait, in the order of their images."""
+    return db.session.scalars(
+        select(LabelCorrection)
+        .where(LabelCorrection.dataset_id == dataset_id)
+        .options(joinedload(LabelCorrection.image), joinedload(LabelCorrection.by))
+        .order_by(LabelCorrection.number)
+    ).all()
+
+
+def correct(dataset: Dataset, image: DatasetImage, label: int | None, reason: str) -> bool:
+    """Note a correction of a label, in place of an earlier one of this image, and commit; the label
+    that the image has withdraws it. Return whether a correction waits now.
+
+    Raises:
+        CorrectionRefused: the reason is too long, too many corrections wait, or the data set was
+            deleted.
+    """
+    if problem := text_problem(reason, 200):
+        raise CorrectionRefused(problem)
+    # Two requests at once are one after the other.
+    locked = select(Dataset.id).where(Dataset.id == dataset.id).with_for_update()
+    if db.session.scalar(locked) is None:
+        db.session.rollback()
+        raise CorrectionRefused("This data set was deleted.")
+    own = (LabelCorrection.dataset_id == dataset.id, LabelCorrection.number == image.number)
+    replaced = db.session.execute(delete(LabelCorrection).where(*own)).rowcount  # type: ignore[attr-defined]
+    if label == image.label:
+        if replaced:
+            record(Act.CORRECTION_WITHDRAWN, dataset.id, detail=f"image {image.number + 1}")
+        db.session.commit()
+        return False
+    if waiting_corrections(dataset.id) >= MOST_CORRECTIONS:
+        db.session.rollback()
+        raise CorrectionRefused(
+            f"{MOST_CORRECTIONS:,} corrections are already pending; apply them before you add"
+            " others."
+        )
+    db.session.add(
+        LabelCorrection(
+            dataset_id=dataset.id,
+            number=image.number,
+            label=label,
+            reason=reason,
+            by_id=whose_request(),
+        )
+    )
+    record(
+        Act.LABEL_CORRECTED,
+        dataset.id,
+        detail=f"image {image.number + 1}: {WORDS[image.label]} → {WORDS[label]}",
+    )
+    db.session.commit()
+    return True
+
+
+def suggested_name(name: str) -> str:
+    """Return a free name for the next version of a data set: "head_ct v2"."""
+    stem = re.sub(r" v[0-9]{1,4}$", "", name)[: MAX_NAME - 6]
+    existing = set(
+        db.session.scalars(
+            select(Dataset.name).where(Dataset.name.startswith(f"{stem} v", autoescape=True))
+        )
+    )
+    number = 2
+    while f"{stem} v{number}" in existing:
+        number += 1
+    return f"{stem} v{number}"
+
+
+def apply_corrections(dataset: Dataset, name: str, user_id: str) -> tuple[Dataset, bool]:
+    """Queue the next version of a data set, in which all corrections that wait are applied, and
+    commit; return it, and whether a worker could be notified.
+
+    It has the same archive. The data set itself stays as it is, for what was trained on it.
+
+    Raises:
+        CorrectionRefused: nothing waits any more, or the name is invalid or taken.
+    """
+    problem = text_problem(name, MAX_NAME) if name else "Enter a name for the new version."
+    if problem:
+        raise CorrectionRefused(problem)
+    # Two people who apply them at once: the second finds none.
+    db.session.execute(select(Dataset.id).where(Dataset.id == dataset.id).with_for_update())
+    waiting = corrections_of(dataset.id)
+    if not waiting:
+        db.session.rollback()
+        raise CorrectionRefused("There are no pending corrections left to apply.")
+    known = {correction["name"]: correction for correction in dataset.corrections or ()}
+    for one in waiting:
+        before = known.get(one.image.name)
+        known[one.image.name] = {
+            "name": one.image.name,
+            "was": before["was"] if before else one.image.label,
+            "label": one.label,
+            "reason": one.reason,
+        }
+    corrected = Dataset(
+        id=new_id(),
+        name=name,
+        imported_by_id=user_id,
+        archive_key=dataset.archive_key,
+        corrected_from_id=dataset.id,
+        corrections=[
+            correction for correction in known.values() if correction["was"] != correction["label"]
+        ],
+    )
+    try:
+        db.session.add(corrected)
+        db.session.flush()
+    except IntegrityError as err:
+        db.session.rollback()
+        raise CorrectionRefused(f"A data set named “{name}” already exists.") from err
+    # What a version trained on it learned from is known by these.
+    scans = select(literal(corrected.id), dataset_scan.c.scan_id, dataset_scan.c.study_id).where(
+        dataset_scan.c.dataset_id == dataset.id
+    )
+    columns = ["dataset_id", "scan_id", "study_id"]
+    db.session.execute(insert(dataset_scan).from_select(columns, scans))
+    for one in waiting:
+        db.session.delete(one)
+    count = f"{len(waiting)} {'label' if len(waiting) == 1 else 'labels'}"
+    record(Act.DATASET_CORRECTED, corrected.id, detail=f"{count} corrected")
+    db.session.commit()
+    return corrected, nudge(IMPORT_DATASET)
+
+
+def versions_of_one(dataset_ids: Sequence[str]) -> list[str]:
+    """Return the names of those data sets that hold the same images, with other labels; empty if
+    there are none.
+    """
+    rows = db.session.execute(
+        select(Dataset.name, Dataset.archive_key)
+        .where(Dataset.id.in_(dataset_ids))
+        .order_by(Dataset.name)
+    ).all()
+    times = Counter(row.archive_key for row in rows)
+    return [row.name for row in rows if times[row.archive_key] > 1]
+
+
+def versions_around(dataset: Dataset) -> tuple[Dataset | None, Sequence[Dataset]]:
+    """Return the version that a data set was corrected from, if it still exists, and those that
+    were made of it.
+    """
+    before = (
+        db.session.get(Dataset, dataset.corrected_from_id) if dataset.corrected_from_id else None
+    )
+    after = db.session.scalars(
+        select(Dataset)
+        .where(
+            Dataset.corrected_from_id == dataset.id,
+            Dataset.status.not_in((JobStatus.FAILED, JobStatus.CANCELLED)),
+        )
+        .order_by(Dataset.created_at)
+        .limit(20)
+    ).all()
+    return before, after

@@ -1,0 +1,228 @@
+"""Studies that come in several requests: what is taken in waits for a while, and the next request
+of the same study takes it along, so that each series becomes one scan. A series of which more comes
+when it is analyzed already becomes one scan again (`webapp.intake.completing`).
+
+UIDs of a study are replaced by a keyed hash of account and UID, the same in each request, of which
+nothing else has to be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from flask import current_app
+from sqlalchemy import Select, delete, or_, select, update
+from werkzeug.datastructures import FileStorage
+
+from webapp.audit import record
+from webapp.extensions import database_now, db
+from webapp.intake import NewUids
+from webapp.intake.completing import Changed, NothingNew, copies_of, take_place
+from webapp.intake.dicom import DicomFile
+from webapp.intake.series import SeriesFiles
+from webapp.intake.spool import incoming_folder
+from webapp.intake.streams import DamagedFile, TooMuchWork
+from webapp.models import Act, JobStatus, Scan
+from webapp.storage import MissingFile
+
+JOINING_S = 120
+"""How long scans that are being joined wait at least."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A scan that does not wait for more of its study.
+
+    Attributes:
+        key: the storage key of its original.
+        series, instances: the new UIDs in its copies.
+        is_whole: it is one file of several slices, to which no other file adds any.
+        counts: it is analyzed or being analyzed; what failed or was canceled may come again.
+    """
+
+    scan_id: str
+    key: str
+    series: frozenset[str]
+    instances: frozenset[str]
+    is_whole: bool
+    counts: bool
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What came before of the studies of a request.
+
+    Attributes:
+        waiting: the storage key of the original of each scan that is not analyzed yet, by its id.
+        stored: scans to whose series the request adds slices.
+        known: the ids of all scans of these studies that there were, also of those that stay as
+            they are.
+        files: the copies of waiting and stored that did not come again.
+        gone: the storage keys of the files of scans that were replaced.
+    """
+
+    waiting: Mapping[str, str]
+    stored: Sequence[Stored]
+    known: Set[str]
+    files: Sequence[FileStorage]
+    gone: list[str] = field(default_factory=list)
+
+    def replace_by(
+        self, scans: Sequence[Scan], series: Sequence[SeriesFiles], uids: NewUids
+    ) -> None:
+        """Have the new scans take the place of the earlier ones, and wait for what is still to
+        come; the caller commits, and then discards the files in `gone`.
+
+        Raises:
+            Changed: one of them is not there as it was, or another request stored one meanwhile.
+            NothingNew: none of the new slices of a stored series was accepted.
+        """
+        if quiet_s := current_app.config["DICOMWEB_QUIET_S"]:
+            for scan in scans:
+                scan.retry_at = database_now(quiet_s)
+        # Not by the session, which would ask for the new rows' times.
+        db.session.flush()
+        # Their owner is locked, so no other request stores scans of these studies now.
+        of_studies = _of_studies(scans[0].user_id, {scan.study_uid or "" for scan in scans})
+        if set(db.session.scalars(of_studies)) - self.known - {scan.id for scan in scans}:
+            raise Changed
+        self._replace_stored(scans, series, uids)
+        if not self.waiting:
+            return
+        waiting = Scan.id.in_(self.waiting) & (Scan.status == JobStatus.QUEUED)
+        replaced = db.session.scalars(
+            delete(Scan).where(waiting).returning(Scan.id),
+            execution_options={"synchronize_session": False},
+        ).all()
+        if len(replaced) < len(self.waiting):
+            raise Changed
+        self.gone.extend(self.waiting.values())
+        for scan_id in [*replaced, *(scan.id for scan in scans)]:
+            detail = f"{len(replaced)} into {len(scans)}"
+            record(Act.SCANS_JOINED, scan_id, actor_id=scans[0].user_id, detail=detail)
+
+    def _replace_stored(
+        self, scans: Sequence[Scan], series: Sequence[SeriesFiles], uids: NewUids
+    ) -> None:
+        known = {uid for one in self.stored if one.counts for uid in one.instances}
+        new = [{uids(file.dicom.instance) for file in each.files} for each in series]
+        replaced: dict[int, list[str]] = {}
+        for one in self.stored:
+            same = [
+                place
+                for place, each in enumerate(series)
+                if not one.series.isdisjoint(file.dicom.series for file in each.files)
+            ]
+            if all(new[place] <= known for place in same):
+                raise NothingNew
+            heir = max(same, key=lambda place: len(new[place] & one.instances))
+            replaced.setdefault(heir, []).append(one.scan_id)
+        for place, scan_ids in replaced.items():
+            self.gone.extend(take_place(scans[place], scan_ids))
+
+
+@contextmanager
+def taken_along(
+    user_id: str,
+    study_uids: Sequence[str],
+    instance_uids: Collection[str],
+    stored: Sequence[Stored],
+    grows: Collection[Stored],
+) -> Iterator[Earlier]:
+    """Yield what came before of these studies: what waits for more of them, and some of what is
+    stored. A scan whose copies are gone stays as it is.
+
+    Args:
+        study_uids, instance_uids: new UIDs, of the studies and of the instances of the request.
+        stored: all that does not wait (`stored_scans`).
+        grows: those of them that are taken along.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    waits = (Scan.status == JobStatus.QUEUED) & (Scan.retry_at > database_now())
+    of_study = Scan.study_uid.in_(set(study_uids)) & Scan.dicom_results
+    postponed = db.session.execute(
+        update(Scan)
+        .where(Scan.user_id == user_id, waits, of_study)
+        .values(retry_at=database_now(JOINING_S))
+        .returning(Scan.id, Scan.original_key),
+        execution_options={"synchronize_session": False},
+    ).all()
+    db.session.commit()
+    waiting = {scan.id: scan.original_key for scan in postponed}
+    with TemporaryDirectory(dir=incoming_folder()) as folder, ExitStack() as opened:
+        files, taken = [], set(instance_uids) - {""}
+        known = {*waiting, *(one.scan_id for one in stored)}
+        for scan_id, key in [*waiting.items(), *((one.scan_id, one.key) for one in grows)]:
+            try:
+                copies = copies_of(key, Path(folder) / scan_id)
+            except MissingFile:
+                waiting.pop(scan_id, None)
+                grows = [one for one in grows if one.scan_id != scan_id]
+                continue
+            for uid, path in copies:
+                if uid not in taken:
+                    taken.update({uid} - {""})
+                    files.append(FileStorage(opened.enter_context(path.open("rb")), ""))
+        yield Earlier(waiting, list(grows), known, files)
+
+
+def stored_scans(user_id: str, study_uids: Sequence[str]) -> list[Stored]:
+    """Return the scans of these studies that do not wait for more of them, the newest first; one
+    whose copies are gone holds nothing.
+
+    Raises:
+        StorageError: the stored copies cannot be read.
+    """
+    waits_no_more = or_(
+        Scan.status != JobStatus.QUEUED, Scan.retry_at.is_(None), Scan.retry_at <= database_now()
+    )
+    rows = db.session.execute(
+        _of_studies(user_id, study_uids)
+        .where(waits_no_more)
+        .add_columns(Scan.original_key, Scan.status, Scan.slice_count)
+        .order_by(Scan.created_at.desc(), Scan.id)
+    ).all()
+    db.session.commit()
+    stored = []
+    for row in rows:
+        with TemporaryDirectory(dir=incoming_folder()) as folder:
+            try:
+                copies = copies_of(row.original_key, Path(folder) / row.id)
+            except MissingFile:
+                copies = []
+            series = frozenset(_series_of(path) for _, path in copies)
+        stored.append(
+            Stored(
+                row.id,
+                row.original_key,
+                series - {""},
+                frozenset(uid for uid, _ in copies) - {""},
+                is_whole=len(copies) == 1 < row.slice_count,
+                counts=row.status not in (JobStatus.FAILED, JobStatus.CANCELLED),
+            )
+        )
+    return stored
+
+
+def _of_studies(user_id: str, study_uids: Collection[str]) -> Select[str]:
+    """Select the ids of the scans of these studies that this module made or may add to."""
+    return select(Scan.id).where(
+        Scan.user_id == user_id,
+        Scan.study_uid.in_(set(study_uids)),
+        Scan.dicom_results,
+        Scan.original_removed_at.is_(None),
+    )
+
+
+def _series_of(path: Path) -> str:
+    with path.open("rb") as content:
+        try:
+            return DicomFile(content).header.series
+        except (DamagedFile, TooMuchWork):
+            return ""

@@ -1,0 +1,188 @@
+"""Series of which more arrives after they became scans: one scan of all their slices takes the
+place of the earlier ones, as an archive has one series, however often and in however many parts it
+came.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from flask import current_app
+from sqlalchemy import ColumnElement, Row, delete, select, update
+
+from webapp.audit import record
+from webapp.deletion import files_of
+from webapp.extensions import database_now, db
+from webapp.intake.accept import PACKED, NewUids
+from webapp.intake.dicom import meta_of
+from webapp.models import (
+    MORE_ARRIVED,
+    Act,
+    JobStatus,
+    Opinion,
+    Prediction,
+    ReceivedScan,
+    Report,
+    ReportKind,
+    ResultDelivery,
+    Scan,
+    Share,
+)
+from webapp.models.learning import enter_successor
+from webapp.storage import storage
+
+
+class Changed(Exception):
+    """A scan whose place another one was to take is not what it was: somebody else took it, it was
+    deleted, or its result is just being sent.
+    """
+
+
+class NothingNew(Exception):
+    """What arrived of a series that is a scan already holds no slice that the scan lacks."""
+
+
+def uids_of(user_id: str, way: str) -> NewUids:
+    """Return what replaces the UIDs of all studies that arrive for an account in one way: a keyed
+    hash of account and UID, the same whenever a study arrives.
+    """
+    key = str(current_app.config["SECRET_KEY"]).encode()
+    return NewUids(hmac.digest(key, f"UIDs of {way}: {user_id}".encode(), hashlib.sha256))
+
+
+def copies_of(key: str, folder: Path) -> list[tuple[str, Path]]:
+    """Fetch the stored copies of the files of a DICOM scan into a new folder; return the instance
+    UID of each, "" where it has none, and where it is.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    folder.mkdir()
+    whole = folder / "original"
+    storage.fetch(key, whole)
+    paths = [whole]
+    if key.endswith(PACKED):
+        with zipfile.ZipFile(whole) as packed:
+            paths = [Path(packed.extract(name, folder)) for name in packed.namelist()]
+        whole.unlink()
+    copies = []
+    for path in paths:
+        with path.open("rb") as content:
+            meta = meta_of(content)
+        copies.append((meta.sop_instance if meta else "", path))
+    return copies
+
+
+def take_place(scan: Scan, earlier: Collection[str]) -> list[str]:
+    """Put a new scan in the place of earlier ones of its owner that hold a part of its series, in
+    the caller's transaction; return the storage keys of their files, for the caller to discard
+    after the commit.
+
+    What other people did is kept: a scan that is shared or has opinions stays beside the new one.
+    Results of the earlier scans that are still to be sent are not sent any more; the reports of the
+    new one name those that were (`Scan.replaces`).
+
+    Raises:
+        Changed: one of them is not there any more, or its result is just being sent.
+    """
+    db.session.flush()
+    columns = (Scan.id, Scan.study_id, Scan.slice_count, Scan.verdict_state, Scan.notes)
+    rows = db.session.execute(
+        select(*columns, Scan.replaces)
+        .where(Scan.id.in_(earlier))
+        .order_by(Scan.created_at, Scan.id)
+        .with_for_update()
+    ).all()
+    if len(rows) < len(set(earlier)):
+        raise Changed
+    # First, so that none of them begins to be sent after the look at those that are.
+    _send_no_more(earlier)
+    of_earlier = ResultDelivery.scan_id.in_(earlier)
+    is_sending = of_earlier & (ResultDelivery.status == JobStatus.RUNNING)
+    if db.session.scalar(select(ResultDelivery.id).where(is_sending).limit(1)):
+        raise Changed
+    kept, documents = _of_others(earlier), _documents(earlier)
+    scan.notes, scan.replaces = list(scan.notes or []), []
+    for row in rows:
+        sentence = _sentence(row, is_kept=row.id in kept)
+        if row.id in kept:
+            notes = list(dict.fromkeys([*(row.notes or []), MORE_ARRIVED]))
+            _update(Scan, Scan.id == row.id, notes=notes)
+        scan.notes = [*scan.notes, sentence]
+        item = {"scan_id": row.id, "sentence": sentence, **documents[row.id]}
+        scan.replaces = [*scan.replaces, *(row.replaces or []), item]
+        detail = f"{row.slice_count} slices into {scan.slice_count}"
+        record(Act.SCANS_JOINED, row.id, actor_id=scan.user_id, detail=detail)
+        record(Act.SCANS_JOINED, scan.id, actor_id=scan.user_id, detail=detail)
+    enter_successor({row.study_id for row in rows} - {scan.study_id}, scan.id, scan.study_id)
+    gone = Scan.id.in_(set(earlier) - kept)
+    keys = files_of(gone)
+    db.session.execute(delete(Scan).where(gone), execution_options={"synchronize_session": False})
+    return keys
+
+
+def _sentence(one: Row[Any], *, is_kept: bool) -> str:
+    slices = f"{one.slice_count} {'slice' if one.slice_count == 1 else 'slices'}"
+    about = f"an earlier scan of {slices} of this series"
+    if one.verdict_state:
+        about += f" (result: {one.verdict_state})"
+    if is_kept:
+        return f"There is {about}, which is kept because it is shared or has opinions."
+    return f"Replaces {about}; the series was completed or sent again."
+
+
+def _of_others(scan_ids: Collection[str]) -> set[str]:
+    """Return those of these scans that have opinions or are shared."""
+    with_opinions = select(Opinion.scan_id).where(Opinion.scan_id.in_(scan_ids))
+    shared = select(Share.scan_id).where(Share.scan_id.in_(scan_ids))
+    return {*db.session.scalars(with_opinions), *db.session.scalars(shared)}
+
+
+def _send_no_more(scan_ids: Collection[str]) -> None:
+    """Give up the results of these scans that wait or failed, and their links."""
+    unsent = ResultDelivery.status.in_((JobStatus.QUEUED, JobStatus.FAILED))
+    _update(
+        ResultDelivery,
+        ResultDelivery.scan_id.in_(scan_ids) & unsent,
+        status=JobStatus.CANCELLED,
+        finished_at=database_now(),
+    )
+    _update(ReceivedScan, ReceivedScan.scan_id.in_(scan_ids), sealed_link=None)
+
+
+def _documents(scan_ids: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return by scan its structured reports that others may have, as `Scan.replaces` names them."""
+    documents: dict[str, dict[str, Any]] = {
+        each: {"sent": None, "served": None} for each in scan_ids
+    }
+    # Of an answer that was scored again later, nothing was sent.
+    was_sent = (
+        (ResultDelivery.status == JobStatus.DONE)
+        & ResultDelivery.sent.contains(ReportKind.STRUCTURED_REPORT.value)
+        & (ResultDelivery.finished_at >= Prediction.created_at)
+    )
+    sent = (
+        select(Prediction.scan_id, Prediction.id)
+        .join(ResultDelivery, ResultDelivery.scan_id == Prediction.scan_id)
+        .where(Prediction.scan_id.in_(scan_ids), was_sent)
+    )
+    for scan_id, prediction_id in db.session.execute(sent):
+        documents[scan_id]["sent"] = prediction_id
+    is_report = Report.scan_id.in_(scan_ids) & (Report.kind == ReportKind.STRUCTURED_REPORT)
+    for report in db.session.scalars(
+        select(Report).where(is_report, Report.series_uid.is_not(None))
+    ):
+        documents[report.scan_id]["served"] = [report.series_uid, report.sop_instance_uid]
+    return documents
+
+
+def _update(table: type[Any], which: ColumnElement[bool], **values: Any) -> None:
+    db.session.execute(
+        update(table).where(which).values(**values),
+        execution_options={"synchronize_session": False},
+    )

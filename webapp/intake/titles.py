@@ -1,0 +1,213 @@
+"""What the scans of an upload are called: by their owner, by what is known to be no patient data in
+descriptions and names of folders and files, and by a number where these do not distinguish them.
+
+Descriptions and names are free text, and may hold a patient's name, birth date or number. So only
+words are taken from them that stand in the lists below, slice thicknesses, kernels, and the number
+of an examination ("Case 12"), or of a folder of pictures whose name is a short number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from webapp.forms import MAX_TITLE
+from webapp.intake.dicom import whole_number
+from webapp.intake.series import SeriesFiles, printable
+
+MAX_DESCRIPTION = 40
+SUBJECTS = frozenset((
+    "abdomen", "angio", "angiography", "ax", "axial", "bone", "bones", "brain", "cabeza",
+    "cct", "cect", "cerebral", "cerebrum", "cervical", "cor", "coronal", "cranial",
+    "cranium", "cráneo", "crâne", "ct", "cta", "ctp", "ctv", "ear", "face", "fossa", "hct",
+    "head", "helical", "hirn", "hu", "iac", "kopf", "mip", "mpr", "ncct", "neck", "nect",
+    "orbit", "orbits", "perfusion", "phantom", "sag", "sagittal", "schaedel", "schädel",
+    "sequential", "sinus", "skull", "soft", "spine", "spiral", "stroke", "template",
+    "temporal", "thick", "thin", "tra", "trauma",
+))  # fmt: skip
+"""Words that say what was scanned, or how."""
+OTHERS = frozenset((
+    "arterial", "contrast", "control", "delayed", "follow", "iv", "nativ", "native",
+    "noncontrast", "plain", "pre", "protocol", "recon", "routine", "scan", "seq", "series",
+    "slice", "standard", "std", "tissue", "unenhanced", "up", "venous", "vol", "volume",
+    "window", "with", "without", "wo",
+))  # fmt: skip
+"""Words that say something only beside one of the `SUBJECTS`."""
+ABBREVIATIONS = frozenset((
+    "cct", "cect", "ct", "cta", "ctp", "ctv", "hct", "hu", "iac", "iv", "mip", "mpr",
+    "ncct", "nect",
+))  # fmt: skip
+EXAMINATION = re.compile(
+    r"(?:^|[\s_.#-])(case|exam|phantom|scan|study)[\s_.#-]*([0-9]{1,3})(?![0-9])", re.I
+)
+FOLDER = re.compile(r"[0-9]{1,3}")
+EXTENSION = re.compile(r"(\.[a-z]{2,4}){1,2}$", re.I)
+THICKNESS = re.compile(r"[0-9](\.[0-9]{1,3})?mm|[0-9]\.[0-9]{1,3}|10\.0", re.I)
+KERNEL = re.compile(r"[BHJQU][rfvsu]?[0-9]{2}[fhs]?|FC[0-9]{2}")
+SHORT = {"w/o": "without contrast", "w/": "with", "c-": "without contrast", "c+": "with contrast"}
+BETWEEN_WORDS = re.compile(r"[\s_,;:()\[\]{}|^/\\+-]+|(?<=[a-z])(?=[A-Z])|\.(?![0-9])")
+KINDS = {"dicom": "CT", "nifti": "NIfTI", "png": "PNG", "jpeg": "JPEG"}
+
+
+def description_of(text: str) -> str:
+    """Return the words of a description, or of a name, that are no patient data; "" if they say
+    nothing.
+    """
+    text = re.sub(r"(?<=[0-9]) mm\b", "mm", text)
+    for short, words in SHORT.items():
+        text = re.sub(rf"(?<!\w){re.escape(short)}(?!\w)", f" {words} ", text, flags=re.IGNORECASE)
+    words_of: dict[str, str] = {}
+    for word in BETWEEN_WORDS.split(text):
+        low = word.lower()
+        if low in ABBREVIATIONS:
+            words_of.setdefault(low, word.upper())
+        elif low in SUBJECTS or low in OTHERS:
+            words_of.setdefault(low, low if word.isupper() and len(word) > 3 else word)
+        elif THICKNESS.fullmatch(word) or KERNEL.fullmatch(word):
+            words_of.setdefault(low, word)
+    description = (
+        " ".join(words_of.values())[:MAX_DESCRIPTION].strip() if words_of.keys() & SUBJECTS else ""
+    )
+    return description[:1].upper() + description[1:]
+
+
+def titles_of(
+    series: Sequence[SeriesFiles],
+    studies: Sequence[tuple[object, ...]],
+    title: str = "",
+    *,
+    number: int = 0,
+    keep_names: bool = False,
+) -> list[str]:
+    """Return the title of each scan of an upload.
+
+    Args:
+        series: the scans of the upload.
+        studies: what `webapp.intake.series.study_of` says of each.
+        title: what their owner calls them.
+        number: which of the files and folders that were dropped together this upload begins with,
+            from 1; 0 for one that stands alone.
+        keep_names: the names of folders and files may be kept.
+    """
+    if len(series) == 1 and not number:
+        return [title or (_name_of(series[0]) if keep_names else _described(series[0]))]
+    sizes = Counter(studies)
+    places = {study: str(place) for place, study in enumerate(dict.fromkeys(studies), number or 1)}
+    names = [
+        _name_of(one)
+        if keep_names
+        else _described(one, has_siblings=sizes[study] > 1) or _numbered(one, place)
+        for place, (one, study) in enumerate(zip(series, studies, strict=True), number or 1)
+    ]
+    names = _with_studies(names, series, studies, places)
+    names = unique_titles(_with_numbers(names, series))
+    return [_joined(title, name) for name in names]
+
+
+def unique_titles(titles: Iterable[str], existing: Iterable[str] = (), first: int = 2) -> list[str]:
+    """Return titles of which none occurs twice, nor among the `existing`: those that would get a
+    number, from `first` on.
+    """
+    unique: list[str] = []
+    used = set(existing)
+    for title in titles:
+        again, place = title, first
+        while again in used:
+            again, place = _with_ending(title, f" ({place})"), place + 1
+        used.add(again)
+        unique.append(again)
+    return unique
+
+
+def _described(one: SeriesFiles, *, has_siblings: bool = False) -> str:
+    """Return what headers and names say of a scan, with what they say of its study if it is one of
+    several series; "" if nothing.
+    """
+    first = one.files[0]
+    header = first.dicom
+    path = (first.folder or "").split("/")[:0:-1]  # The innermost folder first.
+    numbers = [f"Folder {name}" for name in path if FOLDER.fullmatch(name)]
+    if len(one.files) == 1:
+        path.insert(0, first.name)
+    texts = [header.series_description, header.protocol, header.study_description, header.body_part]
+    description = next(
+        filter(None, map(description_of, texts if first.kind == "dicom" else path)), ""
+    )
+    study = next(filter(None, map(_examination_in, path)), "")
+    if not study and numbers and first.kind != "dicom":  # A DICOM header says more.
+        study = numbers[0]
+    if description and has_siblings and not study:
+        study = description_of(header.study_description)
+    if study.startswith(description):  # "Phantom" of "Phantom 3".
+        description = ""
+    return " · ".join(dict.fromkeys(filter(None, [study, description]))) + (
+        one.part if description or study else ""
+    )
+
+
+def _examination_in(name: str) -> str:
+    """Return the examination that a name counts, as "Case 12"; "" if it holds other numbers."""
+    name = EXTENSION.sub("", name)
+    match = EXAMINATION.search(name)
+    if not match or re.search(r"[0-9]", name[: match.start()] + name[match.end() :]):
+        return ""
+    return f"{match[1].capitalize()} {match[2]}"
+
+
+def _numbered(one: SeriesFiles, place: int) -> str:
+    """Return what to call a scan of which nothing is known."""
+    kind = one.files[0].kind
+    number = whole_number(one.files[0].dicom.series_number)
+    if kind == "dicom" and number is not None and one.slice_count > 1:
+        return f"Series {number}{one.part}"
+    return f"{KINDS[kind]} {'series' if one.slice_count > 1 else 'slice'} {place}{one.part}"
+
+
+def _with_studies(
+    names: Sequence[str],
+    series: Sequence[SeriesFiles],
+    studies: Sequence[tuple[object, ...]],
+    places: dict[tuple[object, ...], str],
+) -> list[str]:
+    """Return the names with the place of the study where several studies have the same one."""
+    times = Counter(name for name, _ in set(zip(names, studies, strict=True)))
+    unclear = {study for name, study in zip(names, studies, strict=True) if times[name] > 1}
+    return [
+        name
+        if study not in unclear
+        else f"Study {places[study]} · {name}"
+        if one.files[0].kind == "dicom"
+        else f"{name} ({places[study]})"
+        for name, one, study in zip(names, series, studies, strict=True)
+    ]
+
+
+def _with_numbers(names: Sequence[str], series: Sequence[SeriesFiles]) -> list[str]:
+    """Return the names with the number of the series where several have the same one."""
+    numbers = [whole_number(one.files[0].dicom.series_number) for one in series]
+    times = Counter(names)
+    own = Counter(zip(names, numbers, strict=True))
+    return [
+        f"{name} (series {number})"
+        if times[name] > 1 and number is not None and own[name, number] == 1
+        else name
+        for name, number in zip(names, numbers, strict=True)
+    ]
+
+
+def _name_of(one: SeriesFiles) -> str:
+    """Return what a file is called, or the folder of several files."""
+    first = one.files[0]
+    folder = (first.folder or "").partition("/")[2].rpartition("/")[2]
+    return printable(folder if folder and len(one.files) > 1 else first.name)
+
+
+def _joined(title: str, name: str) -> str:
+    if not title or not name:
+        return (title or name)[:MAX_TITLE]
+    return _with_ending(title, f" · {name}")
+
+
+def _with_ending(title: str, ending: str) -> str:
+    return title[: MAX_TITLE - len(ending)] + ending

@@ -1,0 +1,94 @@
+"""What a replay found, in sentences for pages and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from webapp.display import listed, name_of_version
+from webapp.models import JobStatus, Replay
+
+PARTS = {
+    "probability": "the probability",
+    "state": "the verdict",
+    "slices": "probabilities of slices",
+    "types": "types of hemorrhage",
+    "outlines": "the outline",
+}
+"""The parts of an answer, as `worker.replay` compares them."""
+RECORDED_SINCE = (
+    "The software and the machine that produced this answer were not recorded; they have been"
+    " since version 0.1.0."
+)
+
+
+@dataclass(frozen=True)
+class ReplayView:
+    """A replay for its reader.
+
+    Attributes:
+        outcome: "same", "different", "failed", "canceled" or "waiting".
+        headline: the outcome as a sentence.
+        details: sentences on what differs, what has changed and what is not known.
+    """
+
+    outcome: str
+    headline: str
+    details: Sequence[str] = ()
+
+
+def replay_view(replay: Replay) -> ReplayView:
+    """Return what a replay found."""
+    version = name_of_version(replay.version)
+    if not JobStatus(replay.status).is_final:
+        return ReplayView("waiting", f"Being computed again with {version}, after all new scans.")
+    if replay.status == JobStatus.CANCELLED:
+        return ReplayView("canceled", "Canceled before it was computed again.")
+    if replay.status == JobStatus.FAILED or replay.result is None:
+        return ReplayView("failed", f"Could not be computed again: {replay.error}")
+    result = replay.result
+    if replay.is_same:
+        return ReplayView("same", f"Reproduced exactly with {version}.", _not_known(result))
+    return ReplayView(
+        "different",
+        f"Computed again with {version}, this differs: {_parts(result['differs'])}.",
+        [*_differences(result), *_reasons(result), *_not_known(result)],
+    )
+
+
+def _parts(names: Sequence[str]) -> str:
+    return listed([PARTS[name] for name in names], "and")
+
+
+def _differences(result: dict[str, Any]) -> list[str]:
+    sentences = []
+    for name in ("probability", "threshold"):
+        before, now = result[name]
+        if before != now:
+            sentences.append(f"{name.capitalize()}: {before!r} then, {now!r} now.")
+    if result["slices_apart"]:
+        numbers = [str(one["index"] + 1) for one in result["slices"]]
+        more = result["slices_apart"] - len(numbers)
+        sentences.append(
+            f"{result['slices_apart']} of {result['of_slices']} slices differ:"
+            f" {', '.join(numbers)}{f' and {more} more' if more else ''}."
+        )
+    return sentences
+
+
+def _reasons(result: dict[str, Any]) -> list[str]:
+    if result["changes"] is None:
+        return []  # `_not_known` says so.
+    if not result["changes"]:
+        return ["Software and machine are recorded as the same, so something else has changed."]
+    return [f"{name}: {before} then, {now} now." for name, before, now in result["changes"]]
+
+
+def _not_known(result: dict[str, Any]) -> list[str]:
+    sentences = []
+    if result["not_kept"]:
+        sentences.append(f"Not stored, so not compared: {_parts(result['not_kept'])}.")
+    if result["changes"] is None:
+        sentences.append(RECORDED_SINCE)
+    return sentences

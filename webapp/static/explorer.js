@@ -1,0 +1,48 @@
+// The images of data sets and the page of processing: keys for the neighbors of an image, and what sliders are set to.
+"use strict";
+
+// On a phone the pictures come first.
+if (window.matchMedia("(max-width: 46rem)").matches) {
+  document.querySelectorAll("details[data-folds]").forEach((details) => { details.open = false; });
+}
+
+document.addEventListener("keydown", (event) => {
+  const way = { ArrowLeft: "prev", ArrowRight: "next" }[event.key];
+  if (!way || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) {
+    return;
+  }
+  if (event.target.closest("input, textarea, select")) {
+    return; // There the keys move a cursor, a slider or a choice.
+  }
+  const link = document.querySelector(`a[rel=${way}]`);
+  if (link) {
+    event.preventDefault();
+    link.click();
+  }
+});
+
+document.addEventListener("input", (event) => {
+  const slider = event.target;
+  if (slider instanceof HTMLInputElement && slider.matches("[data-shows]")) {
+    document.querySelector(`output[for="${slider.id}"]`).textContent = slider.value;
+  }
+});
+
+// The pictures stay until the new ones come, instead of making room for a sentence in between.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const preview = event.detail.target;
+  if (preview.id !== "preview" || !preview.querySelector(".previews")) {
+    return;
+  }
+  const next = new DOMParser().parseFromString(event.detail.serverResponse, "text/html").getElementById("preview");
+  if (!next?.hasAttribute("hx-get")) {
+    return;
+  }
+  event.detail.shouldSwap = false;
+  if (preview.getAttribute("hx-get") !== next.getAttribute("hx-get")) {
+    preview.classList.add("stale");
+    preview.setAttribute("hx-get", next.getAttribute("hx-get"));
+    preview.setAttribute("hx-trigger", next.getAttribute("hx-trigger"));
+    window.htmx.process(preview);
+  }
+});

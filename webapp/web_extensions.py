@@ -1,0 +1,44 @@
+"""The Flask extensions of pages and API: logins, CSRF tokens and rate limits."""
+
+from __future__ import annotations
+
+from flask import Flask, Response, request
+from flask_limiter import Limiter
+from flask_limiter.util import get_remote_address
+from flask_login import LoginManager
+from flask_wtf import CSRFProtect
+
+from webapp.extensions import reads_only
+
+login_manager = LoginManager()
+csrf = CSRFProtect()
+limiter = Limiter(get_remote_address)
+
+LIMIT_IS_OVER = "X-RateLimit-Retry-After"
+"""The header in which the limiter says when its limit is over (`keep_retry_after`)."""
+
+
+def keep_retry_after(answer: Response) -> Response:
+    """Say when to try again where a request was refused by a limit, and there only: the limiter
+    says it with every answer, and would overwrite what others say.
+    """
+    seconds = answer.headers.pop(LIMIT_IS_OVER, None)
+    if seconds is not None and answer.status_code == 429:
+        answer.headers["Retry-After"] = str(max(1, int(seconds)))
+    return answer
+
+
+def init_web_extensions(app: Flask) -> None:
+    """Initialize the extensions for `app`."""
+    login_manager.init_app(app)
+    csrf.init_app(app)
+    app.after_request(keep_retry_after)  # Runs after the limiter's.
+    limiter.init_app(app)
+
+    @app.before_request
+    def mark_reading_requests() -> None:
+        reads_only.set(request.method in ("GET", "HEAD", "OPTIONS"))
+
+    @app.teardown_request
+    def unmark(_error: BaseException | None) -> None:
+        reads_only.set(False)  # Code that runs in this thread after the request may write.

@@ -1,0 +1,319 @@
+"""Sends DICOM objects to a destination, by C-STORE (PS3.7) or STOW-RS (PS3.18 10.5)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import socket
+import ssl
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.association import Association
+from urllib3 import PoolManager, Timeout
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+    SSLError,
+)
+
+from webapp import __version__
+from webapp.dicom_peers import TOKEN, Destination
+from webapp.models import new_id
+from worker.sending import NotDelivered
+
+# What it logs may hold names; `NotDelivered` says what failed.
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+
+CONNECT_S, ANSWER_S = 10.0, 30.0
+DUPLICATE = 0x0111
+"""The destination has this instance already, so an earlier try got through."""
+NOT_SUPPORTED = 0x0122
+"""The destination does not take objects of this kind."""
+WARNINGS = range(0xB000, 0xC000)
+"""Statuses of an instance that was stored all the same."""
+MOST_OF_ANSWER = 2**20
+NOT_TRUSTED = (
+    "is signed by an authority that is not trusted: name it by ca= in DICOM_DESTINATIONS, or"
+    " DICOM_TLS_CA."
+)
+OF_CERTIFICATE = {
+    9: "is not valid yet.",
+    10: "has expired.",
+    **dict.fromkeys((2, 18, 19, 20, 21), NOT_TRUSTED),
+    23: "was revoked.",
+}
+"""What is wrong with a certificate, by OpenSSL's number of the error (X509_V_ERR_…)."""
+OF_ANOTHER_NAME = (62, 64)
+# An error is the first of these that it is.
+NO_ANSWER = {
+    NameResolutionError: "The name of the destination’s host is unknown.",
+    NewConnectionError: "The destination cannot be reached.",
+    ConnectTimeoutError: f"The destination cannot be reached within {CONNECT_S:g} seconds.",
+    ReadTimeoutError: f"The destination gave no answer within {ANSWER_S:g} seconds.",
+    ProtocolError: "The connection was cut before the destination had answered.",
+}
+
+
+def send(
+    destination: Destination, objects: Sequence[Dataset], config: Mapping[str, Any]
+) -> list[Dataset]:
+    """Send objects; return those that are stored now: all but of kinds that the destination does
+    not take at all, as some do not take segmentations or structured reports.
+
+    Args:
+        config: `DICOM_AE_TITLE` and the certificates, `DICOM_TLS_…`.
+
+    Raises:
+        NotDelivered: one of them was refused, or all are of such kinds, or the destination cannot
+            be spoken to.
+    """
+    store = _store_by_dimse if destination.is_dimse else _store_by_web
+    stored = store(destination, objects, config)
+    if not stored:
+        raise NotDelivered("The destination takes none of the kinds of objects that there are.")
+    return stored
+
+
+def tls_of(destination: Destination, config: Mapping[str, Any]) -> ssl.SSLContext:
+    """Return the client's side of TLS: the destination's certificate is checked, by its own
+    authority or the operator's if there is one, and ours is shown.
+
+    Raises:
+        NotDelivered: a certificate or key cannot be read.
+    """
+    own = destination.ca
+    try:
+        context = ssl.create_default_context(cafile=own or config["DICOM_TLS_CA"] or None)
+    except OSError as err:
+        named = f"ca= of {destination.name}" if own else "DICOM_TLS_CA"
+        raise NotDelivered(f"The certificates that {named} names cannot be read.") from err
+    try:
+        if config["DICOM_TLS_CERT"]:
+            context.load_cert_chain(config["DICOM_TLS_CERT"], config["DICOM_TLS_KEY"])
+    except OSError as err:
+        raise NotDelivered("DICOM_TLS_CERT and DICOM_TLS_KEY cannot be read.") from err
+    return context
+
+
+def _tls_sentence(err: Exception, host: str) -> str:
+    """Return what is wrong with the encryption."""
+    if isinstance(err, ssl.SSLCertVerificationError):
+        if err.verify_code in OF_ANOTHER_NAME:
+            return f"The destination’s certificate is for another name than {host}."
+        return "The destination’s certificate " + OF_CERTIFICATE.get(
+            err.verify_code, f"cannot be verified: {err.verify_message}."
+        )
+    reason = str(getattr(err, "reason", "") or "")
+    if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
+        return "The destination asks for a certificate of ours: DICOM_TLS_CERT and DICOM_TLS_KEY."
+    if isinstance(err, ssl.SSLEOFError):
+        return (
+            "The destination cut the encrypted connection; it may ask for a certificate of ours,"
+            " DICOM_TLS_CERT."
+        )
+    if "ALERT" in reason:
+        return f"The destination refused the encryption ({reason.replace('_', ' ').lower()})."
+    return "The destination does not speak TLS at this port."
+
+
+def _store_by_dimse(
+    destination: Destination, objects: Sequence[Dataset], config: Mapping[str, Any]
+) -> list[Dataset]:
+    ae = AE(config["DICOM_AE_TITLE"])
+    ae.connection_timeout = ae.acse_timeout = CONNECT_S
+    ae.dimse_timeout = ae.network_timeout = ANSWER_S
+    for kind in dict.fromkeys(str(one.SOPClassUID) for one in objects):
+        ae.add_requested_context(kind, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+    tls = (tls_of(destination, config), destination.host) if destination.has_tls else None
+    association = ae.associate(
+        destination.host, destination.port, ae_title=destination.ae_title, tls_args=tls
+    )
+    try:
+        if association.is_rejected:
+            raise NotDelivered(
+                "The destination refused the association; does it know"
+                f" {config['DICOM_AE_TITLE']} and this address?"
+            )
+        if not association.is_established:
+            if destination.has_tls:
+                _require_tls(destination, config)
+            raise NotDelivered("The destination cannot be reached, or does not speak DICOM.")
+        accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
+        accepted_objects = [one for one in objects if str(one.SOPClassUID) in accepted]
+        for one in accepted_objects:
+            _store_one(association, one)
+        return accepted_objects
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def _require_tls(destination: Destination, config: Mapping[str, Any]) -> None:
+    """Find out why an association over TLS failed, which pynetdicom does not tell.
+
+    Raises:
+        NotDelivered: the encryption failed.
+    """
+    try:
+        at = (destination.host, destination.port)
+        with (
+            socket.create_connection(at, CONNECT_S) as plain,
+            tls_of(destination, config).wrap_socket(plain, server_hostname=destination.host),
+        ):
+            return
+    except ssl.SSLError as err:
+        raise NotDelivered(_tls_sentence(err, destination.host)) from err
+    except OSError:
+        return
+
+
+def _store_one(association: Association, one: Dataset) -> None:
+    try:
+        answer = association.send_c_store(one)
+    except RuntimeError as err:
+        raise NotDelivered("The destination ended the association before all was sent.") from err
+    if "Status" not in answer:
+        raise NotDelivered("The connection was cut, or there was no answer in time.")
+    if answer.Status and answer.Status != DUPLICATE and answer.Status not in WARNINGS:
+        raise NotDelivered(
+            f"The destination refused {one.SOPClassUID.name} with status 0x{answer.Status:04X}."
+        )
+
+
+def _store_by_web(
+    destination: Destination, objects: Sequence[Dataset], config: Mapping[str, Any]
+) -> list[Dataset]:
+    parts, boundary = destination.parts, new_id()  # Which no object holds.
+    address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    headers = {
+        "Accept": "application/dicom+json",
+        "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
+        "User-Agent": f"Hemoscan/{__version__}",
+    }
+    authorization = _authorization_of(destination)
+    if authorization:
+        headers["Authorization"] = authorization
+    options: dict[str, Any] = {}
+    if destination.has_tls:
+        options["ssl_context"] = tls_of(destination, config)
+    try:
+        with PoolManager(timeout=Timeout(CONNECT_S, ANSWER_S), **options) as pool:
+            answer = pool.request(
+                "POST",
+                f"{address}/studies",
+                body=_body_of(objects, boundary),
+                headers=headers,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+            )
+            answer_body = answer.read(MOST_OF_ANSWER)
+            answer.close()
+    except SSLError as err:
+        cause = err.args[0] if err.args and isinstance(err.args[0], Exception) else err
+        raise NotDelivered(_tls_sentence(cause, destination.host)) from err
+    except HTTPError as err:
+        sentences = [NO_ANSWER[kind] for kind in NO_ANSWER if isinstance(err, kind)]
+        plain = f"The destination gave no answer ({type(err).__name__})."
+        raise NotDelivered((*sentences, plain)[0]) from err
+    if answer.status in (401, 403):
+        raise NotDelivered(_refusal_of(authorization))
+    return _stored_of(objects, int(answer.status), answer_body)
+
+
+def _authorization_of(destination: Destination) -> str:
+    """Return how a DICOMweb server is to know us; "" if not at all.
+
+    Raises:
+        NotDelivered: the file of the secret cannot be read, or holds none.
+    """
+    parts = destination.parts
+    if destination.token or destination.token_file:
+        token = destination.token or _secret_in(destination.token_file, "token", TOKEN)
+        return f"Bearer {token}"
+    if parts.username is None:
+        return ""
+    password = unquote(parts.password or "")
+    if destination.password_file:
+        password = _secret_in(destination.password_file, "password", r"[^\x00-\x1f\x7f]+")
+    who = f"{unquote(parts.username)}:{password}"
+    return f"Basic {b64encode(who.encode()).decode()}"
+
+
+def _secret_in(file: str, what: str, pattern: str) -> str:
+    try:
+        secret = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as err:
+        raise NotDelivered(f"The file of the destination’s {what} cannot be read.") from err
+    if not re.fullmatch(pattern, secret):
+        raise NotDelivered(f"The file of the destination’s {what} must hold it and nothing else.")
+    return secret
+
+
+def _refusal_of(authorization: str) -> str:
+    kind = authorization.partition(" ")[0]
+    if not kind:
+        return "The destination asks for a token, or a user and password."
+    return f"The destination refused the {'token' if kind == 'Bearer' else 'user and password'}."
+
+
+def _body_of(objects: Sequence[Dataset], boundary: str) -> bytes:
+    body = BytesIO()
+    for one in objects:
+        body.write(f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode())
+        one.save_as(body, enforce_file_format=True)
+        body.write(b"\r\n")
+    body.write(f"--{boundary}--\r\n".encode())
+    return body.getvalue()
+
+
+def _stored_of(objects: Sequence[Dataset], status: int, answer_body: bytes) -> list[Dataset]:
+    """Return the objects that an answer to STOW-RS says are stored.
+
+    Raises:
+        NotDelivered: one was refused for another reason than its kind.
+    """
+    if 300 <= status < 400:
+        raise NotDelivered("The destination answered with a redirection, which is not followed.")
+    if status not in (200, 202, 409):
+        raise NotDelivered(f"The destination answered with status {status}.")
+    failed = _failures_in(answer_body)
+    if status == 409 and not failed:
+        raise NotDelivered("The destination did not accept the objects (status 409).")
+    reasons = [one for one in failed.values() if one not in (DUPLICATE, NOT_SUPPORTED)]
+    if reasons:
+        raise NotDelivered(
+            f"The destination did not store {len(reasons)} of the objects (reason"
+            f" 0x{reasons[0]:04X})."
+        )
+    return [one for one in objects if failed.get(str(one.SOPInstanceUID)) != NOT_SUPPORTED]
+
+
+def _failures_in(answer_body: bytes) -> dict[str, int]:
+    """Return the reason of each failure in an answer to STOW-RS (PS3.18 I) by its instance; 0 where
+    none is given.
+    """
+    try:
+        answer = json.loads(answer_body)
+        answer = answer[0] if isinstance(answer, list) and answer else answer
+        return {
+            str(item.get("00081155", {}).get("Value", [number])[0]): int(
+                item.get("00081197", {}).get("Value", [0])[0]
+            )
+            for number, item in enumerate(answer.get("00081198", {}).get("Value", []))
+        }
+    except (ValueError, TypeError, AttributeError, IndexError):
+        return {}

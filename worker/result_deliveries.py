@@ -1,0 +1,170 @@
+"""Sends results to the destinations that wait for them, in the background of the sweeps, with
+retries.
+
+An object that is sent again has the same UIDs, so a destination keeps it once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from flask import Flask, current_app
+from sqlalchemy import delete, select
+from sqlalchemy.orm import joinedload
+
+from webapp.extensions import database_now, db
+from webapp.models import (
+    JobStatus,
+    Prediction,
+    ReceivedScan,
+    ReceivedStudy,
+    ReportKind,
+    ReportRefused,
+    ResultDelivery,
+    Scan,
+    report_kinds,
+)
+from webapp.routing import LinkGone, forget_links, link_of
+from webapp.storage import MissingFile, StorageError, StorageUnavailable
+from worker import leases
+from worker.heartbeat import heartbeat
+from worker.retries import in_transaction, storage_is_back
+from worker.sending import (
+    NotAllowed,
+    NotDelivered,
+    note_failure,
+    place_of,
+    send_meanwhile,
+    within,
+)
+
+log = logging.getLogger(__name__)
+
+RETRY_S = (10, 60, 300, 1800, 7200, 4 * 3600, 8 * 3600, 24 * 3600)
+"""How long a result waits after each failure, for two days in all: an archive may be down over a
+night; after one more failure it has failed.
+"""
+MOST_S = 120.0
+"""A try that takes longer has failed."""
+KEEP_S = 30 * 24 * 3600
+"""How long rows are kept about what was received and sent."""
+UNEXPECTED = "An unexpected error occurred; administrators can find the details in the log."
+
+_sending = threading.Lock()
+
+
+def send_results_meanwhile(app: Flask) -> None:
+    """Send what is due in a thread, so that no sweep waits for a destination."""
+    send_meanwhile(app, _sending, send_due)
+
+
+def send_due() -> None:
+    """Send one result after the other until none is due, this worker stops or the storage is away,
+    from whose files results are made.
+    """
+    mine, last = heartbeat(), ""
+
+    def claim() -> list[ResultDelivery]:
+        return leases.claim(ResultDelivery, mine.owner, after=last)
+
+    while not mine.stopping() and storage_is_back() and (claimed := in_transaction(claim)):
+        last = claimed[0].user_id
+        with mine.holding(ResultDelivery, [claimed[0].id]):
+            send(claimed[0])
+
+
+def send(delivery: ResultDelivery) -> None:
+    """Send a claimed result, and write what became of it."""
+    owner, ids = heartbeat().owner, [delivery.id]
+    try:
+        kinds = deliver(delivery)
+    except StorageUnavailable:
+        in_transaction(lambda: leases.hand_back(ResultDelivery, owner, ids))
+    except (NotAllowed, ReportRefused, LinkGone, MissingFile) as err:
+        sentences = {delivery.id: str(err)}
+        in_transaction(lambda: leases.fail(ResultDelivery, owner, sentences))
+    except (NotDelivered, StorageError) as err:
+        sentence = str(err)
+        same = ResultDelivery.destination == delivery.destination
+        in_transaction(lambda: note_failure(delivery, sentence, RETRY_S, same))
+    except Exception as err:  # noqa: BLE001 - logged, but for its text, which may quote a header.
+        db.session.rollback()
+        log.error("result_delivery=%s failed unexpectedly: %s", delivery.id, place_of(err))
+        in_transaction(lambda: leases.fail(ResultDelivery, owner, {ids[0]: UNEXPECTED}))
+    else:
+        in_transaction(lambda: note_sent(delivery, kinds))
+
+
+def deliver(delivery: ResultDelivery) -> list[ReportKind]:
+    """Send all objects of a result; return the kinds that the destination has taken.
+
+    Raises:
+        NotAllowed, ReportRefused, LinkGone: it cannot be sent.
+        NotDelivered: it was not accepted.
+        StorageError: what the objects are made from cannot be read.
+    """
+    with_result = joinedload(Scan.prediction)
+    scan = db.session.scalar(
+        select(Scan)
+        .where(Scan.id == delivery.scan_id)
+        .options(
+            with_result.joinedload(Prediction.model_version),
+            with_result.joinedload(Prediction.heatmap),
+        )
+        .execution_options(populate_existing=True)
+    )
+    destination = current_app.config["DICOM_DESTINATIONS"].get(delivery.destination)
+    if destination is None:
+        raise NotAllowed("This destination is no longer configured.")
+    if scan is None or scan.prediction is None:
+        raise NotAllowed("This scan no longer has a result.")
+    kinds: list[ReportKind] = [*report_kinds(scan)]
+    kinds.remove(ReportKind.PDF)
+    if not kinds:
+        raise NotAllowed("The scan’s DICOM files are no longer stored, so no object can be made.")
+    link = link_of(scan.id)
+    # Imported here because they take a second and 60 MB, which workers do without until a result
+    # is to be sent.
+    from worker.destinations import send as send_to
+    from worker.reports.making import dicom_objects_of
+    from worker.reports.original_study import in_original_study, stable_uid
+
+    uids: dict[ReportKind, str] = {
+        kind: stable_uid(scan.prediction.id, kind.value) for kind in kinds
+    }
+    sent = dict.fromkeys(one["sent"] for one in scan.replaces or () if one["sent"])
+    reports = [stable_uid(each, ReportKind.STRUCTURED_REPORT.value) for each in sent]
+    files = dicom_objects_of(scan, uids, [(stable_uid(each, "series"), each) for each in reports])
+    objects = [in_original_study(content, link, replaces=bool(sent)) for content in files.values()]
+    # No transaction is open while a destination answers.
+    db.session.commit()
+    stored: list[str] = []
+    config = dict(current_app.config)
+
+    def send_all() -> None:
+        stored.extend(str(one.SOPInstanceUID) for one in send_to(destination, objects, config))
+
+    within(MOST_S, send_all)
+    return [kind for kind in kinds if uids[kind] in stored]
+
+
+def note_sent(delivery: ResultDelivery, kinds: list[ReportKind]) -> None:
+    """Write that a result was sent, and forget the link to its study if nothing else needs it. The
+    caller commits.
+    """
+    sent = ", ".join(kind.value for kind in kinds)
+    leases.finish(ResultDelivery, heartbeat().owner, [delivery.id], sent=sent)
+    forget_links(ReceivedScan.scan_id == delivery.scan_id)
+
+
+def remove_old_deliveries() -> None:
+    """Forget links that are needed no more, and delete rows about what was received or sent
+    `KEEP_S` ago.
+    """
+    in_transaction(forget_links)
+    ended = ResultDelivery.status.in_([status for status in JobStatus if status.is_final])
+    old = ResultDelivery.finished_at < database_now(-KEEP_S)
+    in_transaction(lambda: db.session.execute(delete(ResultDelivery).where(ended, old)))
+    closed = ReceivedStudy.closed_at < database_now(-KEEP_S)
+    in_transaction(lambda: db.session.execute(delete(ReceivedStudy).where(closed)))
