@@ -23,8 +23,8 @@ from ml.evaluation.curves import Mistake, curves_of_run, worst_mistakes
 from ml.inference.heat_maps import overlay
 from ml.inference.predictor import Predictor
 from ml.scans.slices import Series, render
-from ml.training.external_validation import PARTIAL, evaluate
 from ml.typed_json import to_json
+from ml.validation.external import PARTIAL, evaluate
 from webapp.extensions import db
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.models import Evaluation, JobStatus, request_comparisons_after

@@ -23,7 +23,7 @@ from ml.errors import ArtifactError, DatasetError, SettingError
 from ml.inference.predictor import Predictor
 from ml.training.progress import Progress, TrainingStopped
 from ml.training.run import OtherTraining, TrainConfig, train
-from ml.training.site_calibration import calibrate
+from ml.validation.site_calibration import calibrate
 from webapp.extensions import db, utc_now
 from webapp.models import (
     OWN_THRESHOLDS,

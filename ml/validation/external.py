@@ -41,8 +41,8 @@ from ml.figures import BandFigures, Metrics, StateCounts
 from ml.inference.gate import REFUSED_FROM, Gate, gate
 from ml.inference.predictor import Predictor
 from ml.scans.slices import Series, Slice
-from ml.training.answer_rows import whose_answer
 from ml.typed_json import from_json, to_json
+from ml.validation.answer_rows import whose_answer
 
 PREDICTIONS = ("filename", "label", "patient", "slice", "probability")
 ANSWERS = (*COLUMNS, "not_head_ct")
