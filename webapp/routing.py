@@ -186,13 +186,13 @@ def retry_delivery(delivery_id: str) -> bool:
     Returns:
         False if there is no such result, or it was sent.
     """
-    its = ResultDelivery.id == delivery_id
-    waits = update(ResultDelivery).where(its, ResultDelivery.status == JobStatus.QUEUED)
+    is_delivery = ResultDelivery.id == delivery_id
+    waits = update(ResultDelivery).where(is_delivery, ResultDelivery.status == JobStatus.QUEUED)
     hurried = db.session.scalar(
         waits.values(retry_at=None).returning(ResultDelivery.id),
         execution_options={"synchronize_session": False},
     )
-    return hurried is not None or queue_again(ResultDelivery, its, tries=0)
+    return hurried is not None or queue_again(ResultDelivery, is_delivery, tries=0)
 
 
 def cancel_delivery(delivery_id: str) -> bool:
@@ -202,10 +202,12 @@ def cancel_delivery(delivery_id: str) -> bool:
     Returns:
         False if there is no such result, or it was sent or cancelled.
     """
-    its = ResultDelivery.id == delivery_id
-    is_canceled = cancel(ResultDelivery, its)
+    is_delivery = ResultDelivery.id == delivery_id
+    is_canceled = cancel(ResultDelivery, is_delivery)
     if not is_canceled:
-        failed = update(ResultDelivery).where(its, ResultDelivery.status == JobStatus.FAILED)
+        failed = update(ResultDelivery).where(
+            is_delivery, ResultDelivery.status == JobStatus.FAILED
+        )
         is_canceled = (
             db.session.scalar(
                 failed.values(status=JobStatus.CANCELLED).returning(ResultDelivery.id),
@@ -214,6 +216,6 @@ def cancel_delivery(delivery_id: str) -> bool:
             is not None
         )
     if is_canceled:
-        scan = select(ResultDelivery.scan_id).where(its).scalar_subquery()
+        scan = select(ResultDelivery.scan_id).where(is_delivery).scalar_subquery()
         forget_links(ReceivedScan.scan_id == scan)
     return is_canceled

@@ -73,15 +73,15 @@ def make_archive(
             left_out[str(err)] += 1
             unreadable.add(scan.id)
             continue
-        own = labels[scan.id]
+        label = labels[scan.id]
         labeled = LabeledScan(
             _hidden("scan", scan.id),
             _hidden("study", scan.study_id),
             series,
-            own.label,
-            own.types,
-            own.slice_labels,
-            own.slice_types,
+            label.label,
+            label.types,
+            label.slice_labels,
+            label.slice_types,
         )
         rows += retry_disk(lambda labeled=labeled: write_scan(root, labeled))  # type: ignore[misc]
         _require_fewer_bytes(root)

@@ -116,9 +116,9 @@ class Described:
     def _pairs(self, dataset_id: str) -> Iterator[dict[str, Any]]:
         number_of = {example.name: at for at, example in enumerate(self.opened.examples)}
         numbers = {
-            (number_of[one], number_of[other])
+            (number_of[first], number_of[second])
             for pair in self.opened.near_duplicates
-            for one, other in (pair, pair[::-1])
+            for first, second in (pair, pair[::-1])
         }
         for number, other in sorted(numbers):
             yield {"dataset_id": dataset_id, "number": number, "other": other}
@@ -206,4 +206,4 @@ def examples_of(dataset_id: str, dataset_name: str) -> tuple[list[Example], list
             DatasetPair.dataset_id == dataset_id, DatasetPair.number < DatasetPair.other
         )
     )
-    return examples, [(rows[one].name, rows[other].name) for one, other in pairs]
+    return examples, [(rows[first].name, rows[second].name) for first, second in pairs]

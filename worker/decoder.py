@@ -80,7 +80,7 @@ class SlicesOfFile(Sequence[Slice]):
     def __getitem__(self, index: slice) -> tuple[Slice, ...]: ...
     def __getitem__(self, index: int | slice) -> Slice | tuple[Slice, ...]:
         if isinstance(index, slice):
-            return tuple(self[one] for one in range(len(self))[index])
+            return tuple(self[number] for number in range(len(self))[index])
         index = range(len(self))[index]
         height, width = self._shape[1:]
         size = height * width * self._kind.itemsize

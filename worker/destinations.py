@@ -94,11 +94,11 @@ def tls_of(destination: Destination, config: Mapping[str, Any]) -> ssl.SSLContex
     Raises:
         NotDelivered: a certificate or key cannot be read.
     """
-    own = destination.ca
+    authority = destination.ca
     try:
-        context = ssl.create_default_context(cafile=own or config["DICOM_TLS_CA"] or None)
+        context = ssl.create_default_context(cafile=authority or config["DICOM_TLS_CA"] or None)
     except OSError as err:
-        named = f"ca= of {destination.name}" if own else "DICOM_TLS_CA"
+        named = f"ca= of {destination.name}" if authority else "DICOM_TLS_CA"
         raise NotDelivered(f"The certificates that {named} names cannot be read.") from err
     try:
         if config["DICOM_TLS_CERT"]:
@@ -135,7 +135,7 @@ def _store_by_dimse(
     ae = AE(config["DICOM_AE_TITLE"])
     ae.connection_timeout = ae.acse_timeout = CONNECT_S
     ae.dimse_timeout = ae.network_timeout = ANSWER_S
-    for kind in dict.fromkeys(str(one.SOPClassUID) for one in objects):
+    for kind in dict.fromkeys(str(dataset.SOPClassUID) for dataset in objects):
         ae.add_requested_context(kind, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
     tls = (tls_of(destination, config), destination.host) if destination.has_tls else None
     association = ae.associate(
@@ -152,9 +152,9 @@ def _store_by_dimse(
                 _require_tls(destination, config)
             raise NotDelivered("The destination cannot be reached, or does not speak DICOM.")
         accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
-        accepted_objects = [one for one in objects if str(one.SOPClassUID) in accepted]
-        for one in accepted_objects:
-            _store_one(association, one)
+        accepted_objects = [dataset for dataset in objects if str(dataset.SOPClassUID) in accepted]
+        for dataset in accepted_objects:
+            _store_one(association, dataset)
         return accepted_objects
     finally:
         if association.is_established:
@@ -180,16 +180,16 @@ def _require_tls(destination: Destination, config: Mapping[str, Any]) -> None:
         return
 
 
-def _store_one(association: Association, one: Dataset) -> None:
+def _store_one(association: Association, dataset: Dataset) -> None:
     try:
-        answer = association.send_c_store(one)
+        answer = association.send_c_store(dataset)
     except RuntimeError as err:
         raise NotDelivered("The destination ended the association before all was sent.") from err
     if "Status" not in answer:
         raise NotDelivered("The connection was cut, or there was no answer in time.")
     if answer.Status and answer.Status != DUPLICATE and answer.Status not in WARNINGS:
         raise NotDelivered(
-            f"The destination refused {one.SOPClassUID.name} with status 0x{answer.Status:04X}."
+            f"The destination refused {dataset.SOPClassUID.name} with status 0x{answer.Status:04X}."
         )
 
 
@@ -272,9 +272,9 @@ def _refusal_of(authorization: str) -> str:
 
 def _body_of(objects: Sequence[Dataset], boundary: str) -> bytes:
     body = BytesIO()
-    for one in objects:
+    for dataset in objects:
         body.write(f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode())
-        one.save_as(body, enforce_file_format=True)
+        dataset.save_as(body, enforce_file_format=True)
         body.write(b"\r\n")
     body.write(f"--{boundary}--\r\n".encode())
     return body.getvalue()
@@ -293,13 +293,15 @@ def _stored_of(objects: Sequence[Dataset], status: int, answer_body: bytes) -> l
     failed = _failures_in(answer_body)
     if status == 409 and not failed:
         raise NotDelivered("The destination did not accept the objects (status 409).")
-    reasons = [one for one in failed.values() if one not in (DUPLICATE, NOT_SUPPORTED)]
+    reasons = [reason for reason in failed.values() if reason not in (DUPLICATE, NOT_SUPPORTED)]
     if reasons:
         raise NotDelivered(
             f"The destination did not store {len(reasons)} of the objects (reason"
             f" 0x{reasons[0]:04X})."
         )
-    return [one for one in objects if failed.get(str(one.SOPInstanceUID)) != NOT_SUPPORTED]
+    return [
+        dataset for dataset in objects if failed.get(str(dataset.SOPInstanceUID)) != NOT_SUPPORTED
+    ]
 
 
 def _failures_in(answer_body: bytes) -> dict[str, int]:

@@ -218,8 +218,10 @@ def _of_dataset(dataset_id: str, number: int, folder: Path) -> tuple[Slice, Floa
         raise PreviewRefused(GONE)
     names = [*image.files, *([image.mask] if image.mask else [])]
     paths = retry_storage(lambda: _extracted(key, names, folder))
-    own = paths[: len(image.files)]
-    example = Example(own[0], image.name, image.label, None, None, "", "", beside=tuple(own[1:]))
+    files = paths[: len(image.files)]
+    example = Example(
+        files[0], image.name, image.label, None, None, "", "", beside=tuple(files[1:])
+    )
     slice_ = slice_of(example, may_be_bare=True, decode=_decoded)
     if not image.mask:
         return slice_, None

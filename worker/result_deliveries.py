@@ -133,7 +133,7 @@ def deliver(delivery: ResultDelivery) -> list[ReportKind]:
     uids: dict[ReportKind, str] = {
         kind: stable_uid(scan.prediction.id, kind.value) for kind in kinds
     }
-    sent = dict.fromkeys(one["sent"] for one in scan.replaces or () if one["sent"])
+    sent = dict.fromkeys(replaced["sent"] for replaced in scan.replaces or () if replaced["sent"])
     reports = [stable_uid(each, ReportKind.STRUCTURED_REPORT.value) for each in sent]
     files = dicom_objects_of(scan, uids, [(stable_uid(each, "series"), each) for each in reports])
     objects = [in_original_study(content, link, replaces=bool(sent)) for content in files.values()]
@@ -143,7 +143,9 @@ def deliver(delivery: ResultDelivery) -> list[ReportKind]:
     config = dict(current_app.config)
 
     def send_all() -> None:
-        stored.extend(str(one.SOPInstanceUID) for one in send_to(destination, objects, config))
+        stored.extend(
+            str(instance.SOPInstanceUID) for instance in send_to(destination, objects, config)
+        )
 
     within(MOST_S, send_all)
     return [kind for kind in kinds if uids[kind] in stored]

@@ -56,7 +56,7 @@ def compute_next_figures() -> bool:
     with mine.holding(SiteFigures, [row.id]):
         try:
             answered = in_transaction(_answered)
-            figures = [_figures_of(one) for one in answered]
+            figures = [_figures_of(version) for version in answered]
             finished = in_transaction(
                 lambda: leases.finish(SiteFigures, mine.owner, [row.id], figures=figures)
             )

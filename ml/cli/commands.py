@@ -290,10 +290,10 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, arguments: li
             shown = "  ".join(f"{name} {figure(estimate)}" for name, estimate in figures)
             say(f"  {run.run:{width}}  {shown}")
         # a data set may be named "all", too
-        for dataset, those in [("all", compared), *(compared.by_dataset or {}).items()]:
-            for difference in those.differences:
+        for dataset, level_compared in [("all", compared), *(compared.by_dataset or {}).items()]:
+            for difference in level_compared.differences:
                 say(
-                    f"  {dataset}, {those.n} in common, {difference.run} minus"
+                    f"  {dataset}, {level_compared.n} in common, {difference.run} minus"
                     f" {difference.minus}: auroc {figure(difference.auroc, signed=True)}  accuracy"
                     f" {figure(difference.accuracy, signed=True)}"
                 )

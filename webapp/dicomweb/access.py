@@ -199,7 +199,7 @@ def require_json_accepted() -> None:
     Raises:
         NotAcceptable: it does not.
     """
-    if not any(one.includes(kind) for one in _whole() for kind in (DICOM_JSON, JSON)):
+    if not any(media.includes(kind) for media in _whole() for kind in (DICOM_JSON, JSON)):
         raise NotAcceptable(f"This is answered as {DICOM_JSON} only.")
 
 
@@ -209,15 +209,15 @@ def require_model_accepted() -> None:
     Raises:
         NotAcceptable: it reads neither.
     """
-    of_xml = any(one.media_type in XML for one in accepted())
+    of_xml = any(media.media_type in XML for media in accepted())
     if not of_xml and not any(
-        one.includes(kind) for one in _whole() for kind in (DICOM_JSON, JSON)
+        media.includes(kind) for media in _whole() for kind in (DICOM_JSON, JSON)
     ):
         raise NotAcceptable(f"This is answered as {DICOM_JSON} or {DICOM_XML}.")
 
 
 def _whole() -> list[Acceptable]:
-    return [one for one in accepted() if not one.is_multipart]
+    return [media for media in accepted() if not media.is_multipart]
 
 
 def as_dicom_json(content: Any, status: int = 200) -> Response:

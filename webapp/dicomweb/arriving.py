@@ -108,19 +108,19 @@ class Earlier:
     def _replace_stored(
         self, scans: Sequence[Scan], series: Sequence[SeriesFiles], uids: NewUids
     ) -> None:
-        known = {uid for one in self.stored if one.counts for uid in one.instances}
+        known = {uid for scan in self.stored if scan.counts for uid in scan.instances}
         new = [{uids(file.dicom.instance) for file in each.files} for each in series]
         replaced: dict[int, list[str]] = {}
-        for one in self.stored:
+        for scan in self.stored:
             same = [
                 place
                 for place, each in enumerate(series)
-                if not one.series.isdisjoint(file.dicom.series for file in each.files)
+                if not scan.series.isdisjoint(file.dicom.series for file in each.files)
             ]
             if all(new[place] <= known for place in same):
                 raise NothingNew
-            heir = max(same, key=lambda place: len(new[place] & one.instances))
-            replaced.setdefault(heir, []).append(one.scan_id)
+            heir = max(same, key=lambda place: len(new[place] & scan.instances))
+            replaced.setdefault(heir, []).append(scan.scan_id)
         for place, scan_ids in replaced.items():
             self.gone.extend(take_place(scans[place], scan_ids))
 
@@ -157,13 +157,13 @@ def taken_along(
     waiting = {scan.id: scan.original_key for scan in postponed}
     with TemporaryDirectory(dir=incoming_folder()) as folder, ExitStack() as opened:
         files, taken = [], set(instance_uids) - {""}
-        known = {*waiting, *(one.scan_id for one in stored)}
-        for scan_id, key in [*waiting.items(), *((one.scan_id, one.key) for one in grows)]:
+        known = {*waiting, *(scan.scan_id for scan in stored)}
+        for scan_id, key in [*waiting.items(), *((scan.scan_id, scan.key) for scan in grows)]:
             try:
                 copies = copies_of(key, Path(folder) / scan_id)
             except MissingFile:
                 waiting.pop(scan_id, None)
-                grows = [one for one in grows if one.scan_id != scan_id]
+                grows = [scan for scan in grows if scan.scan_id != scan_id]
                 continue
             for uid, path in copies:
                 if uid not in taken:

@@ -43,11 +43,11 @@ def as_wanted(answer: Response) -> Response:
     if may_be_xml and wants_xml():
         content = answer.get_json(force=True)
         if isinstance(content, list):
-            parts = [(DICOM_XML, as_xml(one)) for one in content]
+            parts = [(DICOM_XML, as_xml(item)) for item in content]
             multipart = response_of(parts, DICOM_XML)
             answer.response, answer.content_type = multipart.response, multipart.content_type
             del answer.headers["Content-Length"]
-            if any(one.keys() - KEYWORDS.keys() for one in content):
+            if any(item.keys() - KEYWORDS.keys() for item in content):
                 warn(answer, "XML has the attributes of searches only; JSON has all.")
         else:
             answer.data, answer.content_type = as_xml(content), DICOM_XML
@@ -56,10 +56,10 @@ def as_wanted(answer: Response) -> Response:
 
 def wants_xml() -> bool:
     """Return whether the client names XML before JSON, or XML only."""
-    for one in accepted():
-        if one.media_type in XML:
+    for media in accepted():
+        if media.media_type in XML:
             return True
-        if one.includes(DICOM_JSON) or one.includes(JSON):
+        if media.includes(DICOM_JSON) or media.includes(JSON):
             return False
     return False
 

@@ -114,7 +114,7 @@ def _taken_in(parts: Sequence[Part]) -> Sequence[Scan]:
         part.instance = uids(part.meta.sop_instance) if part.meta else ""
     for _ in range(TRIES):
         stored = stored_scans(user_id, [part.study for part in parts if part.study])
-        known = {uid for one in stored if one.counts for uid in one.instances}
+        known = {uid for scan in stored if scan.counts for uid in scan.instances}
         fresh = [part for part in parts if part.instance not in known]
         if not fresh:
             return []
@@ -149,9 +149,9 @@ def _submitted(
     instances = {part.instance for part in parts}
     series = {part.series for part in parts} - {""}
     grows = [
-        one
-        for one in stored
-        if one.series & series and not (one.is_whole and one.instances.isdisjoint(instances))
+        scan
+        for scan in stored
+        if scan.series & series and not (scan.is_whole and scan.instances.isdisjoint(instances))
     ]
     try:
         return _submitted_with(user_id, parts, uids, stored, grows)

@@ -231,11 +231,11 @@ def accept_upload(
     with disk_has_room(), TemporaryDirectory(dir=incoming_folder()) as folder:
         accepted = _sorted(files, Path(folder), choices, uids or NewUids())
         try:
-            for scan, one in zip(
+            for scan, series_files in zip(
                 _rows(user_id, title, accepted, choices), accepted.series, strict=True
             ):
                 scans.append(scan)
-                scan.size = store_series(scan.original_key, one)
+                scan.size = store_series(scan.original_key, series_files)
             if lock_person(user_id) is None:
                 raise UploadRejected("This account has been deleted or disabled.")
             require_access()
@@ -276,7 +276,7 @@ def _rows(user_id: str, title: str, accepted: _Sorted, choices: Choices) -> list
     dropped_at = choices.dropped_at or now
     if not now - LONGEST_DROP <= dropped_at <= now:
         dropped_at = now
-    keys = [study_of(one, place, choices.studies) for place, one in enumerate(accepted.series)]
+    keys = [study_of(files, place, choices.studies) for place, files in enumerate(accepted.series)]
     places = {study: place for place, study in enumerate(dict.fromkeys(keys))}
     ids = {study: new_id() for study in places}
     before = choices.number * current_app.config["MAX_FILES_PER_UPLOAD"]
@@ -284,23 +284,23 @@ def _rows(user_id: str, title: str, accepted: _Sorted, choices: Choices) -> list
         accepted.series, keys, title, number=choices.number, keep_names=choices.keep_names
     )
     scans = []
-    for one, study, name, study_uid in zip(
+    for files, study, name, study_uid in zip(
         accepted.series, keys, titles, accepted.study_uids, strict=True
     ):
-        scan_id, kind = new_id(), one.files[0].kind
+        scan_id, kind = new_id(), files.files[0].kind
         scan = Scan(
             id=scan_id,
             user_id=user_id,
             study_id=ids[study],
             title=name,
             kind=kind,
-            slice_count=one.slice_count,
+            slice_count=files.slice_count,
             stat=choices.stat,
             uncut=choices.uncut,
             study_uid=study_uid,
             dicom_results=kind == "dicom" and gets_dicom_results,
-            notes=[*accepted.notes, *one.notes],
-            original_key=f"originals/{scan_id}{PACKED if len(one.files) > 1 else SUFFIXES[kind]}",
+            notes=[*accepted.notes, *files.notes],
+            original_key=f"originals/{scan_id}{PACKED if len(files.files) > 1 else SUFFIXES[kind]}",
             created_at=dropped_at - timedelta(microseconds=before + places[study]),
             queued_at=now + timedelta(microseconds=places[study]),
         )
@@ -448,7 +448,9 @@ def _sorted(
     copies = _without_pictures_of_viewer(copies, left_out)
     if number == 0:
         raise UploadRejected("The ZIP archive contains no images.")
-    refused = {sent_as[one.number]: str(one.reason) for one in left_out if one.number in sent_as}
+    refused = {
+        sent_as[file.number]: str(file.reason) for file in left_out if file.number in sent_as
+    }
     if choices.reports_each_file and not copies:
         raise NothingTaken(refused)
     notes = sentences_about(
@@ -459,7 +461,7 @@ def _sorted(
         with_names=choices.keep_names,
     )
     series = series_of(copies, choices.pictures)
-    study_uids = [one.files[0].dicom.study or None for one in series]
+    study_uids = [scan_files.files[0].dicom.study or None for scan_files in series]
     return _Sorted(series, study_uids, notes, refused)
 
 
@@ -487,9 +489,13 @@ def _without_pictures_of_viewer(copies: Sequence[Taken], left_out: list[LeftOut]
     def is_of_viewer(folder: str | None) -> bool:
         return disc_of(folder) in discs and folder not in of_patients
 
-    for at, one in enumerate(left_out):
-        if is_of_viewer(one.folder) and not one.is_dicom and not isinstance(one.reason, NoSlice):
-            left_out[at] = replace(one, reason=reason)
+    for at, skipped in enumerate(left_out):
+        if (
+            is_of_viewer(skipped.folder)
+            and not skipped.is_dicom
+            and not isinstance(skipped.reason, NoSlice)
+        ):
+            left_out[at] = replace(skipped, reason=reason)
     slices = []
     for file in copies:
         if file.kind in PICTURES and is_of_viewer(file.folder):
@@ -513,15 +519,15 @@ def _folders_of_pictures(copies: Sequence[Taken], left_out: Sequence[LeftOut]) -
             pictures[folder] += 1
         elif folder is not None:
             others.add(folder)
-    for one in left_out:
-        if one.folder is None:
+    for file in left_out:
+        if file.folder is None:
             continue
-        name = one.name.lower()
-        is_slice = not isinstance(one.reason, NoSlice)
-        if is_slice if one.is_dicom else name.endswith(SUFFIXES["dicom"]):
-            damaged[one.folder] += 1
+        name = file.name.lower()
+        is_slice = not isinstance(file.reason, NoSlice)
+        if is_slice if file.is_dicom else name.endswith(SUFFIXES["dicom"]):
+            damaged[file.folder] += 1
         elif not name.endswith(NAMES_OF_PICTURES):
-            others.add(one.folder)
+            others.add(file.folder)
     return {
         folder
         for folder, count in pictures.items()
@@ -566,16 +572,16 @@ def _contents(
             raise UploadRejected(str(err)) from err
 
 
-def store_series(key: str, one: SeriesFiles) -> int:
+def store_series(key: str, series: SeriesFiles) -> int:
     """Store a file, or the files of a series in an uncompressed ZIP, and return its size in
     bytes.
     """
-    path = one.files[0].path
-    if len(one.files) > 1:
+    path = series.files[0].path
+    if len(series.files) > 1:
         path = path.with_suffix(PACKED)
         with zipfile.ZipFile(path, "w") as packed:
             # Named by their places in the upload, as in the notes for its owner.
-            for file in one.files:
+            for file in series.files:
                 packed.write(file.path, f"file-{file.number:04}{SUFFIXES[file.kind]}")
                 file.path.unlink()
     size = path.stat().st_size

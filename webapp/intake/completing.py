@@ -126,11 +126,11 @@ def take_place(scan: Scan, earlier: Collection[str]) -> list[str]:
     return keys
 
 
-def _sentence(one: Row[Any], *, is_kept: bool) -> str:
-    slices = f"{one.slice_count} {'slice' if one.slice_count == 1 else 'slices'}"
+def _sentence(scan: Row[Any], *, is_kept: bool) -> str:
+    slices = f"{scan.slice_count} {'slice' if scan.slice_count == 1 else 'slices'}"
     about = f"an earlier scan of {slices} of this series"
-    if one.verdict_state:
-        about += f" (result: {one.verdict_state})"
+    if scan.verdict_state:
+        about += f" (result: {scan.verdict_state})"
     if is_kept:
         return f"There is {about}, which is kept because it is shared or has opinions."
     return f"Replaces {about}; the series was completed or sent again."

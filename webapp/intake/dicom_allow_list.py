@@ -44,8 +44,8 @@ def _numbers(value: bytes) -> bytes | None:
     if len(value) > MAX_NUMBERS or not re.fullmatch(rb"[0-9+\-.,eE \\\0]*", value):
         return None
     return b"\\".join(
-        one.replace(b",", b".") if one.count(b",") == 1 and b"." not in one else one
-        for one in value.split(b"\\")
+        number.replace(b",", b".") if number.count(b",") == 1 and b"." not in number else number
+        for number in value.split(b"\\")
     )
 
 

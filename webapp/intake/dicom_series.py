@@ -113,7 +113,7 @@ def _with_unnamed_joined(groups: Sequence[Sequence[Taken]]) -> list[list[Taken]]
         if len(candidates) == 1:
             candidates[0].extend(files)
             joined.append(files)
-    return [files for files in merged if not any(files is one for one in joined)]
+    return [files for files in merged if not any(files is other for other in joined)]
 
 
 def _is_named(file: Taken) -> bool:
@@ -124,22 +124,29 @@ def _may_be_of_one_series(file: Taken, other: Taken) -> bool:
     """True if a file that lacks some of them says nothing of patient, study and series that another
     says otherwise, and something that it says too, or lies in the same folder.
     """
-    own, others = file.dicom, other.dicom
-    if other.slices > 1 or (own.rows, own.columns) != (others.rows, others.columns):
+    header, other_header = file.dicom, other.dicom
+    if other.slices > 1 or (header.rows, header.columns) != (
+        other_header.rows,
+        other_header.columns,
+    ):
         return False
     stated = [
-        (one, two)
-        for one, two in (
-            (own.study, others.study),
-            (own.series, others.series),
-            (own.patient, others.patient),
-            (own.series_number, others.series_number),
+        (first, second)
+        for first, second in (
+            (header.study, other_header.study),
+            (header.series, other_header.series),
+            (header.patient, other_header.patient),
+            (header.series_number, other_header.series_number),
         )
-        if one and two
+        if first and second
     ]
-    if any(one != two for one, two in stated):
+    if any(first != second for first, second in stated):
         return False
-    shares = (own.study and others.study) or own.series or (own.patient and others.patient)
+    shares = (
+        (header.study and other_header.study)
+        or header.series
+        or (header.patient and other_header.patient)
+    )
     return bool(shares) or (file.folder is not None and file.folder == other.folder)
 
 
@@ -169,9 +176,9 @@ def _with_series_of_one_joined(groups: Sequence[Sequence[Taken]]) -> list[list[T
     }
     parts: list[list[Taken]] = []
     for files in groups:
-        one = whole.get(id(files[0]), files)
-        if not any(one is other for other in parts):
-            parts.append(one if isinstance(one, list) else list(one))
+        part = whole.get(id(files[0]), files)
+        if not any(part is other for other in parts):
+            parts.append(part if isinstance(part, list) else list(part))
     return parts
 
 
@@ -205,18 +212,21 @@ def _alike(files: Sequence[Taken]) -> list[list[Taken]]:
         else:
             parts.append([file])
     parts.sort(key=len, reverse=True)
-    own = [part for part in parts if len(part) >= FEWEST_FILES and _is_axial(part[0])]
-    main, *others = own or [parts[0]]
+    large_enough = [part for part in parts if len(part) >= FEWEST_FILES and _is_axial(part[0])]
+    main, *others = large_enough or [parts[0]]
     rest = [
-        file for part in parts if not any(part is one for one in (main, *others)) for file in part
+        file
+        for part in parts
+        if not any(part is chosen for chosen in (main, *others))
+        for file in part
     ]
     return [sorted([*main, *rest], key=_by_what_it_says), *others]
 
 
-def _is_like(one: Taken, other: Taken) -> bool:
-    if (one.dicom.rows, one.dicom.columns) != (other.dicom.rows, other.dicom.columns):
+def _is_like(file: Taken, other: Taken) -> bool:
+    if (file.dicom.rows, file.dicom.columns) != (other.dicom.rows, other.dicom.columns):
         return False
-    a, b = one.dicom.orientation, other.dicom.orientation
+    a, b = file.dicom.orientation, other.dicom.orientation
     return not a or not b or (_cosine(a[:3], b[:3]) >= SAME_WAY <= _cosine(a[3:], b[3:]))
 
 
@@ -255,12 +265,14 @@ def _passes(files: list[Taken]) -> list[Group]:
     of_techniques: dict[tuple[str, ...], list[Pass]] = {}
     for (technique, *_), unit in sorted(units.items(), key=lambda item: item[0]):
         of_techniques.setdefault(technique, []).append(unit)
-    passes = _merged([one for parts in of_techniques.values() for one in _merged(parts, odd)], odd)
+    passes = _merged(
+        [pass_ for parts in of_techniques.values() for pass_ in _merged(parts, odd)], odd
+    )
     fullest = max(passes, key=len)
-    whole = [one for one in passes if one is fullest or len(one) >= FEWEST_FILES]
-    for one in passes:
-        if not any(one is other for other in whole):
-            odd += _flat(one.values())
+    whole = [pass_ for pass_ in passes if pass_ is fullest or len(pass_) >= FEWEST_FILES]
+    for pass_ in passes:
+        if not any(pass_ is other for other in whole):
+            odd += _flat(pass_.values())
     if len(whole) == 1:
         return [Group(tuple(files))]
     note = (
@@ -271,14 +283,14 @@ def _passes(files: list[Taken]) -> list[Group]:
         Group(
             tuple(
                 sorted(
-                    [*_flat(one.values()), *(unplaced + odd if one is fullest else [])],
+                    [*_flat(pass_.values()), *(unplaced + odd if pass_ is fullest else [])],
                     key=_by_what_it_says,
                 )
             ),
             f", pass {number}",
             (note,),
         )
-        for number, one in enumerate(whole, start=1)
+        for number, pass_ in enumerate(whole, start=1)
     ]
 
 
@@ -288,10 +300,10 @@ def _merged(parts: Sequence[Pass], odd: list[Taken]) -> list[Pass]:
     """
     passes: list[Pass] = []
     for part in parts:
-        for one in passes:
-            shared = part.keys() & one.keys()
-            if len(shared) <= OVERLAP * min(len(part), len(one)):
-                one.update({spot: here for spot, here in part.items() if spot not in shared})
+        for pass_ in passes:
+            shared = part.keys() & pass_.keys()
+            if len(shared) <= OVERLAP * min(len(part), len(pass_)):
+                pass_.update({spot: here for spot, here in part.items() if spot not in shared})
                 odd += _flat(here for spot, here in part.items() if spot in shared)
                 break
         else:
@@ -352,6 +364,6 @@ def _normal(file: Taken) -> tuple[float, float, float]:
     return normal[0] / length, normal[1] / length, normal[2] / length
 
 
-def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    lengths = sqrt(sum(a * a for a in one)) * sqrt(sum(b * b for b in other))
-    return sum(a * b for a, b in zip(one, other, strict=True)) / (lengths or 1.0)
+def _cosine(first: Sequence[float], second: Sequence[float]) -> float:
+    lengths = sqrt(sum(a * a for a in first)) * sqrt(sum(b * b for b in second))
+    return sum(a * b for a, b in zip(first, second, strict=True)) / (lengths or 1.0)

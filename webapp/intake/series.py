@@ -112,19 +112,19 @@ def series_of(copies: Sequence[Taken], pictures: Pictures) -> list[SeriesFiles]:
                 key = ("numbered", *_look(file))
         groups.setdefault(key, []).append(file)
     scans = sorted(scans_of(list(groups.values())), key=_by_path)
-    return [_series(one) for one in scans]
+    return [_series(group) for group in scans]
 
 
-def study_of(one: SeriesFiles, place: int, studies: Studies) -> tuple[object, ...]:
+def study_of(files: SeriesFiles, place: int, studies: Studies) -> tuple[object, ...]:
     """Return what the series of a study share in an upload; `place` tells series apart."""
-    first = one.files[0]
+    first = files.files[0]
     if studies is Studies.ONE:
         return ("all",)
     if studies is Studies.NONE:
         return ("alone", place)
     if first.dicom.study or first.dicom.patient:
         return ("examination", first.dicom.study or first.dicom.patient)
-    if first.folder is not None and one.slice_count > 1:
+    if first.folder is not None and files.slice_count > 1:
         return ("folder", first.folder)
     return ("alone", place)
 
@@ -134,9 +134,11 @@ def disc_of(folder: str | None) -> str | None:
     return None if folder is None else folder.partition("/")[0]
 
 
-def _by_path(one: Group) -> tuple[object, ...]:
+def _by_path(group: Group) -> tuple[object, ...]:
     """Return what sorts scans as a person's list of folders and files does."""
-    first = min(one.files, key=lambda file: (by_numbers(file.folder or ""), by_numbers(file.name)))
+    first = min(
+        group.files, key=lambda file: (by_numbers(file.folder or ""), by_numbers(file.name))
+    )
     return by_numbers(first.folder or ""), by_numbers(first.name), first.number
 
 
@@ -150,8 +152,8 @@ def _look(file: Taken) -> tuple[object, ...]:
     return file.folder, file.kind, file.size, name
 
 
-def _series(one: Group) -> SeriesFiles:
-    files = list(one.files)
+def _series(group: Group) -> SeriesFiles:
+    files = list(group.files)
     slices, pixels = sum(file.slices for file in files), sum(file.pixels for file in files)
     most, most_pixels = current_app.config["MAX_SLICES"], current_app.config["MAX_SERIES_PIXELS"]
     if slices > most:
@@ -169,7 +171,7 @@ def _series(one: Group) -> SeriesFiles:
     if files[0].kind in PICTURES:
         files = sorted(files, key=lambda file: (by_numbers(file.name), file.number))
     first = files[0].dicom
-    notes = [*one.notes]
+    notes = [*group.notes]
     if SHARP_KERNEL.match(first.kernel):
         notes.append(
             f"The series was reconstructed with a sharp kernel ({first.kernel}), meant for bone;"
@@ -179,7 +181,7 @@ def _series(one: Group) -> SeriesFiles:
         notes.append(
             "The file is marked as having burned-in text, which may include patient information."
         )
-    return SeriesFiles(tuple(files), one.part, tuple(notes))
+    return SeriesFiles(tuple(files), group.part, tuple(notes))
 
 
 def sentences_about(
@@ -203,8 +205,8 @@ def sentences_about(
     """
     if not left_out:
         return []
-    foreign = Counter(one.reason.what for one in left_out if isinstance(one.reason, NoSlice))
-    damaged = [one for one in left_out if not isinstance(one.reason, NoSlice)]
+    foreign = Counter(file.reason.what for file in left_out if isinstance(file.reason, NoSlice))
+    damaged = [file for file in left_out if not isinstance(file.reason, NoSlice)]
     first = (damaged or left_out)[0]
     if len(left_out) == total and total == 1:
         raise first.reason
@@ -216,13 +218,13 @@ def sentences_about(
             f"“{printable(first.name) or f'number {first.number}'}”: {first.reason}"
         ) from first.reason
     sentences = [f"Skipped, not slices: {what} ({count})." for what, count in foreign.items()]
-    for one in damaged[:MOST_NAMED]:
+    for file in damaged[:MOST_NAMED]:
         which = (
-            f"“{printable(one.name)}”"
-            if with_names and printable(one.name)
-            else f"File {one.number} of {total}"
+            f"“{printable(file.name)}”"
+            if with_names and printable(file.name)
+            else f"File {file.number} of {total}"
         )
-        sentences.append(f"{which} was skipped: {one.reason}")
+        sentences.append(f"{which} was skipped: {file.reason}")
     if len(damaged) > MOST_NAMED:
         sentences.append(f"{len(damaged) - MOST_NAMED} more damaged files were skipped.")
     return sentences

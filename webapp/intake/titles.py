@@ -95,10 +95,10 @@ def titles_of(
     sizes = Counter(studies)
     places = {study: str(place) for place, study in enumerate(dict.fromkeys(studies), number or 1)}
     names = [
-        _name_of(one)
+        _name_of(scan)
         if keep_names
-        else _described(one, has_siblings=sizes[study] > 1) or _numbered(one, place)
-        for place, (one, study) in enumerate(zip(series, studies, strict=True), number or 1)
+        else _described(scan, has_siblings=sizes[study] > 1) or _numbered(scan, place)
+        for place, (scan, study) in enumerate(zip(series, studies, strict=True), number or 1)
     ]
     names = _with_studies(names, series, studies, places)
     names = unique_titles(_with_numbers(names, series))
@@ -120,15 +120,15 @@ def unique_titles(titles: Iterable[str], existing: Iterable[str] = (), first: in
     return unique
 
 
-def _described(one: SeriesFiles, *, has_siblings: bool = False) -> str:
+def _described(scan: SeriesFiles, *, has_siblings: bool = False) -> str:
     """Return what headers and names say of a scan, with what they say of its study if it is one of
     several series; "" if nothing.
     """
-    first = one.files[0]
+    first = scan.files[0]
     header = first.dicom
     path = (first.folder or "").split("/")[:0:-1]  # The innermost folder first.
     numbers = [f"Folder {name}" for name in path if FOLDER.fullmatch(name)]
-    if len(one.files) == 1:
+    if len(scan.files) == 1:
         path.insert(0, first.name)
     texts = [header.series_description, header.protocol, header.study_description, header.body_part]
     description = next(
@@ -142,7 +142,7 @@ def _described(one: SeriesFiles, *, has_siblings: bool = False) -> str:
     if study.startswith(description):  # "Phantom" of "Phantom 3".
         description = ""
     return " · ".join(dict.fromkeys(filter(None, [study, description]))) + (
-        one.part if description or study else ""
+        scan.part if description or study else ""
     )
 
 
@@ -155,13 +155,13 @@ def _examination_in(name: str) -> str:
     return f"{match[1].capitalize()} {match[2]}"
 
 
-def _numbered(one: SeriesFiles, place: int) -> str:
+def _numbered(scan: SeriesFiles, place: int) -> str:
     """Return what to call a scan of which nothing is known."""
-    kind = one.files[0].kind
-    number = whole_number(one.files[0].dicom.series_number)
-    if kind == "dicom" and number is not None and one.slice_count > 1:
-        return f"Series {number}{one.part}"
-    return f"{KINDS[kind]} {'series' if one.slice_count > 1 else 'slice'} {place}{one.part}"
+    kind = scan.files[0].kind
+    number = whole_number(scan.files[0].dicom.series_number)
+    if kind == "dicom" and number is not None and scan.slice_count > 1:
+        return f"Series {number}{scan.part}"
+    return f"{KINDS[kind]} {'series' if scan.slice_count > 1 else 'slice'} {place}{scan.part}"
 
 
 def _with_studies(
@@ -177,30 +177,30 @@ def _with_studies(
         name
         if study not in unclear
         else f"Study {places[study]} · {name}"
-        if one.files[0].kind == "dicom"
+        if scan.files[0].kind == "dicom"
         else f"{name} ({places[study]})"
-        for name, one, study in zip(names, series, studies, strict=True)
+        for name, scan, study in zip(names, series, studies, strict=True)
     ]
 
 
 def _with_numbers(names: Sequence[str], series: Sequence[SeriesFiles]) -> list[str]:
     """Return the names with the number of the series where several have the same one."""
-    numbers = [whole_number(one.files[0].dicom.series_number) for one in series]
+    numbers = [whole_number(scan.files[0].dicom.series_number) for scan in series]
     times = Counter(names)
-    own = Counter(zip(names, numbers, strict=True))
+    times_with_number = Counter(zip(names, numbers, strict=True))
     return [
         f"{name} (series {number})"
-        if times[name] > 1 and number is not None and own[name, number] == 1
+        if times[name] > 1 and number is not None and times_with_number[name, number] == 1
         else name
         for name, number in zip(names, numbers, strict=True)
     ]
 
 
-def _name_of(one: SeriesFiles) -> str:
+def _name_of(scan: SeriesFiles) -> str:
     """Return what a file is called, or the folder of several files."""
-    first = one.files[0]
+    first = scan.files[0]
     folder = (first.folder or "").partition("/")[2].rpartition("/")[2]
-    return printable(folder if folder and len(one.files) > 1 else first.name)
+    return printable(folder if folder and len(scan.files) > 1 else first.name)
 
 
 def _joined(title: str, name: str) -> str:

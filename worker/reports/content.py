@@ -130,7 +130,7 @@ def content_of(scan: Scan, prediction: Prediction, opinions: Sequence[Opinion] =
         StorageError: its pictures cannot be read.
     """
     version = prediction.model_version
-    types = {name: float(one["probability"]) for name, one in (prediction.types or {}).items()}
+    types = {name: float(type_["probability"]) for name, type_ in (prediction.types or {}).items()}
     heatmap = prediction.heatmap
     index = shown_slice(prediction.first_slices)
     overlay, says = None, HEAT_SAYS
@@ -170,7 +170,7 @@ def content_of(scan: Scan, prediction: Prediction, opinions: Sequence[Opinion] =
         overlay_says=says,
         volume_ml=prediction.volume_ml,
         volume_sentence=volume_sentence(prediction),
-        replaces=list(dict.fromkeys(one["sentence"] for one in scan.replaces or ())),
+        replaces=list(dict.fromkeys(earlier["sentence"] for earlier in scan.replaces or ())),
     )
 
 

@@ -109,7 +109,7 @@ def make(report: Report) -> tuple[list[bytes], dict[str, str]]:
         return [pdf_of(content_of(scan, scan.prediction, opinions_of(scan)), utc_now())], {}
     from worker.reports.dicom_web import as_json, places_of, rendered
 
-    served = (one["served"] for one in scan.replaces or () if one["served"])
+    served = (replaced["served"] for replaced in scan.replaces or () if replaced["served"])
     replaced = dict.fromkeys((series, instance) for series, instance in served)
     file = dicom_objects_of(scan, {kind: report.sop_instance_uid}, list(replaced))[kind]
     pictures = rendered(file) if kind is ReportKind.SECONDARY_CAPTURE else []

@@ -67,4 +67,4 @@ def _as_original(element: DataElement, link: Link) -> None:
     if isinstance(element.value, str):
         element.value = link.uids.get(element.value, element.value)
     else:
-        element.value = [link.uids.get(one, one) for one in element.value]
+        element.value = [link.uids.get(uid, uid) for uid in element.value]

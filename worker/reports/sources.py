@@ -50,11 +50,12 @@ def read_headers(paths: Sequence[Path], study_uid: str | None = None) -> list[py
         pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in paths
     ]
     study = next(
-        (one.StudyInstanceUID for one in headers if one.get("StudyInstanceUID")),
+        (header.StudyInstanceUID for header in headers if header.get("StudyInstanceUID")),
         UID(study_uid) if study_uid else new_uid(),
     )
     series = next(
-        (one.SeriesInstanceUID for one in headers if one.get("SeriesInstanceUID")), new_uid()
+        (header.SeriesInstanceUID for header in headers if header.get("SeriesInstanceUID")),
+        new_uid(),
     )
     for header in headers:
         for name in EMPTY_WHERE_ABSENT:
@@ -125,8 +126,8 @@ def _slices_of(header: pydicom.Dataset) -> list[Source]:
     frames = int(header.get("NumberOfFrames") or 1)
     is_multi_frame = "NumberOfFrames" in header
     return [
-        Source(header, index + 1 if is_multi_frame else None, own)
-        for index, own in enumerate(frame_headers(header, frames))
+        Source(header, index + 1 if is_multi_frame else None, header_of_frame)
+        for index, header_of_frame in enumerate(frame_headers(header, frames))
     ]
 
 
