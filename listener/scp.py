@@ -413,9 +413,8 @@ class Handler(RequestHandler):
         read = connection.recv
 
         def recv(nr_bytes: int) -> bytearray:
-            if (
-                nr_bytes > LONGEST_PDU
-            ):  # The association then ends as if the connection had been lost.
+            # The association then ends as if the connection had been lost.
+            if nr_bytes > LONGEST_PDU:
                 raise OSError("The announced message is too long.")
             return read(nr_bytes)
 
