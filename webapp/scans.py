@@ -16,7 +16,7 @@ from flask import (
     url_for,
 )
 from flask_login import current_user, login_required
-from sqlalchemy import ColumnElement, Text, cast, select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import joinedload, selectinload
 from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response as WerkzeugResponse
@@ -57,7 +57,7 @@ from webapp.scan_changes import cancel_scan as cancel_own
 from webapp.scan_changes import retry_scan as retry_own
 from webapp.scan_changes import score_scan_again as score_own_again
 from webapp.series_view import series_view
-from webapp.sharing import visible_to
+from webapp.sharing import successor_of, visible_to
 from webapp.storage import StorageError
 from webapp.stored_volume import open_volume
 from webapp.submission import QUEUE_UNAVAILABLE, submit_and_redirect
@@ -90,7 +90,7 @@ def show(scan_id: str) -> str | WerkzeugResponse:
     try:
         scan = visible_scan(scan_id)
     except NotFound:
-        successor = _successor_of(scan_id)
+        successor = successor_of(scan_id, current_user.id)
         if successor is None:
             raise
         return redirect(url_for("scans.show", scan_id=successor))
@@ -292,19 +292,6 @@ def _scan_where(scan_id: str, allowed: ColumnElement[bool]) -> Scan:
     if not scan:
         abort(404, "Scan not found.")
     return scan
-
-
-def _successor_of(scan_id: str) -> str | None:
-    """Return the id of the newest scan that replaces one that is gone; None if none does."""
-    if not is_id(scan_id):
-        return None
-    named = cast(Scan.replaces, Text).contains(f'"scan_id": "{scan_id}"')
-    return db.session.scalar(
-        select(Scan.id)
-        .where(visible_to(current_user.id), Scan.replaces.is_not(None), named)
-        .order_by(Scan.created_at.desc())
-        .limit(1)
-    )
 
 
 def _note_opened(scan: Scan) -> None:

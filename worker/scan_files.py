@@ -127,9 +127,11 @@ def shown_slice(first_slices: Sequence[int] | None) -> int:
 
 
 def png(picture: Image.Image) -> bytes:
-    """Return an image as the content of a PNG file."""
+    """Return an image as the content of a PNG file, compressed fast: a sixth larger, in a third to
+    half of the time.
+    """
     content = BytesIO()
-    picture.save(content, "PNG")
+    picture.save(content, "PNG", compress_level=1)
     return content.getvalue()
 
 

@@ -32,8 +32,8 @@ NOT_HEAD_CT = (
     "This does not look like a head CT; the model's output is meaningless for other images."
 )
 NO_PROBABILITIES = "The model did not output a probability for each slice and for the scan."
-# slices per run of the convolutions; larger batches are no faster on one core and use more memory
-CHUNK = 4
+# slices per run of the convolutions; larger batches are no faster and use more memory
+CHUNK = 2
 NEIGHBORS = 4
 """Neighboring slices on each side that are used for the heat map of a series model. More distant
 ones do not matter (on six scans of ct_ich the correlation with heat maps from all slices is at
@@ -162,7 +162,9 @@ class Predictor:
             self.spec = InputSpec.from_dict(self.card.preprocessing)
         except ValueError as err:
             raise ArtifactError(str(err)) from err
-        self._features = load_graph(model_dir / FEATURES, threads, ("images",), ("maps",))
+        self._features = load_graph(
+            model_dir / FEATURES, threads, ("images",), ("maps",), keeps_memory=True
+        )
         probabilities = ("slice_probability", "scan_probability")
         self._head = load_graph(model_dir / HEAD, threads, ("maps",), probabilities)
         self._types: onnxruntime.InferenceSession | None = None
@@ -206,7 +208,7 @@ class Predictor:
     ) -> list[ScanResult]:
         """Return the results of several scans, in their order.
 
-        The convolutions run over the slices of all scans in batches of 4, while a thread prepares
+        The convolutions run over the slices of all scans in batches of 2, while a thread prepares
         the next batch; the head runs once per scan. Only the maps of scans in the current batch are
         held in memory. Thin slices are averaged into slabs (`ml.scans.slabs`).
 

@@ -62,7 +62,12 @@ def require_same_channels(
 
 
 def load_graph(
-    path: Path, threads: int, inputs: tuple[str, ...], outputs: tuple[str, ...]
+    path: Path,
+    threads: int,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    *,
+    keeps_memory: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Return a session of a model's graph.
 
@@ -71,6 +76,8 @@ def load_graph(
         threads: number of threads per run.
         inputs: names of all inputs, in order.
         outputs: names of required outputs.
+        keeps_memory: keep the memory of a run for the next one, which saves a tenth of the time.
+            Only for batches of few sizes: what is kept grows with each size and never shrinks.
 
     Raises:
         ArtifactError: the graph cannot be loaded, or has other inputs or outputs.
@@ -82,10 +89,7 @@ def load_graph(
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     # spinning idle threads would slow down other workers
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # The memory arena never shrinks, and memory patterns require a fixed shape; batches vary in
-    # size.
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = keeps_memory
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(

@@ -17,6 +17,7 @@ from PIL import Image
 from sqlalchemy import event, func, select
 
 from tests.conftest import PASSWORD, make_user
+from tests.webapp.test_api import make_token
 from webapp import scans, submission
 from webapp.extensions import database_now, db, utc_now
 from webapp.jobs import PREDICT, PREDICT_SCANS
@@ -808,6 +809,12 @@ def test_a_link_to_a_scan_that_was_replaced_leads_to_the_newest_one_in_its_place
         assert answer.status_code == status
         assert status == 404 or answer.location == f"/scans/{'3' * 32}"
         assert client.get(f"/scans/{'c' * 32}").status_code == 404
+        with app.app_context():
+            user_id = db.session.scalars(select(User.id).where(User.username == name)).one()
+        bearer = {"Authorization": f"Bearer {make_token(app, user_id)}"}
+        answer = app.test_client().get(f"/api/v1/scans/{gone}", headers=bearer)
+        assert answer.status_code == (200 if name == "ann" else 404)
+        assert status == 404 or answer.get_json()["id"] == "3" * 32
 
 
 @pytest.mark.parametrize("path", ["", "/progress", "/image.png", "/thumbnail.png", "/heatmap.png"])

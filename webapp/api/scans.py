@@ -69,6 +69,7 @@ from webapp.scan_changes import retry_scan as retry_own
 from webapp.scan_changes import score_scan_again as score_own_again
 from webapp.scan_changes import score_scan_anyway as score_own_anyway
 from webapp.scan_table import as_csv
+from webapp.sharing import successor_of
 from webapp.worklist_query import conditions, order_columns, own_scans
 
 GET, POST, DELETE = HTTPMethod.GET, HTTPMethod.POST, HTTPMethod.DELETE
@@ -269,15 +270,22 @@ def join(body: Mapping[str, Any]) -> dict[str, Any]:
 @operation(GET, "/scans/<scan_id>", "read_scan", Scope.READ, 404)
 @blueprint.response(200, ScanSchema)
 def show(scan_id: str) -> dict[str, Any]:
-    """Get a scan and its result."""
-    scan = (
-        db.session.scalars(with_result(select(Scan)).where(is_visible(scan_id)))
-        .unique()
-        .one_or_none()
-    )
+    """Get a scan and its result.
+
+    When more of a DICOM series arrives, a new scan takes the place of the one that had only a part
+    of it. The id of the earlier scan then leads to the new one: `id` in the response is another.
+    """
+    scan = _visible_with_result(scan_id)
+    if scan is None and (successor := successor_of(scan_id, g.token_owner_id)):
+        scan = _visible_with_result(successor)
     if scan is None:
         raise NotFound(NO_SUCH_SCAN)
     return scan_as_json(scan)
+
+
+def _visible_with_result(scan_id: str) -> Scan | None:
+    scans = db.session.scalars(with_result(select(Scan)).where(is_visible(scan_id)))
+    return scans.unique().one_or_none()
 
 
 @operation(
