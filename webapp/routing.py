@@ -2,7 +2,7 @@
 the results that are to be sent back.
 
 The link is made only where a result is to be sent back, encrypted with a key of its own, and
-forgotten once all results of its scan have been sent, cancelled or are not wanted, or after
+deleted once all results of its scan have been sent, canceled or are not wanted, or after
 `DICOM_KEEP_LINKS_DAYS`. It is never logged.
 """
 
@@ -181,7 +181,8 @@ def unsent_results(most: int) -> list[ResultDelivery]:
 
 
 def retry_delivery(delivery_id: str) -> bool:
-    """Send a result again that failed, was cancelled or waits for its next try. The caller commits.
+    """Send a result again that failed, was canceled or waits for its next attempt. The caller
+    commits.
 
     Returns:
         False if there is no such result, or it was sent.
@@ -200,7 +201,7 @@ def cancel_delivery(delivery_id: str) -> bool:
     The caller commits.
 
     Returns:
-        False if there is no such result, or it was sent or cancelled.
+        False if there is no such result, or it was sent or canceled.
     """
     is_delivery = ResultDelivery.id == delivery_id
     is_canceled = cancel(ResultDelivery, is_delivery)

@@ -1,5 +1,5 @@
-"""Finds out what administrators ask about data sets: their images one by one, how a training would
-split them, and how well simple features tell two of them apart.
+"""Answers administrators' questions about data sets: an index of the images, a preview of the
+split, and how well simple features distinguish two data sets.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _split(row: DatasetAnalysis, _: Path) -> dict[str, Any]:
 
 
 def _compare_sources(row: DatasetAnalysis, folder: Path) -> dict[str, Any]:
-    """Return {"probes": how well simple features tell two data sets apart
+    """Return {"probes": how well simple features distinguish two data sets
     (`ml.exploration.shortcuts.source_probes`), "shared": how many different files are in both}.
     """
     dataset, other = row.dataset, row.other

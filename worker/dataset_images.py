@@ -1,5 +1,5 @@
-"""Writes down the images of a data set one by one: a row and a thumbnail for each, their
-near-duplicates, and what probes of sources need.
+"""Indexes the images of a data set: a row and a thumbnail for each, near-duplicates, and the
+features for probes of sources.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Described:
         opened: the data set.
         root: the folder that its archive was unpacked to.
         folder: a temporary folder.
-        measured: what was measured of each image.
-        places: where each thumbnail begins in the file, and its bytes.
+        measured: the measurements of each image.
+        places: offset and size in bytes of each thumbnail in the file.
     """
 
     opened: Dataset
@@ -65,7 +65,7 @@ class Described:
     def store(
         self, dataset_id: str, still_mine: Callable[[], object], on_part: Callable[[int, int], None]
     ) -> None:
-        """Store files and rows, in place of those of an attempt that came to nothing.
+        """Store files and rows, in place of those of a failed attempt.
 
         Args:
             dataset_id: the data set.
@@ -158,7 +158,7 @@ def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def bounded_by_bars(words: Sequence[str]) -> str:
-    """Return words in a form in which each can be searched for: "|one|two|", "" for none."""
+    """Return words in the form "|one|two|", in which each can be searched for; "" for none."""
     return f"|{'|'.join(words)}|" if words else ""
 
 

@@ -34,16 +34,16 @@ from webapp.dicom_peers import TOKEN, Destination
 from webapp.models import new_id
 from worker.sending import NotDelivered
 
-# What it logs may hold names; `NotDelivered` says what failed.
+# pynetdicom's log may contain names; `NotDelivered` says what failed.
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 
 CONNECT_S, ANSWER_S = 10.0, 30.0
 DUPLICATE = 0x0111
-"""The destination has this instance already, so an earlier try got through."""
+"""The destination has this instance already, so an earlier attempt succeeded."""
 NOT_SUPPORTED = 0x0122
 """The destination does not take objects of this kind."""
 WARNINGS = range(0xB000, 0xC000)
-"""Statuses of an instance that was stored all the same."""
+"""Warning statuses: the instance was stored."""
 MOST_OF_ANSWER = 2**20
 NOT_TRUSTED = (
     "is signed by an authority that is not trusted: name it by ca= in DICOM_DESTINATIONS, or"
@@ -57,7 +57,7 @@ OF_CERTIFICATE = {
 }
 """What is wrong with a certificate, by OpenSSL's number of the error (X509_V_ERR_…)."""
 OF_ANOTHER_NAME = (62, 64)
-# An error is the first of these that it is.
+# The first class that matches an error decides.
 NO_ANSWER = {
     NameResolutionError: "The name of the destination’s host is unknown.",
     NewConnectionError: "The destination cannot be reached.",
@@ -70,15 +70,15 @@ NO_ANSWER = {
 def send(
     destination: Destination, objects: Sequence[Dataset], config: Mapping[str, Any]
 ) -> list[Dataset]:
-    """Send objects; return those that are stored now: all but of kinds that the destination does
-    not take at all, as some do not take segmentations or structured reports.
+    """Send objects; return those that were stored. Objects of kinds that the destination does not
+    support, such as segmentations or structured reports, are left out.
 
     Args:
         config: `DICOM_AE_TITLE` and the certificates, `DICOM_TLS_…`.
 
     Raises:
-        NotDelivered: one of them was refused, or all are of such kinds, or the destination cannot
-            be spoken to.
+        NotDelivered: one of them was refused, none is of a supported kind, or the destination
+            cannot be reached.
     """
     store = _store_by_dimse if destination.is_dimse else _store_by_web
     stored = store(destination, objects, config)
@@ -88,8 +88,8 @@ def send(
 
 
 def tls_of(destination: Destination, config: Mapping[str, Any]) -> ssl.SSLContext:
-    """Return the client's side of TLS: the destination's certificate is checked, by its own
-    authority or the operator's if there is one, and ours is shown.
+    """Return the TLS context of the client. It verifies the destination's certificate, by the
+    authority configured for the destination or for all, and presents our certificate.
 
     Raises:
         NotDelivered: a certificate or key cannot be read.
@@ -196,7 +196,7 @@ def _store_one(association: Association, dataset: Dataset) -> None:
 def _store_by_web(
     destination: Destination, objects: Sequence[Dataset], config: Mapping[str, Any]
 ) -> list[Dataset]:
-    parts, boundary = destination.parts, new_id()  # Which no object holds.
+    parts, boundary = destination.parts, new_id()  # A boundary that occurs in no object.
     address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     headers = {
         "Accept": "application/dicom+json",
@@ -235,7 +235,7 @@ def _store_by_web(
 
 
 def _authorization_of(destination: Destination) -> str:
-    """Return how a DICOMweb server is to know us; "" if not at all.
+    """Return the Authorization header for a DICOMweb server; "" if it needs none.
 
     Raises:
         NotDelivered: the file of the secret cannot be read, or holds none.

@@ -353,7 +353,7 @@ def expire(table: type[Row], owner: str) -> None:
 
 
 def reap(table: type[Row], what: str) -> dict[str, JobStatus]:
-    """Take back all rows whose lease has expired; return the new status of each.
+    """Take back all rows with an expired lease; return the new status of each.
 
     A row is queued again, or failed at the third counted death: "The worker stopped three times
     while it `what`." Locked rows are left to the next sweep, so that a worker that hangs in a

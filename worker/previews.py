@@ -1,5 +1,5 @@
-"""Makes the pictures of one slice that an administrator looks at: row, then file, then row. They
-are a cache, from which the least recently used are deleted.
+"""Makes the pictures that preview the processing of one slice: claims a row, stores the file,
+finishes the row. They are a cache, from which the least recently used are deleted.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _steps(preview: Preview) -> list[Step]:
     """Return what a preview shows.
 
     Raises:
-        PreviewRefused: what it is of is gone.
+        PreviewRefused: the slice is gone.
         ImageError: it cannot be decoded.
         StorageError: it cannot be downloaded.
     """
@@ -202,7 +202,7 @@ def _read(what: dict[str, Any], folder: Path) -> tuple[Slice, FloatArray | None]
             raise PreviewRefused(f"This scan has {len(slices)} slices.")
         return slices[what["slice"]], None
     source = Path(current_app.static_folder or "") / "phantoms" / what["phantom"]
-    # What decodes sees nothing but the work folder.
+    # The decoder has access to the work folder only.
     path = Path(retry_disk(lambda: shutil.copy(source, folder / source.name)))
     return _decoded([path]).slices[0], None
 

@@ -42,26 +42,26 @@ from worker.sending import (
 log = logging.getLogger(__name__)
 
 RETRY_S = (10, 60, 300, 1800, 7200, 4 * 3600, 8 * 3600, 24 * 3600)
-"""How long a result waits after each failure, for two days in all: an archive may be down over a
-night; after one more failure it has failed.
+"""The wait after each failure, two days in all, since an archive may be down overnight; one more
+failure is final.
 """
 MOST_S = 120.0
-"""A try that takes longer has failed."""
+"""An attempt that takes longer has failed."""
 KEEP_S = 30 * 24 * 3600
-"""How long rows are kept about what was received and sent."""
+"""Retention of the rows about received and sent objects."""
 UNEXPECTED = "An unexpected error occurred; administrators can find the details in the log."
 
 _sending = threading.Lock()
 
 
 def send_results_meanwhile(app: Flask) -> None:
-    """Send what is due in a thread, so that no sweep waits for a destination."""
+    """Send due results in a thread, so that no sweep waits for a destination."""
     send_meanwhile(app, _sending, send_due)
 
 
 def send_due() -> None:
-    """Send one result after the other until none is due, this worker stops or the storage is away,
-    from whose files results are made.
+    """Send due results one after the other, until this worker stops or the storage, whose files
+    they are made from, is unavailable.
     """
     mine, last = heartbeat(), ""
 
@@ -75,7 +75,7 @@ def send_due() -> None:
 
 
 def send(delivery: ResultDelivery) -> None:
-    """Send a claimed result, and write what became of it."""
+    """Send a claimed result, and record the outcome."""
     owner, ids = heartbeat().owner, [delivery.id]
     try:
         kinds = deliver(delivery)

@@ -1,5 +1,5 @@
-"""The files of a scan: reads the submitted one, stores the images made from it, and words the
-errors that its owner sees.
+"""The files of a scan: reads the submitted file, stores the images made from it, and words errors
+for its owner.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def store_pictures(scan_id: str, series: Series, index: int) -> None:
 
 
 def store_outlines(scan_id: str, series: Series, masks: Sequence[BoolArray | None]) -> None:
-    """Store what is outlined in the slices of a scan, where that is anything."""
+    """Store the outlines in the slices of a scan, if there are any."""
     if all(mask is None for mask in masks):
         return
     with heartbeat().work_folder() as folder:

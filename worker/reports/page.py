@@ -128,7 +128,7 @@ class _Page(FPDF):
         return ord(character) in self.drawable or unicodedata.category(character) in ("Cf", "Mn")
 
     def draw_head(self, content: Content) -> None:
-        """Draw whose report this is, and which scan it is of."""
+        """Draw the title of the report and the scan that it is about."""
         self.set_y(12)
         top = self.get_y()
         self.write_at(MARGIN_MM, top, ROOM_MM, "Hemoscan", Style(15, is_bold=True))

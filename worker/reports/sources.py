@@ -1,5 +1,4 @@
-"""The DICOM files that a scan was submitted as, without their pixels: what objects made of the scan
-refer to.
+"""The headers of a scan's DICOM files, to which the objects made of the scan refer.
 
 They are Hemoscan's own de-identified copies, so the UIDs here are those of the copies.
 """
@@ -21,7 +20,9 @@ EMPTY_WHERE_ABSENT = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
     "StudyID", "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
-"""What the standard wants in every object (type 2) and de-identification removed."""
+"""Attributes that the standard requires in every object (type 2) and that de-identification
+removed.
+"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def read_headers(paths: Sequence[Path], study_uid: str | None = None) -> list[py
 
 
 def new_uid() -> UID:
-    """Return a UID that nothing else has."""
+    """Return a new, globally unique UID."""
     return pydicom.uid.generate_uid(prefix=None)
 
 
