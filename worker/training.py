@@ -139,7 +139,7 @@ class Training:
             raise
 
     def _let_go(self) -> None:
-        """Give up a run that this worker no longer holds; delete the checkpoint of a canceled one."""
+        """Give up a run that this worker no longer holds; delete a canceled one's checkpoint."""
         status = in_transaction(
             lambda: db.session.scalar(
                 select(TrainingRun.status).where(TrainingRun.id == self.run.id)

@@ -1,4 +1,4 @@
-"""WADO-RS: objects as files, what they say as JSON, their pixels, and pictures of them."""
+"""WADO-RS: objects as files, their metadata as JSON, their pixels, and rendered pictures."""
 
 from __future__ import annotations
 
@@ -150,7 +150,9 @@ def _is_being_made(scans: Sequence[Scan]) -> bool:
 
 
 def _files(reports: Sequence[Report], content_type: str) -> Iterator[tuple[str, bytes]]:
-    first = storage.get(reports[0].file_key)  # An error can still be reported: nothing is sent yet.
+    first = storage.get(
+        reports[0].file_key
+    )  # Errors can still be reported, since nothing has been sent.
 
     def rest() -> Iterator[tuple[str, bytes]]:
         yield content_type, first
@@ -186,14 +188,14 @@ def _bits_of_frame(metadata: Mapping[str, Any]) -> int:
 
 
 def _pixel_bytes(metadata: Mapping[str, Any]) -> int:
-    """Return how long the pixels of an object are, 0 where it has none."""
+    """Return the length of an object's pixels in bytes; 0 if it has none."""
     bits = _bits_of_frame(metadata) * _number(metadata, "00280008", 1)
     whole = -(-bits // 8)
     return whole + whole % 2
 
 
 def _pixels(report: Report, metadata: Mapping[str, Any]) -> bytes:
-    """Return the pixels of an object, which are the last that its file holds.
+    """Return the pixels of an object, which are at the end of its file.
 
     Raises:
         NotFound: it has none.

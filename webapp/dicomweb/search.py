@@ -1,4 +1,4 @@
-"""QIDO-RS: which studies, series and instances there are."""
+"""QIDO-RS: searches for studies, series and instances."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ALWAYS_EMPTY = {
     "PatientSex": "CS",
     "StudyID": "SH",
 }
-"""Those of which nothing is kept, with their value representations."""
+"""Attributes that Hemoscan does not store, with their value representations."""
 OF_KIND: dict[str, Callable[[ReportKind], str]] = {
     "SOPClassUID": lambda kind: kind.facts.sop_class_uid,
     "Modality": lambda kind: kind.facts.modality,
@@ -53,7 +53,7 @@ OF_KIND: dict[str, Callable[[ReportKind], str]] = {
     "SeriesNumber": lambda kind: str(kind.facts.series_number),
     "InstanceNumber": lambda _: "1",
 }
-"""Those that an object's kind answers."""
+"""Attributes that are determined by the kind of an object."""
 DICOM_KINDS = tuple(kind for kind in ReportKind if kind.is_dicom)
 UIDS: dict[str, Callable[[str], ColumnElement[bool]]] = {
     "StudyInstanceUID": lambda uid: Scan.study_uid == uid,

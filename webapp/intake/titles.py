@@ -1,9 +1,9 @@
-"""What the scans of an upload are called: by their owner, by what is known to be no patient data in
-descriptions and names of folders and files, and by a number where these do not distinguish them.
+"""Titles of the scans of an upload: from the owner, from words in descriptions and in names of
+folders and files that cannot be patient data, and numbers where these do not distinguish scans.
 
 Descriptions and names are free text, and may hold a patient's name, birth date or number. So only
-words are taken from them that stand in the lists below, slice thicknesses, kernels, and the number
-of an examination ("Case 12"), or of a folder of pictures whose name is a short number.
+the words in the lists below are used, slice thicknesses, kernels, and the number of an examination
+("Case 12") or of a folder of pictures whose name is a short number.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OTHERS = frozenset((
     "slice", "standard", "std", "tissue", "unenhanced", "up", "venous", "vol", "volume",
     "window", "with", "without", "wo",
 ))  # fmt: skip
-"""Words that say something only beside one of the `SUBJECTS`."""
+"""Words that are used only together with one of the `SUBJECTS`."""
 ABBREVIATIONS = frozenset((
     "cct", "cect", "ct", "cta", "ctp", "ctv", "hct", "hu", "iac", "iv", "mip", "mpr",
     "ncct", "nect",
@@ -51,8 +51,8 @@ KINDS = {"dicom": "CT", "nifti": "NIfTI", "png": "PNG", "jpeg": "JPEG"}
 
 
 def description_of(text: str) -> str:
-    """Return the words of a description, or of a name, that are no patient data; "" if they say
-    nothing.
+    """Return the words of a description or a name that cannot be patient data; "" if they are not
+    meaningful.
     """
     text = re.sub(r"(?<=[0-9]) mm\b", "mm", text)
     for short, words in SHORT.items():
@@ -84,10 +84,10 @@ def titles_of(
 
     Args:
         series: the scans of the upload.
-        studies: what `webapp.intake.series.study_of` says of each.
-        title: what their owner calls them.
-        number: which of the files and folders that were dropped together this upload begins with,
-            from 1; 0 for one that stands alone.
+        studies: the result of `webapp.intake.series.study_of` for each.
+        title: the title that their owner gave.
+        number: the position of this upload among the files and folders that were dropped together,
+            from 1; 0 for a single upload.
         keep_names: the names of folders and files may be kept.
     """
     if len(series) == 1 and not number:
@@ -106,7 +106,7 @@ def titles_of(
 
 
 def unique_titles(titles: Iterable[str], existing: Iterable[str] = (), first: int = 2) -> list[str]:
-    """Return titles of which none occurs twice, nor among the `existing`: those that would get a
+    """Return unique titles, which are not among the `existing` ones either: duplicates get a
     number, from `first` on.
     """
     unique: list[str] = []
@@ -121,8 +121,8 @@ def unique_titles(titles: Iterable[str], existing: Iterable[str] = (), first: in
 
 
 def _described(scan: SeriesFiles, *, has_siblings: bool = False) -> str:
-    """Return what headers and names say of a scan, with what they say of its study if it is one of
-    several series; "" if nothing.
+    """Return a title from headers and names, with that of the study if it has several series; "" if
+    there is none.
     """
     first = scan.files[0]
     header = first.dicom
@@ -147,7 +147,9 @@ def _described(scan: SeriesFiles, *, has_siblings: bool = False) -> str:
 
 
 def _examination_in(name: str) -> str:
-    """Return the examination that a name counts, as "Case 12"; "" if it holds other numbers."""
+    """Return the numbered examination in a name, such as "Case 12"; "" if the name has other
+    numbers.
+    """
     name = EXTENSION.sub("", name)
     match = EXAMINATION.search(name)
     if not match or re.search(r"[0-9]", name[: match.start()] + name[match.end() :]):
@@ -156,7 +158,7 @@ def _examination_in(name: str) -> str:
 
 
 def _numbered(scan: SeriesFiles, place: int) -> str:
-    """Return what to call a scan of which nothing is known."""
+    """Return the title of a scan of which nothing is known."""
     kind = scan.files[0].kind
     number = whole_number(scan.files[0].dicom.series_number)
     if kind == "dicom" and number is not None and scan.slice_count > 1:
@@ -170,7 +172,7 @@ def _with_studies(
     studies: Sequence[tuple[object, ...]],
     places: dict[tuple[object, ...], str],
 ) -> list[str]:
-    """Return the names with the place of the study where several studies have the same one."""
+    """Return the names, with the number of the study where several studies have the same name."""
     times = Counter(name for name, _ in set(zip(names, studies, strict=True)))
     unclear = {study for name, study in zip(names, studies, strict=True) if times[name] > 1}
     return [
@@ -184,7 +186,7 @@ def _with_studies(
 
 
 def _with_numbers(names: Sequence[str], series: Sequence[SeriesFiles]) -> list[str]:
-    """Return the names with the number of the series where several have the same one."""
+    """Return the names, with the number of the series where several series have the same name."""
     numbers = [whole_number(scan.files[0].dicom.series_number) for scan in series]
     times = Counter(names)
     times_with_number = Counter(zip(names, numbers, strict=True))
@@ -197,7 +199,7 @@ def _with_numbers(names: Sequence[str], series: Sequence[SeriesFiles]) -> list[s
 
 
 def _name_of(scan: SeriesFiles) -> str:
-    """Return what a file is called, or the folder of several files."""
+    """Return the name of a single file, or of the folder of several files."""
     first = scan.files[0]
     folder = (first.folder or "").partition("/")[2].rpartition("/")[2]
     return printable(folder if folder and len(scan.files) > 1 else first.name)
