@@ -217,9 +217,8 @@ class Stack:
         for program in self.programs.values():
             program.send(signal.SIGCONT, "all")
             program.send(signal.SIGTERM)
-        self.killed_at_the_end = [
-            name for name, program in self.programs.items() if not program.stop()
-        ]
+        for program in self.programs.values():
+            program.stop()
         with self.app.app_context():
             db.session.remove()
             db.engine.dispose()

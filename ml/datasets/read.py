@@ -32,20 +32,20 @@ from ml.errors import BareImageError, DatasetError, ImageError
 from ml.scans.read import ORDER_GIVEN, read_series
 from ml.scans.slices import Series, Slice
 
-LEFT_OUT, MASK_LEFT_OUT, CONTRADICTION, ASSUMPTION = PROBLEM_KINDS = (
+LEFT_OUT, MASK_LEFT_OUT, CONTRADICTION, ASSUMPTION = (
     "left out",
     "mask left out",
     "contradiction",
     "assumption",
 )
-"""What may be wrong with an image: it cannot be read; its mask cannot be true; its near-duplicate
+"""The kinds of problems with an image: it cannot be read; its mask cannot be true; a near-duplicate
 has another label; something about it had to be assumed.
 """
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one image: one of `PROBLEM_KINDS`, and a sentence."""
+    """What is wrong with one image: a kind, such as `LEFT_OUT`, and a sentence."""
 
     kind: str
     sentence: str
