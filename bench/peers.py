@@ -88,8 +88,8 @@ def processor_s() -> float:
     """Return the processor time of this process and its living children; that of children counts
     in steps of 10 ms.
     """
-    own = os.getpid()
-    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+    pid = os.getpid()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     stats = [Path(f"/proc/{child}/stat").read_text().rpartition(")")[2] for child in children]
     ticks = sum(int(value) for stat in stats for value in stat.split()[11:13])
     return time.process_time() + ticks / TICKS_PER_S
@@ -175,7 +175,7 @@ def inputs_of(model: Path, paths: Sequence[Path]) -> tuple[Series, FloatArray]:
 
     spec = InputSpec.from_dict(read_card(model).preprocessing)
     series = read_series(paths)
-    return series, np.stack([to_input(one, spec)[0] for one in series.slices])
+    return series, np.stack([to_input(slice_, spec)[0] for slice_ in series.slices])
 
 
 def both_ways(pictures: FloatArray) -> FloatArray:

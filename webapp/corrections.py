@@ -36,8 +36,8 @@ class CorrectionRefused(ValueError):
 
 def waiting_corrections(dataset_id: str) -> int:
     """Return how many corrections of a data set wait to be applied."""
-    own = select(func.count()).where(LabelCorrection.dataset_id == dataset_id)
-    return db.session.scalar(own) or 0
+    query = select(func.count()).where(LabelCorrection.dataset_id == dataset_id)
+    return db.session.scalar(query) or 0
 
 
 def corrections_of(dataset_id: str) -> Sequence[LabelCorrection]:
@@ -65,8 +65,8 @@ def correct(dataset: Dataset, image: DatasetImage, label: int | None, reason: st
     if db.session.scalar(locked) is None:
         db.session.rollback()
         raise CorrectionRefused("This data set was deleted.")
-    own = (LabelCorrection.dataset_id == dataset.id, LabelCorrection.number == image.number)
-    replaced = db.session.execute(delete(LabelCorrection).where(*own)).rowcount  # type: ignore[attr-defined]
+    same_image = (LabelCorrection.dataset_id == dataset.id, LabelCorrection.number == image.number)
+    replaced = db.session.execute(delete(LabelCorrection).where(*same_image)).rowcount  # type: ignore[attr-defined]
     if label == image.label:
         if replaced:
             record(Act.CORRECTION_WITHDRAWN, dataset.id, detail=f"image {image.number + 1}")
@@ -129,13 +129,13 @@ def apply_corrections(dataset: Dataset, name: str, user_id: str) -> tuple[Datase
         db.session.rollback()
         raise CorrectionRefused("There are no pending corrections left to apply.")
     known = {correction["name"]: correction for correction in dataset.corrections or ()}
-    for one in waiting:
-        before = known.get(one.image.name)
-        known[one.image.name] = {
-            "name": one.image.name,
-            "was": before["was"] if before else one.image.label,
-            "label": one.label,
-            "reason": one.reason,
+    for correction in waiting:
+        before = known.get(correction.image.name)
+        known[correction.image.name] = {
+            "name": correction.image.name,
+            "was": before["was"] if before else correction.image.label,
+            "label": correction.label,
+            "reason": correction.reason,
         }
     corrected = Dataset(
         id=new_id(),
@@ -159,8 +159,8 @@ def apply_corrections(dataset: Dataset, name: str, user_id: str) -> tuple[Datase
     )
     columns = ["dataset_id", "scan_id", "study_id"]
     db.session.execute(insert(dataset_scan).from_select(columns, scans))
-    for one in waiting:
-        db.session.delete(one)
+    for correction in waiting:
+        db.session.delete(correction)
     count = f"{len(waiting)} {'label' if len(waiting) == 1 else 'labels'}"
     record(Act.DATASET_CORRECTED, corrected.id, detail=f"{count} corrected")
     db.session.commit()

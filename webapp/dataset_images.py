@@ -176,15 +176,15 @@ def neighbors_of(
 ) -> tuple[int | None, int | None]:
     """Return the numbers of the images before and after one in the order of the page."""
     _, value, descends = SORTS[chosen.get("sort", "")]
-    own = db.session.scalar(
+    current = db.session.scalar(
         select(value).where(DatasetImage.dataset_id == dataset_id, DatasetImage.number == number)
     )
     numbers: list[int | None] = []
     for backward in (True, False):
-        comes = value < own if descends != backward else value > own
+        comes = value < current if descends != backward else value > current
         beyond = DatasetImage.number < number if backward else DatasetImage.number > number
         rows = select(DatasetImage.number).where(
-            *images_of(dataset_id, chosen), or_(comes, and_(value == own, beyond))
+            *images_of(dataset_id, chosen), or_(comes, and_(value == current, beyond))
         )
         numbers.append(db.session.scalar(_sorted(rows, chosen, backward=backward).limit(1)))
     return numbers[0], numbers[1]

@@ -244,7 +244,7 @@ def panel(
         share_form: a name that was refused, likewise.
     """
     opinions = opinions_of(scan)
-    own = [each for each in opinions if each.author_id == reader_id]
+    by_reader = [each for each in opinions if each.author_id == reader_id]
     is_owner = scan.user_id == reader_id
     return {
         "opinions": opinions,
@@ -257,14 +257,14 @@ def panel(
                 "comment": each.comment,
                 "region": each.region,
             }
-            for each in own
+            for each in by_reader
         ],
         "marks": [
             {"slice": each.slice_index or 0, "region": each.region, "by": each.author.username}
             for each in opinions
             if each.region
         ],
-        "own_finding": next((each.finding for each in own if each.slice_index is None), None),
+        "own_finding": next((each.finding for each in by_reader if each.slice_index is None), None),
         "opinion_form": form or OpinionForm(formdata=None),
         "reviewable_slices": reviewable_slices(scan),
         "is_owner": is_owner,

@@ -118,7 +118,7 @@ def queue_rows(reviewer_id: str) -> tuple[Select[Any], tuple[ColumnElement[Any],
         (or_(undecided, against_model), 1),
         (and_(in_random_share(), nobody_decided), 2),
     )
-    own = exists().where(
+    has_opinion = exists().where(
         Opinion.scan_id == Scan.id,
         Opinion.author_id == reviewer_id,
         Opinion.slice_index.is_(None),
@@ -131,7 +131,7 @@ def queue_rows(reviewer_id: str) -> tuple[Select[Any], tuple[ColumnElement[Any],
             Scan.status == JobStatus.DONE,
             Scan.user_id != reviewer_id,
             rank.is_not(None),
-            ~own,
+            ~has_opinion,
         )
     )
     return rows, (rank, case((rank == 0, Scan.margin), else_=0.0), Scan.id.expression)

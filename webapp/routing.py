@@ -2,7 +2,7 @@
 the results that are to be sent back.
 
 The link is made only where a result is to be sent back, encrypted with a key of its own, and
-forgotten once all results of its scan have been sent, cancelled or are not wanted, or after
+deleted once all results of its scan have been sent, canceled or are not wanted, or after
 `DICOM_KEEP_LINKS_DAYS`. It is never logged.
 """
 
@@ -181,18 +181,19 @@ def unsent_results(most: int) -> list[ResultDelivery]:
 
 
 def retry_delivery(delivery_id: str) -> bool:
-    """Send a result again that failed, was cancelled or waits for its next try. The caller commits.
+    """Send a result again that failed, was canceled or waits for its next attempt. The caller
+    commits.
 
     Returns:
         False if there is no such result, or it was sent.
     """
-    its = ResultDelivery.id == delivery_id
-    waits = update(ResultDelivery).where(its, ResultDelivery.status == JobStatus.QUEUED)
+    is_delivery = ResultDelivery.id == delivery_id
+    waits = update(ResultDelivery).where(is_delivery, ResultDelivery.status == JobStatus.QUEUED)
     hurried = db.session.scalar(
         waits.values(retry_at=None).returning(ResultDelivery.id),
         execution_options={"synchronize_session": False},
     )
-    return hurried is not None or queue_again(ResultDelivery, its, tries=0)
+    return hurried is not None or queue_again(ResultDelivery, is_delivery, tries=0)
 
 
 def cancel_delivery(delivery_id: str) -> bool:
@@ -200,12 +201,14 @@ def cancel_delivery(delivery_id: str) -> bool:
     The caller commits.
 
     Returns:
-        False if there is no such result, or it was sent or cancelled.
+        False if there is no such result, or it was sent or canceled.
     """
-    its = ResultDelivery.id == delivery_id
-    is_canceled = cancel(ResultDelivery, its)
+    is_delivery = ResultDelivery.id == delivery_id
+    is_canceled = cancel(ResultDelivery, is_delivery)
     if not is_canceled:
-        failed = update(ResultDelivery).where(its, ResultDelivery.status == JobStatus.FAILED)
+        failed = update(ResultDelivery).where(
+            is_delivery, ResultDelivery.status == JobStatus.FAILED
+        )
         is_canceled = (
             db.session.scalar(
                 failed.values(status=JobStatus.CANCELLED).returning(ResultDelivery.id),
@@ -214,6 +217,6 @@ def cancel_delivery(delivery_id: str) -> bool:
             is not None
         )
     if is_canceled:
-        scan = select(ResultDelivery.scan_id).where(its).scalar_subquery()
+        scan = select(ResultDelivery.scan_id).where(is_delivery).scalar_subquery()
         forget_links(ReceivedScan.scan_id == scan)
     return is_canceled

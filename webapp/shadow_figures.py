@@ -47,7 +47,7 @@ class Agreement:
     @property
     def same(self) -> int:
         """How many scans are in the same state by both."""
-        return sum(count for (live, own), count in self.counts.items() if live == own)
+        return sum(count for (live, candidate), count in self.counts.items() if live == candidate)
 
     @property
     def share(self) -> float | None:
@@ -123,7 +123,9 @@ def agreement_of(shadow_id: str) -> Agreement:
         *_answered(shadow_id)
     )
     rows = db.session.execute(states.group_by(ShadowAnswer.live_state, ShadowAnswer.state))
-    agreement = Agreement({(live, own): count for live, own, count in rows if own is not None})
+    agreement = Agreement(
+        {(live, candidate): count for live, candidate, count in rows if candidate is not None}
+    )
     if not agreement.n:
         return agreement
     return Agreement(agreement.counts, *wilson(agreement.same, agreement.n))

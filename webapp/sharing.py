@@ -84,7 +84,7 @@ def share(scan: Scan, username: str | None) -> Share:
         raise SharingRefused("This scan has been deleted.")
     with_user_id = person and person.id
     earlier = shares_of(scan.id)
-    if any(one.with_user_id == with_user_id for one in earlier):
+    if any(share.with_user_id == with_user_id for share in earlier):
         whom = THE_REVIEWERS if person is None else person.username
         raise SharingRefused(f"This scan is already shared with {whom}.")
     if len(earlier) >= MOST_SHARES:

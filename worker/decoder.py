@@ -41,7 +41,7 @@ BEYOND_LIMITS = (
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV")
 """The environment variables that the child inherits; a hostile file must not get at the others."""
 GRACE_S = 10
-"""The child kills itself this long after its time limit, in case its worker no longer does."""
+"""The child kills itself this long after its time limit, in case its worker cannot."""
 
 
 class BeyondLimits(ImageError):
@@ -52,8 +52,8 @@ class BeyondLimits(ImageError):
 
 
 class SlicesOfFile(Sequence[Slice]):
-    """Slices whose pixels stay in a file until somebody asks for them; the file may be deleted once
-    it is open. What was got may be modified and does not change the file.
+    """Slices whose pixels are read from a file on access; the file may be deleted once it is open.
+    Modifying a slice does not change the file.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class SlicesOfFile(Sequence[Slice]):
     def __getitem__(self, index: slice) -> tuple[Slice, ...]: ...
     def __getitem__(self, index: int | slice) -> Slice | tuple[Slice, ...]:
         if isinstance(index, slice):
-            return tuple(self[one] for one in range(len(self))[index])
+            return tuple(self[number] for number in range(len(self))[index])
         index = range(len(self))[index]
         height, width = self._shape[1:]
         size = height * width * self._kind.itemsize

@@ -1,4 +1,4 @@
-"""The models of this process: downloaded once per machine, loaded once per process."""
+"""The loaded models: downloaded once per machine, loaded once per process."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def all_load(versions: Collection[ModelVersion]) -> bool:
     try:
         broken = {version.card_id for version in versions if not loads(version)}
     except StorageUnavailable:
-        return True  # That has a way of its own (`worker.retries`).
+        return True  # Handled by `worker.retries`.
     sentences = [sentence for card_id, (_, sentence) in _broken.items() if card_id in broken]
     heartbeat().alarm = " ".join(sentences) or None
     return not broken
@@ -164,7 +164,7 @@ def model_folder(version: ModelVersion) -> Path:
         try:
             fetched.rename(folder)
         except OSError:
-            # Another worker on this machine was faster; its folder will do.
+            # Another worker on this machine was faster; its folder is used.
             if not folder.is_dir():
                 raise
     finally:

@@ -19,8 +19,8 @@ from worker.heartbeat import heartbeat
 
 
 def predict_scans() -> None:
-    """Check what somebody wants to promote, make a report and a preview that somebody waits for,
-    answer scans until none is queued, then draw heat maps, replay answers, and answer in shadow.
+    """Check versions before their promotion, make a requested report and preview, analyze scans
+    until none is queued, then draw heat maps, replay answers, and run shadows.
     """
     from worker.heat_maps import draw_next_heatmap
     from worker.prediction import answer_next_scans
@@ -69,7 +69,7 @@ def train_model() -> None:
     from worker.evaluation import evaluate_next
     from worker.version_answers import describe_next_version
 
-    # What takes seconds or minutes does not wait behind what takes hours.
+    # Work of seconds or minutes does not wait behind work of hours.
     describe_next_version()
     if compare_next_pair() or evaluate_next():
         return
@@ -82,7 +82,7 @@ def train_model() -> None:
     # It warns of functions that are compiled again; each fold has a model of its own.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
-    # An experiment takes hours, so it waits for whatever else there is.
+    # An experiment takes hours, so it comes last.
     train_next_run() or run_next_experiment()
 
 

@@ -28,11 +28,11 @@ from ml.models.contract import Fitted, HeldOut
 from ml.networks.bleeding_types import fit_types, of_scan
 from ml.training.experiment import Experiment
 from ml.training.folds import Split, splits
-from ml.training.heat_map_tests import HeatMapTest, judge_heat_maps
 from ml.training.mistakes import draw_mistakes, worst_of
 from ml.training.operating_points import has_both_classes, without
 from ml.training.outline_figures import Overlap, overlaps
 from ml.typed_json import from_json, to_json
+from ml.validation.heat_map_tests import HeatMapTest, judge_heat_maps
 
 MOST_HEAT_MAPS = 50  # per fold: they take about ten seconds
 Tell = Callable[[str, float, Mapping[str, float]], None]
@@ -51,7 +51,7 @@ class OutOfFold:
         held_out_folds: the folds of these slices and scans.
         learned_features: whether the convolutions were trained.
         seconds: duration of all fits.
-        heat_maps: results of `ml.training.heat_map_tests` in the first repeat; empty if not
+        heat_maps: results of `ml.validation.heat_map_tests` in the first repeat; empty if not
             requested.
         outlines: overlaps of the first repeat; empty where the architecture gives no outlines.
         chosen: hyperparameters selected by each fit.
@@ -96,7 +96,7 @@ class FoldResult:
         seconds: its duration.
         learnt_features: whether the convolutions were trained; checkpoints have this name.
         chosen: hyperparameters selected by the fit.
-        heat_maps: results of `ml.training.heat_map_tests`; None if not requested.
+        heat_maps: results of `ml.validation.heat_map_tests`; None if not requested.
         outlines: of its slices; None where the architecture gives no outlines.
     """
 

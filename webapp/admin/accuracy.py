@@ -222,8 +222,8 @@ def _out_of_fold(version: ModelVersion, dataset: Dataset) -> Iterator[Shown]:
     for control in card.get("controls") or ():
         if control["name"] == LEAKED and control.get("auroc"):
             figures = {metric: control.get(metric) for metric in ("accuracy", "auroc")}
-            found = with_widths({"slice": figures})
-            yield Shown(title, "control", LEAKED, found, link, version.id)
+            metrics = with_widths({"slice": figures})
+            yield Shown(title, "control", LEAKED, metrics, link, version.id)
 
 
 def as_text(value: object) -> str:

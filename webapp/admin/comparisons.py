@@ -72,17 +72,17 @@ def both_at(compared: Sequence[Compared], threshold: float) -> list[AtThreshold]
     one, for each source that both have curves of.
     """
     rows = []
-    for one in compared:
-        if "patient" not in one.charts:
+    for source in compared:
+        if "patient" not in source.charts:
             continue
-        for whose, run in one.result["patient"]["runs"].items():
+        for whose, run in source.result["patient"]["runs"].items():
             rates = point_at(run["curve"], threshold)
             shares = rates["sensitivity"], rates["specificity"]
             with_it, without = (
-                one.result["patient"].get(name) for name in ("positive", "negative")
+                source.result["patient"].get(name) for name in ("positive", "negative")
             )
             meaning = meaning_of_rates(rates, with_it, without, "patient")
-            rows.append(AtThreshold(one.source, whose, *shares, meaning))
+            rows.append(AtThreshold(source.source, whose, *shares, meaning))
     return rows
 
 
@@ -168,7 +168,7 @@ def compared_by_patient(results: Sequence[Mapping[str, Any]]) -> list[Compared]:
 
 def verdict_of(compared: Sequence[Compared]) -> str:
     """Return the verdict of all sources together: worse in one is worse."""
-    verdicts = {one.verdict for one in compared}
+    verdicts = {source.verdict for source in compared}
     for verdict in (WORSE, BETTER, NOT_WORSE):
         if verdict in verdicts:
             return verdict

@@ -132,7 +132,7 @@ def compare_datasets() -> Response:
     indexed = set(
         db.session.scalars(
             select(DatasetAnalysis.dataset_id).where(
-                DatasetAnalysis.dataset_id.in_([one.id for one in chosen]),
+                DatasetAnalysis.dataset_id.in_([dataset.id for dataset in chosen]),
                 DatasetAnalysis.kind == AnalysisKind.IMAGES,
                 DatasetAnalysis.status == JobStatus.DONE,
             )
@@ -150,7 +150,7 @@ def compare_datasets() -> Response:
         chosen=chosen,
         most=MOST_COMPARED,
         too_many=len(ids) > MOST_COMPARED,
-        not_indexed=[one for one in chosen if one.id not in indexed],
+        not_indexed=[dataset for dataset in chosen if dataset.id not in indexed],
         pairs=[{**pair, "chart": _probes_chart(pair["comparison"])} for pair in pairs],
         charts=compared_charts(chosen),
     )
@@ -176,19 +176,19 @@ def compared_charts(datasets: Any) -> list[dict[str, Any]]:
     """Return a chart of each distribution with a line for each data set."""
     charts = []
     for name, (title, low_text, high_text) in DISTRIBUTIONS.items():
-        own = [
+        known = [
             (dataset.name, distributions[name])
             for dataset in datasets
             if (distributions := (dataset.exploration or {}).get("distributions"))
             and "all" in distributions[name]["series"]
         ]
-        if not own:
+        if not known:
             continue
-        high = max(one["high"] for _, one in own)
+        high = max(distribution["high"] for _, distribution in known)
         series = {
             # On the axis of the largest one, where they differ.
-            dataset: _on_axis(one["series"]["all"], one["high"], high)
-            for dataset, one in own
+            dataset: _on_axis(distribution["series"]["all"], distribution["high"], high)
+            for dataset, distribution in known
         }
         chart = distribution_chart(series, 0, high, cuts_ends=name == "grays")
         charts.append(_chart(name, title, low_text, high_text, chart))

@@ -39,7 +39,12 @@ def launch() -> ResponseReturnValue:
     architecture = requested_architecture(original)
     form = launch_form(architecture, **shown_at_first(original))
     preset = next(
-        (one for one in presets_of(architecture) if one.name == request.form.get("preset")), None
+        (
+            preset
+            for preset in presets_of(architecture)
+            if preset.name == request.form.get("preset")
+        ),
+        None,
     )
     if preset:
         parsed = architecture.parse_settings(preset.settings)

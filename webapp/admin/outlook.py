@@ -115,12 +115,12 @@ def speed_here(architecture: str) -> Speed:
         for row in rows
         if (slowness := _slowness(row.card)) is not None
     ]
-    own = [slowness for name, slowness in slownesses if name == architecture]
-    measured = own or [slowness for _, slowness in slownesses]
+    of_architecture = [slowness for name, slowness in slownesses if name == architecture]
+    measured = of_architecture or [slowness for _, slowness in slownesses]
     if not measured:
         return Speed(1.0, "a rough default for two cores, since no run has finished here yet")
     runs = "1 earlier run" if len(measured) == 1 else f"{len(measured)} earlier runs"
-    which = f"of {display_name(architecture)}" if own else "of other architectures"
+    which = f"of {display_name(architecture)}" if of_architecture else "of other architectures"
     return Speed(statistics.median(measured), f"measured in {runs} {which} here")
 
 
@@ -172,10 +172,10 @@ def _refused(settings: Mapping[str, Any], datasets: Sequence[Dataset]) -> Iterat
     if settings.get("folds_by") == "data set" and len(datasets) < 2:
         yield "Folds by data set need at least two data sets."
     explored = [dataset.exploration or {} for dataset in datasets]
-    if not all("positive" in one for one in explored):
+    if not all("positive" in counts for counts in explored):
         return  # Imported by an earlier version, which did not count.
     for label, noun in (("positive", "with"), ("negative", "without")):
-        if not sum(one[label] for one in explored):
+        if not sum(counts[label] for counts in explored):
             yield (
                 f"The chosen data have no labeled images {noun} hemorrhage; add a data set that"
                 " has."
@@ -232,7 +232,7 @@ def _starter_overruled(
         left = [_groups(datasets, card["id"], label) for label in ("positive", "negative")]
         if None in left:
             is_unknown = True
-        elif min(one for one in left if one is not None) >= needed:
+        elif min(count for count in left if count is not None) >= needed:
             yield from _partly_seen(card["id"], datasets)
             return
     if is_unknown:

@@ -79,8 +79,8 @@ def live_page(name: str, *, pending: bool, status: int = 200, **context: Any) ->
 
 def requested_tab(tabs: Collection[str]) -> str:
     """Return the tab that the address asks for, the first where it asks for none of these."""
-    asked = request.args.get("show", "")
-    return asked if asked in tabs else next(iter(tabs))
+    name = request.args.get("show", "")
+    return name if name in tabs else next(iter(tabs))
 
 
 def warn_of_delay() -> None:

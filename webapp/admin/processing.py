@@ -146,8 +146,10 @@ class ProcessingForm(Form):
                 return {"dataset": self.dataset.data, "image": number}
             return {}
         if is_id(self.scan.data) and self.slice.data:
-            own = select(Scan.id).where(Scan.id == self.scan.data, Scan.user_id == current_user.id)
-            if db.session.scalar(own):
+            query = select(Scan.id).where(
+                Scan.id == self.scan.data, Scan.user_id == current_user.id
+            )
+            if db.session.scalar(query):
                 return {"scan": self.scan.data, "slice": self.slice.data - 1}
             return {}
         chosen = self.phantom.data if self.phantom.data in phantoms() else DEFAULT_PHANTOM
@@ -205,8 +207,8 @@ def preview_picture(preview_id: str, step: int, index: int) -> Response:
     """Send a picture of a preview; those of a scan to whom it belongs."""
     preview = db.get_or_404(Preview, preview_id)
     if preview.scan_id is not None:
-        own = select(Scan.id).where(Scan.id == preview.scan_id, Scan.user_id == current_user.id)
-        if db.session.scalar(own) is None:
+        query = select(Scan.id).where(Scan.id == preview.scan_id, Scan.user_id == current_user.id)
+        if db.session.scalar(query) is None:
             abort(404)
     try:
         start, length = (preview.result or [])[step]["pictures"][index]
@@ -226,7 +228,11 @@ def phantoms() -> dict[str, str]:
     """Return the titles of the phantoms that are single slices, by file."""
     folder = Path(current_app.static_folder or "") / "phantoms"
     listed = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    return {one["file"]: one["title"] for one in listed if not one["file"].endswith(".zip")}
+    return {
+        phantom["file"]: phantom["title"]
+        for phantom in listed
+        if not phantom["file"].endswith(".zip")
+    }
 
 
 def _choices(rows: Sequence[tuple[str, str]]) -> list[SelectChoice]:

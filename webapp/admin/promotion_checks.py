@@ -107,8 +107,8 @@ class Checklist:
             "summary": SUMMARIES[self.verdict],
             "live": {"id": self.live.id, "card_id": self.live.card_id} if self.live else None,
             "sources": [
-                {"source": one.source, "verdict": one.verdict, "sentence": one.sentence}
-                for one in self.compared
+                {"source": source.source, "verdict": source.verdict, "sentence": source.sentence}
+                for source in self.compared
             ],
             "checks": [asdict(check) for check in self.checks],
             "typed": confirmation if self.phrase else None,
@@ -177,12 +177,12 @@ def _export_check(card: Mapping[str, Any]) -> Check:
 
 
 def _point_check(version: ModelVersion, live: ModelVersion | None) -> Check:
-    name, own = "Operating point", chosen_for(version)
-    if not own.meaning:
-        return Check(name, None, f"{own.name.capitalize()}. No figures per 100 scans are known.")
+    name, point = "Operating point", chosen_for(version)
+    if not point.meaning:
+        return Check(name, None, f"{point.name.capitalize()}. No figures per 100 scans are known.")
     beside = chosen_for(live).meaning if live else ""
     now = f" The live version: {beside}" if beside else ""
-    return Check(name, True, f"{own.name.capitalize()}. {own.meaning}{now}")
+    return Check(name, True, f"{point.name.capitalize()}. {point.meaning}{now}")
 
 
 def _shadow_check(version: ModelVersion, live: ModelVersion | None) -> Check:

@@ -101,17 +101,17 @@ class Effect:
     @cached_property
     def changed(self) -> list[Beside]:
         """The results that would have been in another state."""
-        return [one for one in self.beside if one.state != one.result.state]
+        return [pair for pair in self.beside if pair.state != pair.result.state]
 
     @property
     def no_longer_suspected(self) -> int:
         """How many suspected scans would not have been."""
-        return sum(one.result.state == "suspected" for one in self.changed)
+        return sum(pair.result.state == "suspected" for pair in self.changed)
 
     @property
     def newly_suspected(self) -> int:
         """How many scans would have been suspected that were not."""
-        return sum(one.state == "suspected" for one in self.changed)
+        return sum(pair.state == "suspected" for pair in self.changed)
 
 
 def effect_of(promotion: Promotion) -> Effect:
@@ -144,18 +144,20 @@ def find_out(promotion: Promotion, by_id: str | None) -> Shadow:
         raise ShadowRefused(NOTHING_BEFORE)
     if effect.is_point_only:
         raise ShadowRefused(SAME_VERSION)
-    known = {one.result.scan_id for one in effect.beside}
-    unanswered = {one.scan_id: one for one in effect.results if one.scan_id not in known}
+    known = {pair.result.scan_id for pair in effect.beside}
+    unanswered = {
+        result.scan_id: result for result in effect.results if result.scan_id not in known
+    }
     stored = select(Scan.id).where(Scan.id.in_(unanswered), Scan.original_removed_at.is_(None))
     answers = [
         {
-            "scan_id": one.scan_id,
-            "probability": one.probability,
-            "threshold": one.threshold,
-            "positive": one.positive,
-            "uncertain": one.uncertain,
+            "scan_id": result.scan_id,
+            "probability": result.probability,
+            "threshold": result.threshold,
+            "positive": result.positive,
+            "uncertain": result.uncertain,
         }
-        for one in map(unanswered.__getitem__, db.session.scalars(stored))
+        for result in map(unanswered.__getitem__, db.session.scalars(stored))
     ]
     return start_past_shadow(effect.before.version, promotion, answers, by_id)
 
@@ -176,10 +178,12 @@ def _live_results_between(promotion: Promotion, until: datetime | None) -> list[
             .limit(MOST_SCANS + 1)
         )
         for row in db.session.execute(rows if until is None else rows.where(time < until)):
-            one = _live_result(row)
-            if one.scan_id not in newest_of or newest_of[one.scan_id].at < one.at:
-                newest_of[one.scan_id] = one
-    newest = sorted(newest_of.values(), key=lambda one: (one.at, one.scan_id), reverse=True)
+            result = _live_result(row)
+            if result.scan_id not in newest_of or newest_of[result.scan_id].at < result.at:
+                newest_of[result.scan_id] = result
+    newest = sorted(
+        newest_of.values(), key=lambda result: (result.at, result.scan_id), reverse=True
+    )
     return newest[: MOST_SCANS + 1]
 
 
@@ -216,26 +220,26 @@ def _beside(
 ) -> Iterator[Beside]:
     """Yield the results that are known for the version before, at the operating point of then."""
     if before.version_id == promotion.version_id:
-        known: Mapping[str, float] = {one.scan_id: one.probability for one in results}
+        known: Mapping[str, float] = {result.scan_id: result.probability for result in results}
     else:
-        known = _known_probabilities([one.scan_id for one in results], before)
+        known = _known_probabilities([result.scan_id for result in results], before)
     card = before.version.card
     point = described(card, before.operating_point)
-    for one in results:
-        probability = known.get(one.scan_id)
+    for result in results:
+        probability = known.get(result.scan_id)
         if probability is not None:
-            state = state_at(card, point, probability, of_series=one.of_series)
-            yield Beside(one, probability, state)
+            state = state_at(card, point, probability, of_series=result.of_series)
+            yield Beside(result, probability, state)
 
 
 def _known_probabilities(scan_ids: Sequence[str], before: Promotion) -> Mapping[str, float]:
     """Return what the version before says of scans: in shadow, or as a result of its own."""
     known: dict[str, float] = {}
     for table in (Prediction, EarlierAnswer):
-        own = select(table.scan_id, table.probability).where(
+        query = select(table.scan_id, table.probability).where(
             table.model_version_id == before.version_id, table.scan_id.in_(scan_ids)
         )
-        known |= {row.scan_id: row.probability for row in db.session.execute(own)}
+        known |= {row.scan_id: row.probability for row in db.session.execute(query)}
     in_shadow = (
         select(ShadowAnswer.scan_id, ShadowAnswer.probability)
         .join(ShadowAnswer.shadow)

@@ -45,7 +45,7 @@ def promotion(promotion_id: int) -> Response:
     begin = (page.number - 1) * ROWS_PER_PAGE
     shown = effect.changed[begin : begin + ROWS_PER_PAGE]
     seen = select(Scan).where(
-        Scan.id.in_([one.result.scan_id for one in shown]), visible_to(current_user.id)
+        Scan.id.in_([pair.result.scan_id for pair in shown]), visible_to(current_user.id)
     )
     scans = {scan.id: scan for scan in db.session.scalars(seen)}
     return live_page(
@@ -53,7 +53,7 @@ def promotion(promotion_id: int) -> Response:
         pending=effect.running is not None,
         promotion=row,
         effect=effect,
-        changed=[Changed(one, scans.get(one.result.scan_id)) for one in shown],
+        changed=[Changed(pair, scans.get(pair.result.scan_id)) for pair in shown],
         page=page,
         most=MOST_SCANS,
     )

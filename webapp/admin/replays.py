@@ -126,7 +126,7 @@ def _page(form: SampleForm, status: int = 200) -> Response:
         shown = db.session.get(ReplaySample, sample_id) if is_id(sample_id) else None
         if shown is None:
             abort(404)
-    counts = counts_of([one.id for one in samples] + ([shown.id] if shown else []))
+    counts = counts_of([sample.id for sample in samples] + ([shown.id] if shown else []))
     return live_page(
         "replays",
         pending=bool(shown and counts[shown.id].waiting),

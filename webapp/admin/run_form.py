@@ -189,7 +189,7 @@ def settings_in_groups(
         "Convolutions": CONVOLUTIONS,
         "Image preprocessing": PREPROCESSING,
     }
-    own = [
+    specific = [
         setting
         for setting in architecture.settings
         if not any(setting in group for group in shared.values())
@@ -199,7 +199,7 @@ def settings_in_groups(
             title,
             [form[field_name(setting)] for setting in group if setting in architecture.settings],
         )
-        for title, group in {"Settings": own, **shared}.items()
+        for title, group in {"Settings": specific, **shared}.items()
     ]
 
 

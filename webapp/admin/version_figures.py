@@ -109,13 +109,13 @@ def figures_of(version: ModelVersion, arguments: Mapping[str, str] | None = None
     are ignored.
     """
     level = level_of(version.card)
-    levels = [one for one in LEVELS if curve_of(version, one)]
+    levels = [level for level in LEVELS if curve_of(version, level)]
     try:
         at = requested_threshold(version, arguments or {})
     except ValueError:
         at = requested_threshold(version, {})
     shown = {
-        one: curves for one, curves in (version.curves or {}).items() if one in (level, "slice")
+        name: curves for name, curves in (version.curves or {}).items() if name in (level, "slice")
     }
     return VersionFigures(level, tiles_of(version), charts_of(shown), at, levels)
 
@@ -196,7 +196,7 @@ def requested_threshold(version: ModelVersion, arguments: Mapping[str, str]) -> 
         ValueError: one of them is nonsense; the text is a sentence.
     """
     usual_levels = (level_of(version.card), "slice", "patient")
-    known = (one for one in usual_levels if curve_of(version, one))
+    known = (level for level in usual_levels if curve_of(version, level))
     level = arguments.get("level") or next(known, "slice")
     if level not in LEVELS:
         raise ValueError("The level must be patient or slice.")
@@ -288,9 +288,9 @@ def charts_of(curves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             continue
         charts[level] = {"calibration": calibration_chart(own_curves["calibration"])}
         if own_curves["thresholds"]:
-            own = {"own": own_curves["thresholds"]}
-            charts[level]["roc"] = roc_overlay(own)
+            curves_drawn = {"own": own_curves["thresholds"]}
+            charts[level]["roc"] = roc_overlay(curves_drawn)
             charts[level]["precision"] = precision_overlay(
-                own, own_curves["positive"], own_curves["negative"]
+                curves_drawn, own_curves["positive"], own_curves["negative"]
             )
     return charts

@@ -549,12 +549,12 @@ def result_of(scan: Scan) -> dict[str, Any] | None:
             "id": prediction.model_version_id,
             "architecture": prediction.model_version.architecture,
         },
-        "types": {name: one["probability"] for name, one in types.items()},
+        "types": {name: type_["probability"] for name, type_ in types.items()},
         "slices": [
             {
                 "index": index,
                 "probability": value,
-                "types": {name: one["slices"][index] for name, one in types.items()},
+                "types": {name: type_["slices"][index] for name, type_ in types.items()},
                 "area_mm2": areas[index],
             }
             for index, value in enumerate(prediction.slices)

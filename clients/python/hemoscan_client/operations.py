@@ -191,7 +191,7 @@ def submit(
     headers = {"Idempotency-Key": key or str(uuid4())}
     call = Call("POST", "scans", {}, headers, choices.as_form(), files, on_sent)
     answer = yield from answered(call, patience_s)
-    return [Job.of(one) for one in json_of(answer)["scans"]]
+    return [Job.of(job) for job in json_of(answer)["scans"]]
 
 
 def scan(scan_id: str, patience_s: float) -> Operation[Scan]:
@@ -209,7 +209,7 @@ def page(
     following = None
     if content["next"]:  # Its query only: behind a proxy, the service may know another address.
         following = f"scans?{httpx.URL(content['next']).query.decode()}"
-    return [Scan.of(one) for one in content["items"]], following
+    return [Scan.of(scan) for scan in content["items"]], following
 
 
 def wait(
@@ -242,7 +242,7 @@ def wait(
             look_s = FIRST_LOOK_S
             if on_change is not None:
                 on_change(scans[scan_id])
-        if all(one.is_final for one in scans.values()):
+        if all(scan.is_final for scan in scans.values()):
             return [scans[scan_id] for scan_id in scan_ids]
         if give_up_at is not None and time.monotonic() + look_s > give_up_at:
             raise TimedOut("The analysis did not finish in time; it continues on the server.")
