@@ -72,6 +72,8 @@ def operations() -> Response:
     clock.
     """
     now: datetime = db.session.scalars(select(database_now())).one()
+    queues = count_work(now)
+    busy = [work for work in queues if any(work[status.value] for status in COUNTED)]
     return live_page(
         "operations",
         pending=True,
@@ -84,7 +86,8 @@ def operations() -> Response:
             for table, what in WORK.items()
             for job in running_jobs(table)
         ],
-        queues=count_work(now),
+        busy_queues=busy,
+        idle_queues=[work for work in queues if work not in busy],
         unsent=failed_or_retrying(Notification, MOST_SHOWN),
         unsent_results=unsent_results(MOST_SHOWN),
         received=received_studies(),
