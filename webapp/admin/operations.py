@@ -147,10 +147,8 @@ def stuck_jobs(table: type[Leased]) -> list[Leased]:
     """
     expired = (table.status == JobStatus.RUNNING) & (table.lease_expires_at < database_now())
     waiting = (table.status == JobStatus.QUEUED) & (table.queued_at < database_now(-STUCK_S))
-    if table in (
-        Notification,
-        ResultDelivery,
-    ):  # Jobs that wait for their next attempt have a separate section.
+    # Jobs that wait for their next attempt have a separate section.
+    if table in (Notification, ResultDelivery):
         waiting &= or_(table.retry_at.is_(None), table.retry_at < database_now(-STUCK_S))
     queued = [] if table in IN_BACKGROUND else oldest_rows(table, waiting)
     return sorted(
