@@ -25,7 +25,9 @@ from webapp.models import (
 )
 
 MOST_CORRECTIONS = 5000
-"""That wait for one data set: they are stored with the row of the new version."""
+"""Maximum number of pending corrections of a data set: they are stored with the row of the new
+version.
+"""
 MAX_NAME = 80
 WORDS = {1: "hemorrhage", 0: "normal", None: "unknown"}
 
@@ -60,7 +62,7 @@ def correct(dataset: Dataset, image: DatasetImage, label: int | None, reason: st
     """
     if problem := text_problem(reason, 200):
         raise CorrectionRefused(problem)
-    # Two requests at once are one after the other.
+    # Serializes simultaneous requests.
     locked = select(Dataset.id).where(Dataset.id == dataset.id).with_for_update()
     if db.session.scalar(locked) is None:
         db.session.rollback()
@@ -122,7 +124,7 @@ def apply_corrections(dataset: Dataset, name: str, user_id: str) -> tuple[Datase
     problem = text_problem(name, MAX_NAME) if name else "Enter a name for the new version."
     if problem:
         raise CorrectionRefused(problem)
-    # Two people who apply them at once: the second finds none.
+    # If two people apply them at once, the second finds none.
     db.session.execute(select(Dataset.id).where(Dataset.id == dataset.id).with_for_update())
     waiting = corrections_of(dataset.id)
     if not waiting:
@@ -153,7 +155,7 @@ def apply_corrections(dataset: Dataset, name: str, user_id: str) -> tuple[Datase
     except IntegrityError as err:
         db.session.rollback()
         raise CorrectionRefused(f"A data set named “{name}” already exists.") from err
-    # What a version trained on it learned from is known by these.
+    # Confirmed scans of the data set, by which later models know what they were trained on.
     scans = select(literal(corrected.id), dataset_scan.c.scan_id, dataset_scan.c.study_id).where(
         dataset_scan.c.dataset_id == dataset.id
     )

@@ -1,5 +1,5 @@
-"""Notifications of results: which channels there are, what is queued for them, and what is new for
-pages that are open. `worker/deliveries.py` sends what is queued.
+"""Notifications of results: the available channels, the queued messages, and news for open pages.
+`worker/deliveries.py` sends what is queued.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from webapp.models import (
 MOST_NEWS = 200
 """The most results that a page is notified of at once."""
 OVERLAP_S = 10
-"""By how much each answer repeats the one before. A result has the time at which it was written and
-is seen when its transaction commits, at most so much later; pages drop what they know.
+"""The overlap of consecutive answers. A result has the time at which it was written, but becomes
+visible when its transaction commits, at most this much later; pages ignore results that they know
+already.
 """
 
 

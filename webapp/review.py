@@ -1,9 +1,9 @@
 """The review queue: which of the scans that are shared with the reviewers should be read next.
 
 Uncertain ones come first, then those on which people disagree with each other or one person with
-the model, then a random share of all others. Scans that people choose to read are the odd ones, so
-figures of them alone would be wrong: each opinion keeps the probability with which the queue chose
-its scan, and site figures weigh by it.
+the model, then a random share of all others. Scans that people choose to read are not
+representative, so figures from them alone would be biased: each opinion stores the probability with
+which the queue chose its scan, and site figures are weighted by it.
 
 A scan belongs to the random share or not by its id, which is random, so the choice needs no row and
 is the same for every reviewer.

@@ -1,5 +1,5 @@
-"""What a shadow has seen: where candidate and live version agree, how their probabilities drift,
-and what it cost.
+"""The figures of a shadow: agreement of candidate and live version, drift of their probabilities,
+and cost.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class Period:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a shadow took so far: scans by how they ended, and processor time, on average per answer
-    where there are any.
+    """The cost of a shadow so far: scans by outcome, and seconds of processor time, in all and per
+    answer.
     """
 
     answered: int = 0
@@ -118,7 +118,7 @@ class _Tally:
 
 
 def agreement_of(shadow_id: str) -> Agreement:
-    """Return how far candidate and live version agree."""
+    """Return the agreement of candidate and live version."""
     states = select(ShadowAnswer.live_state, ShadowAnswer.state, func.count()).where(
         *_answered(shadow_id)
     )
@@ -132,7 +132,7 @@ def agreement_of(shadow_id: str) -> Agreement:
 
 
 def cost_of(shadow_id: str) -> Cost:
-    """Return what a shadow took so far."""
+    """Return the cost of a shadow so far."""
     rows = db.session.execute(
         select(
             ShadowAnswer.status, func.count(), func.coalesce(func.sum(ShadowAnswer.seconds), 0.0)

@@ -1,4 +1,4 @@
-"""Who sees a scan besides its owner: those it is shared with, one by one or as reviewers."""
+"""Who sees a scan besides its owner: people with whom it is shared by name, or the reviewers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def visible_to(user_id: str) -> ColumnElement[bool]:
     """Return the condition of scans that this person may see: their own, and what is shared with
     them now.
     """
-    # Apart from each other, so that each finds its index.
+    # Separate subqueries, so that each can use its index.
     return or_(
         Scan.user_id == user_id,
         exists().where(Share.scan_id == Scan.id, Share.with_user_id == user_id),

@@ -59,7 +59,7 @@ WORK: dict[type[Leased], str] = {
 COUNTED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)
 SECONDS_IN_VIEW = 24 * 3600
 STUCK_S = 300
-"""A job queued for longer has no worker, or too few."""
+"""A job that has been queued for longer lacks workers."""
 MOST_SHOWN = 50
 SENT_MEANWHILE = "This result was sent or canceled meanwhile."
 MOST_RECEIVED = 20
@@ -147,10 +147,8 @@ def stuck_jobs(table: type[Leased]) -> list[Leased]:
     """
     expired = (table.status == JobStatus.RUNNING) & (table.lease_expires_at < database_now())
     waiting = (table.status == JobStatus.QUEUED) & (table.queued_at < database_now(-STUCK_S))
-    if table in (
-        Notification,
-        ResultDelivery,
-    ):  # One that waits for its next try has a section of its own.
+    # Jobs that wait for their next attempt have a separate section.
+    if table in (Notification, ResultDelivery):
         waiting &= or_(table.retry_at.is_(None), table.retry_at < database_now(-STUCK_S))
     queued = [] if table in IN_BACKGROUND else oldest_rows(table, waiting)
     return sorted(
@@ -160,14 +158,14 @@ def stuck_jobs(table: type[Leased]) -> list[Leased]:
 
 
 def received_studies() -> list[ReceivedStudy]:
-    """Return the studies that came by DICOM last, the newest first."""
+    """Return the studies received by DICOM most recently, the newest first."""
     newest = select(ReceivedStudy).order_by(ReceivedStudy.closed_at.desc()).limit(MOST_RECEIVED)
     return list(db.session.scalars(newest))
 
 
 @blueprint.post("/results/<delivery_id>/retry")
 def retry_result(delivery_id: str) -> ResponseReturnValue:
-    """Send a result again that could not be sent, or hurry one that waits for its next try."""
+    """Send a failed result again, or immediately retry one that waits for its next attempt."""
     return _to_operations(send_again(delivery_id))
 
 
@@ -178,7 +176,7 @@ def cancel_result(delivery_id: str) -> ResponseReturnValue:
 
 
 def send_again(delivery_id: str) -> bool:
-    """Send a result again or hurry it, and commit; return False if it was sent."""
+    """Queue a result to be sent now, and commit; return False if it was sent already."""
     return _recorded(retry_delivery(delivery_id), delivery_id, Act.RESULT_SENT_AGAIN)
 
 

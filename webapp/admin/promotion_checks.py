@@ -34,7 +34,7 @@ from webapp.models import (
 from webapp.shadow_figures import seen_in_shadow
 
 FIRST = "first"
-"""The verdict where no version of this kind is live."""
+"""The verdict if no version of this kind is live."""
 PHRASES = {
     WORSE: "promote although it is worse",
     NOT_COMPARABLE: "promote although it is not comparable",
@@ -72,7 +72,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the checklist; `passed` is None where that is not known."""
+    """One line of the checklist; `passed` is None if unknown."""
 
     name: str
     passed: bool | None
@@ -81,7 +81,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Checklist:
-    """What is known of a candidate beside the live version.
+    """The checks of a candidate against the live version.
 
     Attributes:
         live: the live version, None where there is none.
@@ -97,11 +97,11 @@ class Checklist:
 
     @property
     def phrase(self) -> str | None:
-        """What has to be typed to promote; None where nothing has."""
+        """The phrase that must be typed to promote; None if none is required."""
         return PHRASES.get(self.verdict)
 
     def evidence(self, confirmation: str) -> dict[str, Any]:
-        """Return what the history keeps of it."""
+        """Return the parts that are stored with the promotion."""
         return {
             "verdict": self.verdict,
             "summary": SUMMARIES[self.verdict],
@@ -200,7 +200,9 @@ def _shadow_check(version: ModelVersion, live: ModelVersion | None) -> Check:
 
 
 def mark_of_live(reads: str) -> str:
-    """Return what a page remembers of what was live when it was shown."""
+    """Return a mark of the live version and its operating point, to detect changes after a page was
+    shown.
+    """
     newest = newest_promotion(reads)
     return str(newest.id) if newest else NONE_LIVE
 
@@ -225,11 +227,11 @@ def promote_as_admin(version: ModelVersion, decision: Decision) -> Promotion:
 
 
 def require_unchanged(newest: Promotion | None, seen: str) -> None:
-    """Refuse a promotion that was decided beside another live version, or another operating point
-    of it.
+    """Refuse a promotion if the live version, or its operating point, has changed since the
+    decision.
 
     Raises:
-        PromotionRefused: somebody else has promoted meanwhile, or nobody knows.
+        PromotionRefused: somebody else has promoted a version meanwhile, or that is unknown.
     """
     if newest is None or seen == str(newest.id):
         return
@@ -243,7 +245,7 @@ def require_unchanged(newest: Promotion | None, seen: str) -> None:
 
 
 def require_confirmation(checklist: Checklist, confirmation: str) -> None:
-    """Refuse to promote what is worse or not comparable unless its phrase was typed.
+    """Refuse to promote a version that is worse or not comparable unless the phrase was typed.
 
     Raises:
         PromotionRefused: it was not.

@@ -1,5 +1,5 @@
-"""What a promotion changed: the results of the scans that were analyzed while it held, beside those
-that they would have had if the version before had stayed live.
+"""The effect of a promotion: the results of the scans analyzed while it was in force, compared with
+those that the previous version would have given.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from webapp.models import (
 from webapp.models.shadows import MOST_WAITING
 
 MOST_SCANS = MOST_WAITING
-"""Of the scans of the time that a promotion held, so many are looked at, the newest ones."""
+"""Maximum number of scans that are compared, the newest ones."""
 NOTHING_BEFORE = "Nothing was live before this promotion, so there is nothing to answer with."
 SAME_VERSION = "This promotion changed the operating point only; nothing has to be computed."
 
 
 @dataclass(frozen=True)
 class LiveResult:
-    """A result that a person got, and the columns of its row that a shadow needs."""
+    """A live result, with the columns that a shadow needs."""
 
     scan_id: str
     at: datetime
@@ -58,7 +58,7 @@ class LiveResult:
 
 @dataclass(frozen=True)
 class Beside:
-    """A result, and what it would have been without the promotion."""
+    """A live result, and the result without the promotion."""
 
     result: LiveResult
     probability: float
@@ -70,13 +70,13 @@ class Effect:
     """What a promotion changed.
 
     Attributes:
-        before: the promotion that would have held on; None for the first of its kind.
-        until: when it ended; None while it holds.
+        before: the previous promotion; None for the first of its kind.
+        until: when it ended; None while it is in force.
         results: the newest results of that time, the newest first.
         is_cut: whether there are more than `MOST_SCANS`.
-        beside: those of them that are known for the version before, too.
-        running: the shadow that is finding out more.
-        compared: this version minus the one before on labeled images.
+        beside: the results for which the previous version's answer is known.
+        running: the shadow that is computing more of them.
+        compared: this version minus the previous one on labeled images.
     """
 
     promotion: Promotion
@@ -95,7 +95,7 @@ class Effect:
 
     @property
     def missing(self) -> int:
-        """How many of these scans the version before has not answered."""
+        """The number of these scans without an answer of the previous version."""
         return len(self.results) - len(self.beside)
 
     @cached_property
@@ -104,18 +104,18 @@ class Effect:
         return [pair for pair in self.beside if pair.state != pair.result.state]
 
     @property
-    def no_longer_suspected(self) -> int:
-        """How many suspected scans would not have been."""
+    def suspected_with_only(self) -> int:
+        """The number of scans suspected with the promotion only."""
         return sum(pair.result.state == "suspected" for pair in self.changed)
 
     @property
-    def newly_suspected(self) -> int:
-        """How many scans would have been suspected that were not."""
+    def suspected_without_only(self) -> int:
+        """The number of scans suspected without the promotion only."""
         return sum(pair.state == "suspected" for pair in self.changed)
 
 
 def effect_of(promotion: Promotion) -> Effect:
-    """Return what a promotion changed, as far as that is known."""
+    """Return the effect of a promotion, as far as it is known."""
     before, after = promotion_before(promotion), promotion_after(promotion)
     until = after.at if after else None
     results = _live_results_between(promotion, until)
@@ -133,11 +133,12 @@ def effect_of(promotion: Promotion) -> Effect:
 
 
 def find_out(promotion: Promotion, by_id: str | None) -> Shadow:
-    """Have the version before answer those scans of a promotion's time that it has not answered;
-    the caller commits.
+    """Let the previous version answer, in a shadow, the scans of a promotion's time that it has not
+    answered; the caller commits.
 
     Raises:
-        ShadowRefused: there is none, or nothing to answer, or another version is in shadow.
+        ShadowRefused: there is no previous version, nothing to answer, or another version is in
+            shadow.
     """
     effect = effect_of(promotion)
     if effect.before is None:
@@ -163,7 +164,7 @@ def find_out(promotion: Promotion, by_id: str | None) -> Shadow:
 
 
 def _live_results_between(promotion: Promotion, until: datetime | None) -> list[LiveResult]:
-    """Return the results that the promoted version gave while the promotion held, one for each
+    """Return the results of the promoted version while the promotion was in force, one for each
     scan, the newest first, and at most one more than `MOST_SCANS`.
     """
     newest_of: dict[str, LiveResult] = {}
@@ -218,7 +219,9 @@ def _live_result(row: Any) -> LiveResult:
 def _beside(
     results: Sequence[LiveResult], promotion: Promotion, before: Promotion
 ) -> Iterator[Beside]:
-    """Yield the results that are known for the version before, at the operating point of then."""
+    """Yield the results with a known answer of the previous version, at its operating point of that
+    time.
+    """
     if before.version_id == promotion.version_id:
         known: Mapping[str, float] = {result.scan_id: result.probability for result in results}
     else:
@@ -233,7 +236,7 @@ def _beside(
 
 
 def _known_probabilities(scan_ids: Sequence[str], before: Promotion) -> Mapping[str, float]:
-    """Return what the version before says of scans: in shadow, or as a result of its own."""
+    """Return the previous version's probabilities for scans, from a shadow or from live results."""
     known: dict[str, float] = {}
     for table in (Prediction, EarlierAnswer):
         query = select(table.scan_id, table.probability).where(

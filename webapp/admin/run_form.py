@@ -1,4 +1,4 @@
-"""The forms of training runs: what a run is called, and what is launched."""
+"""The forms of training runs: description and launch."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def tags_in(text: str) -> list[str]:
 
 
 class DescribeForm(PostedForm):
-    """What people call a run, and what they wrote about it."""
+    """Name, tags and notes of a run."""
 
     name = TextField("Name", validators=[at_most(80)])
     tags = TextField(
@@ -86,7 +86,7 @@ class DescribeForm(PostedForm):
             raise ValidationError(problem)
 
     def describe(self, run: TrainingRun) -> None:
-        """Write what was entered into the row; the caller commits."""
+        """Write the form's values into the row; the caller commits."""
         run.name = self.name.data or None
         run.notes = self.notes.data or None
         wanted = tags_in(self.tags.data or "")

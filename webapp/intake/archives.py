@@ -109,9 +109,8 @@ def _check_directory(archive: IO[bytes], size: int) -> None:
     if (locator_at := tail_begins + at - 20) >= 56:
         archive.seek(locator_at)
         locator = archive.read(20)
-        if locator.startswith(
-            b"PK\x06\x07"
-        ):  # There is a larger form of the same record elsewhere.
+        # There is a larger form of the same record elsewhere.
+        if locator.startswith(b"PK\x06\x07"):
             length = 0 if length == 0xFFFFFFFF else length
             # Where the locator points, or right before it: if there are two records, the version of
             # zipfile decides which one it reads.

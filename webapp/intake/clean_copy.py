@@ -113,9 +113,7 @@ def take(
             )
         elif is_half_of_pair(start, size):
             raise UploadRejected(PAIR)
-        elif start.startswith(
-            (ZIP, EMPTY_ZIP)
-        ):  # A nested archive is not opened: it might hold a third one.
+        elif start.startswith((ZIP, EMPTY_ZIP)):  # Not opened: it might hold a third one.
             raise NoSlice(NESTED, "archives and documents")
         elif start_of_data(start) is not None:
             kind, (slices, pixels, header, digest) = (

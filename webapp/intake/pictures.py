@@ -182,11 +182,8 @@ def _orientation(tiff: bytes) -> int:
         (entries,) = unpack_from(f"{order}H", tiff, at)
         for entry in range(entries):
             tag, kind, count, value = unpack_from(f"{order}HHIH", tiff, at + 2 + 12 * entry)
-            if (tag, kind, count) == (
-                ORIENTATION,
-                4,
-                1,
-            ):  # Stored as a wider number than the standard says.
+            # Stored as a wider number than the standard says.
+            if (tag, kind, count) == (ORIENTATION, 4, 1):
                 (value,) = unpack_from(f"{order}I", tiff, at + 2 + 12 * entry + 8)
                 kind = 3
             if (tag, kind, count) == (ORIENTATION, 3, 1):

@@ -64,7 +64,7 @@ def test_the_layout_of_2012_with_its_normalization_and_groups(groups: int, tmp_p
 def test_frozen_convolutions_stay_as_they_were(tmp_path: Path) -> None:
     task = task_of("alexnet", tmp_path, {**SMALL, "frozen": 3})
     alexnet.fit(task)
-    trained = dict(np.load(task.own / "trained.npz"))
+    trained = dict(np.load(task.folder / "trained.npz"))
     start = alexnet.initial_weights(task, "conv5")
     assert all(
         np.array_equal(trained[f"conv{number}_W"], start[f"conv{number}_W"]) for number in (1, 2, 3)

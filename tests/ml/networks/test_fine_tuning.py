@@ -144,7 +144,7 @@ def test_over_a_scan_neighboring_slices_decide_along_in_what_is_judged_and_in_wh
     task = a_task(tmp_path, scan=4, reuse=tmp_path / "kept")
     alone = alexnet_cells.fit(task)
     assert alone.learned_features and set(alone.held_out.slices.tolist()) < set(range(24))
-    fitted = alexnet_cells_series.fit(replace(task, own=tmp_path / "other"))
+    fitted = alexnet_cells_series.fit(replace(task, folder=tmp_path / "other"))
     expected = smoothed(alone.decisions, task.scans)
     np.testing.assert_allclose(fitted.decisions, expected, atol=1e-6)
     np.testing.assert_allclose(
