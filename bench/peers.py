@@ -120,7 +120,7 @@ def bare(model: Path) -> Answer:
     """Return the same computation in plain ONNX Runtime."""
     import onnxruntime
 
-    from ml.inference.gate import gate
+    from ml.inference.gate import checked_slices, gate
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -136,7 +136,8 @@ def bare(model: Path) -> Answer:
             features.run(None, {"images": inputs[start : start + BATCH]})[0]
             for start in range(0, len(inputs), BATCH)
         ]
-        return head.run(None, {"maps": np.concatenate(maps)}), check.score_series(series.slices)
+        scores = [check.score(series.slices[index]) for index in checked_slices(len(inputs))]
+        return head.run(None, {"maps": np.concatenate(maps)}), np.median(scores)
 
     return answer
 

@@ -19,7 +19,7 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse
 
 from ml.inference import predictor
-from ml.inference.predictor import CHUNK, Predictor, ScanResult
+from ml.inference.predictor import Predictor, ScanResult
 from ml.scans.phantoms import phantom
 from ml.scans.slices import Series, Slice, render
 from tests.conftest import PASSWORD
@@ -248,9 +248,7 @@ def test_progress_is_reported_slice_by_slice(
     monkeypatch.setattr(prediction, "PROGRESS_S", 0.0)
     prediction.answer_next_scans()
     assert read(scan).status == "done"
-    assert reports == [
-        (done / 40, f"Analyzing slice {done} of 40") for done in range(CHUNK, 41, CHUNK)
-    ]
+    assert reports == [(done / 40, f"Analyzing slice {done} of 40") for done in range(1, 41)]
 
 
 def test_series_that_are_read_together_count_their_own_slices_only(
@@ -279,7 +277,7 @@ def test_a_series_that_is_cancelled_is_given_up_at_the_next_slices(
     prediction.warm_up()
     seen = interrupted(monkeypatch, give_up)
     prediction.answer_next_scans()
-    assert seen == [CHUNK]
+    assert seen == [1]
     assert (read(scan).status, read(scan).prediction, read(scan).volume_key) == (
         "cancelled",
         None,
@@ -298,7 +296,7 @@ def test_a_worker_that_is_asked_to_stop_hands_a_series_back(
     prediction.warm_up()
     seen = interrupted(monkeypatch, lambda: stopping.append(True))
     prediction.answer_next_scans()
-    assert seen == [CHUNK]
+    assert seen == [1]
     assert (read(scan).status, read(scan).attempts, read(scan).prediction) == ("queued", 0, None)
 
 
