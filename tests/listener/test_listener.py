@@ -377,7 +377,7 @@ def test_a_release_ends_a_study_where_the_operator_says_so(listen: Listen) -> No
     (scan,) = wait_for(lambda: running.closer.close_due() or running.scans())
     assert scan.slice_count == 2
     running.send(a_study(1))
-    assert running.spool.due(600, ()) != []
+    assert wait_for(lambda: running.spool.due(600, ()))
 
 
 def test_dcmtk_sends_what_we_read(listen: Listen, tmp_path: Path) -> None:
