@@ -23,6 +23,7 @@ from flask import Flask
 from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import A_RELEASE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CTImageStorage,
@@ -81,12 +82,14 @@ class Session:
         user_id: the account that owns what it sends.
         studies: the keys of the studies of which it has sent instances.
         received: bytes received of the current message.
+        is_releasing: the peer has asked for the release of the association.
     """
 
     peer: Peer
     user_id: str
     studies: set[str] = field(default_factory=set)
     received: int = 0
+    is_releasing: bool = False
 
 
 class Listener:
@@ -140,6 +143,7 @@ class Listener:
                 (evt.EVT_C_STORE, self._store),
                 (evt.EVT_DATA_RECV, self._count),
                 (evt.EVT_DIMSE_RECV, self._begin_to_count),
+                (evt.EVT_PDU_RECV, self._note_release),
                 (evt.EVT_RELEASED, self._released),
                 (evt.EVT_ABORTED, self._broke_off),
                 (evt.EVT_CONN_CLOSE, self._broke_off),
@@ -300,13 +304,23 @@ class Listener:
         if session is not None:
             session.received = 0
 
+    def _note_release(self, event: evt.Event) -> None:
+        """Record a release request: its sender may close the connection before `EVT_RELEASED`."""
+        session = self._sessions.get(event.assoc)
+        if session is not None and isinstance(event.pdu, A_RELEASE_RQ):
+            session.is_releasing = True
+
     def _released(self, event: evt.Event) -> None:
         for key in self._studies_of(event, is_cut_off=False):
             if self._app.config["DICOM_CLOSE_ON_RELEASE"]:
                 self._spool.end(key)
 
     def _broke_off(self, event: evt.Event) -> None:
-        self._studies_of(event, is_cut_off=True)
+        session = self._sessions.get(event.assoc)
+        if session is not None and session.is_releasing:
+            self._released(event)
+        else:
+            self._studies_of(event, is_cut_off=True)
         # Otherwise a client that hung up without a request, such as a connection check, would count
         # as a connection until `DICOM_TIMEOUT_S`.
         waiting = event.assoc.dul.to_user_queue

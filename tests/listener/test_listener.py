@@ -18,6 +18,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedCTImageStorage, JPEGLSLossless, generate_uid
 from pynetdicom import AE
+from pynetdicom.acse import ACSE
 from sqlalchemy import select, update
 
 from listener import closing
@@ -378,6 +379,22 @@ def test_a_release_ends_a_study_where_the_operator_says_so(listen: Listen) -> No
     assert scan.slice_count == 2
     running.send(a_study(1))
     assert wait_for(lambda: running.spool.due(600, ()))
+
+
+def test_a_sender_that_closes_the_connection_with_its_release_did_not_break_off(
+    listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, confirm = listen(DICOM_CLOSE_ON_RELEASE=1), ACSE.send_release
+
+    def confirm_and_linger(acse: ACSE, is_response: bool = False) -> None:
+        confirm(acse, is_response)
+        if is_response:  # The sender closes before this thread announces the release.
+            wait_for(lambda: not running.listener.busy())
+
+    monkeypatch.setattr(ACSE, "send_release", confirm_and_linger)
+    running.send(a_study(2))
+    (key,) = wait_for(lambda: running.spool.due(600))
+    assert not running.spool.close(key).about.is_cut_off
 
 
 def test_dcmtk_sends_what_we_read(listen: Listen, tmp_path: Path) -> None:
