@@ -179,7 +179,7 @@ def test_groups_join_what_shares_a_key_or_is_a_duplicate() -> None:
     ]
 
 
-def test_flat_pictures_are_nobodys_duplicates() -> None:
+def test_flat_pictures_are_not_duplicates() -> None:
     flat = np.zeros((32, 32), np.uint8)
     assert near_duplicates(["0" * HASH_DIGITS] * 2, [flat, flat]) == []
 

@@ -212,7 +212,7 @@ def test_each_thin_slice_has_the_types_of_its_slab(tiny_model: TinyModel) -> Non
     )
 
 
-def test_a_model_without_types_tells_none(tiny_model: TinyModel) -> None:
+def test_a_model_without_types_gives_none(tiny_model: TinyModel) -> None:
     result = Predictor(tiny_model()).predict(Series((with_bright_cell(0.75),)))
     assert result.types == result.slice_types == {}
 

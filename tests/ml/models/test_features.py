@@ -90,7 +90,7 @@ def test_several_layers_are_seen_in_one_pass_as_each_alone(tmp_path: Path) -> No
         assert together[layer].shape[2:] == alone.shape
 
 
-def test_the_autoencoder_learns_from_what_may_be_learned_from(
+def test_the_autoencoder_learns_from_the_training_part_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(features, "PICTURES_TO_RECONSTRUCT", 1)
