@@ -237,8 +237,9 @@ def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) 
         StorageUnavailable: the storage is unavailable; no result was written.
     """
     outcomes = [read(scan) for scan in scans]
+    has_waited = _computing.locked()
     with _computing:
-        if is_less_urgent_than_others(scans):
+        if has_waited and is_less_urgent_than_others(scans):
             hand_back([scan.id for scan in scans])
             return
         started = time.monotonic()

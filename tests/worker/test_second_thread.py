@@ -92,12 +92,34 @@ def test_a_scan_whose_batch_died_is_never_beside_others(two_threads: Flask) -> N
     assert states([died, other]) == [("done", 1), ("done", 0)]
 
 
-def test_a_batch_that_waits_to_be_computed_gives_way_to_an_urgent_scan(two_threads: Flask) -> None:
+class ObservedLock:
+    """A lock that tells when somebody finds it locked."""
+
+    def __init__(self) -> None:
+        self._lock, self.was_found_locked = threading.Lock(), threading.Event()
+
+    def locked(self) -> bool:
+        if is_locked := self._lock.locked():
+            self.was_found_locked.set()
+        return is_locked
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_a_batch_that_waits_to_be_computed_gives_way_to_an_urgent_scan(
+    two_threads: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computing = ObservedLock()
+    monkeypatch.setattr(prediction, "_computing", computing)
     early, later = submit(picture(200), picture(200))
     with ThreadPoolExecutor(1) as thread:
-        with prediction._computing:
+        with computing:
             answering = thread.submit(answer_in_context, two_threads)
-            wait_for(lambda: states([early, later]) == [("running", 0)] * 2)
+            assert computing.was_found_locked.wait(WAIT_S)
             (urgent,) = submit(picture(200))
             db.session.execute(update(Scan).where(Scan.id == urgent).values(stat=True))
             db.session.commit()
