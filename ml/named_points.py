@@ -31,6 +31,7 @@ SHARES = (
     *("hottest_beats_random", "hottest_in_or_beside_mask", "without_outline"),
 )
 """Figures of a card that are shares of `n`."""
+MEASURED_ON = " Measured on "
 Z = NormalDist().inv_cdf(0.975)
 ROUNDING = 1e-9
 
@@ -235,6 +236,11 @@ def meaning_of(point: Mapping[str, Any], level: str) -> str:
     return meaning + _measured(point, level)
 
 
+def without_counts(meaning: str) -> str:
+    """Return the first of the sentences of `meaning_of`: what is found, not among how many."""
+    return meaning.partition(MEASURED_ON)[0]
+
+
 def _measured(point: Mapping[str, Any], level: str) -> str:
     """Return in a sentence on how many the figures of a point were measured, and their intervals
     where there are some; empty where the card does not say.
@@ -243,7 +249,7 @@ def _measured(point: Mapping[str, Any], level: str) -> str:
     if not with_it or not without:
         return ""
     noun = COUNTED[level]
-    measured = f" Measured on {with_it:,} {noun} with hemorrhage and {without:,} without"
+    measured = f"{MEASURED_ON}{with_it:,} {noun} with hemorrhage and {without:,} without"
     wide = with_widths({name: point[name] for name in ("sensitivity", "specificity")})
     detected, clear = ([wide[name].get(end) for end in ("low", "high")] for name in wide)
     if None in detected + clear:

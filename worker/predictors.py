@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection
@@ -41,6 +42,8 @@ LOAD_AGAIN_S = 30.0
 
 _loaded: OrderedDict[str, Predictor] = OrderedDict()
 
+_loading = threading.RLock()
+
 _broken: dict[str, tuple[float, str]] = {}
 """By card: when a version could not be loaded here, and a sentence why."""
 
@@ -55,7 +58,9 @@ def predictor_for(version: ModelVersion) -> Predictor:
     Raises:
         StorageUnavailable, CannotLoad: see `loaded`.
     """
-    return loaded(version).with_thresholds(version.slice_threshold, version.scan_threshold)
+    with _loading:
+        predictor = loaded(version)
+    return predictor.with_thresholds(version.slice_threshold, version.scan_threshold)
 
 
 def loaded(version: ModelVersion) -> Predictor:

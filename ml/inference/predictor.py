@@ -495,7 +495,8 @@ class Predictor:
             outlined if probability >= self.card.threshold else None
             for outlined, probability in zip(features.outlined, of_slices, strict=True)
         ]
-        return outlines_of(series, slabs, shown, features.frames, map_)
+        # The threads have other slices to compute, behind which a single one would wait.
+        return outlines_of(series, slabs, shown, features.frames, map_ if len(shown) > 1 else map)
 
 
 def _ahead(

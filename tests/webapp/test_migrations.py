@@ -136,18 +136,25 @@ def differences() -> list[object]:
             made = "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'scan'"
             of_models = [as_words(statement) for statement in ON_SQLITE]
         else:
-            made = "SELECT prosrc FROM pg_proc WHERE proname = 'count_scans'"
-            of_models = [as_words(ON_POSTGRESQL[0].split("$$")[1])]
+            made = (
+                "SELECT prosrc FROM pg_proc WHERE proname IN ('count_scans', 'refuse_to_move_scan')"
+            )
+            of_models = [
+                as_words(statement.split("$$")[1])
+                for statement in ON_POSTGRESQL
+                if "CREATE FUNCTION" in statement
+            ]
             triggers = (
                 "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger"
-                " WHERE tgname LIKE 'scan_totals_after_%' ORDER BY tgname"
+                " WHERE tgname LIKE 'scan_totals_%' ORDER BY tgname"
             )
             migrated = connection.execute(text(triggers)).all()
             with connection.begin_nested() as replaced:
                 for name, _ in migrated:
                     connection.execute(text(f"DROP TRIGGER {name} ON scan"))
-                for statement in ON_POSTGRESQL[1:]:
-                    connection.execute(text(statement))
+                for statement in ON_POSTGRESQL:
+                    if "CREATE TRIGGER" in statement:
+                        connection.execute(text(statement))
                 assert connection.execute(text(triggers)).all() == migrated
                 replaced.rollback()
         assert sorted(map(as_words, connection.scalars(text(made)))) == sorted(of_models)

@@ -37,14 +37,14 @@ from worker.heartbeat import heartbeat
 from worker.prediction import answer_next_scans
 
 
-def submit_zip(files: dict[str, bytes]) -> Scan:
-    """Submit an archive as a person does, and return its scan."""
+def submit_zip(files: dict[str, bytes], user_id: str | None = None) -> Scan:
+    """Submit an archive as a person does, the first one or that one, and return its scan."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, one in files.items():
             archive.writestr(name, one)
     content.seek(0)
-    user_id = db.session.scalar(select(User.id))
+    user_id = user_id or db.session.scalar(select(User.id))
     (scan,) = accept_upload(str(user_id), [FileStorage(content, "study.zip")]).scans
     return scan
 
@@ -190,11 +190,11 @@ def test_urgent_scans_and_other_people_are_not_handed_back_for_older_series(
     install_model()
     monkeypatch.setattr(prediction, "MOST_SLICES", 4)
     older = [submit_zip(pictures(0, 0, 0)) for _ in range(4)]
-    bens, urgent = submit_zip(pictures(0, 0, 0)), submit_zip(pictures(0, 0, 0))
+    urgent = submit_zip(pictures(0, 0, 0))
     ben = User(username="ben", password="a good long one")
     db.session.add(ben)
-    db.session.flush()
-    db.session.execute(update(Scan).where(Scan.id == bens.id).values(user_id=ben.id))
+    db.session.commit()
+    bens = submit_zip(pictures(0, 0, 0), ben.id)
     db.session.execute(update(Scan).where(Scan.id == urgent.id).values(stat=True))
     db.session.commit()
     for _ in range(3):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ml.named_points import NOUNS, POINTS, meaning_of_threshold
+from ml.named_points import NOUNS, POINTS, meaning_of_threshold, without_counts
 from webapp.models import OWN_THRESHOLDS, ModelVersion, OperatingPoint
 
 NO_POINTS = "This version’s card has no named operating points."
@@ -37,6 +37,11 @@ class Described:
         for series only while no series model is live.
         """
         return (self.by_slice if self.reads == "slice" else "") or self.by_scan
+
+    @property
+    def in_short(self) -> str:
+        """The meaning without how many it was measured on."""
+        return without_counts(self.meaning)
 
 
 def chosen_for(version: ModelVersion) -> Described:

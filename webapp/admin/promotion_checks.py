@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import Any
 
 from webapp.admin.comparisons import (
@@ -137,7 +138,7 @@ def checklist_of(version: ModelVersion) -> Checklist:
 
 def _comparison_check(verdict: str) -> Check:
     passed = {WORSE: False, NOT_COMPARABLE: None}.get(verdict, True)
-    return Check("Compared with the live version", passed, SUMMARIES[verdict])
+    return Check("Not worse than the live version", passed, SUMMARIES[verdict])
 
 
 def _patient_check(card: Mapping[str, Any]) -> Check:
@@ -171,18 +172,24 @@ def _was_run(control: Mapping[str, Any]) -> bool:
 def _export_check(card: Mapping[str, Any]) -> Check:
     check = card["export_check"]
     difference = check.get("largest_difference")
-    shown = "not measured" if difference is None else f"{difference:.2g}"
-    sentence = f"The exported model differs from the trained one by {shown}; limit"
-    return Check("Export parity", bool(check["passed"]), f"{sentence} {check['limit']:.0e}.")
+    shown = "an amount that was not measured" if difference is None else _written_out(difference)
+    sentence = f"The exported model’s probabilities differ from the trained one’s by {shown}"
+    limit = _written_out(check["limit"])
+    return Check("Export parity", bool(check["passed"]), f"{sentence}; the limit is {limit}.")
+
+
+def _written_out(small: float) -> str:
+    """Return a small number with two digits and without an exponent."""
+    return format(Decimal(f"{small:.2g}"), "f")
 
 
 def _point_check(version: ModelVersion, live: ModelVersion | None) -> Check:
     name, point = "Operating point", chosen_for(version)
     if not point.meaning:
         return Check(name, None, f"{point.name.capitalize()}. No figures per 100 scans are known.")
-    beside = chosen_for(live).meaning if live else ""
+    beside = chosen_for(live).in_short if live else ""
     now = f" The live version: {beside}" if beside else ""
-    return Check(name, True, f"{point.name.capitalize()}. {point.meaning}{now}")
+    return Check(name, True, f"{point.name.capitalize()}. {point.in_short}{now}")
 
 
 def _shadow_check(version: ModelVersion, live: ModelVersion | None) -> Check:

@@ -97,10 +97,7 @@ document.addEventListener("input", (event) => {
   if (!(input instanceof HTMLInputElement)) {
     return;
   }
-  if (input.matches("[data-sets]")) {
-    document.getElementById(input.dataset.sets).value = input.value;
-    document.getElementById(input.dataset.checks).checked = true;
-  } else if (input.matches("[data-moves]")) {
+  if (input.matches("[data-moves]")) {
     const slider = document.getElementById(input.dataset.moves);
     slider.value = input.value || document.getElementById(slider.dataset.checks).dataset.at;
     document.getElementById(slider.dataset.checks).checked = true;

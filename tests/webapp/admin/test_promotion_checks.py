@@ -128,6 +128,8 @@ def test_what_is_better_needs_a_reason_only_and_both_stand_side_by_side(
     assert 'name="confirmation"' not in page
     assert "Better: AUROC by patient +0.050 (+0.010 to +0.090) on 100 patients" in page
     assert page.count('class="chart overlay"') == 2
+    order = ("AUROC, this version", "Checklist", ">Promote</button>", 'class="chart overlay"')
+    assert sorted(order, key=page.index) == list(order), "what decides comes first"
     part = admin.get(f"/admin/models/{candidate}/both", query_string={"at": "0.4"}).text
     assert part.count("80.0%") == part.count("90.0%") == 2 and "this version" in part
     wrong = admin.get(f"/admin/models/{candidate}/both", query_string={"at": "low"}).text
