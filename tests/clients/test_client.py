@@ -244,6 +244,7 @@ def test_the_asynchronous_client_does_the_same(
         httpx.Response(200, json=scan_json("a", "queued")),
         httpx.Response(200, json=scan_json("a")),
         httpx.Response(200, json={"items": [scan_json("a")], "next": None, "total": 1}),
+        httpx.Response(200, json=scan_json("b")),
         httpx.Response(202, json={}),
         httpx.Response(202, headers={"Retry-After": "1"}),
         httpx.Response(200, content=b"%PDF-1.7"),
@@ -259,6 +260,10 @@ def test_the_asynchronous_client_does_the_same(
 
     assert asyncio.run(journey()) == (["done"], ["a"], b"%PDF-1.7")
     assert slice_file.read_bytes() in service.requests[1].content
+    # The report is that of the scan that has replaced it.
+    assert {request.url.path for request in service.requests[-2:]} == {
+        "/api/v1/scans/b/reports/pdf"
+    }
 
 
 def public(kind: type) -> set[str]:

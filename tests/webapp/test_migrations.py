@@ -48,6 +48,7 @@ SINCE = {
     "received_study",
     "recovery_code",
     "replay",
+    "replaced_scan",
     "replay_sample",
     "report",
     "run_tag",
@@ -242,6 +243,19 @@ def test_data_sets_learn_the_studies_of_their_scans_and_keep_deleted_ones(
     assert len(rows()["dataset_scan"]) == len(before) > 0
     flask_migrate.downgrade(revision="b27c5e9a4d10")
     assert rows()["dataset_scan"] == []
+
+
+def test_links_lead_to_what_scans_say_that_they_replaced(app_of_eleven: Flask) -> None:
+    flask_migrate.upgrade(revision="91b4c6e07d2f")
+    first, second, *_ = sorted(id for (id,) in rows({"scan": "id"})["scan"])
+    replaced = "UPDATE scan SET replaces = :items WHERE id = :id"
+    with db.engine.begin() as connection:
+        for id, gone in ((first, ["a", "b"]), (second, ["c"])):
+            items = json.dumps([{"scan_id": each, "sentence": ""} for each in gone])
+            connection.execute(text(replaced), {"items": items, "id": id})
+    flask_migrate.upgrade()
+    leads = [("a", first), ("b", first), ("c", second)]
+    assert rows({"replaced_scan": "id, scan_id"})["replaced_scan"] == leads
 
 
 def test_the_first_migration_makes_what_the_eleven_made(

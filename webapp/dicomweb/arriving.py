@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from flask import current_app
 from sqlalchemy import Select, delete, or_, select, update
@@ -26,7 +27,7 @@ from webapp.intake.dicom import DicomFile
 from webapp.intake.series import SeriesFiles
 from webapp.intake.spool import incoming_folder
 from webapp.intake.streams import DamagedFile, TooMuchWork
-from webapp.models import Act, JobStatus, Scan
+from webapp.models import Act, JobStatus, Scan, lead_on
 from webapp.storage import MissingFile
 
 JOINING_S = 120
@@ -53,19 +54,28 @@ class Stored:
     counts: bool
 
 
+class Waiting(NamedTuple):
+    """A stored scan that waits for more of its study: the storage key of its original, and the new
+    instance UIDs in its copies.
+    """
+
+    key: str
+    instances: frozenset[str]
+
+
 @dataclass(frozen=True)
 class Earlier:
     """What had arrived of the studies of a request before it.
 
     Attributes:
-        waiting: the storage key of the original of each scan that is not analyzed yet, by its id.
+        waiting: the scans that wait for more, by their ids.
         stored: scans to whose series the request adds slices.
         known: the ids of all earlier scans of these studies, including those that are not replaced.
         files: the copies of waiting and stored slices that were not sent again.
         gone: the storage keys of the files of scans that were replaced.
     """
 
-    waiting: Mapping[str, str]
+    waiting: Mapping[str, Waiting]
     stored: Sequence[Stored]
     known: Set[str]
     files: Sequence[FileStorage]
@@ -90,9 +100,13 @@ class Earlier:
         of_studies = _of_studies(scans[0].user_id, {scan.study_uid or "" for scan in scans})
         if set(db.session.scalars(of_studies)) - self.known - {scan.id for scan in scans}:
             raise Changed
-        self._replace_stored(scans, series, uids)
+        new = [{uids(file.dicom.instance) for file in each.files} for each in series]
+        self._replace_stored(scans, series, new)
         if not self.waiting:
             return
+        for scan_id, row in self.waiting.items():
+            heir = max(range(len(scans)), key=lambda place: len(new[place] & row.instances))
+            lead_on([scan_id], scans[heir].id)
         waiting = Scan.id.in_(self.waiting) & (Scan.status == JobStatus.QUEUED)
         replaced = db.session.scalars(
             delete(Scan).where(waiting).returning(Scan.id),
@@ -100,16 +114,15 @@ class Earlier:
         ).all()
         if len(replaced) < len(self.waiting):
             raise Changed
-        self.gone.extend(self.waiting.values())
+        self.gone.extend(row.key for row in self.waiting.values())
         for scan_id in [*replaced, *(scan.id for scan in scans)]:
             detail = f"{len(replaced)} into {len(scans)}"
             record(Act.SCANS_JOINED, scan_id, actor_id=scans[0].user_id, detail=detail)
 
     def _replace_stored(
-        self, scans: Sequence[Scan], series: Sequence[SeriesFiles], uids: NewUids
+        self, scans: Sequence[Scan], series: Sequence[SeriesFiles], new: Sequence[Set[str]]
     ) -> None:
         known = {uid for scan in self.stored if scan.counts for uid in scan.instances}
-        new = [{uids(file.dicom.instance) for file in each.files} for each in series]
         replaced: dict[int, list[str]] = {}
         for scan in self.stored:
             same = [
@@ -154,17 +167,19 @@ def taken_along(
         execution_options={"synchronize_session": False},
     ).all()
     db.session.commit()
-    waiting = {scan.id: scan.original_key for scan in postponed}
+    waiting: dict[str, Waiting] = {}
     with TemporaryDirectory(dir=incoming_folder()) as folder, ExitStack() as opened:
         files, taken = [], set(instance_uids) - {""}
-        known = {*waiting, *(scan.scan_id for scan in stored)}
-        for scan_id, key in [*waiting.items(), *((scan.scan_id, scan.key) for scan in grows)]:
+        known = {row.id for row in postponed} | {scan.scan_id for scan in stored}
+        keys = {row.id: row.original_key for row in postponed}
+        for scan_id, key in [*keys.items(), *((scan.scan_id, scan.key) for scan in grows)]:
             try:
                 copies = copies_of(key, Path(folder) / scan_id)
             except MissingFile:
-                waiting.pop(scan_id, None)
                 grows = [scan for scan in grows if scan.scan_id != scan_id]
                 continue
+            if scan_id in keys:
+                waiting[scan_id] = Waiting(key, frozenset(uid for uid, _ in copies) - {""})
             for uid, path in copies:
                 if uid not in taken:
                     taken.update({uid} - {""})

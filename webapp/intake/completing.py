@@ -31,6 +31,7 @@ from webapp.models import (
     ResultDelivery,
     Scan,
     Share,
+    lead_on,
 )
 from webapp.models.learning import enter_successor
 from webapp.storage import storage
@@ -118,6 +119,7 @@ def take_place(scan: Scan, earlier: Collection[str]) -> list[str]:
         record(Act.SCANS_JOINED, row.id, actor_id=scan.user_id, detail=detail)
         record(Act.SCANS_JOINED, scan.id, actor_id=scan.user_id, detail=detail)
     enter_successor({row.study_id for row in rows} - {scan.study_id}, scan.id, scan.study_id)
+    lead_on(set(earlier), scan.id)
     gone = Scan.id.in_(set(earlier) - kept)
     keys = files_of(gone)
     db.session.execute(delete(Scan).where(gone), execution_options={"synchronize_session": False})

@@ -29,7 +29,7 @@ from webapp.intake.series import PICTURES, Pictures, series_of
 from webapp.intake.spool import incoming_folder
 from webapp.intake.streams import DamagedFile
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import IN_ITS_TURN, Act, Opinion, Scan, Share, new_id, urgent_room
+from webapp.models import IN_ITS_TURN, Act, Opinion, Scan, Share, lead_on, new_id, urgent_room
 from webapp.models.accounts import lock_person
 from webapp.models.learning import enter_successor
 from webapp.space import require_space
@@ -221,6 +221,11 @@ def _replace(before: Sequence[Scan], after: Sequence[Scan], act: Act) -> None:
         for tries_left in reversed(range(TRIES)):
             try:
                 lock_person(user_id)
+                for scan in after:
+                    scan.stat = False
+                db.session.add_all(after)
+                db.session.flush()
+                lead_on({scan.id for scan in before}, after[0].id)
                 keys = _removed(before)
                 # Checked after the replaced scans no longer count.
                 room = urgent_room(user_id) if wants_stat else 0
@@ -228,7 +233,6 @@ def _replace(before: Sequence[Scan], after: Sequence[Scan], act: Act) -> None:
                     scan.stat = wants_stat and place < room
                     if wants_stat and not scan.stat and IN_ITS_TURN not in (scan.notes or []):
                         scan.notes = [*(scan.notes or []), IN_ITS_TURN]
-                db.session.add_all(after)
                 studies = {scan.study_id for scan in before}
                 for scan in after:
                     if scan.study_id not in studies:

@@ -185,7 +185,11 @@ class Client(_Shared):
         return self._run(self._submission(paths, root, choices, key, on_sent))
 
     def scan(self, scan_id: str) -> Scan:
-        """Return a scan and, if it is done, its result."""
+        """Return a scan and, if it is done, its result.
+
+        A scan that was replaced, because more of its series arrived, leads to the one in its place:
+        the `id` of the returned scan is another.
+        """
         return self._run(operations.scan(scan_id, self._patience_s))
 
     def scans(

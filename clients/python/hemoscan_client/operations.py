@@ -195,7 +195,7 @@ def submit(
 
 
 def scan(scan_id: str, patience_s: float) -> Operation[Scan]:
-    """Read a scan."""
+    """Read a scan, or the one that has replaced it, which has another id."""
     answer = yield from answered(Call("GET", f"scans/{scan_id}"), patience_s)
     return Scan.of(json_of(answer))
 
@@ -251,13 +251,14 @@ def wait(
 
 
 def report(scan_id: str, kind: str, timeout_s: float, patience_s: float) -> Operation[bytes]:
-    """Have a report of a scan made, and download it.
+    """Have a report of a scan made, or of the one that has replaced it, and download it.
 
     Raises:
         ApiError: there is none of this kind.
         TimedOut: it was not made in time.
     """
-    address = f"scans/{scan_id}/reports/{kind}"
+    newest = yield from scan(scan_id, patience_s)
+    address = f"scans/{newest.id}/reports/{kind}"
     headers = {"Idempotency-Key": str(uuid4())}
     yield from answered(Call("POST", address, headers=headers), patience_s)
     give_up_at = time.monotonic() + timeout_s
