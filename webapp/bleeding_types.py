@@ -17,8 +17,8 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
     """Return `types`, the most probable first, and `unreported_types`, those tested but not
     reported; both are empty for a negative result outside the inconclusive band.
 
-    Each type has `name`, `probability`, `trust` (a sentence) and `slice_number`: the slice of a
-    series, counted from 1, where it is most probable (None for a single slice).
+    Each type has `name`, `probability`, `trust` (a sentence) and `slice`: the one of a series where
+    it is most probable (`most_probable_slice`).
     """
     if prediction is None or not (prediction.positive or prediction.uncertain):
         return {"types": [], "unreported_types": []}
@@ -32,7 +32,7 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
         {
             "name": name,
             "probability": estimate["probability"],
-            "slice_number": most_probable_slice(estimate["slices"]),
+            "slice": most_probable_slice(estimate["slices"]),
             "trust": detection_of(evaluated.get(name, {})),
         }
         for name, estimate in (prediction.types or {}).items()
@@ -46,11 +46,14 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
     }
 
 
-def most_probable_slice(probabilities: Sequence[float]) -> int | None:
-    """Return the number, from 1, of the slice with the highest probability; None for one slice."""
+def most_probable_slice(probabilities: Sequence[float]) -> dict[str, int] | None:
+    """Return the `index` from 0 and the `number` from 1 of the slice with the highest probability;
+    None for one slice.
+    """
     if len(probabilities) <= 1:
         return None
-    return probabilities.index(max(probabilities)) + 1
+    index = probabilities.index(max(probabilities))
+    return {"index": index, "number": index + 1}
 
 
 def detection_of(evaluated: Mapping[str, Any]) -> str:

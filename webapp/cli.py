@@ -280,7 +280,7 @@ def replay_sample(count: int, wait: bool) -> None:
     """Have COUNT past answers, drawn at random, computed again by predict workers."""
     sample, drawn = sample_answers(count, None)
     if not drawn:
-        raise click.ClickException("There is no answer whose submitted file is still stored.")
+        raise click.ClickException("There is no result whose submitted file is still stored.")
     record(Act.REPLAY_REQUESTED, sample.id, detail=f"{drawn} answers")
     db.session.commit()
     nudge(PREDICT_SCANS)

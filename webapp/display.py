@@ -162,8 +162,13 @@ def signed(value: float) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Return 0.973 as "97.3%", or a dash."""
-    return NOT_AVAILABLE if share is None else f"{100 * share:.{digits}f}%"
+    """Return 0.973 as "97.3%", or a dash; what is not quite none or all as "<0.1%" or ">99.9%"."""
+    if share is None:
+        return NOT_AVAILABLE
+    step = 10.0**-digits
+    if 0 < share < 1 and not step <= round(100 * share, digits) <= 100 - step:
+        return f"<{step:g}%" if share < 0.5 else f">{100 - step:g}%"
+    return f"{100 * share:.{digits}f}%"
 
 
 def percentage(share: float, digits: int = 1) -> str:

@@ -58,7 +58,7 @@ def volume_sentence(prediction: Prediction) -> str:
     if prediction.volume_ml is not None:
         return f"The volume of what the model outlines is {volume_text(prediction.volume_ml)}."
     because = prediction.no_volume_because
-    return f"No volume: {because}" if because else ""
+    return f"No volume: {because[0].lower()}{because[1:]}" if because else ""
 
 
 def volume_text(volume_ml: float) -> str:

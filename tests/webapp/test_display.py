@@ -61,6 +61,10 @@ def test_states_are_spelled_as_americans_do() -> None:
 def test_numbers_have_their_digits_and_none_is_a_dash() -> None:
     assert (number(0.12345), number(2, 1), number(None)) == ("0.123", "2.0", "–")
     assert (percent(0.9731), percent(0.5, 0), percent(None)) == ("97.3%", "50%", "–")
+    nearly = (percent(0.0004), percent(0.9996), percent(0.004, 0), percent(0.996, 0))
+    assert nearly == ("<0.1%", ">99.9%", "<1%", ">99%")
+    exact = (percent(0.0), percent(1.0, 0), percent(0.001), percent(0.999), percent(0.99, 0))
+    assert exact == ("0.0%", "100%", "0.1%", "99.9%", "99%")
     assert (signed(0.012), signed(-0.02)) == ("+0.012", "−0.020")
 
 

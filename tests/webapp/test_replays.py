@@ -146,7 +146,7 @@ def test_a_random_sample_is_followed_and_canceled(
 ) -> None:
     admin = logged_in("root", Role.ADMIN)
     none = admin.post("/admin/replays", data={"count": "5"}, follow_redirects=True)
-    assert "There is no answer whose submitted file is still stored." in none.text
+    assert "There is no result whose submitted file is still stored." in none.text
     assert "from 1 to 1000" in admin.post("/admin/replays", data={"count": "2000"}).text
     answered(app, "root")
     response = admin.post("/admin/replays", data={"count": "5"})
@@ -156,10 +156,10 @@ def test_a_random_sample_is_followed_and_canceled(
         newest = db.session.scalars(select(AuditEvent).order_by(AuditEvent.id.desc())).first()
         assert newest and (newest.act, newest.detail) == (Act.REPLAY_REQUESTED, "1 answers")
     end(app, is_same=True, result=SAME)
-    assert "1 of 1 answers reproduced exactly" in admin.get("/admin/replays").text
+    assert "1 of 1 results reproduced exactly" in admin.get("/admin/replays").text
     end(app, is_same=False, result=OTHER)
     page = admin.get("/admin/replays").text
-    assert "0 of 1 answers reproduced exactly" in page and "ONNX Runtime: 1.0 then" in page
+    assert "0 of 1 results reproduced exactly" in page and "ONNX Runtime: 1.0 then" in page
     end(app, JobStatus.QUEUED, is_same=None, result=None)
     admin.post(f"/admin/replays/{sample_id}/cancel")
     assert "Nothing was computed again" in admin.get("/admin/replays").text
@@ -171,7 +171,7 @@ def test_the_command_line_fails_unless_all_are_the_same(
     app: Flask, logged_in: Callable[..., FlaskClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = app.test_cli_runner()
-    assert "no answer whose" in runner.invoke(args=["replay-sample"]).output
+    assert "no result whose" in runner.invoke(args=["replay-sample"]).output
     logged_in("ann")
     answered(app)
     outcome: dict[str, Any] = {"is_same": True, "result": SAME}

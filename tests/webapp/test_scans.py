@@ -503,7 +503,7 @@ def test_the_slice_that_shows_a_type_most_is_named_and_a_card_without_types_says
     add_verdict(app, scan_id, types={"epidural": {"probability": 0.4, "slices": [0.1, 0.4, 0.2]}})
     page = ann.get(f"/scans/{scan_id}").text
     assert (
-        "highest in slice 2" in page
+        'highest in <a href="#viewer" data-go-to="1">slice 2</a>' in page
         and "This type has not been evaluated." in page
         and "does not tell" not in page
     )

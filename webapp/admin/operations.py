@@ -59,7 +59,7 @@ WORK: dict[type[Leased], str] = {
 COUNTED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)
 SECONDS_IN_VIEW = 24 * 3600
 STUCK_S = 300
-"""A job that has been queued for longer lacks workers."""
+"""A job queued for longer has no worker, or too few."""
 MOST_SHOWN = 50
 SENT_MEANWHILE = "This result was sent or canceled meanwhile."
 MOST_RECEIVED = 20
@@ -73,7 +73,7 @@ def operations() -> Response:
     """
     now: datetime = db.session.scalars(select(database_now())).one()
     queues = count_work(now)
-    busy = [work for work in queues if any(work[status.value] for status in COUNTED)]
+    busy = [queue for queue in queues if any(queue[status.value] for status in COUNTED)]
     return live_page(
         "operations",
         pending=True,
@@ -86,8 +86,8 @@ def operations() -> Response:
             for table, what in WORK.items()
             for job in running_jobs(table)
         ],
-        busy_queues=busy,
-        idle_queues=[work for work in queues if work not in busy],
+        queues=busy,
+        idle=[queue["what"] for queue in queues if queue not in busy],
         unsent=failed_or_retrying(Notification, MOST_SHOWN),
         unsent_results=unsent_results(MOST_SHOWN),
         received=received_studies(),
@@ -147,8 +147,10 @@ def stuck_jobs(table: type[Leased]) -> list[Leased]:
     """
     expired = (table.status == JobStatus.RUNNING) & (table.lease_expires_at < database_now())
     waiting = (table.status == JobStatus.QUEUED) & (table.queued_at < database_now(-STUCK_S))
-    # Jobs that wait for their next attempt have a separate section.
-    if table in (Notification, ResultDelivery):
+    if table in (
+        Notification,
+        ResultDelivery,
+    ):  # One that waits for its next try has a section of its own.
         waiting &= or_(table.retry_at.is_(None), table.retry_at < database_now(-STUCK_S))
     queued = [] if table in IN_BACKGROUND else oldest_rows(table, waiting)
     return sorted(
@@ -158,14 +160,14 @@ def stuck_jobs(table: type[Leased]) -> list[Leased]:
 
 
 def received_studies() -> list[ReceivedStudy]:
-    """Return the studies received by DICOM most recently, the newest first."""
+    """Return the studies that came by DICOM last, the newest first."""
     newest = select(ReceivedStudy).order_by(ReceivedStudy.closed_at.desc()).limit(MOST_RECEIVED)
     return list(db.session.scalars(newest))
 
 
 @blueprint.post("/results/<delivery_id>/retry")
 def retry_result(delivery_id: str) -> ResponseReturnValue:
-    """Send a failed result again, or immediately retry one that waits for its next attempt."""
+    """Send a result again that could not be sent, or hurry one that waits for its next try."""
     return _to_operations(send_again(delivery_id))
 
 
@@ -176,7 +178,7 @@ def cancel_result(delivery_id: str) -> ResponseReturnValue:
 
 
 def send_again(delivery_id: str) -> bool:
-    """Queue a result to be sent now, and commit; return False if it was sent already."""
+    """Send a result again or hurry it, and commit; return False if it was sent."""
     return _recorded(retry_delivery(delivery_id), delivery_id, Act.RESULT_SENT_AGAIN)
 
 

@@ -32,17 +32,17 @@ from webapp.replay_view import ReplayView, replay_view
 
 SAMPLES_SHOWN = 20
 ROWS_SHOWN = 50
-NOTHING_TO_DRAW = "There is no answer whose submitted file is still stored."
+NOTHING_TO_DRAW = "There is no result whose submitted file is still stored."
 
 
 class SampleForm(PostedForm):
     """How many answers to draw."""
 
     count = IntegerField(
-        "Answers",
+        "Results",
         default=100,
         validators=[
-            InputRequired("How many answers?"),
+            InputRequired("How many results?"),
             NumberRange(1, MOST_SAMPLED, f"Enter a number from 1 to {MOST_SAMPLED}."),
         ],
     )

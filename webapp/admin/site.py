@@ -59,7 +59,7 @@ class ConfirmedForm(PostedForm):
             NumberRange(1, MOST_OPINIONS, f"Enter a number from 1 to {MOST_OPINIONS}."),
         ],
         default=1,
-        description="The minimum number of readers who must agree.",
+        description="A scan with fewer is left out.",
     )
 
     @property

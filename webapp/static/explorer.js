@@ -28,6 +28,18 @@ document.addEventListener("input", (event) => {
   }
 });
 
+// A slice has one source.
+const SOURCES = "#dataset, #scan, #phantom";
+document.addEventListener("change", (event) => {
+  if (event.target.matches(SOURCES) && event.target.value) {
+    document.querySelectorAll(SOURCES).forEach((source) => {
+      if (source !== event.target) {
+        source.value = "";
+      }
+    });
+  }
+}, { capture: true }); // Before htmx reads the form.
+
 // The pictures stay until the new ones come, instead of making room for a sentence in between.
 document.addEventListener("htmx:beforeSwap", (event) => {
   const preview = event.detail.target;

@@ -107,6 +107,18 @@ document.addEventListener("input", (event) => {
   }
 });
 
+// Times are entered as they are shown, in local time; the server takes UTC.
+document.querySelectorAll("input[type=datetime-local]").forEach((input) => {
+  if (input.value) {
+    const at = new Date(`${input.value}Z`);
+    input.value = new Date(at - at.getTimezoneOffset() * 60000).toISOString().slice(0, 19);
+  }
+  document.querySelector(`label[for="${input.id}"] [data-utc-label]`)?.remove();
+  input.form.addEventListener("formdata", (event) => {
+    event.formData.set(input.name, new Date(input.value).toISOString().slice(0, 19));
+  });
+});
+
 // Say at once that files are too large, instead of after they were sent.
 document.addEventListener("change", (event) => {
   const files = event.target;

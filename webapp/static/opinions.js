@@ -295,17 +295,17 @@ function connect() {
   start();
   followViewer();
   panel.addEventListener("submit", save);
-  panel.addEventListener("click", (event) => {
-    const link = event.target.closest("[data-go-to]");
-    if (link) {
-      goTo(Number(link.dataset.goTo));
-    }
-  });
 }
 
 connect();
 listenForMarks();
 document.addEventListener("htmx:afterSettle", connect);
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("[data-go-to]");
+  if (link) {
+    goTo(Number(link.dataset.goTo));
+  }
+});
 document.addEventListener("keydown", (event) => {
   const isTyping = event.target.matches("input:not([type=range], [type=checkbox], [type=radio]), select, textarea");
   if (!form || isTyping || event.repeat || event.altKey || event.ctrlKey || event.metaKey || document.querySelector("dialog[open]")) {
