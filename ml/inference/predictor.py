@@ -66,7 +66,7 @@ class ScanResult:
             hemorrhage.
         slice_types: the same for each slice.
         outlines: of the hemorrhage, if the model gives them, in slices at or above the threshold
-            for slices; empty if the state is "not found".
+            for slices, or else in the most probable one; empty if the state is "not found".
     """
 
     probability: float
@@ -491,8 +491,10 @@ class Predictor:
             return Outlines()
         if state == "not found":
             return Outlines(no_volume_because=NOT_FOUND)
+        # A scan can be suspected, or inconclusive, although no slice is: its own threshold is lower.
+        lowest = min(self.card.threshold, float(of_slices.max()))
         shown = [
-            outlined if probability >= self.card.threshold else None
+            outlined if probability >= lowest else None
             for outlined, probability in zip(features.outlined, of_slices, strict=True)
         ]
         # The threads have other slices to compute, behind which a single one would wait.

@@ -83,6 +83,7 @@ def add_series(
             original_key="originals/none.dcm",
             status=JobStatus.DONE,
             finished_at=utc_now(),
+            verdict_state="suspected",
         )
         values = {
             "probability": 0.9,
