@@ -169,10 +169,10 @@ def looks(images: int) -> tuple[list[str], list[np.ndarray]]:
     dhashes, thumbnails = [], []
     for number in range(images):
         if not number or number % COPIES:
-            own = random.normal(size=1024, scale=25)
+            individual = random.normal(size=1024, scale=25)
             bits = np.where(random.random(256) < 0.5, bits_of_head, random.random(256) < 0.4)
         noise = random.normal(size=1024, scale=2)
-        thumbnails.append(np.clip(128 + head + own + noise, 0, 255).astype(np.uint8))
+        thumbnails.append(np.clip(128 + head + individual + noise, 0, 255).astype(np.uint8))
         dhashes.append(np.packbits(bits).tobytes().hex())
     return dhashes, thumbnails
 

@@ -47,9 +47,9 @@ def measure(folder: Path) -> Figures:
             began = time.perf_counter()
             predictor.predict(read_series([paths[number % SLICES]]))
             singles.append(time.perf_counter() - began)
-        one = read_series([paths[0]])
+        slice_ = read_series([paths[0]])
         began = time.perf_counter()
-        predictor.heatmap(one)
+        predictor.heatmap(slice_)
         heat_map = time.perf_counter() - began
         series = Series(tuple(read_series([path]).slices[0] for path in paths))
         began = time.perf_counter()

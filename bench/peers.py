@@ -88,8 +88,8 @@ def processor_s() -> float:
     """Return the processor time of this process and its living children; that of children counts
     in steps of 10 ms.
     """
-    own = os.getpid()
-    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+    pid = os.getpid()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     stats = [Path(f"/proc/{child}/stat").read_text().rpartition(")")[2] for child in children]
     ticks = sum(int(value) for stat in stats for value in stat.split()[11:13])
     return time.process_time() + ticks / TICKS_PER_S
@@ -120,7 +120,7 @@ def bare(model: Path) -> Answer:
     """Return the same computation in plain ONNX Runtime."""
     import onnxruntime
 
-    from ml.inference.gate import gate
+    from ml.inference.gate import checked_slices, gate
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -136,7 +136,8 @@ def bare(model: Path) -> Answer:
             features.run(None, {"images": inputs[start : start + BATCH]})[0]
             for start in range(0, len(inputs), BATCH)
         ]
-        return head.run(None, {"maps": np.concatenate(maps)}), check.score_series(series.slices)
+        scores = [check.score(series.slices[index]) for index in checked_slices(len(inputs))]
+        return head.run(None, {"maps": np.concatenate(maps)}), np.median(scores)
 
     return answer
 
@@ -175,7 +176,7 @@ def inputs_of(model: Path, paths: Sequence[Path]) -> tuple[Series, FloatArray]:
 
     spec = InputSpec.from_dict(read_card(model).preprocessing)
     series = read_series(paths)
-    return series, np.stack([to_input(one, spec)[0] for one in series.slices])
+    return series, np.stack([to_input(slice_, spec)[0] for slice_ in series.slices])
 
 
 def both_ways(pictures: FloatArray) -> FloatArray:

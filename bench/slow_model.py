@@ -32,9 +32,9 @@ class SlowModel:
         # Imported here, in the child, because it loads what cannot be forked.
         from ml.inference.predictor import ScanResult
 
-        time.sleep(SECONDS_PER_SLICE * sum(len(one.slices) for one in series))
+        time.sleep(SECONDS_PER_SLICE * sum(len(scan.slices) for scan in series))
         return [
-            ScanResult(0.25, 0.5, False, False, (0.25,) * len(one.slices), ()) for one in series
+            ScanResult(0.25, 0.5, False, False, (0.25,) * len(scan.slices), ()) for scan in series
         ]
 
     def heatmaps(self, series: Series, indices: Sequence[int], *_: Any) -> list[FloatArray]:

@@ -62,7 +62,7 @@ def measure(architecture: str) -> Figures:
             seed=0,
             init="random",
             shared=Path(scratch) / "shared",
-            own=Path(scratch) / "own",
+            folder=Path(scratch) / "own",
             report=report,
         )
         with suppress(Measured):

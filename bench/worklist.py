@@ -67,13 +67,13 @@ def some_scans(user_id: str, count: int) -> Iterator[dict[str, Any]]:
     while number < count:
         size = SERIES if chance.random() < 2 / (SERIES + 2) else 1
         study_id, at = new_id(), now - timedelta(seconds=60 * number)
-        for one in range(min(size, count - number)):
+        for index in range(min(size, count - number)):
             risk, done = chance.random(), chance.random() < 0.9
             state = state_of(positive=risk > 0.4, uncertain=0.35 < risk < 0.45)
             yield {
                 "user_id": user_id,
                 "study_id": study_id,
-                "title": f"Number {number} · Series {one + 1}",
+                "title": f"Number {number} · Series {index + 1}",
                 "kind": "dicom",
                 "slice_count": chance.randint(1, 60),
                 "original_key": "none",

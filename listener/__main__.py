@@ -53,16 +53,16 @@ def main() -> int:
 
 
 def listen(folder: Path) -> None:
-    """Take studies in, by way of `folder`, until SIGTERM or SIGINT.
+    """Receive studies into `folder` until SIGTERM or SIGINT.
 
     Raises:
         CannotStart: the port or a certificate cannot be used.
     """
     app = create_app()
-    # The web server empties its own folder when it starts.
+    # A separate folder: the web server empties its own when it starts.
     app.config["INCOMING_DIR"] = folder / "incoming"
     empty_incoming(folder / "incoming")
-    # Each file of a study is an open one while the study is taken in.
+    # All files of a study are open while its scans are made.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65_536) if most > 0 else 65_536, most))
     over = threading.Event()
@@ -86,7 +86,7 @@ def listen(folder: Path) -> None:
 
 
 def tls_of(config: Mapping[str, Any]) -> ssl.SSLContext | None:
-    """Return the server's side of TLS; None where no certificate is set. With an authority
+    """Return the TLS context of the server; None where no certificate is set. With an authority
     (`DICOM_TLS_CA`) peers must show a certificate that it signed.
 
     Raises:

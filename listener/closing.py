@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.5
 FIRST_RETRY_S, LAST_RETRY_S = 2.0, 300.0
 MOST_FAILURES = 5
-"""A study that fails for another reason than storage or database is given up after so many."""
+"""A study is given up after this many failures that are not of the storage or the database."""
 SWEEP_S = 600
 GIVEN_UP = "The study could not be stored because of an internal error; see the log."
 WAITS_FOR_ROOM = (
@@ -56,13 +56,13 @@ OF_PATIENT_AND_STUDY = (
     "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge",
     "StudyInstanceUID", "StudyID",
 )  # fmt: skip
-"""The tags by which an archive sorts an object: it gets back its own values."""
+"""The tags by which an archive files an object: results go back with the archive's own values."""
 
 
 @dataclass(frozen=True)
 class PutOff:
-    """A study that could not be taken in: until when it waits, for how long that is, and how often
-    it failed in a way that may not pass.
+    """A study that could not be made into scans: until when it waits, for how long, and how many of
+    its failures were of neither storage nor database.
     """
 
     until: float = 0.0
@@ -94,9 +94,7 @@ class Closer:
         self._thread.join()
 
     def close_due(self) -> None:
-        """Close all studies that are complete now; those that could not be taken in wait longer
-        each time.
-        """
+        """Close all studies that are complete now; one that fails waits longer each time."""
         for key in self._spool.due(self._app.config["DICOM_QUIET_S"], self._busy()):
             put_off = self._put_off.get(key, PutOff())
             if time.monotonic() < put_off.until:
@@ -148,11 +146,11 @@ class Closer:
 
 
 def take_in(study: Study) -> list[str]:
-    """Make scans of a study, but for the series that are scans already, and commit; return their
-    ids. A series of which a part is a scan already becomes one scan, which takes the place of that.
+    """Make scans of a study, except of series that are scans already, and commit; return the ids.
+    If part of a series is a scan already, the whole series becomes a new scan that replaces it.
 
     Raises:
-        StorageError, SQLAlchemyError, QuotaReached, Changed: it cannot be taken in now.
+        StorageError, SQLAlchemyError, QuotaReached, Changed: it has to be tried again later.
     """
     about = study.about
     user_id = account_of(about.account)
@@ -180,7 +178,7 @@ def take_in(study: Study) -> list[str]:
         if len(fresh) == 1:
             return whole.refuse([str(err)])
     scan_ids, sentences = [], []
-    for files in fresh:  # One series that is refused does not take the others with it.
+    for files in fresh:  # A refused series does not make the others fail.
         try:
             scan_ids += whole.take_in(files, is_alone=False)
         except QuotaReached:
@@ -194,10 +192,10 @@ def take_in(study: Study) -> list[str]:
 
 
 class _Arrived:
-    """A study, of which a part or all is taken in at a time; all its scans stand together.
+    """A study that arrived, whole or in part; all scans made of it are one study.
 
     Args:
-        scans: what was made of it before (`webapp.routing.received_scans`).
+        scans: scans made of the study before (`webapp.routing.received_scans`).
     """
 
     def __init__(
@@ -212,13 +210,13 @@ class _Arrived:
             self._made.setdefault(scan.study_id, set()).update(scan.instances)
 
     def has(self, instances: Set[str]) -> bool:
-        """Return whether all of these instances of a series are scans that were made at one time;
-        if they were made at several, they are parts of it.
+        """Return whether all of these instances of a series were made into scans at one time; scans
+        made at different times are parts of the series.
         """
         return any(instances <= made for made in self._made.values())
 
     def refuse(self, sentences: Sequence[str]) -> list[str]:
-        """Note that nothing was taken in."""
+        """Record that no scan was made."""
         _note(self._study, self._user_id, 0, [*sentences, *_missing(self._study)])
         db.session.commit()
         return []
@@ -227,13 +225,14 @@ class _Arrived:
         """Make scans of these files and commit; return their ids.
 
         Args:
-            is_alone: nothing else of the study is taken in.
+            is_alone: no other scan is made of the study.
 
         Raises:
             UploadRejected: they are refused.
-            StorageError: they cannot be stored now, or what is stored of their series be read.
-            Changed: what is stored of their series changed meanwhile, or another listener took in a
-                part of the study.
+            StorageError: they cannot be stored now, or stored slices of their series cannot be
+                read.
+            Changed: the stored slices of their series changed meanwhile, or another listener made
+                scans of the study.
         """
         answers, uids = self._study.about.answers, uids_of(self._user_id, "DICOM")
         with TemporaryDirectory(dir=incoming_folder()) as folder:
@@ -251,7 +250,9 @@ class _Arrived:
     def _submit(
         self, files: Sequence[Path], parts: Sequence[Part], uids: NewUids, *, is_alone: bool
     ) -> list[str]:
-        """Submit these files, with the copies of parts, whose place the new scans take."""
+        """Submit these files together with the stored copies of the scans that the new ones
+        replace.
+        """
         about, gone = self._study.about, list[str]()
         answers = dict(about.answers)
         for part in parts:
@@ -259,30 +260,30 @@ class _Arrived:
         copies = [(part.scan_id, path) for part in parts for path in part.copies]
         names = [*(file.stem for file in files), *(scan_id for scan_id, _ in copies)]
         before = {part.scan_id for part in parts}
-        others = {series_of_scan(one) for one in self._scans if one.scan_id not in before}
+        others = {series_of_scan(scan) for scan in self._scans if scan.scan_id not in before}
 
         def remember(scans: Sequence[Scan], series: Sequence[SeriesFiles]) -> None:
-            held = [[names[file.number - 1] for file in one.files] for one in series]
+            held = [[names[file.number - 1] for file in scan_files.files] for scan_files in series]
             heirs = heirs_of(parts, held, self.has)
             left_out = set(names).difference(*held)
             link = self._link(files, parts, uids) if answers else None
-            # Before they are inserted, when their owner's studies are counted.
+            # Set before the insertion, when the owner's studies are counted.
             for scan in scans:
                 scan.study_id, scan.created_at, scan.queued_at = self._study_id, self._at, self._at
             db.session.flush()
-            # Their owner is locked, so no other listener makes scans of this study now.
+            # The owner's row is locked, so no other listener makes scans of this study now.
             if not self._known.issuperset(row.scan_id for row in received_scans(self._study.key)):
                 raise Changed
-            for place, (scan, own) in enumerate(zip(scans, held, strict=True)):
+            for place, (scan, instances_held) in enumerate(zip(scans, held, strict=True)):
                 notes = _missing(self._study)
-                if others.intersection(map(series_of, own)):
+                if others.intersection(map(series_of, instances_held)):
                     notes = [*notes, CAME_EARLIER]
                 scan.notes = [*(scan.notes or []), *notes]
-                its = heirs.get(place, [])
-                if its:
-                    gone.extend(take_place(scan, [part.scan_id for part in its]))
-                instances = [each for each in own if each not in before]
-                instances += [each for part in its for each in part.instances]
+                replaced_parts = heirs.get(place, [])
+                if replaced_parts:
+                    gone.extend(take_place(scan, [part.scan_id for part in replaced_parts]))
+                instances = [each for each in instances_held if each not in before]
+                instances += [each for part in replaced_parts for each in part.instances]
                 if not place:
                     instances += sorted(left_out - before)
                 instances = list(dict.fromkeys(instances))
@@ -341,7 +342,7 @@ def _missing(study: Study) -> list[str]:
 
 
 def _note(study: Study, user_id: str | None, scans: int, sentences: Sequence[str]) -> None:
-    """Add a row about what became of a study; the caller commits."""
+    """Add a row about the outcome of a study; the caller commits."""
     sentence = " ".join(sentences) or None
     senders = ", ".join(study.about.senders)[:100]
     db.session.add(

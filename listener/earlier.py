@@ -1,5 +1,5 @@
-"""What is stored already of the series that a study brings: which scans hold a part of them, and
-the copies of their slices that did not come again.
+"""Stored parts of the series of a study: the scans that hold them, and the copies of those slices
+that were not sent again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from webapp.storage import MissingFile
 
 @dataclass(frozen=True)
 class Part:
-    """A scan that holds a part of a series of which more arrived.
+    """A scan that holds part of a series of which more has arrived.
 
     Attributes:
         series: the keyed hash of the series.
         instances: keyed hashes of its instances.
         answers: the destinations that get its result.
-        copies: the stored copies of those that did not come again.
-        originals: the original UIDs of the copies, by the new ones; empty where no result is sent
+        copies: the stored copies of those that were not sent again.
+        originals: the original UID of each copy, by its new UID; empty where no result is sent
             back.
     """
 
@@ -47,7 +47,7 @@ def parts_of(
     uids: NewUids,
     folder: Path,
 ) -> list[Part]:
-    """Return the scans that can become one with what arrived of their series.
+    """Return the scans that can be merged with what arrived of their series.
 
     Args:
         scans: all scans of the study (`webapp.routing.received_scans`).
@@ -64,15 +64,15 @@ def parts_of(
     parts: list[Part] = []
     taken: set[str] = set()
     for scan in scans:
-        own = series_of_scan(scan)
-        if own not in series:
+        scan_series = series_of_scan(scan)
+        if scan_series not in series:
             continue
-        part = Part(scan.scan_id, own, scan.instances, scan.answers or {}, scan.stat)
-        lacks = {each for each in scan.instances if series_of(each) == own} - arrived
+        part = Part(scan.scan_id, scan_series, scan.instances, scan.answers or {}, scan.stat)
+        lacks = {each for each in scan.instances if series_of(each) == scan_series} - arrived
         if not lacks:
             parts.append(part)
         elif scan.original_removed_at is None:
-            again = [file for file in files if series_of(file.stem) == own]
+            again = [file for file in files if series_of(file.stem) == scan_series]
             is_sent = bool(answers or part.answers)
             grown = _with_copies(part, scan, again, uids, folder, taken, is_sent=is_sent)
             parts += [grown] if grown else []
@@ -89,10 +89,10 @@ def _with_copies(
     *,
     is_sent: bool,
 ) -> Part | None:
-    """Return a part with the copies of what did not come again; None if they cannot stand beside
-    what arrived: they are gone, have UIDs of their own (as until the end of November 2026), or the
-    result is to be sent back and nothing tells any more which their originals are. `taken` are the
-    UIDs of the copies of newer parts, which these then lack.
+    """Return a part with the copies of the slices that were not sent again. Returns None if they
+    cannot be merged with what arrived: the copies are gone, have unrelated UIDs (as until the end
+    of November 2026), or the result must be sent back and their original UIDs are no longer known.
+    `taken` holds the UIDs of copies in newer parts, which are not repeated here.
     """
     try:
         copies = copies_of(scan.original_key, folder / scan.scan_id)
@@ -118,23 +118,23 @@ def _with_copies(
 def heirs_of(
     parts: Sequence[Part], held: Sequence[Sequence[str]], is_known: Callable[[Set[str]], bool]
 ) -> dict[int, list[Part]]:
-    """Return which new scan takes the place of which parts, by its place in `held`.
+    """Return the parts that each new scan replaces, by the index of the scan in `held`.
 
     Args:
-        held: what each new scan is made of: the keyed hashes of what arrived, and the id of its
-            scan for each copy.
-        is_known: tells whether instances of a series need no new scan.
+        held: the sources of each new scan: the keyed hashes of instances that arrived, and for each
+            copy the id of its scan.
+        is_known: whether these instances of a series need no new scan.
 
     Raises:
-        NothingNew: those of a part's series that are in new scans need none.
+        NothingNew: the new scans of a part's series hold nothing new.
     """
     heirs: dict[int, list[Part]] = {}
     for part in parts:
-        of_series = [[each for each in own if series_of(each) == part.series] for own in held]
-        if is_known({each for own in of_series for each in own}):
+        of_series = [[each for each in names if series_of(each) == part.series] for names in held]
+        if is_known({each for names in of_series for each in names}):
             raise NothingNew
-        its = {part.scan_id, *part.instances}
-        shared = [sum(each in its for each in own) for own in held]
+        of_part = {part.scan_id, *part.instances}
+        shared = [sum(each in of_part for each in names) for names in held]
         heir = max(range(len(held)), key=lambda place: (shared[place], len(of_series[place])))
         heirs.setdefault(heir, []).append(part)
     return heirs
@@ -146,5 +146,5 @@ def series_of(name: str) -> str:
 
 
 def series_of_scan(scan: Row[Any]) -> str:
-    """Return the keyed hash of the series of a scan, whose own instances come first."""
+    """Return the keyed hash of the series of a scan, whose instances come first."""
     return series_of(scan.instances[0])

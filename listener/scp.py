@@ -1,7 +1,7 @@
-"""The server: who may connect, what is refused at once, and what goes to the spool.
+"""The DICOM server: who may connect, what is refused immediately, and what goes to the spool.
 
-A caller is known by its address and AE title together. Nothing that an unknown address sends is
-read. No association may use more memory, disk or time than its limits allow.
+A caller is known by its address and AE title together. Data from an unknown address is never read.
+No association may use more memory, disk or time than its limits allow.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from flask import Flask
 from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import A_RELEASE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CTImageStorage,
@@ -53,14 +54,18 @@ NOT_KNOWN = (0x01, 0x01, 0x03)
 """Rejected permanently by the user of the service: the calling AE title is not recognized."""
 NO_REASON = (0x01, 0x01, 0x01)
 LATER = (0x02, 0x03, 0x01)
-"""Rejected for the time being, because of congestion."""
+"""Rejected temporarily, because of congestion."""
 MAX_PDU = 131_072
 LONGEST_PDU = 2**20
-"""A negotiation may be longer than data, but nobody needs more."""
+"""Maximum length of any PDU. An association request may be longer than `MAX_PDU`, which limits
+data.
+"""
 MORE_CONNECTIONS = 5
-"""Connections beyond the number of associations that may say who they are."""
+"""Connections beyond the maximum number of associations, so that known peers get a proper
+rejection.
+"""
 LOOK_BYTES = 16 * 2**20
-"""How much may come between two looks at the free space."""
+"""The free space is checked whenever this many bytes have arrived."""
 SELDOM_S = 60
 COMMENT_CHARACTERS = 64
 PLAIN = str.maketrans("“”’", '""\'')
@@ -71,18 +76,20 @@ TOO_MUCH = "The study is larger than this service accepts."
 
 @dataclass
 class Session:
-    """An association of a known peer.
+    """An open association of a known peer.
 
     Attributes:
         user_id: the account that owns what it sends.
-        studies: the keys of the studies that it sent a part of.
-        received: bytes of the message that is coming in.
+        studies: the keys of the studies of which it has sent instances.
+        received: bytes received of the current message.
+        is_releasing: the peer has asked for the release of the association.
     """
 
     peer: Peer
     user_id: str
     studies: set[str] = field(default_factory=set)
     received: int = 0
+    is_releasing: bool = False
 
 
 class Listener:
@@ -98,11 +105,11 @@ class Listener:
         self._logged: dict[str, float] = {}
         self._lock = threading.Lock()
         self._server: Server | None = None
-        # What it logs may hold names; what matters is logged here.
+        # pynetdicom's log may contain patients' names; what matters is logged here.
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
         _config.LOG_HANDLER_LEVEL = "none"
-        # A large instance goes to the disk as it comes, into `tempfile.tempdir`, which must be the
-        # spool's: not to the memory.
+        # Large instances are written to disk, not memory, as they arrive: to `tempfile.tempdir`,
+        # which is a folder of the spool.
         _config.STORE_RECV_CHUNKED_DATASET = True
 
     def start(self) -> int:
@@ -136,6 +143,7 @@ class Listener:
                 (evt.EVT_C_STORE, self._store),
                 (evt.EVT_DATA_RECV, self._count),
                 (evt.EVT_DIMSE_RECV, self._begin_to_count),
+                (evt.EVT_PDU_RECV, self._note_release),
                 (evt.EVT_RELEASED, self._released),
                 (evt.EVT_ABORTED, self._broke_off),
                 (evt.EVT_CONN_CLOSE, self._broke_off),
@@ -144,7 +152,7 @@ class Listener:
         )
         server.is_known = self._is_known
         server.most_connections = ae.maximum_associations + MORE_CONNECTIONS
-        ae._servers.append(server)  # As `start_server` does, for `shutdown`.
+        ae._servers.append(server)  # `AE.start_server` does the same, so that `shutdown` works.
         self._server = server
         threading.Thread(target=server.serve_forever, name="listens", daemon=True).start()
         return int(server.server_address[1])
@@ -158,14 +166,16 @@ class Listener:
             server.shutdown()
 
     def busy(self) -> set[str]:
-        """Return the keys of the studies that open associations sent a part of."""
+        """Return the keys of the studies of which open associations have sent instances."""
         with self._lock:
             return {key for session in self._sessions.values() for key in session.studies}
 
     def _is_known(self, address: str) -> bool:
         if any(peer.is_at(address) for peer in self._app.config["DICOM_PEERS"]):
             return True
-        if not ipaddress.ip_address(address).is_loopback:  # A check whether somebody listens.
+        if not ipaddress.ip_address(
+            address
+        ).is_loopback:  # A connection check, without an association.
             self._tell_seldom(f"refused a connection from {address}, which is no peer's address")
         return False
 
@@ -204,9 +214,7 @@ class Listener:
         return next(known, None)
 
     def _store(self, event: evt.Event) -> int | Dataset:
-        """Check one instance as an upload is checked, and spool it; return the status for its
-        sender.
-        """
+        """Check one instance like an upload, and spool it; return the status for the sender."""
         session = self._sessions[event.assoc]
         with self._app.app_context():
             try:
@@ -218,7 +226,7 @@ class Listener:
                 return status(NO_ROOM, NO_ROOM_SAYS)
 
     def _stored(self, session: Session, path: Path) -> int | Dataset:
-        """Return the status of an instance that came whole.
+        """Return the status of a complete instance.
 
         Raises:
             StorageFull, UploadRejected: there is no room for it.
@@ -244,7 +252,7 @@ class Listener:
             self._spool.refuse(key, session.peer, session.peer.account, str(err))
             return status(NOT_UNDERSTOOD, str(err))
         name = instance_key(header.series, header.instance, pixels)
-        # One that comes again takes its own place.
+        # An instance that is sent again replaces itself.
         files, stored_bytes = self._spool.holds(key, besides=name)
         config = self._app.config
         if (
@@ -259,8 +267,8 @@ class Listener:
         return SUCCESS
 
     def _checked(self, path: Path) -> bytes:
-        """Return the digest of a file's pixels; it is empty for what holds no slice, which may come
-        with a study and is left out when that is closed.
+        """Return the digest of a file's pixels; empty for an object without a slice, which is
+        accepted as part of a study and left out when the study is closed.
 
         Raises:
             UploadRejected: it would be refused as an upload.
@@ -277,7 +285,7 @@ class Listener:
             copy.unlink(missing_ok=True)
 
     def _count(self, event: evt.Event) -> None:
-        """Abort an association that sends more than an instance may have, or fills the disk."""
+        """Abort an association whose instance is too large or would fill the disk."""
         session = self._sessions.get(event.assoc)
         if session is None:
             return
@@ -296,22 +304,32 @@ class Listener:
         if session is not None:
             session.received = 0
 
+    def _note_release(self, event: evt.Event) -> None:
+        """Record a release request: its sender may close the connection before `EVT_RELEASED`."""
+        session = self._sessions.get(event.assoc)
+        if session is not None and isinstance(event.pdu, A_RELEASE_RQ):
+            session.is_releasing = True
+
     def _released(self, event: evt.Event) -> None:
         for key in self._studies_of(event, is_cut_off=False):
             if self._app.config["DICOM_CLOSE_ON_RELEASE"]:
                 self._spool.end(key)
 
     def _broke_off(self, event: evt.Event) -> None:
-        self._studies_of(event, is_cut_off=True)
-        # Who hung up without a request, as a check whether somebody listens does, would be waited
-        # for, and count as a connection, until `DICOM_TIMEOUT_S`.
+        session = self._sessions.get(event.assoc)
+        if session is not None and session.is_releasing:
+            self._released(event)
+        else:
+            self._studies_of(event, is_cut_off=True)
+        # Otherwise a client that hung up without a request, such as a connection check, would count
+        # as a connection until `DICOM_TIMEOUT_S`.
         waiting = event.assoc.dul.to_user_queue
         if event.assoc.requestor.primitive is None and waiting.empty():
             waiting.put(None)
 
     def _studies_of(self, event: evt.Event, *, is_cut_off: bool) -> set[str]:
-        """Return the keys of the studies that an association sent a part of, the first time that it
-        is known to be over, and note how it ended.
+        """Return the keys of the studies of an association when its end is first noticed, and
+        record how it ended; empty on later calls.
         """
         session = self._left(event)
         studies = set[str]() if session is None else session.studies
@@ -320,12 +338,12 @@ class Listener:
         return studies
 
     def _left(self, event: evt.Event) -> Session | None:
-        """Forget an association that is over, and what came of an instance that is not whole."""
+        """Forget an association that is over, and discard an incomplete instance."""
         message = event.assoc.dimse.message
         partial = getattr(message, "_data_set_file", None)
         if partial is not None:
             Path(partial.name).unlink(missing_ok=True)
-            if event.event is evt.EVT_CONN_CLOSE:  # Nobody writes to it any more.
+            if event.event is evt.EVT_CONN_CLOSE:  # No longer written to.
                 partial.close()
         with self._lock:
             return self._sessions.pop(event.assoc, None)
@@ -334,7 +352,9 @@ class Listener:
         """Log a refusal, the same one at most once a minute."""
         now = time.monotonic()
         with self._lock:
-            self._logged = {one: at for one, at in self._logged.items() if now - at < SELDOM_S}
+            self._logged = {
+                refusal: at for refusal, at in self._logged.items() if now - at < SELDOM_S
+            }
             if what in self._logged or len(self._logged) > 100:
                 return
             self._logged[what] = now
@@ -342,8 +362,8 @@ class Listener:
 
 
 class Server(ThreadedAssociationServer):
-    """A server that asks who connects before it reads anything, and waits for nobody: looking names
-    up and shaking hands have threads of their own.
+    """A server that identifies the caller before it reads anything. Name look-ups and TLS
+    handshakes run in separate threads, so a slow caller delays nobody.
 
     Attributes:
         is_known: whether an address is that of a peer.
@@ -372,7 +392,7 @@ class Server(ThreadedAssociationServer):
         return has_room
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Ask who connects, and begin to speak."""
+        """Identify the caller, and begin the association."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -384,7 +404,7 @@ class Server(ThreadedAssociationServer):
         log.warning("a connection failed: %s", type(sys.exc_info()[1]).__name__)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Begin to speak to a known address, with TLS if that is set up."""
+        """Begin an association with a known address, over TLS if that is configured."""
         if not self.is_known(str(client_address[0])):
             self.shutdown_request(request)
             return
@@ -399,7 +419,7 @@ class Server(ThreadedAssociationServer):
 
 
 class Handler(RequestHandler):
-    """Begins an association that reads no longer messages than there are."""
+    """Begins an association that rejects PDUs longer than the maximum."""
 
     def _create_association(self) -> Association:
         association = super()._create_association()
@@ -407,7 +427,8 @@ class Handler(RequestHandler):
         read = connection.recv
 
         def recv(nr_bytes: int) -> bytearray:
-            if nr_bytes > LONGEST_PDU:  # The association then ends as if it was cut off.
+            # The association then ends as if the connection had been lost.
+            if nr_bytes > LONGEST_PDU:
                 raise OSError("The announced message is too long.")
             return read(nr_bytes)
 
@@ -416,8 +437,9 @@ class Handler(RequestHandler):
 
 
 def _reject(association: Association, reason: tuple[int, int, int]) -> None:
-    """Reject an association. pynetdicom closes the connection of one that a handler rejects before
-    it has sent the rejection; `kill` waits until that is sent and its caller has hung up.
+    """Reject an association. When a handler rejects an association, pynetdicom may close the
+    connection before the rejection is sent; `kill` waits until it is sent and the caller has hung
+    up.
     """
     association.acse.send_reject(*reason)
     association.kill()
@@ -440,7 +462,9 @@ def header_of(path: Path) -> DicomHeader | None:
 
 
 def status(code: int, sentence: str) -> Dataset:
-    """Return the status of a refused instance, with the sentence as far as it may go."""
+    """Return the status of a refused instance, with as much of the sentence as the comment may
+    hold.
+    """
     answer = Dataset()
     answer.Status = code
     plain = sentence.translate(PLAIN).encode("ascii", "ignore").decode()

@@ -1,12 +1,11 @@
-"""Studies that are still coming in, on the disk: one folder for each study of an account, one file
-for each instance.
+"""Incoming studies on disk: one folder for each study of an account, one file for each instance.
 
-A folder counts from the moment that it says what it holds (`ABOUT`), which is written first and
-deleted first: one that does not say so is a study that nothing came of, or one that is closed.
+A folder is valid while it holds the file `ABOUT`, which is written first and deleted first: a
+folder without it is a study of which nothing was received, or one that was closed.
 
-A file is complete and synced to the disk before its sender gets a success status, and what is there
-survives a restart. Names are keyed hashes; the files are as they were sent, can be opened by their
-owner alone, and are deleted when the study is closed.
+A file is complete and synced to disk before its sender gets a success status, and survives a
+restart. Names are keyed hashes; files are stored as sent, readable only by the account that runs
+the service, and deleted when the study is closed.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ from webapp.models import new_id
 
 ABOUT, ENDED, SUFFIX = "study.json", "ended", ".dcm"
 MOST_REASONS = 5
-"""Reasons of refused instances that are kept for each study."""
+"""Maximum number of reasons for refused instances kept for each study."""
 MOST_SENDERS = 5
 ABANDONED_S = 3600
-"""A file that nobody has written to for this long belongs to an association that broke off."""
+"""A file not written to for this long belongs to a broken association."""
 
 
 @dataclass
 class About:
-    """What is known of a study besides its instances.
+    """Facts about a study besides its instances.
 
     Attributes:
         account: the username of the account that gets the scans.
         senders: the AE titles that it came from.
         answers: the destinations of results, and which results each gets.
         refused: how many instances were refused, by the sentence that says why.
-        is_cut_off: the last association that sent a part of it broke off.
+        is_cut_off: the last association that sent instances of it broke off.
     """
 
     account: str
@@ -53,7 +52,7 @@ class About:
     is_cut_off: bool = False
 
     def add_sender(self, peer: Peer) -> None:
-        """Note that this peer sent a part of it."""
+        """Record that this peer sent instances of it."""
         if peer.ae_title not in self.senders and len(self.senders) < MOST_SENDERS:
             self.senders.append(peer.ae_title)
         self.stat |= peer.stat
@@ -68,7 +67,7 @@ class About:
 
 @dataclass(frozen=True)
 class Study:
-    """A study that nothing is added to any more.
+    """A closed study, to which nothing is added.
 
     Attributes:
         key: the keyed hash of account and study (`webapp.routing.study_key`).
@@ -82,7 +81,7 @@ class Study:
 
 
 class Spool:
-    """The studies under one folder, of which one process at a time may take care."""
+    """The studies under one folder, managed by one process at a time."""
 
     def __init__(self, root: Path) -> None:
         self.arriving = root / "arriving"
@@ -96,10 +95,10 @@ class Spool:
         for folder in [*self._open.iterdir(), *self._closed.iterdir()]:
             if not _counts(folder):
                 shutil.rmtree(folder)
-        # A process that was killed while it closed a study left it here, whole.
+        # Left behind, complete, by a process that was killed while it closed a study.
         for folder in self._closed.iterdir():
             self._put_back(folder)
-        # Nobody could send while no process listened, so that time was no quiet period.
+        # Time in which no process listened does not count as a quiet period.
         for folder in self._open.iterdir():
             os.utime(folder)
 
@@ -150,8 +149,9 @@ class Spool:
             (self._open / key / ENDED).touch(mode=0o600)
 
     def due(self, quiet_s: float, busy: Collection[str] = ()) -> list[str]:
-        """Return the studies that were ended, or to which nothing came for so long, the oldest
-        first. The end of a study that somebody else still sends, one of `busy`, does not count.
+        """Return the studies that were announced as complete, or received nothing for `quiet_s`,
+        oldest first. An announcement is ignored while another association still sends the study
+        (`busy`).
         """
         quiet = []
         for folder in filter(_counts, self._open.iterdir()):
@@ -162,7 +162,7 @@ class Spool:
         return [key for _, key in sorted(quiet)]
 
     def close(self, key: str) -> Study:
-        """Take a study out; what comes later begins another one."""
+        """Take a study out of the spool; later instances begin another one."""
         folder = self._closed / f"{key}.{new_id()}"
         with self._lock:
             (self._open / key).rename(folder)
@@ -171,8 +171,9 @@ class Spool:
         return Study(key, folder, _read(folder), files)
 
     def reopen(self, study: Study) -> None:
-        """Put back a study that could not be stored now; instances that arrived meanwhile join
-        it."""
+        """Put back a study that could not be stored now, and add the instances that arrived
+        meanwhile.
+        """
         self._put_back(study.folder)
 
     def remove(self, study: Study) -> None:
@@ -181,7 +182,7 @@ class Spool:
         shutil.rmtree(study.folder)
 
     def sweep(self) -> None:
-        """Delete what broken associations left."""
+        """Delete the leftovers of broken associations."""
         for left in self.arriving.iterdir():
             with suppress(FileNotFoundError):
                 if time.time() - left.stat().st_mtime > ABANDONED_S:
@@ -208,7 +209,7 @@ class Spool:
         return self._sizes[key]
 
     def _settle(self, key: str) -> None:
-        """Have the disk hold the names of a folder too, and note when it changed."""
+        """Sync a folder's entries to disk, and record when it changed."""
         folder = self._open / key
         (folder / ENDED).unlink(missing_ok=True)
         os.utime(folder)
@@ -224,7 +225,7 @@ class Spool:
         with self._lock:
             target = self._open / key
             self._sizes.pop(key, None)
-            if not _counts(folder):  # Deleting it was what failed.
+            if not _counts(folder):  # The deletion had failed.
                 return
             if not _counts(target):
                 shutil.rmtree(target, ignore_errors=True)
@@ -241,18 +242,18 @@ def _counts(folder: Path) -> bool:
     return (folder / ABOUT).exists()
 
 
-def _merged(one: About, other: About) -> About:
+def _merged(first: About, second: About) -> About:
     refused = {
-        sentence: one.refused.get(sentence, 0) + other.refused.get(sentence, 0)
-        for sentence in [*one.refused, *other.refused]
+        sentence: first.refused.get(sentence, 0) + second.refused.get(sentence, 0)
+        for sentence in [*first.refused, *second.refused]
     }
     return About(
-        other.account,
-        list(dict.fromkeys([*one.senders, *other.senders])),
-        one.stat or other.stat,
-        {**one.answers, **other.answers},
+        second.account,
+        list(dict.fromkeys([*first.senders, *second.senders])),
+        first.stat or second.stat,
+        {**first.answers, **second.answers},
         refused,
-        other.is_cut_off,
+        second.is_cut_off,
     )
 
 

@@ -666,12 +666,12 @@ OF_THE_PAPER: dict[str, dict[str, int | float | str]] = {
 
 def presets_of(architecture: Architecture) -> tuple[Preset, ...]:
     """Return the presets of an architecture, the quickest first."""
-    own = {setting.name: setting for setting in architecture.settings}
+    settings_by_name = {setting.name: setting for setting in architecture.settings}
 
     def known(values: Mapping[str, int | float | str]) -> dict[str, int | float | str]:
-        return {name: value for name, value in values.items() if name in own}
+        return {name: value for name, value in values.items() if name in settings_by_name}
 
-    epochs = int(own["epochs"].default) if "epochs" in own else 0
+    epochs = int(settings_by_name["epochs"].default) if "epochs" in settings_by_name else 0
     quick = known({"folds": 3, "controls": "none", "epochs": max(epochs // 5, 1)})
     if not epochs:
         quick.pop("epochs", None)

@@ -97,11 +97,11 @@ def code_folders() -> list[Path]:
     """Return the folders of modules and libraries; of this project only `ml`, since the same folder
     may contain a database and keys.
     """
-    own = Path(__file__).resolve().parent
+    ml_folder = Path(__file__).resolve().parent
     # Without -P, Python also searches the current folder for modules.
-    project = {own.parent, Path.cwd()}
+    project = {ml_folder.parent, Path.cwd()}
     on_path = (Path(entry) for entry in sys.path if entry and Path(entry).resolve() not in project)
-    return [own, Path(sys.prefix), Path(sys.base_prefix), *on_path, *map(Path, SYSTEM)]
+    return [ml_folder, Path(sys.prefix), Path(sys.base_prefix), *on_path, *map(Path, SYSTEM)]
 
 
 def _forbid_new_privileges() -> None:

@@ -26,7 +26,7 @@ FLOORS = (
     {"inference", "evaluation", "datasets"},
     {"exploration"},
     {"networks"},
-    {"models"},
+    {"models", "validation"},
     {"gate_training", "training"},
     {"paper"},
     {"cli", "decode"},

@@ -234,9 +234,9 @@ def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
 @login_required
 def end_login(login_id: str) -> WerkzeugResponse:
     """End one of the person's logins, in this browser or another."""
-    own = LoginSession.user_id == current_user.id
+    is_own = LoginSession.user_id == current_user.id
     if not is_id(login_id) or not db.session.scalar(
-        delete(LoginSession).where(LoginSession.id == login_id, own).returning(LoginSession.id)
+        delete(LoginSession).where(LoginSession.id == login_id, is_own).returning(LoginSession.id)
     ):
         abort(404)
     record(Act.LOGINS_ENDED, login_id)
@@ -371,7 +371,7 @@ def account_page(secret: str | None = None, **posted: PostedForm) -> str | tuple
     tokens = db.session.scalars(
         select(ApiToken).where(ApiToken.user_id == current_user.id).order_by(ApiToken.created_at)
     ).all()
-    own = (
+    current_logins = (
         select(LoginSession)
         .where(LoginSession.user_id == current_user.id, ~has_ended())
         .order_by(LoginSession.used_at.desc())
@@ -382,7 +382,7 @@ def account_page(secret: str | None = None, **posted: PostedForm) -> str | tuple
         factor=factor,
         recovery_codes_left=recovery_codes_left(current_user.id),
         factor_is_missing=lacks_required_factor(current_user),
-        logins=db.session.scalars(own).all(),
+        logins=db.session.scalars(current_logins).all(),
         this_login=secret_hash(current_user.login_secret),
         tokens=tokens,
         notifications=newest_notifications(current_user.id, MOST_NOTIFICATIONS),

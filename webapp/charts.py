@@ -285,17 +285,17 @@ def calibration_chart(bins: Sequence[Mapping[str, Any]]) -> CalibrationChart:
     return CalibrationChart(
         axes,
         _ticks(axes),
-        axes.points((one["probability"], one["observed"]["value"]) for one in bins),
+        axes.points((bin_["probability"], bin_["observed"]["value"]) for bin_ in bins),
         tuple(
             CalibrationMark(
-                axes.x(one["probability"]),
-                axes.y(one["observed"]["value"]),
-                axes.y(one["observed"]["low"]),
-                axes.y(one["observed"]["high"]),
-                f"Probability {one['probability']:.2f}: {one['observed']['value']:.2f} of"
-                f" {one['observed']['n']} with hemorrhage",
+                axes.x(bin_["probability"]),
+                axes.y(bin_["observed"]["value"]),
+                axes.y(bin_["observed"]["low"]),
+                axes.y(bin_["observed"]["high"]),
+                f"Probability {bin_['probability']:.2f}: {bin_['observed']['value']:.2f} of"
+                f" {bin_['observed']['n']} with hemorrhage",
             )
-            for one in bins
+            for bin_ in bins
         ),
         DIAGONAL,
     )
@@ -596,7 +596,7 @@ class Intervals:
 
 def interval_chart(estimates: Sequence[tuple[str, Mapping[str, Any]]]) -> Intervals:
     """Return a chart of estimates (`ml.figures.Estimate` as JSON) that have a value."""
-    known = [(name, one) for name, one in estimates if one["value"] is not None]
+    known = [(name, estimate) for name, estimate in estimates if estimate["value"] is not None]
     axes = Axes(left=150, top=10, width=300, height=28 * max(len(known), 1))
     return Intervals(
         axes,
@@ -605,11 +605,11 @@ def interval_chart(estimates: Sequence[tuple[str, Mapping[str, Any]]]) -> Interv
         tuple(
             Interval(
                 name,
-                axes.x(one["value"]),
-                axes.x(one["value"] if one["low"] is None else one["low"]),
-                axes.x(one["value"] if one["high"] is None else one["high"]),
+                axes.x(estimate["value"]),
+                axes.x(estimate["value"] if estimate["low"] is None else estimate["low"]),
+                axes.x(estimate["value"] if estimate["high"] is None else estimate["high"]),
                 axes.y(1 - (number + 0.5) / len(known)),
             )
-            for number, (name, one) in enumerate(known)
+            for number, (name, estimate) in enumerate(known)
         ),
     )

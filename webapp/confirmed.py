@@ -1,4 +1,4 @@
-"""Confirmed scans: what people agree on, and what a site learns from it.
+"""Confirmed scans: scans on whose label people agree, and their use at a site.
 
 A scan counts while it is shared with the reviewers and more people say one thing of the whole scan
 than the opposite. Administrators have data sets made of such scans, and see what the live models
@@ -41,7 +41,7 @@ from webapp.storage import new_key
 
 MAX_DATASET_NAME = 80
 VERSION = "version:"
-"""What initial weights begin with that are a version of this service."""
+"""The prefix of initial weights that are a version of this service."""
 
 
 class RequestRefused(ValueError):
@@ -64,7 +64,7 @@ class Filter:
     opinions: int = 1
 
     def conditions(self) -> list[ColumnElement[bool]]:
-        """Return what is true of the scans that it lets through, but for the opinions."""
+        """Return the SQL conditions of the filter, except for the number of opinions."""
         conditions: list[ColumnElement[bool]] = []
         if self.since:
             first = datetime.combine(date.fromisoformat(self.since), time.min, UTC)

@@ -25,7 +25,9 @@ from webapp.models import (
 )
 
 MOST_CORRECTIONS = 5000
-"""That wait for one data set: they are stored with the row of the new version."""
+"""Maximum number of pending corrections of a data set: they are stored with the row of the new
+version.
+"""
 MAX_NAME = 80
 WORDS = {1: "hemorrhage", 0: "normal", None: "unknown"}
 
@@ -36,8 +38,8 @@ class CorrectionRefused(ValueError):
 
 def waiting_corrections(dataset_id: str) -> int:
     """Return how many corrections of a data set wait to be applied."""
-    own = select(func.count()).where(LabelCorrection.dataset_id == dataset_id)
-    return db.session.scalar(own) or 0
+    query = select(func.count()).where(LabelCorrection.dataset_id == dataset_id)
+    return db.session.scalar(query) or 0
 
 
 def corrections_of(dataset_id: str) -> Sequence[LabelCorrection]:
@@ -60,13 +62,13 @@ def correct(dataset: Dataset, image: DatasetImage, label: int | None, reason: st
     """
     if problem := text_problem(reason, 200):
         raise CorrectionRefused(problem)
-    # Two requests at once are one after the other.
+    # Serializes simultaneous requests.
     locked = select(Dataset.id).where(Dataset.id == dataset.id).with_for_update()
     if db.session.scalar(locked) is None:
         db.session.rollback()
         raise CorrectionRefused("This data set was deleted.")
-    own = (LabelCorrection.dataset_id == dataset.id, LabelCorrection.number == image.number)
-    replaced = db.session.execute(delete(LabelCorrection).where(*own)).rowcount  # type: ignore[attr-defined]
+    same_image = (LabelCorrection.dataset_id == dataset.id, LabelCorrection.number == image.number)
+    replaced = db.session.execute(delete(LabelCorrection).where(*same_image)).rowcount  # type: ignore[attr-defined]
     if label == image.label:
         if replaced:
             record(Act.CORRECTION_WITHDRAWN, dataset.id, detail=f"image {image.number + 1}")
@@ -122,20 +124,20 @@ def apply_corrections(dataset: Dataset, name: str, user_id: str) -> tuple[Datase
     problem = text_problem(name, MAX_NAME) if name else "Enter a name for the new version."
     if problem:
         raise CorrectionRefused(problem)
-    # Two people who apply them at once: the second finds none.
+    # If two people apply them at once, the second finds none.
     db.session.execute(select(Dataset.id).where(Dataset.id == dataset.id).with_for_update())
     waiting = corrections_of(dataset.id)
     if not waiting:
         db.session.rollback()
         raise CorrectionRefused("There are no pending corrections left to apply.")
     known = {correction["name"]: correction for correction in dataset.corrections or ()}
-    for one in waiting:
-        before = known.get(one.image.name)
-        known[one.image.name] = {
-            "name": one.image.name,
-            "was": before["was"] if before else one.image.label,
-            "label": one.label,
-            "reason": one.reason,
+    for correction in waiting:
+        before = known.get(correction.image.name)
+        known[correction.image.name] = {
+            "name": correction.image.name,
+            "was": before["was"] if before else correction.image.label,
+            "label": correction.label,
+            "reason": correction.reason,
         }
     corrected = Dataset(
         id=new_id(),
@@ -153,14 +155,14 @@ def apply_corrections(dataset: Dataset, name: str, user_id: str) -> tuple[Datase
     except IntegrityError as err:
         db.session.rollback()
         raise CorrectionRefused(f"A data set named “{name}” already exists.") from err
-    # What a version trained on it learned from is known by these.
+    # Confirmed scans of the data set, by which later models know what they were trained on.
     scans = select(literal(corrected.id), dataset_scan.c.scan_id, dataset_scan.c.study_id).where(
         dataset_scan.c.dataset_id == dataset.id
     )
     columns = ["dataset_id", "scan_id", "study_id"]
     db.session.execute(insert(dataset_scan).from_select(columns, scans))
-    for one in waiting:
-        db.session.delete(one)
+    for correction in waiting:
+        db.session.delete(correction)
     count = f"{len(waiting)} {'label' if len(waiting) == 1 else 'labels'}"
     record(Act.DATASET_CORRECTED, corrected.id, detail=f"{count} corrected")
     db.session.commit()

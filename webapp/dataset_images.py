@@ -1,4 +1,4 @@
-"""The images of a data set as pages find them: filtered, sorted, a page or a neighbor at a time.
+"""Queries for the images of a data set: filtered, sorted, a page or a neighbor at a time.
 
 Every query is bounded: it looks at the rows of one data set, and returns a page of them at most.
 """
@@ -40,7 +40,7 @@ SORTS: dict[str, tuple[str, ColumnElement[Any] | InstrumentedAttribute[int], boo
     "file-size": ("Largest file first", DatasetImage.bytes, True),
     "group": ("By group", func.coalesce(DatasetImage.group, 2**31 - 1), False),
 }
-"""By name: what the page calls it, the value, and whether large ones come first."""
+"""By name: label, value, and whether the order is descending."""
 SHOWN = (
     DatasetImage.number,
     (DatasetImage.number + 1).label("position"),
@@ -51,7 +51,7 @@ SHOWN = (
     DatasetImage.height,
     DatasetImage.thumbnail_at,
 )
-"""What the grid shows of an image."""
+"""The columns that the grid shows."""
 
 
 def number_field(label: str) -> IntegerField:
@@ -64,7 +64,7 @@ def number_field(label: str) -> IntegerField:
 
 
 class ImageFilterForm(FilterForm):
-    """Which images of a data set a page shows, and in which order."""
+    """Filters and order of the images of a data set."""
 
     label = SelectField(
         "Label",
@@ -133,7 +133,7 @@ class ImageFilterForm(FilterForm):
 
 
 def images_of(dataset_id: str, chosen: Mapping[str, Any]) -> list[ColumnElement[bool]]:
-    """Return the conditions of the images of a data set that filters let through."""
+    """Return the conditions of the images of a data set that match the filters."""
     image = DatasetImage
     conditions: list[ColumnElement[bool]] = [image.dataset_id == dataset_id]
     if name := chosen.get("label"):
@@ -162,7 +162,9 @@ def images_of(dataset_id: str, chosen: Mapping[str, Any]) -> list[ColumnElement[
 def page_of_images(
     dataset_id: str, chosen: Mapping[str, Any]
 ) -> tuple[PageNumbers, int, Sequence[Row[Any]]]:
-    """Return the requested page, how many images the filters let through, and those on the page."""
+    """Return the requested page, the number of images that match the filters, and the images on the
+    page.
+    """
     conditions = images_of(dataset_id, chosen)
     total = db.session.scalar(select(func.count()).select_from(DatasetImage).where(*conditions))
     page = requested_page(total or 0, PER_PAGE)
@@ -176,15 +178,15 @@ def neighbors_of(
 ) -> tuple[int | None, int | None]:
     """Return the numbers of the images before and after one in the order of the page."""
     _, value, descends = SORTS[chosen.get("sort", "")]
-    own = db.session.scalar(
+    current = db.session.scalar(
         select(value).where(DatasetImage.dataset_id == dataset_id, DatasetImage.number == number)
     )
     numbers: list[int | None] = []
     for backward in (True, False):
-        comes = value < own if descends != backward else value > own
+        comes = value < current if descends != backward else value > current
         beyond = DatasetImage.number < number if backward else DatasetImage.number > number
         rows = select(DatasetImage.number).where(
-            *images_of(dataset_id, chosen), or_(comes, and_(value == own, beyond))
+            *images_of(dataset_id, chosen), or_(comes, and_(value == current, beyond))
         )
         numbers.append(db.session.scalar(_sorted(rows, chosen, backward=backward).limit(1)))
     return numbers[0], numbers[1]

@@ -1,5 +1,5 @@
-"""Notifications of results: which channels there are, what is queued for them, and what is new for
-pages that are open. `worker/deliveries.py` sends what is queued.
+"""Notifications of results: the available channels, the queued messages, and news for open pages.
+`worker/deliveries.py` sends what is queued.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from webapp.models import (
 MOST_NEWS = 200
 """The most results that a page is notified of at once."""
 OVERLAP_S = 10
-"""By how much each answer repeats the one before. A result has the time at which it was written and
-is seen when its transaction commits, at most so much later; pages drop what they know.
+"""The overlap of consecutive answers. A result has the time at which it was written, but becomes
+visible when its transaction commits, at most this much later; pages ignore results that they know
+already.
 """
 
 
@@ -50,13 +51,13 @@ def queue_notifications(scan_ids: Collection[str]) -> None:
     offered = channels_offered() - {Channel.BROWSER}
     if not scan_ids or not offered:
         return
-    is_wanted = or_(*((NotificationChoice.wanted == one) & one.covers() for one in Wanted))
+    is_wanted = or_(*((NotificationChoice.wanted == wanted) & wanted.covers() for wanted in Wanted))
     who = (
         select(NotificationChoice.user_id, NotificationChoice.channel, Scan.id.label("scan_id"))
         .join(Scan, Scan.user_id == NotificationChoice.user_id)
         .where(Scan.id.in_(scan_ids), NotificationChoice.channel.in_(offered), is_wanted)
     )
-    rows = [{"id": new_id(), **one} for one in db.session.execute(who).mappings()]
+    rows = [{"id": new_id(), **row} for row in db.session.execute(who).mappings()]
     if rows:
         db.session.execute(insert(Notification).values(rows))
 
@@ -78,13 +79,13 @@ def queue_test(user_id: str) -> int:
 
 def newest_notifications(user_id: str, most: int) -> list[Notification]:
     """Return the messages that were queued last for a person, the newest first."""
-    own = (
+    query = (
         select(Notification)
         .where(Notification.user_id == user_id)
         .order_by(Notification.created_at.desc())
         .limit(most)
     )
-    return list(db.session.scalars(own))
+    return list(db.session.scalars(query))
 
 
 def news_since(user_id: str, after: datetime) -> tuple[list[str], datetime]:

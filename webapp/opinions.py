@@ -121,7 +121,7 @@ def opinions_on(scan_ids: Collection[str]) -> dict[str, list[Opinion]]:
     opinions = (
         select(Opinion)
         .where(Opinion.scan_id.in_(scan_ids))
-        .options(joinedload(Opinion.author))
+        .options(joinedload(Opinion.author), joinedload(Opinion.scan).load_only(Scan.verdict_state))
         .order_by(
             Opinion.slice_index.is_not(None), Opinion.slice_index, Opinion.created_at, Opinion.id
         )
@@ -185,8 +185,8 @@ def give(
         if only_finding:
             types = opinion.types if new.finding == Finding.PRESENT else []
             columns = {"finding": new.finding, "types": types}
-        if not _update(opinion, columns):
-            return opinion
+        _update(opinion, columns)
+    # Also of an opinion that stays as it is: the scan may have another result since.
     _record_result(opinion, scan)
     return opinion
 
@@ -200,11 +200,11 @@ def _create(opinion: Opinion, scan: Scan, from_queue: bool) -> None:
     record(Act.OPINION_GIVEN, scan.id, detail=f"{place}: {opinion.finding}")
 
 
-def _update(opinion: Opinion, columns: Mapping[str, Any]) -> bool:
-    """Set these columns; return False if nothing changes."""
+def _update(opinion: Opinion, columns: Mapping[str, Any]) -> None:
+    """Set these columns, and record what changes."""
     changed = [name for name, value in columns.items() if getattr(opinion, name) != value]
     if not changed:
-        return False
+        return
     detail = f"{_place(opinion.slice_index)}: {opinion.finding} → {columns['finding']}"
     if others := ", ".join(name for name in changed if name != "finding"):
         detail += f"; {others}"
@@ -212,7 +212,6 @@ def _update(opinion: Opinion, columns: Mapping[str, Any]) -> bool:
         setattr(opinion, name, columns[name])
     opinion.updated_at = utc_now()
     record(Act.OPINION_CHANGED, opinion.scan_id, detail=detail)
-    return True
 
 
 def withdraw(scan_id: str, opinion_id: str, author_id: str) -> bool:
@@ -244,7 +243,7 @@ def panel(
         share_form: a name that was refused, likewise.
     """
     opinions = opinions_of(scan)
-    own = [each for each in opinions if each.author_id == reader_id]
+    by_reader = [each for each in opinions if each.author_id == reader_id]
     is_owner = scan.user_id == reader_id
     return {
         "opinions": opinions,
@@ -257,14 +256,14 @@ def panel(
                 "comment": each.comment,
                 "region": each.region,
             }
-            for each in own
+            for each in by_reader
         ],
         "marks": [
             {"slice": each.slice_index or 0, "region": each.region, "by": each.author.username}
             for each in opinions
             if each.region
         ],
-        "own_finding": next((each.finding for each in own if each.slice_index is None), None),
+        "own_finding": next((each.finding for each in by_reader if each.slice_index is None), None),
         "opinion_form": form or OpinionForm(formdata=None),
         "reviewable_slices": reviewable_slices(scan),
         "is_owner": is_owner,

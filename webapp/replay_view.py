@@ -68,7 +68,7 @@ def _differences(result: dict[str, Any]) -> list[str]:
         if before != now:
             sentences.append(f"{name.capitalize()}: {before!r} then, {now!r} now.")
     if result["slices_apart"]:
-        numbers = [str(one["index"] + 1) for one in result["slices"]]
+        numbers = [str(slice_["index"] + 1) for slice_ in result["slices"]]
         more = result["slices_apart"] - len(numbers)
         sentences.append(
             f"{result['slices_apart']} of {result['of_slices']} slices differ:"

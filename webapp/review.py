@@ -1,9 +1,9 @@
 """The review queue: which of the scans that are shared with the reviewers should be read next.
 
 Uncertain ones come first, then those on which people disagree with each other or one person with
-the model, then a random share of all others. Scans that people choose to read are the odd ones, so
-figures of them alone would be wrong: each opinion keeps the probability with which the queue chose
-its scan, and site figures weigh by it.
+the model, then a random share of all others. Scans that people choose to read are not
+representative, so figures from them alone would be biased: each opinion stores the probability with
+which the queue chose its scan, and site figures are weighted by it.
 
 A scan belongs to the random share or not by its id, which is random, so the choice needs no row and
 is the same for every reviewer.
@@ -118,7 +118,7 @@ def queue_rows(reviewer_id: str) -> tuple[Select[Any], tuple[ColumnElement[Any],
         (or_(undecided, against_model), 1),
         (and_(in_random_share(), nobody_decided), 2),
     )
-    own = exists().where(
+    has_opinion = exists().where(
         Opinion.scan_id == Scan.id,
         Opinion.author_id == reviewer_id,
         Opinion.slice_index.is_(None),
@@ -131,7 +131,7 @@ def queue_rows(reviewer_id: str) -> tuple[Select[Any], tuple[ColumnElement[Any],
             Scan.status == JobStatus.DONE,
             Scan.user_id != reviewer_id,
             rank.is_not(None),
-            ~own,
+            ~has_opinion,
         )
     )
     return rows, (rank, case((rank == 0, Scan.margin), else_=0.0), Scan.id.expression)

@@ -1,8 +1,8 @@
-"""Scans that came by DICOM: which instances are known already, the link to the original study, and
-the results that are to be sent back.
+"""Scans received by DICOM: known instances, the link to the original study, and the results to be
+sent back.
 
 The link is made only where a result is to be sent back, encrypted with a key of its own, and
-forgotten once all results of its scan have been sent, cancelled or are not wanted, or after
+deleted once all results of its scan have been sent, canceled or are not wanted, or after
 `DICOM_KEEP_LINKS_DAYS`. It is never logged.
 """
 
@@ -46,11 +46,11 @@ class LinkGone(LookupError):
 
 @dataclass(frozen=True, repr=False)
 class Link:
-    """The way from a scan to the study that it came from.
+    """The link from a scan to its original study.
 
     Attributes:
-        uids: by each UID of the stored copies, the original one.
-        patient: what the original headers say of patient and study, as DICOM JSON (PS3.18 F).
+        uids: the original of each UID in the stored copies.
+        patient: the original attributes of patient and study, as DICOM JSON (PS3.18 F).
     """
 
     uids: Mapping[str, str]
@@ -67,7 +67,7 @@ def link_of(scan_id: str) -> Link:
     """Return the link of a scan.
 
     Raises:
-        LinkGone: it is not there any more.
+        LinkGone: there is none any more.
     """
     sealed = db.session.scalar(
         select(ReceivedScan.sealed_link).where(ReceivedScan.scan_id == scan_id)
@@ -145,7 +145,7 @@ def queue_deliveries(scan_ids: Collection[str]) -> None:
     ).all()
     for row in there_are:
         is_wanted = wanted.pop((row.scan_id, row.destination), None) is not None
-        # It failed while the scan was scored again, or before.
+        # The delivery of an earlier result had failed.
         if is_wanted and row.status == JobStatus.FAILED:
             queue_again(ResultDelivery, ResultDelivery.id == row.id, tries=0)
     if wanted:
@@ -158,7 +158,7 @@ def queue_deliveries(scan_ids: Collection[str]) -> None:
 
 
 def forget_links(*which: ColumnElement[bool]) -> None:
-    """Forget the links that are needed no more, of all scans or of some. The caller commits."""
+    """Delete the links that are no longer needed, of all scans or of some. The caller commits."""
     unsent = select(ResultDelivery.id).where(
         ResultDelivery.scan_id == ReceivedScan.scan_id,
         ResultDelivery.status.in_((*OPEN, JobStatus.FAILED)),
@@ -181,31 +181,34 @@ def unsent_results(most: int) -> list[ResultDelivery]:
 
 
 def retry_delivery(delivery_id: str) -> bool:
-    """Send a result again that failed, was cancelled or waits for its next try. The caller commits.
+    """Send a result again that failed, was canceled or waits for its next attempt. The caller
+    commits.
 
     Returns:
         False if there is no such result, or it was sent.
     """
-    its = ResultDelivery.id == delivery_id
-    waits = update(ResultDelivery).where(its, ResultDelivery.status == JobStatus.QUEUED)
+    is_delivery = ResultDelivery.id == delivery_id
+    waits = update(ResultDelivery).where(is_delivery, ResultDelivery.status == JobStatus.QUEUED)
     hurried = db.session.scalar(
         waits.values(retry_at=None).returning(ResultDelivery.id),
         execution_options={"synchronize_session": False},
     )
-    return hurried is not None or queue_again(ResultDelivery, its, tries=0)
+    return hurried is not None or queue_again(ResultDelivery, is_delivery, tries=0)
 
 
 def cancel_delivery(delivery_id: str) -> bool:
-    """Give up sending a result, also one that failed, and forget the link if nothing else needs it.
-    The caller commits.
+    """Give up sending a result, including a failed one, and delete the link if nothing else needs
+    it. The caller commits.
 
     Returns:
-        False if there is no such result, or it was sent or cancelled.
+        False if there is no such result, or it was sent or canceled.
     """
-    its = ResultDelivery.id == delivery_id
-    is_canceled = cancel(ResultDelivery, its)
+    is_delivery = ResultDelivery.id == delivery_id
+    is_canceled = cancel(ResultDelivery, is_delivery)
     if not is_canceled:
-        failed = update(ResultDelivery).where(its, ResultDelivery.status == JobStatus.FAILED)
+        failed = update(ResultDelivery).where(
+            is_delivery, ResultDelivery.status == JobStatus.FAILED
+        )
         is_canceled = (
             db.session.scalar(
                 failed.values(status=JobStatus.CANCELLED).returning(ResultDelivery.id),
@@ -214,6 +217,6 @@ def cancel_delivery(delivery_id: str) -> bool:
             is not None
         )
     if is_canceled:
-        scan = select(ResultDelivery.scan_id).where(its).scalar_subquery()
+        scan = select(ResultDelivery.scan_id).where(is_delivery).scalar_subquery()
         forget_links(ReceivedScan.scan_id == scan)
     return is_canceled

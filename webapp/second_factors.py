@@ -119,8 +119,8 @@ def new_recovery_codes(user_id: str) -> list[str]:
 
 def recovery_codes_left(user_id: str) -> int:
     """Return how many unused recovery codes a person has."""
-    own = select(func.count()).select_from(RecoveryCode).where(RecoveryCode.user_id == user_id)
-    return db.session.scalar(own) or 0
+    query = select(func.count()).select_from(RecoveryCode).where(RecoveryCode.user_id == user_id)
+    return db.session.scalar(query) or 0
 
 
 def accepts(user_id: str, text: str) -> type[SecondFactor] | type[RecoveryCode] | None:

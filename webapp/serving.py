@@ -237,12 +237,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.look(conn)
         if self.idle[address_of(conn)] > MOST_IDLE and not self.has_proxy:
             self.drop(
-                next(one for one in self.pending_conns if address_of(one) == address_of(conn))
+                next(
+                    pending
+                    for pending in self.pending_conns
+                    if address_of(pending) == address_of(conn)
+                )
             )
         # At the maximum number of connections, no new client would be answered.
         if self.nr_conns >= self.worker_connections and self.pending_conns:
             ((most, _),) = self.idle.most_common(1)
-            self.drop(next(one for one in self.pending_conns if address_of(one) == most))
+            self.drop(
+                next(pending for pending in self.pending_conns if address_of(pending) == most)
+            )
 
     def wait_for(self, conn: TConn, on_readable: Any) -> None:
         """Have `on_readable` called when a client sends something, within `REQUEST_S`."""

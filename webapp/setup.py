@@ -41,7 +41,7 @@ from webapp.storage import storage
 SETUP_LOCK = 0x68656D6F  # "hemo": PostgreSQL's advisory locks are numbers.
 FIRST_ADMIN = "admin"
 PREDICTIONS = "predictions.csv"
-"""A model's out-of-fold answers (`ml.training.shipped_answers`), in its folder and in storage."""
+"""A model's out-of-fold answers (`ml.validation.shipped_answers`), in its folder and in storage."""
 
 
 @click.command("setup")

@@ -1,5 +1,5 @@
-"""What a shadow has seen: where candidate and live version agree, how their probabilities drift,
-and what it cost.
+"""The figures of a shadow: agreement of candidate and live version, drift of their probabilities,
+and cost.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Agreement:
     @property
     def same(self) -> int:
         """How many scans are in the same state by both."""
-        return sum(count for (live, own), count in self.counts.items() if live == own)
+        return sum(count for (live, candidate), count in self.counts.items() if live == candidate)
 
     @property
     def share(self) -> float | None:
@@ -96,8 +96,8 @@ class Period:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a shadow took so far: scans by how they ended, and processor time, on average per answer
-    where there are any.
+    """The cost of a shadow so far: scans by outcome, and seconds of processor time, in all and per
+    answer.
     """
 
     answered: int = 0
@@ -118,19 +118,21 @@ class _Tally:
 
 
 def agreement_of(shadow_id: str) -> Agreement:
-    """Return how far candidate and live version agree."""
+    """Return the agreement of candidate and live version."""
     states = select(ShadowAnswer.live_state, ShadowAnswer.state, func.count()).where(
         *_answered(shadow_id)
     )
     rows = db.session.execute(states.group_by(ShadowAnswer.live_state, ShadowAnswer.state))
-    agreement = Agreement({(live, own): count for live, own, count in rows if own is not None})
+    agreement = Agreement(
+        {(live, candidate): count for live, candidate, count in rows if candidate is not None}
+    )
     if not agreement.n:
         return agreement
     return Agreement(agreement.counts, *wilson(agreement.same, agreement.n))
 
 
 def cost_of(shadow_id: str) -> Cost:
-    """Return what a shadow took so far."""
+    """Return the cost of a shadow so far."""
     rows = db.session.execute(
         select(
             ShadowAnswer.status, func.count(), func.coalesce(func.sum(ShadowAnswer.seconds), 0.0)

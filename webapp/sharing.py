@@ -1,14 +1,14 @@
-"""Who sees a scan besides its owner: those it is shared with, one by one or as reviewers."""
+"""Who sees a scan besides its owner: people with whom it is shared by name, or the reviewers."""
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Select, Text, cast, delete, exists, or_, select
+from sqlalchemy import ColumnElement, Select, delete, exists, or_, select
 from sqlalchemy.orm import joinedload
 
 from webapp.audit import record
 from webapp.extensions import db
 from webapp.forms import is_id, username_problem
-from webapp.models import REVIEWERS, Act, Scan, Share, User
+from webapp.models import REVIEWERS, Act, ReplacedScan, Scan, Share, User
 
 MOST_SHARES = 50
 """People with whom one scan can be shared, each by name."""
@@ -23,7 +23,7 @@ def visible_to(user_id: str) -> ColumnElement[bool]:
     """Return the condition of scans that this person may see: their own, and what is shared with
     them now.
     """
-    # Apart from each other, so that each finds its index.
+    # Separate subqueries, so that each can use its index.
     return or_(
         Scan.user_id == user_id,
         exists().where(Share.scan_id == Scan.id, Share.with_user_id == user_id),
@@ -33,18 +33,13 @@ def visible_to(user_id: str) -> ColumnElement[bool]:
 
 
 def successor_of(scan_id: str, user_id: str) -> str | None:
-    """Return the id of the newest scan that took the place of one that is gone, because more of its
-    series arrived, if this person may see it; None if there is none.
+    """Return the id of the scan that took the place of one that is gone, if this person may see it;
+    None if there is none.
     """
     if not is_id(scan_id):
         return None
-    named = cast(Scan.replaces, Text).contains(f'"scan_id": "{scan_id}"')
-    return db.session.scalar(
-        select(Scan.id)
-        .where(visible_to(user_id), Scan.replaces.is_not(None), named)
-        .order_by(Scan.created_at.desc())
-        .limit(1)
-    )
+    heir = select(Scan.id).join(ReplacedScan, ReplacedScan.scan_id == Scan.id)
+    return db.session.scalar(heir.where(ReplacedScan.id == scan_id, visible_to(user_id)))
 
 
 def shared_with(user_id: str) -> Select[str]:
@@ -84,7 +79,7 @@ def share(scan: Scan, username: str | None) -> Share:
         raise SharingRefused("This scan has been deleted.")
     with_user_id = person and person.id
     earlier = shares_of(scan.id)
-    if any(one.with_user_id == with_user_id for one in earlier):
+    if any(share.with_user_id == with_user_id for share in earlier):
         whom = THE_REVIEWERS if person is None else person.username
         raise SharingRefused(f"This scan is already shared with {whom}.")
     if len(earlier) >= MOST_SHARES:

@@ -355,8 +355,8 @@ def visible_scans(user_id: str, ids: Sequence[str]) -> list[Scan]:
 def has_pending(user_id: str) -> bool:
     """Return whether one of the user's scans is waiting or being analyzed."""
     # Only columns of the index of open scans, else SQLite reads another one.
-    one = select(Scan.status).where(Scan.user_id == user_id, IS_OPEN).limit(1)
-    return db.session.scalar(one) is not None
+    query = select(Scan.status).where(Scan.user_id == user_id, IS_OPEN).limit(1)
+    return db.session.scalar(query) is not None
 
 
 def verdicts_since(user_id: str, opened: datetime) -> int:

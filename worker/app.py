@@ -133,8 +133,8 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         logging.config.dictConfig(logs.json_logging(loglevel))
 
     def prepare_to_stop(**_: Any) -> None:
-        _stop[0] = 1  # Tells the children.
-        # A message that still arrives goes back to its queue, of which kombu would warn.
+        _stop[0] = 1  # Signals the children.
+        # A message that still arrives returns to its queue; kombu would warn about it.
         logging.getLogger("kombu.transport.virtual.base").setLevel(logging.ERROR)
 
     def begin(**_: Any) -> None:
@@ -196,7 +196,7 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
 
 def return_rows_of(last_owner: str) -> None:
     """Have the sweep return the rows of the child before this one, if it was killed, without
-    waiting for its leases to run out. A child that ended in order holds none.
+    waiting for its leases to run out. A child that ended normally holds none.
     """
     if not has_died(last_owner):
         return
@@ -220,7 +220,7 @@ def prepare_to_predict() -> None:
 
     try:
         warm_up()
-    except Exception:  # The first scan will meet the same trouble.
+    except Exception:  # The first scan will run into the same error.
         db.session.rollback()
         log.warning("the live model could not be loaded in advance", exc_info=True)
 

@@ -1,4 +1,6 @@
-"""When a predict worker stops work on a row: it is to stop, its lease is lost, or a scan waits."""
+"""When a predict worker stops work on a row: the worker shuts down, the lease is lost, or a scan
+waits.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ LOOK_S = 1.0
 
 
 def gives_way(table: type[Leased], row_id: str) -> Callable[[], bool]:
-    """Return a function that says whether to stop work on a row that nobody waits for: as
-    `until_lost`, or because a live scan waits.
+    """Return a function that says whether to stop low-priority work on a row: like `until_lost`, or
+    because a live scan waits.
     """
     return until_lost(table, row_id, or_if=lambda: leases.is_any_waiting(Scan))
 

@@ -1,5 +1,5 @@
-"""How two versions differ: paired differences on images that both judged without having learned
-from them, out of fold or in an evaluation.
+"""How two versions differ: paired differences on images that neither was trained on, out of fold or
+in an evaluation.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FIGURES = ("auroc", "accuracy", "sensitivity", "specificity")
 
 @dataclass(frozen=True)
 class Tables:
-    """Where the held-out answers of a version are.
+    """Location of the held-out answers of a version.
 
     Attributes:
         out_of_fold: storage key, or the folder of a training that has just ended.
@@ -52,8 +52,8 @@ class Tables:
     evaluations: Mapping[str, str]
 
     def on(self, dataset_id: str) -> tuple[str, str | Path]:
-        """Return which answers there are on a data set, and where: those of the evaluation, else
-        those out of fold.
+        """Return the kind and the location of the answers on a data set: those of the evaluation,
+        else the out-of-fold answers.
         """
         if key := self.evaluations.get(dataset_id):
             return EVALUATION, key

@@ -1,7 +1,7 @@
 """Makes the archive of a data set of confirmed scans, which is then imported like any other.
 
-Nothing in it tells whose a scan is: names are keyed hashes, files are written anew, and what lies
-outside the head is covered.
+It identifies nobody: names are keyed hashes, files are written anew, and everything outside the
+head is blacked out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NAME_DIGITS = 16
 
 @dataclass(frozen=True)
 class Labels:
-    """What people agree on for a scan; see `ml.datasets.writing.LabeledScan`."""
+    """The majority's labels of a scan; see `ml.datasets.writing.LabeledScan`."""
 
     label: int
     types: tuple[str, ...]
@@ -55,7 +55,8 @@ def make_archive(
         tell: is called with the step, how many scans are done, and how many there are.
 
     Raises:
-        DatasetError: there is no such scan any more, or they take more than data sets may.
+        DatasetError: there is no such scan any more, or together they exceed the size limit of data
+            sets.
         StorageError: the storage fails.
     """
     scans, labels = in_transaction(lambda: _choose(dataset))
@@ -73,15 +74,15 @@ def make_archive(
             left_out[str(err)] += 1
             unreadable.add(scan.id)
             continue
-        own = labels[scan.id]
+        label = labels[scan.id]
         labeled = LabeledScan(
             _hidden("scan", scan.id),
             _hidden("study", scan.study_id),
             series,
-            own.label,
-            own.types,
-            own.slice_labels,
-            own.slice_types,
+            label.label,
+            label.types,
+            label.slice_labels,
+            label.slice_types,
         )
         rows += retry_disk(lambda labeled=labeled: write_scan(root, labeled))  # type: ignore[misc]
         _require_fewer_bytes(root)
@@ -97,10 +98,10 @@ def make_archive(
 
 
 def _choose(dataset: Dataset) -> tuple[list[Scan], dict[str, Labels]]:
-    """Return the confirmed scans that a data set is to be made of, and what people say of each.
+    """Return the confirmed scans for a data set, and the labels of each.
 
-    They are entered as scans of the data set before one of them is read, and cannot be deleted or
-    joined until they are, so that none is learned from without a trace.
+    They are recorded as scans of the data set before any of them is read, and cannot be deleted or
+    joined until then, so that training data can always be traced.
     """
     chosen = confirmed_scans(filter_of(dataset.made_from or {}))
     # Only writers of the row wait for this lock; reading and new opinions go on.
@@ -122,7 +123,7 @@ def _choose(dataset: Dataset) -> tuple[list[Scan], dict[str, Labels]]:
 
 
 def _enter(dataset_id: str, scans: Sequence[Scan]) -> None:
-    """Write of which scans a data set is made; an interrupted attempt may have entered others."""
+    """Record the scans of a data set, in place of those of an interrupted attempt."""
     db.session.execute(delete(dataset_scan).where(dataset_scan.c.dataset_id == dataset_id))
     rows = [
         {"dataset_id": dataset_id, "scan_id": scan.id, "study_id": scan.study_id} for scan in scans
@@ -132,7 +133,7 @@ def _enter(dataset_id: str, scans: Sequence[Scan]) -> None:
 
 
 def _leave_out(dataset_id: str, scan_ids: Collection[str]) -> None:
-    """Take scans back that were entered and are left out of the data set."""
+    """Remove recorded scans that are left out of the data set."""
     db.session.execute(
         delete(dataset_scan).where(
             dataset_scan.c.dataset_id == dataset_id, dataset_scan.c.scan_id.in_(scan_ids)
@@ -141,9 +142,8 @@ def _leave_out(dataset_id: str, scan_ids: Collection[str]) -> None:
 
 
 def labels_of(opinions: Sequence[Opinion]) -> Labels:
-    """Return what opinions on a confirmed scan say together, slice by slice: what most people say;
-    a slice on which they are divided has no label. A type counts if most of those name it who say
-    that hemorrhage is present.
+    """Return the majority's labels of a confirmed scan and of its slices; a slice with a tie has no
+    label. A type counts if most of those who see a hemorrhage name it.
     """
     of_slice: dict[int, list[Opinion]] = {}
     for opinion in opinions:
@@ -173,7 +173,7 @@ def _types_of(opinions: Sequence[Opinion]) -> tuple[str, ...]:
 
 
 def _hidden(what: str, row_id: str) -> str:
-    """Return a name that stands for a row and does not tell which, always the same."""
+    """Return a stable pseudonym for a row: a keyed hash of its id."""
     key = str(current_app.config["SECRET_KEY"]).encode()
     digest = hmac.new(key, f"data set {what} {row_id}".encode(), hashlib.sha256)
     return f"{what[0]}{digest.hexdigest()[:NAME_DIGITS]}"

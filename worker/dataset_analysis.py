@@ -1,5 +1,5 @@
-"""Finds out what administrators ask about data sets: their images one by one, how a training would
-split them, and how well simple features tell two of them apart.
+"""Answers administrators' questions about data sets: an index of the images, a preview of the
+split, and how well simple features distinguish two data sets.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ def _index_images(row: DatasetAnalysis, folder: Path) -> None:
     shares = distributions(opened.examples, described.measured)
 
     def add() -> None:
-        own = db.session.get(Dataset, dataset.id, with_for_update=True)
-        if own is not None:
-            own.exploration = {**(own.exploration or {}), "distributions": shares}
+        locked = db.session.get(Dataset, dataset.id, with_for_update=True)
+        if locked is not None:
+            locked.exploration = {**(locked.exploration or {}), "distributions": shares}
 
     in_transaction(add)
 
@@ -142,16 +142,16 @@ def _split(row: DatasetAnalysis, _: Path) -> dict[str, Any]:
 
 
 def _compare_sources(row: DatasetAnalysis, folder: Path) -> dict[str, Any]:
-    """Return {"probes": how well simple features tell two data sets apart
+    """Return {"probes": how well simple features distinguish two data sets
     (`ml.exploration.shortcuts.source_probes`), "shared": how many different files are in both}.
     """
-    one, other = row.dataset, row.other
+    dataset, other = row.dataset, row.other
     if other is None:
         raise LeaseLost
-    samples = (_sample(one, folder), _sample(other, folder))
+    samples = (_sample(dataset, folder), _sample(other, folder))
     return {
-        "probes": source_probes((one.name, other.name), samples),
-        "shared": in_transaction(lambda: _shared_files(one.id, other.id)),
+        "probes": source_probes((dataset.name, other.name), samples),
+        "shared": in_transaction(lambda: _shared_files(dataset.id, other.id)),
     }
 
 

@@ -1,5 +1,5 @@
-"""Writes down the images of a data set one by one: a row and a thumbnail for each, their
-near-duplicates, and what probes of sources need.
+"""Indexes the images of a data set: a row and a thumbnail for each, near-duplicates, and the
+features for probes of sources.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Described:
         opened: the data set.
         root: the folder that its archive was unpacked to.
         folder: a temporary folder.
-        measured: what was measured of each image.
-        places: where each thumbnail begins in the file, and its bytes.
+        measured: the measurements of each image.
+        places: offset and size in bytes of each thumbnail in the file.
     """
 
     opened: Dataset
@@ -65,7 +65,7 @@ class Described:
     def store(
         self, dataset_id: str, still_mine: Callable[[], object], on_part: Callable[[int, int], None]
     ) -> None:
-        """Store files and rows, in place of those of an attempt that came to nothing.
+        """Store files and rows, in place of those of a failed attempt.
 
         Args:
             dataset_id: the data set.
@@ -116,9 +116,9 @@ class Described:
     def _pairs(self, dataset_id: str) -> Iterator[dict[str, Any]]:
         number_of = {example.name: at for at, example in enumerate(self.opened.examples)}
         numbers = {
-            (number_of[one], number_of[other])
+            (number_of[first], number_of[second])
             for pair in self.opened.near_duplicates
-            for one, other in (pair, pair[::-1])
+            for first, second in (pair, pair[::-1])
         }
         for number, other in sorted(numbers):
             yield {"dataset_id": dataset_id, "number": number, "other": other}
@@ -158,7 +158,7 @@ def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def bounded_by_bars(words: Sequence[str]) -> str:
-    """Return words in a form in which each can be searched for: "|one|two|", "" for none."""
+    """Return words in the form "|one|two|", in which each can be searched for; "" for none."""
     return f"|{'|'.join(words)}|" if words else ""
 
 
@@ -206,4 +206,4 @@ def examples_of(dataset_id: str, dataset_name: str) -> tuple[list[Example], list
             DatasetPair.dataset_id == dataset_id, DatasetPair.number < DatasetPair.other
         )
     )
-    return examples, [(rows[one].name, rows[other].name) for one, other in pairs]
+    return examples, [(rows[first].name, rows[second].name) for first, second in pairs]

@@ -96,7 +96,8 @@ def import_next_dataset() -> bool:
                 failed = in_transaction(
                     lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence})
                 )
-                # It will not be read again, unless it is that of the version before.
+                # Not needed any more, unless the previous version of the data set has the same
+                # archive.
                 if failed and isinstance(err, DatasetError) and dataset.corrections is None:
                     retry_storage(lambda: storage.delete(dataset.archive_key))
         except Exception:
@@ -111,7 +112,7 @@ def import_next_dataset() -> bool:
 
 
 def _finish(dataset: Dataset, facts: dict[str, object]) -> bool:
-    """Note that the data set can be used, and that its images are indexed."""
+    """Record that the data set can be used, and that its images are indexed."""
     if not leases.finish(Dataset, heartbeat().owner, [dataset.id], **facts):
         return False
     if analysis_of(dataset.id, AnalysisKind.IMAGES) is None:
@@ -129,7 +130,7 @@ def _finish(dataset: Dataset, facts: dict[str, object]) -> bool:
 
 
 def let_go(dataset: Dataset) -> None:
-    """Drop a data set that this worker no longer holds, and the contact sheet of one that was
+    """Give up a data set that this worker no longer holds; delete the contact sheet of one that was
     canceled or deleted.
     """
     status = in_transaction(
@@ -176,7 +177,8 @@ def look_into(dataset: Dataset) -> dict[str, object]:
 
     with mine.work_folder() as folder:
         notes = [] if dataset.made_from is None else make_archive(dataset, folder, tell)
-        # One class alone says nothing, but a set of it can join others, or be evaluated on.
+        # A set of one class cannot be trained on alone, but it can be pooled with others or
+        # evaluated on.
         opened = fetch_dataset(dataset, folder, tell, needs_both_classes=False)
         sheet = BytesIO()
         contact_sheet(opened).save(sheet, "PNG")

@@ -16,6 +16,7 @@ import os
 import selectors
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ BEYOND_LIMITS = (
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV")
 """The environment variables that the child inherits; a hostile file must not get at the others."""
 GRACE_S = 10
-"""The child kills itself this long after its time limit, in case its worker no longer does."""
+"""The child kills itself this long after its time limit, in case its worker cannot."""
 
 
 class BeyondLimits(ImageError):
@@ -52,8 +53,8 @@ class BeyondLimits(ImageError):
 
 
 class SlicesOfFile(Sequence[Slice]):
-    """Slices whose pixels stay in a file until somebody asks for them; the file may be deleted once
-    it is open. What was got may be modified and does not change the file.
+    """Slices whose pixels are read from a file on access; the file may be deleted once it is open.
+    Modifying a slice does not change the file.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class SlicesOfFile(Sequence[Slice]):
     def __getitem__(self, index: slice) -> tuple[Slice, ...]: ...
     def __getitem__(self, index: int | slice) -> Slice | tuple[Slice, ...]:
         if isinstance(index, slice):
-            return tuple(self[one] for one in range(len(self))[index])
+            return tuple(self[number] for number in range(len(self))[index])
         index = range(len(self))[index]
         height, width = self._shape[1:]
         size = height * width * self._kind.itemsize
@@ -203,6 +204,8 @@ class Decoder:
 
 
 _decoder: Decoder | None = None
+_decoding = threading.Lock()
+"""The child decodes for one thread at a time."""
 
 
 def decode(paths: Sequence[Path], *, redact: bool = False, **limits: int) -> Series:
@@ -217,7 +220,7 @@ def decode(paths: Sequence[Path], *, redact: bool = False, **limits: int) -> Ser
     """
     global _decoder
     config, mine = current_app.config, heartbeat()
-    if _decoder is None:
-        _decoder = Decoder(config["DECODE_MEMORY_MB"], config["DECODE_S"], mine.folder)
-    with mine.work_folder() as folder:
+    with _decoding, mine.work_folder() as folder:
+        if _decoder is None:
+            _decoder = Decoder(config["DECODE_MEMORY_MB"], config["DECODE_S"], mine.folder)
         return _decoder.decode(paths, folder, redact=redact, **limits)

@@ -1,7 +1,7 @@
 """Sends notifications that are queued, in the background of the sweeps, with retries.
 
-A message holds a sentence and a link, and nothing about a patient. It is sent at least once: a
-worker that dies after sending and before writing so leaves it to the next one.
+A message holds a sentence and a link, and nothing about a patient. It is sent at least once: if a
+worker dies after sending and before recording that, the next one sends it again.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from worker.sending import NotAllowed, NotDelivered, note_failure, send_meanwhil
 from worker.webhooks import post, signed
 
 log = logging.getLogger(__name__)
-# What it logs may hold addresses; this module logs what failed.
+# Apprise's log may contain addresses; this module logs failures itself.
 logging.getLogger("apprise").setLevel(logging.CRITICAL)
 
 RETRY_S = (10, 60, 300, 1800, 7200)
-"""How long a message waits after each failure; after one more it has failed."""
+"""The wait after each failure; one more failure is final."""
 MOST_S = 15.0
-"""A try that takes longer has failed."""
+"""An attempt that takes longer has failed."""
 MOST_TOGETHER = 200
 """The most results in one message to a person."""
 KEEP_S = 30 * 24 * 3600
@@ -44,7 +44,7 @@ _sending = threading.Lock()
 
 
 def send_notifications_meanwhile(app: Flask) -> None:
-    """Send what is due in a thread, so that no sweep waits for a receiver."""
+    """Send due messages in a thread, so that no sweep waits for a receiver."""
     send_meanwhile(app, _sending, send_due)
 
 
@@ -62,7 +62,7 @@ def send_due() -> None:
 
 
 def send(notification: Notification) -> None:
-    """Send a claimed message, and write what became of it."""
+    """Send a claimed message, and record the outcome."""
     owner, ids = heartbeat().owner, [notification.id]
     try:
         deliver, together = prepared(notification)
@@ -80,8 +80,8 @@ def send(notification: Notification) -> None:
 
 
 def prepared(notification: Notification) -> tuple[Callable[[], None], list[str]]:
-    """Return what sends a message, which needs no database any more, and the ids of the waiting
-    messages that it makes superfluous, since it announces their results as well.
+    """Return a function that sends a message without using the database, and the ids of the waiting
+    messages that it supersedes, since it announces their results as well.
 
     Raises:
         NotAllowed: it cannot be sent to that person.
@@ -91,7 +91,7 @@ def prepared(notification: Notification) -> tuple[Callable[[], None], list[str]]
     together: list[str] = []
     if channel is not Channel.WEBHOOK and scan_id is not None:
         together = waiting_beside(notification)
-    # No transaction is open while a receiver answers; what was read stays as it is.
+    # No transaction is open while a receiver answers; the loaded rows stay usable.
     db.session.commit()
     if person is None or person.disabled_at is not None:
         raise NotAllowed("The account is disabled.")
@@ -106,7 +106,7 @@ def prepared(notification: Notification) -> tuple[Callable[[], None], list[str]]
             raise NotAllowed("The account has no email address.")
         address = config["NOTIFY_EMAIL_URL"]
         address += f"{'&' if '?' in address else '?'}to={quote(person.email)}"
-    # Not within the time of a try: the first one loads all of Apprise's services.
+    # Outside the time limit: the first call loads all of Apprise's services.
     service = apprise.Apprise.instantiate(address)
     if service is None:
         raise NotAllowed("The operator's address of this channel is not valid.")

@@ -34,16 +34,16 @@ from webapp.dicom_peers import TOKEN, Destination
 from webapp.models import new_id
 from worker.sending import NotDelivered
 
-# What it logs may hold names; `NotDelivered` says what failed.
+# pynetdicom's log may contain names; `NotDelivered` says what failed.
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 
 CONNECT_S, ANSWER_S = 10.0, 30.0
 DUPLICATE = 0x0111
-"""The destination has this instance already, so an earlier try got through."""
+"""The destination has this instance already, so an earlier attempt succeeded."""
 NOT_SUPPORTED = 0x0122
 """The destination does not take objects of this kind."""
 WARNINGS = range(0xB000, 0xC000)
-"""Statuses of an instance that was stored all the same."""
+"""Warning statuses: the instance was stored."""
 MOST_OF_ANSWER = 2**20
 NOT_TRUSTED = (
     "is signed by an authority that is not trusted: name it by ca= in DICOM_DESTINATIONS, or"
@@ -57,7 +57,7 @@ OF_CERTIFICATE = {
 }
 """What is wrong with a certificate, by OpenSSL's number of the error (X509_V_ERR_…)."""
 OF_ANOTHER_NAME = (62, 64)
-# An error is the first of these that it is.
+# The first class that matches an error decides.
 NO_ANSWER = {
     NameResolutionError: "The name of the destination’s host is unknown.",
     NewConnectionError: "The destination cannot be reached.",
@@ -70,15 +70,15 @@ NO_ANSWER = {
 def send(
     destination: Destination, objects: Sequence[Dataset], config: Mapping[str, Any]
 ) -> list[Dataset]:
-    """Send objects; return those that are stored now: all but of kinds that the destination does
-    not take at all, as some do not take segmentations or structured reports.
+    """Send objects; return those that were stored. Objects of kinds that the destination does not
+    support, such as segmentations or structured reports, are left out.
 
     Args:
         config: `DICOM_AE_TITLE` and the certificates, `DICOM_TLS_…`.
 
     Raises:
-        NotDelivered: one of them was refused, or all are of such kinds, or the destination cannot
-            be spoken to.
+        NotDelivered: one of them was refused, none is of a supported kind, or the destination
+            cannot be reached.
     """
     store = _store_by_dimse if destination.is_dimse else _store_by_web
     stored = store(destination, objects, config)
@@ -88,17 +88,17 @@ def send(
 
 
 def tls_of(destination: Destination, config: Mapping[str, Any]) -> ssl.SSLContext:
-    """Return the client's side of TLS: the destination's certificate is checked, by its own
-    authority or the operator's if there is one, and ours is shown.
+    """Return the TLS context of the client. It verifies the destination's certificate, by the
+    authority configured for the destination or for all, and presents our certificate.
 
     Raises:
         NotDelivered: a certificate or key cannot be read.
     """
-    own = destination.ca
+    authority = destination.ca
     try:
-        context = ssl.create_default_context(cafile=own or config["DICOM_TLS_CA"] or None)
+        context = ssl.create_default_context(cafile=authority or config["DICOM_TLS_CA"] or None)
     except OSError as err:
-        named = f"ca= of {destination.name}" if own else "DICOM_TLS_CA"
+        named = f"ca= of {destination.name}" if authority else "DICOM_TLS_CA"
         raise NotDelivered(f"The certificates that {named} names cannot be read.") from err
     try:
         if config["DICOM_TLS_CERT"]:
@@ -135,7 +135,7 @@ def _store_by_dimse(
     ae = AE(config["DICOM_AE_TITLE"])
     ae.connection_timeout = ae.acse_timeout = CONNECT_S
     ae.dimse_timeout = ae.network_timeout = ANSWER_S
-    for kind in dict.fromkeys(str(one.SOPClassUID) for one in objects):
+    for kind in dict.fromkeys(str(dataset.SOPClassUID) for dataset in objects):
         ae.add_requested_context(kind, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
     tls = (tls_of(destination, config), destination.host) if destination.has_tls else None
     association = ae.associate(
@@ -152,9 +152,9 @@ def _store_by_dimse(
                 _require_tls(destination, config)
             raise NotDelivered("The destination cannot be reached, or does not speak DICOM.")
         accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
-        accepted_objects = [one for one in objects if str(one.SOPClassUID) in accepted]
-        for one in accepted_objects:
-            _store_one(association, one)
+        accepted_objects = [dataset for dataset in objects if str(dataset.SOPClassUID) in accepted]
+        for dataset in accepted_objects:
+            _store_one(association, dataset)
         return accepted_objects
     finally:
         if association.is_established:
@@ -180,23 +180,23 @@ def _require_tls(destination: Destination, config: Mapping[str, Any]) -> None:
         return
 
 
-def _store_one(association: Association, one: Dataset) -> None:
+def _store_one(association: Association, dataset: Dataset) -> None:
     try:
-        answer = association.send_c_store(one)
+        answer = association.send_c_store(dataset)
     except RuntimeError as err:
         raise NotDelivered("The destination ended the association before all was sent.") from err
     if "Status" not in answer:
         raise NotDelivered("The connection was cut, or there was no answer in time.")
     if answer.Status and answer.Status != DUPLICATE and answer.Status not in WARNINGS:
         raise NotDelivered(
-            f"The destination refused {one.SOPClassUID.name} with status 0x{answer.Status:04X}."
+            f"The destination refused {dataset.SOPClassUID.name} with status 0x{answer.Status:04X}."
         )
 
 
 def _store_by_web(
     destination: Destination, objects: Sequence[Dataset], config: Mapping[str, Any]
 ) -> list[Dataset]:
-    parts, boundary = destination.parts, new_id()  # Which no object holds.
+    parts, boundary = destination.parts, new_id()  # A boundary that occurs in no object.
     address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     headers = {
         "Accept": "application/dicom+json",
@@ -235,7 +235,7 @@ def _store_by_web(
 
 
 def _authorization_of(destination: Destination) -> str:
-    """Return how a DICOMweb server is to know us; "" if not at all.
+    """Return the Authorization header for a DICOMweb server; "" if it needs none.
 
     Raises:
         NotDelivered: the file of the secret cannot be read, or holds none.
@@ -272,9 +272,9 @@ def _refusal_of(authorization: str) -> str:
 
 def _body_of(objects: Sequence[Dataset], boundary: str) -> bytes:
     body = BytesIO()
-    for one in objects:
+    for dataset in objects:
         body.write(f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode())
-        one.save_as(body, enforce_file_format=True)
+        dataset.save_as(body, enforce_file_format=True)
         body.write(b"\r\n")
     body.write(f"--{boundary}--\r\n".encode())
     return body.getvalue()
@@ -293,13 +293,15 @@ def _stored_of(objects: Sequence[Dataset], status: int, answer_body: bytes) -> l
     failed = _failures_in(answer_body)
     if status == 409 and not failed:
         raise NotDelivered("The destination did not accept the objects (status 409).")
-    reasons = [one for one in failed.values() if one not in (DUPLICATE, NOT_SUPPORTED)]
+    reasons = [reason for reason in failed.values() if reason not in (DUPLICATE, NOT_SUPPORTED)]
     if reasons:
         raise NotDelivered(
             f"The destination did not store {len(reasons)} of the objects (reason"
             f" 0x{reasons[0]:04X})."
         )
-    return [one for one in objects if failed.get(str(one.SOPInstanceUID)) != NOT_SUPPORTED]
+    return [
+        dataset for dataset in objects if failed.get(str(dataset.SOPInstanceUID)) != NOT_SUPPORTED
+    ]
 
 
 def _failures_in(answer_body: bytes) -> dict[str, int]:

@@ -23,8 +23,8 @@ from ml.evaluation.curves import Mistake, curves_of_run, worst_mistakes
 from ml.inference.heat_maps import overlay
 from ml.inference.predictor import Predictor
 from ml.scans.slices import Series, render
-from ml.training.external_validation import PARTIAL, evaluate
 from ml.typed_json import to_json
+from ml.validation.external import PARTIAL, evaluate
 from webapp.extensions import db
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.models import Evaluation, JobStatus, request_comparisons_after
@@ -47,10 +47,12 @@ WRITE_EVERY_S = 1.0
 ends.
 """
 MOST_MISTAKES = 8
-"""Of each kind, missed hemorrhages and false alarms."""
+"""The number of missed hemorrhages, and of false alarms, that are shown."""
 MISTAKE_PX = 512
 NEIGHBORS = 4
-"""On each side, that a series model looks at beside a slice (`Predictor.heatmaps`)."""
+"""Neighbors on each side that a series model needs for the heat map of a slice
+(`Predictor.heatmaps`).
+"""
 TABLES = ("answers.csv", "predictions.csv", "metrics.json")
 
 
@@ -122,7 +124,7 @@ class Evaluating:
     def _score(self) -> dict[str, Any]:
         """Return the columns of the result; the files are stored."""
         model = model_folder(self.row.version)
-        # Like `python -m ml evaluate`: a data set of one class says something, too.
+        # As in `python -m ml evaluate`, a data set may have a single class.
         dataset = fetch_dataset(
             self.row.dataset, self.folder, self._tell, needs_both_classes=False, keeps_bare=True
         )
@@ -197,7 +199,7 @@ class Evaluating:
             return  # It begins.
 
     def _keep_partial(self) -> None:
-        """Store what was scored, if the storage takes it; otherwise it is scored again."""
+        """Store what was scored, if the storage is available; otherwise it will be scored again."""
         partial = self.out_dir / PARTIAL
         if partial.is_file():
             try:
@@ -206,7 +208,7 @@ class Evaluating:
                 log.warning("evaluation=%s starts over: %s", self.row.id, type(err).__name__)
 
     def _let_go(self) -> None:
-        """Drop an evaluation that this worker no longer holds; delete the files of one that was
+        """Give up an evaluation that this worker no longer holds; delete the files of one that was
         canceled, or deleted with its data set.
         """
         status = in_transaction(

@@ -33,7 +33,7 @@ ABANDONED_S = 600
 class Heartbeat:
     """This process as the database knows it; `owner` is written into its leases.
 
-    Made in the pool's child, never in the Celery parent, because it holds a thread and a database
+    Created in the pool's child, never in the Celery parent, because it has a thread and a database
     connection.
     """
 
@@ -51,27 +51,27 @@ class Heartbeat:
         self.stopping = stopping
         """True once the worker was asked to stop: finish the batch or hand back, then return."""
         self.last_read_for = ""
-        """Whose scan was read last: the others are next, where not all that are claimed can be read
-        together.
+        """The user whose scan was analyzed last: other users are next if a batch cannot hold all
+        claimed scans.
         """
         self.last_drawn_for = ""
-        """Whose heat map was drawn last: the others are next."""
+        """The user whose heat map was drawn last: other users are next."""
         self.last_reported_for = ""
-        """Whose report was made last: the others are next."""
+        """The user whose report was made last: other users are next."""
         self.environment_id: str | None = None
-        """The stored environment of this process, once it was needed (`worker.made_with`)."""
+        """The id of this process's stored environment, set on first use (`worker.made_with`)."""
         self._storage_away = storage_away or mmap.mmap(-1, 1)
         self.alarm: str | None = None
-        """A sentence on what keeps this worker from answering; the next beat writes it."""
+        """Why this worker cannot analyze scans, a sentence; written by the next beat."""
         self.folder = work_folder_of(app) / self.owner
         self._app = app
-        self._held: dict[type[Leased], Collection[str]] = {}
+        self._held: list[tuple[type[Leased], Collection[str]]] = []
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
 
     @property
     def misses_storage(self) -> bool:
-        """True since the storage was found to be away: nothing is claimed before it answers
+        """True while the storage is known to be unavailable: nothing is claimed until it answers
         (`worker.retries`).
         """
         return self._storage_away[0] != 0
@@ -81,12 +81,12 @@ class Heartbeat:
         self._storage_away[0] = int(misses)
 
     def start(self) -> None:
-        """Show up in the database and keep saying so."""
+        """Register this worker in the database, and start the heartbeat."""
         self.beat()
         self._heart.start()
 
     def stop(self) -> None:
-        """Leave: no heartbeat, no row, no folder."""
+        """Stop the heartbeat, and remove row and folder."""
         self._over.set()
         if self._heart.is_alive():
             self._heart.join(timeout=2)
@@ -99,11 +99,11 @@ class Heartbeat:
                 log.warning("worker=%s could not sign off: %s", self.owner, type(err).__name__)
 
     def beat(self) -> None:
-        """Write that this process lives, and renew the leases it holds; a database that is away is
-        tried at the next beat.
+        """Record that this process is alive, and renew its leases; if the database is unavailable,
+        the next beat tries again.
         """
-        # Told by the folder itself: a worker that started beside a database that was away has no
-        # row yet, and reads all the same.
+        # Recorded in the folder itself: a worker that started while the database was unavailable
+        # works without a row.
         with suppress(OSError):  # no work folder yet
             os.utime(self.folder)
         with self._app.app_context():
@@ -128,7 +128,7 @@ class Heartbeat:
                             alarm=self.alarm,
                         )
                     )
-                for table, ids in tuple(self._held.items()):
+                for table, ids in tuple(self._held):
                     leases.renew(table, self.owner, ids)
                 db.session.commit()
             except SQLAlchemyError as err:
@@ -137,17 +137,22 @@ class Heartbeat:
 
     @contextmanager
     def holding(self, table: type[Leased], ids: Collection[str]) -> Iterator[None]:
-        """Renew the leases of these rows, of which all events tell meanwhile. Threads may hold rows
-        of different tables at one time.
+        """Renew the leases of these rows within the context; log records carry their ids there.
 
-        Afterwards nobody does, so a row without a verdict returns to the queue.
+        Several threads may hold rows at one time. After the context the leases are no longer
+        renewed, so a row without a verdict returns to the queue.
         """
-        self._held[table] = ids
+        entry = (table, ids)
+        self._held.append(entry)
         try:
             with logs.about(**{logs.ids_field(table): ids}):
                 yield
         finally:
-            self._held.pop(table, None)
+            self._held.remove(entry)
+
+    def holds_any(self, table: type[Leased]) -> bool:
+        """Return whether a thread holds rows of this table."""
+        return any(held is table for held, _ in tuple(self._held))
 
     @contextmanager
     def work_folder(self) -> Iterator[Path]:
@@ -164,8 +169,8 @@ class Heartbeat:
 
 
 def has_died(owner: str) -> bool:
-    """Return whether the process of a `Heartbeat.owner` of this machine exists no more; False where
-    its id was given to another one.
+    """Return whether the process of a `Heartbeat.owner` on this machine has exited; False if its
+    process id is in use again.
     """
     try:
         os.kill(int(owner.rsplit("-", 2)[1]), 0)
@@ -188,11 +193,11 @@ def work_folder_of(app: Flask) -> Path:
 
 
 def remove_abandoned_folders() -> None:
-    """Remove the work folders on this machine whose workers were killed: neither the folder nor the
-    database has heard of them for long.
+    """Remove the work folders of killed workers on this machine: neither the folder nor the
+    database shows a recent sign of life.
 
-    Either alone errs: a worker that started beside a database that was away has no row yet, and
-    this machine's clock may be set.
+    Either alone can mislead: a worker that started while the database was unavailable has no row
+    yet, and this machine's clock may have been changed.
     """
     root = work_folder_of(current_app)
     silent = (

@@ -1,5 +1,5 @@
 """What an answer depends on besides its model version: software, machine and settings. They are
-recorded with each answer, so that it can be computed again.
+recorded with each answer, so that it can be replayed.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ CODE = ("scans", "preprocessing", "inference", "artifacts")
 CPU_FLAGS = frozenset(
     {"sse4_1", "avx", "avx2", "fma", "f16c", "avx_vnni", "asimd", "asimddp", "i8mm", "bf16", "sve"}
 )
-"""Features for which ONNX Runtime has kernels of their own; those of AVX-512 and AMX come in many
-kinds and count by their prefix.
+"""Processor features for which ONNX Runtime has special kernels; the variants of AVX-512 and AMX
+are matched by prefix.
 """
 CPU_PREFIXES = ("avx512", "amx")
 
@@ -50,7 +50,7 @@ def here() -> str:
 
 
 def settings_of(version: ModelVersion) -> dict[str, Any]:
-    """Return the settings with which this process answers with a version now."""
+    """Return the settings that this process currently uses with a version."""
     return {
         "slice_threshold": version.slice_threshold,
         "scan_threshold": version.scan_threshold,

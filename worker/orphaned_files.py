@@ -135,16 +135,16 @@ def storage_is_ours() -> bool:
     files belong to, and would delete them all. A database is identified by its first model version,
     which setup creates.
     """
-    ours = db.session.scalar(
+    mark = db.session.scalar(
         select(ModelVersion.id).order_by(ModelVersion.created_at, ModelVersion.id).limit(1)
     )
     db.session.commit()
-    if ours is None:
+    if mark is None:
         return False
     marks = {key.rsplit("/", 1)[-1] for key in storage.keys(DATABASES)}
     if not marks:
-        storage.put(f"{DATABASES}/{ours}", b"")
-    elif marks != {ours}:
+        storage.put(f"{DATABASES}/{mark}", b"")
+    elif marks != {mark}:
         log.error(
             "orphans are not deleted: the storage belongs to another database, see %s/ in it",
             DATABASES,

@@ -125,7 +125,7 @@ class Experimenting:
         except SettingError:
             if not self.row.results:
                 raise
-            # Another version of this software, or of the model that ships, began it.
+            # It was begun with another version of this software or of the shipped model.
             log.warning("experiment=%s starts over: its results are of another one", self.row.id)
             shutil.rmtree(self.out_dir)
             self.checkpoint.forget()
@@ -158,7 +158,7 @@ class Experimenting:
             self._write()
 
     def _on_cell(self, results: PaperResults) -> None:
-        """Keep the results in the row, where a canceled or lost experiment finds them again."""
+        """Store the results in the row, from which a canceled or lost experiment resumes."""
         self._columns |= {"results": to_json(results), "death_counts": False}
         self._write()
 
@@ -184,7 +184,7 @@ class Experimenting:
             log.warning("experiment=%s progress could not be written: %s", self.row.id, name)
 
     def _hand_back(self) -> None:
-        """Store how far it is, also of one that was canceled and may be resumed."""
+        """Store the progress, also of a canceled experiment, which may be resumed."""
         status = in_transaction(
             lambda: db.session.scalar(
                 select(PaperExperiment.status).where(PaperExperiment.id == self.row.id)

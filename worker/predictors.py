@@ -1,10 +1,11 @@
-"""The models of this process: downloaded once per machine, loaded once per process."""
+"""The loaded models: downloaded once per machine, loaded once per process."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import tempfile
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection
@@ -41,6 +42,8 @@ LOAD_AGAIN_S = 30.0
 
 _loaded: OrderedDict[str, Predictor] = OrderedDict()
 
+_loading = threading.RLock()
+
 _broken: dict[str, tuple[float, str]] = {}
 """By card: when a version could not be loaded here, and a sentence why."""
 
@@ -55,7 +58,9 @@ def predictor_for(version: ModelVersion) -> Predictor:
     Raises:
         StorageUnavailable, CannotLoad: see `loaded`.
     """
-    return loaded(version).with_thresholds(version.slice_threshold, version.scan_threshold)
+    with _loading:
+        predictor = loaded(version)
+    return predictor.with_thresholds(version.slice_threshold, version.scan_threshold)
 
 
 def loaded(version: ModelVersion) -> Predictor:
@@ -116,7 +121,7 @@ def all_load(versions: Collection[ModelVersion]) -> bool:
     try:
         broken = {version.card_id for version in versions if not loads(version)}
     except StorageUnavailable:
-        return True  # That has a way of its own (`worker.retries`).
+        return True  # Handled by `worker.retries`.
     sentences = [sentence for card_id, (_, sentence) in _broken.items() if card_id in broken]
     heartbeat().alarm = " ".join(sentences) or None
     return not broken
@@ -164,7 +169,7 @@ def model_folder(version: ModelVersion) -> Path:
         try:
             fetched.rename(folder)
         except OSError:
-            # Another worker on this machine was faster; its folder will do.
+            # Another worker on this machine was faster; its folder is used.
             if not folder.is_dir():
                 raise
     finally:

@@ -1,5 +1,5 @@
-"""Makes the pictures of one slice that an administrator looks at: row, then file, then row. They
-are a cache, from which the least recently used are deleted.
+"""Makes the pictures that preview the processing of one slice: claims a row, stores the file,
+finishes the row. They are a cache, from which the least recently used are deleted.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _steps(preview: Preview) -> list[Step]:
     """Return what a preview shows.
 
     Raises:
-        PreviewRefused: what it is of is gone.
+        PreviewRefused: the slice is gone.
         ImageError: it cannot be decoded.
         StorageError: it cannot be downloaded.
     """
@@ -202,7 +202,7 @@ def _read(what: dict[str, Any], folder: Path) -> tuple[Slice, FloatArray | None]
             raise PreviewRefused(f"This scan has {len(slices)} slices.")
         return slices[what["slice"]], None
     source = Path(current_app.static_folder or "") / "phantoms" / what["phantom"]
-    # What decodes sees nothing but the work folder.
+    # The decoder has access to the work folder only.
     path = Path(retry_disk(lambda: shutil.copy(source, folder / source.name)))
     return _decoded([path]).slices[0], None
 
@@ -218,8 +218,10 @@ def _of_dataset(dataset_id: str, number: int, folder: Path) -> tuple[Slice, Floa
         raise PreviewRefused(GONE)
     names = [*image.files, *([image.mask] if image.mask else [])]
     paths = retry_storage(lambda: _extracted(key, names, folder))
-    own = paths[: len(image.files)]
-    example = Example(own[0], image.name, image.label, None, None, "", "", beside=tuple(own[1:]))
+    files = paths[: len(image.files)]
+    example = Example(
+        files[0], image.name, image.label, None, None, "", "", beside=tuple(files[1:])
+    )
     slice_ = slice_of(example, may_be_bare=True, decode=_decoded)
     if not image.mask:
         return slice_, None

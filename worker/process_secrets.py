@@ -20,18 +20,17 @@ SETTINGS = (
     "NOTIFY_WEBHOOK_SECRET",
     "DICOM_DESTINATIONS",
 )
-"""Read once, into the configuration; afterwards nobody needs them."""
+"""Read into the configuration once; not needed afterwards."""
 OF_STORAGE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 """Read by the storage's client whenever it signs in, from Python's copy of the environment."""
 PR_SET_DUMPABLE = 4
 
 
 def forget_secrets() -> None:
-    """Take the secrets out of this process's environment, and let no process of the same user look
-    into this one's memory or files.
+    """Remove the secrets from this process's environment, and deny other processes of the same user
+    access to its memory and files.
 
-    What is started afterwards inherits none of the settings. Processes that are forked off keep
-    others out likewise.
+    Processes started later inherit none of the settings; forked processes are protected alike.
     """
     for name in (*SETTINGS, *OF_STORAGE):
         _overwrite(name)
@@ -42,8 +41,9 @@ def forget_secrets() -> None:
 
 
 def _overwrite(name: str) -> None:
-    """Overwrite the value where the system keeps it: /proc/PID/environ shows what a process was
-    started with, whatever it removes later. Python has its own copy in `os.environ`.
+    """Overwrite the value where the system keeps it: /proc/PID/environ shows the initial
+    environment of a process, even after variables are removed. Python has its own copy in
+    `os.environ`.
     """
     library = ctypes.CDLL(None)
     library.getenv.restype = ctypes.c_void_p

@@ -1,4 +1,4 @@
-"""Computes answers again with the version that gave them, and says whether they are the same to the
+"""Computes answers again with the same model version, and reports whether they are identical to the
 bit.
 """
 
@@ -88,7 +88,7 @@ def _carry_through(row: Replay) -> bool:
 
 
 def _result_of(row: Replay) -> dict[str, Any]:
-    """Return what the answer was, what it is now, and what has changed since."""
+    """Return the recorded answer, the new one, and what has changed since."""
     answer = row.prediction or row.earlier
     if answer is None:
         raise MissingFile("The answer was replaced while it waited.")
@@ -145,7 +145,7 @@ def _compared(
     compare("slices", None if slices is None else not slices)
     if isinstance(answer, Prediction):
         compare("types", (answer.types or {}) == types_of(result))
-        # They depend on the threshold for slices, too.
+        # Types also depend on the threshold for slices.
         is_known = answer.settings is not None or len(result.slice_probabilities) == 1
         compare("outlines", _same_outlines(row, answer, result, series) if is_known else None)
     else:

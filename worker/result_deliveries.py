@@ -42,26 +42,26 @@ from worker.sending import (
 log = logging.getLogger(__name__)
 
 RETRY_S = (10, 60, 300, 1800, 7200, 4 * 3600, 8 * 3600, 24 * 3600)
-"""How long a result waits after each failure, for two days in all: an archive may be down over a
-night; after one more failure it has failed.
+"""The wait after each failure, two days in all, since an archive may be down overnight; one more
+failure is final.
 """
 MOST_S = 120.0
-"""A try that takes longer has failed."""
+"""An attempt that takes longer has failed."""
 KEEP_S = 30 * 24 * 3600
-"""How long rows are kept about what was received and sent."""
+"""Retention of the rows about received and sent objects."""
 UNEXPECTED = "An unexpected error occurred; administrators can find the details in the log."
 
 _sending = threading.Lock()
 
 
 def send_results_meanwhile(app: Flask) -> None:
-    """Send what is due in a thread, so that no sweep waits for a destination."""
+    """Send due results in a thread, so that no sweep waits for a destination."""
     send_meanwhile(app, _sending, send_due)
 
 
 def send_due() -> None:
-    """Send one result after the other until none is due, this worker stops or the storage is away,
-    from whose files results are made.
+    """Send due results one after the other, until this worker stops or the storage, whose files
+    they are made from, is unavailable.
     """
     mine, last = heartbeat(), ""
 
@@ -75,7 +75,7 @@ def send_due() -> None:
 
 
 def send(delivery: ResultDelivery) -> None:
-    """Send a claimed result, and write what became of it."""
+    """Send a claimed result, and record the outcome."""
     owner, ids = heartbeat().owner, [delivery.id]
     try:
         kinds = deliver(delivery)
@@ -133,7 +133,7 @@ def deliver(delivery: ResultDelivery) -> list[ReportKind]:
     uids: dict[ReportKind, str] = {
         kind: stable_uid(scan.prediction.id, kind.value) for kind in kinds
     }
-    sent = dict.fromkeys(one["sent"] for one in scan.replaces or () if one["sent"])
+    sent = dict.fromkeys(replaced["sent"] for replaced in scan.replaces or () if replaced["sent"])
     reports = [stable_uid(each, ReportKind.STRUCTURED_REPORT.value) for each in sent]
     files = dicom_objects_of(scan, uids, [(stable_uid(each, "series"), each) for each in reports])
     objects = [in_original_study(content, link, replaces=bool(sent)) for content in files.values()]
@@ -143,7 +143,9 @@ def deliver(delivery: ResultDelivery) -> list[ReportKind]:
     config = dict(current_app.config)
 
     def send_all() -> None:
-        stored.extend(str(one.SOPInstanceUID) for one in send_to(destination, objects, config))
+        stored.extend(
+            str(instance.SOPInstanceUID) for instance in send_to(destination, objects, config)
+        )
 
     within(MOST_S, send_all)
     return [kind for kind in kinds if uids[kind] in stored]

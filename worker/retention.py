@@ -50,7 +50,7 @@ def clean_up_in_background(app: Flask) -> None:
             ):
                 try:
                     remove()
-                # The others are not to suffer from it; all are tried again in an hour.
+                # A failure must not affect the other steps; all are tried again in an hour.
                 except Exception:
                     db.session.rollback()
                     log.exception("%s failed", remove.__name__)
@@ -76,7 +76,7 @@ def remove_expired() -> None:
         before = database_now(-days * DAY_S)
         ended = Scan.status.in_([status for status in JobStatus if status.is_final])
         total = 0
-        # The index knows since when a scan waited, which was before it ended.
+        # The index has the time of queueing, which precedes the end.
         while removed := remove(ended & (Scan.queued_at < before) & (Scan.finished_at < before)):
             total += removed
         if total:
@@ -115,8 +115,8 @@ def remove_expired_tokens() -> None:
 
 
 def keep_audit_log() -> None:
-    """Verify the audit log, and trim it after `KEEP_AUDIT_DAYS`; one that is broken is kept whole,
-    since a trim might remove the break and with it the alarm.
+    """Verify the audit log, and trim it after `KEEP_AUDIT_DAYS`; a broken log is not trimmed, since
+    that might remove the break and with it the alarm.
     """
     in_transaction(lambda: seal(ANY))
     verification = in_transaction(verify_and_note)

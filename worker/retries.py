@@ -35,8 +35,8 @@ def retry_storage(action: Callable[[], Result]) -> Result:
     """
 
     def once_more() -> Result:
-        # Asked before the last try, so that a storage that comes back now is not held against the
-        # file.
+        # Checked before the last attempt: otherwise a storage that recovers in between would look
+        # like a damaged file.
         if not storage_answers():
             raise StorageUnavailable("The storage cannot be reached at the moment.")
         return action()
@@ -45,16 +45,14 @@ def retry_storage(action: Callable[[], Result]) -> Result:
 
 
 def storage_is_back() -> bool:
-    """False while a storage that this process missed does not answer yet: what is claimed now could
-    only be handed back.
+    """False while the storage, found unavailable by this process, still does not answer: claimed
+    work could only be handed back.
     """
     return not heartbeat().misses_storage or storage_answers()
 
 
 def storage_answers() -> bool:
-    """True if the storage is there; the log tells when it goes and when it comes back, and not each
-    time that somebody asks.
-    """
+    """True if the storage answers; only changes are logged."""
     mine, answers = heartbeat(), storage.answers()
     if mine.misses_storage and answers:
         log.info("the storage answers again")

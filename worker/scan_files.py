@@ -1,5 +1,5 @@
-"""The files of a scan: reads the submitted one, stores the images made from it, and words the
-errors that its owner sees.
+"""The files of a scan: reads the submitted file, stores the images made from it, and words errors
+for its owner.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from collections.abc import Collection, Sequence
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 from flask import current_app
 from PIL import Image
 from sqlalchemy import select
 
 from ml.errors import ArtifactError, ImageError
 from ml.scans.slices import BoolArray, Series, render
-from ml.scans.volume import has_volume, read_masks, resized_mask, write_masks, write_volume
+from ml.scans.volume import has_volume, write_masks, write_volume
 from webapp import logs
 from webapp.extensions import db
 from webapp.intake import PACKED
@@ -95,30 +94,12 @@ def store_pictures(scan_id: str, series: Series, index: int) -> None:
 
 
 def store_outlines(scan_id: str, series: Series, masks: Sequence[BoolArray | None]) -> None:
-    """Store what is outlined in the slices of a scan, where that is anything."""
+    """Store the outlines in the slices of a scan, if there are any."""
     if all(mask is None for mask in masks):
         return
     with heartbeat().work_folder() as folder:
         retry_disk(lambda: write_masks(series, masks, folder / "outlines"))
         retry_storage(lambda: storage.put(f"outlines/{scan_id}.nii.gz", folder / "outlines"))
-
-
-def stored_outlines(scan: Scan, series: Series) -> BoolArray | None:
-    """Return what is outlined in a scan, None where nothing is: bool (slices, height, width), in
-    the pixels and the order of its series (`read_original`).
-
-    Raises:
-        StorageError: it cannot be read.
-    """
-    if scan.outline_key is None:
-        return None
-    key = scan.outline_key
-    try:
-        masks = read_masks(retry_storage(lambda: storage.get(key)))
-    except ValueError as err:
-        raise StorageError("A stored outline is damaged.") from err
-    height, width = series.slices[0].pixels.shape
-    return np.stack([resized_mask(mask, (width, height)) for mask in masks])
 
 
 def shown_slice(first_slices: Sequence[int] | None) -> int:

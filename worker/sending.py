@@ -1,5 +1,5 @@
-"""What sending messages and results has in common: tries have a time limit, failures are retried
-later, and a failing receiver does not delay others.
+"""What the sending of messages and of results has in common: attempts have a time limit, failures
+are retried later, and a failing receiver does not delay others.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ Sent = TypeVar("Sent", Notification, ResultDelivery)
 
 
 class NotDelivered(Exception):
-    """Something was not accepted, which may pass by itself; the text is a sentence."""
+    """Something was not accepted; a later attempt may succeed. The text is a sentence."""
 
 
 class NotAllowed(NotDelivered):
-    """Something may not be sent, so there is no use in trying again."""
+    """Something may not be sent, so retries are useless. The text is a sentence."""
 
 
 def send_meanwhile(app: Flask, lock: threading.Lock, send_due: Callable[[], None]) -> None:
-    """Send what is due in a thread, so that no sweep waits for a receiver; not while that is going
-    on already, which `lock` tells.
+    """Send what is due in a thread, so that no sweep waits for a receiver; only one thread at a
+    time (`lock`).
     """
 
     def send() -> None:
@@ -55,7 +55,8 @@ def send_meanwhile(app: Flask, lock: threading.Lock, send_due: Callable[[], None
 
 
 def within(limit_s: float, deliver: Callable[[], None]) -> None:
-    """Do something that may hang, for a limited time; a thread that still hangs then is abandoned.
+    """Call `deliver`, which may hang, with a time limit; a thread that still hangs then is
+    abandoned.
 
     Raises:
         NotDelivered: it failed or took too long.
@@ -93,8 +94,8 @@ def place_of(err: Exception) -> str:
 def note_failure(
     row: Sent, sentence: str, waits_s: Sequence[int], same_receiver: ColumnElement[bool]
 ) -> None:
-    """Put a row off that this worker holds, or let it fail for good after the last of `waits_s`;
-    pause the rows for `same_receiver`. The caller commits.
+    """Postpone a row that this worker holds, or fail it after the last of `waits_s`; pause the rows
+    for `same_receiver`. The caller commits.
     """
     table, owner, tries = type(row), heartbeat().owner, row.tries + 1
     if tries > len(waits_s):

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 
 def answer_next_in_shadow() -> bool:
-    """Claim a scan for a candidate and write what that answers; return False if none was queued, or
-    the storage is away.
+    """Claim a scan for a candidate and record its answer; return False if none was queued or the
+    storage is unavailable.
     """
     mine = heartbeat()
 
@@ -78,7 +78,7 @@ def _carry_through(row: ShadowAnswer) -> bool:
         in_transaction(lambda: end_shadow(row.shadow_id, sentence))
         log.error("shadow=%s ended: %s", row.shadow_id, sentence)
     except (ImageError, MissingFile):
-        in_transaction(lambda: _skip(row))  # That says nothing of the candidate.
+        in_transaction(lambda: _skip(row))  # The storage's failure, not the candidate's.
     except Exception as err:  # noqa: BLE001 - a candidate may fail in any way, and costs nobody a verdict.
         _fail(row, err, time.process_time() - began)
     else:
@@ -99,8 +99,8 @@ def _answered(row: ShadowAnswer) -> ScanResult:
 
 
 def _fail(row: ShadowAnswer, err: Exception, seconds: float) -> None:
-    """Fail this scan, or put it off where the storage refused it; end the shadow if that was one
-    failure too many in a row.
+    """Fail this scan, or postpone it after an error of the storage; end the shadow after too many
+    consecutive failures.
     """
     mine = heartbeat()
     log.warning("shadow=%s failed on a scan", row.shadow_id, exc_info=err)

@@ -56,7 +56,7 @@ def compute_next_figures() -> bool:
     with mine.holding(SiteFigures, [row.id]):
         try:
             answered = in_transaction(_answered)
-            figures = [_figures_of(one) for one in answered]
+            figures = [_figures_of(version) for version in answered]
             finished = in_transaction(
                 lambda: leases.finish(SiteFigures, mine.owner, [row.id], figures=figures)
             )
@@ -74,14 +74,14 @@ def compute_next_figures() -> bool:
 
 @dataclass(frozen=True)
 class Answered:
-    """What is known of the scans that a live version answered.
+    """The scans that a live version analyzed.
 
     Attributes:
         version: the version.
-        scans: the confirmed ones that it has not learned from.
+        scans: the confirmed scans that it was not trained on.
         drawn: how many scans the review queue chose in each stratum, reviewed or not.
-        seen: how many confirmed scans are left out because it learned from their patients.
-        unconfirmed: how many others it answered.
+        seen: how many confirmed scans are excluded because it was trained on their patients.
+        unconfirmed: how many others it analyzed.
     """
 
     version: ModelVersion
@@ -129,7 +129,7 @@ def _answered_by(version: ModelVersion) -> Answered:
         if row.study_id in learned:
             seen += is_confirmed
             continue
-        # The draw of a scan that somebody chose to read before counts no more.
+        # A scan that somebody had already chosen to read no longer counts as drawn.
         share = sampling[row.id] if row.id in sampling else sampling_of(row.id, row.verdict_state)
         if share is not None:
             drawn[month, share] += 1
@@ -144,8 +144,8 @@ def _answered_by(version: ModelVersion) -> Answered:
 
 
 def _sampling_of_first() -> dict[str, float | None]:
-    """Return with which probability each scan was drawn whose first decisive opinion there is; None
-    where its author chose to read it.
+    """Return the sampling probability of each scan with a decisive opinion; None where the author
+    of the first one chose to read it.
     """
     first: dict[str, float | None] = {}
     opinions = (
@@ -181,7 +181,7 @@ def _of_month(month: str, scans: Sequence[ConfirmedScan], weights: np.ndarray) -
 
 
 def _notes(answered: Answered) -> list[str]:
-    """Return what a reader of the figures must know."""
+    """Return notes for readers of the figures."""
     notes = []
     reviewed = Counter(
         (scan.month, scan.sampling) for scan in answered.scans if scan.sampling is not None

@@ -78,7 +78,7 @@ def sweep() -> None:
             raise
         log.warning("the database was busy for too long; the next sweep comes in seconds")
     else:
-        forget_deleted(waits_s=())  # What a deletion could not clear because of a reader.
+        forget_deleted(waits_s=())  # Deleted data that could not be cleared because of a reader.
 
 
 def bring_back() -> None:

@@ -9,36 +9,46 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from flask import current_app
 
-from webapp.models import PaperExperiment, TrainingRun
+from webapp.models import PaperExperiment, Preview, Report, TrainingRun
 from worker import leases
 from worker.heartbeat import heartbeat
 
 
 def predict_scans() -> None:
-    """Check what somebody wants to promote, make a report and a preview that somebody waits for,
-    answer scans until none is queued, then draw heat maps, replay answers, and answer in shadow.
+    """Check versions before their promotion, make a requested report and preview, analyze scans
+    until none is queued, then draw heat maps, replay answers, and run shadows.
     """
     from worker.heat_maps import draw_next_heatmap
     from worker.prediction import answer_next_scans
     from worker.previews import make_next_preview
     from worker.replay import replay_next
     from worker.reports.making import make_next_report
-    from worker.retries import storage_is_back
+    from worker.retries import in_transaction, storage_is_back
+    from worker.second_thread import second_thread
     from worker.shadow import answer_next_in_shadow
     from worker.version_check import check_next_version
+
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    is_shared = app.config["PREDICT_THREADS"] > 1
+
+    def is_any_asked_for() -> bool:
+        return leases.is_any_waiting(Report, Preview)
 
     def has_worked() -> bool:
         if check_next_version():
             return True
+        others = is_shared and in_transaction(is_any_asked_for) and have_others_answered()
         # One report and one preview at most before each batch of scans, so that none waits for
         # long.
         has_reported, has_shown = make_next_report(), make_next_preview()
         return (
             answer_next_scans()
+            or have_others_answered()
+            or others
             or has_reported
             or has_shown
             or draw_next_heatmap()
@@ -46,8 +56,9 @@ def predict_scans() -> None:
             or answer_next_in_shadow()
         )
 
-    while not heartbeat().stopping() and storage_is_back() and has_worked():
-        pass
+    with second_thread(app) if is_shared else nullcontext(lambda: False) as have_others_answered:
+        while not heartbeat().stopping() and storage_is_back() and has_worked():
+            pass
 
 
 def train_model() -> None:
@@ -69,7 +80,7 @@ def train_model() -> None:
     from worker.evaluation import evaluate_next
     from worker.version_answers import describe_next_version
 
-    # What takes seconds or minutes does not wait behind what takes hours.
+    # Work of seconds or minutes does not wait behind work of hours.
     describe_next_version()
     if compare_next_pair() or evaluate_next():
         return
@@ -82,7 +93,7 @@ def train_model() -> None:
     # It warns of functions that are compiled again; each fold has a model of its own.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
-    # An experiment takes hours, so it waits for whatever else there is.
+    # An experiment takes hours, so it comes last.
     train_next_run() or run_next_experiment()
 
 

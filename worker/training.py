@@ -23,7 +23,7 @@ from ml.errors import ArtifactError, DatasetError, SettingError
 from ml.inference.predictor import Predictor
 from ml.training.progress import Progress, TrainingStopped
 from ml.training.run import OtherTraining, TrainConfig, train
-from ml.training.site_calibration import calibrate
+from ml.validation.site_calibration import calibrate
 from webapp.extensions import db, utc_now
 from webapp.models import (
     OWN_THRESHOLDS,
@@ -91,7 +91,7 @@ class Training:
         self.checkpoint = Checkpoint(run.id, self.out_dir / "checkpoint", folder)
         self.is_lost = False
         self._is_trained = False
-        self._base: ModelVersion | None = None  # What is calibrated.
+        self._base: ModelVersion | None = None  # The version to calibrate.
         self._owner = heartbeat().owner
         self._written_at = time.monotonic()
         self._progress: dict[str, Any] = {"stage": "Downloading the data"}
@@ -139,7 +139,7 @@ class Training:
             raise
 
     def _let_go(self) -> None:
-        """Drop a run that this worker no longer holds; delete the checkpoint if it was canceled."""
+        """Give up a run that this worker no longer holds; delete a canceled one's checkpoint."""
         status = in_transaction(
             lambda: db.session.scalar(
                 select(TrainingRun.status).where(TrainingRun.id == self.run.id)
@@ -336,7 +336,7 @@ class Training:
 
     def _point(self) -> dict[str, Any]:
         """Return the columns of the operating point of a calibrated version: the thresholds chosen
-        for the one before are probabilities, and hold as such.
+        for the original are probabilities and remain valid.
         """
         if self._base is None or self._base.point is None:
             return {}
@@ -347,9 +347,8 @@ class Training:
         }
 
     def _put_off(self, sentence: str) -> None:
-        """Queue a run again that the storage refused something; it goes on from the checkpoint that
-        was stored last. After an hour of that it fails, and trying it again continues from there,
-        too.
+        """Queue a run again after an error of the storage; it resumes from the last stored
+        checkpoint. After an hour of errors it fails; a manual retry resumes from there, too.
         """
         self.checkpoint.store()
         if not in_transaction(

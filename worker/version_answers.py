@@ -1,4 +1,4 @@
-"""What the out-of-fold answers of a version show: its curves, and its worst mistakes."""
+"""Curves and worst mistakes of a version, from its out-of-fold answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from worker.retries import in_transaction, retry_storage
 log = logging.getLogger(__name__)
 
 NO_CURVES: dict[str, Any] = {}
-"""Of a version without out-of-fold answers, so that nobody looks for them again."""
+"""Stored for a version without out-of-fold answers, so that they are not looked for again."""
 
 
 def answers_of_training(out_dir: Path) -> dict[str, Any]:

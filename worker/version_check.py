@@ -22,9 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def check_next_version() -> bool:
-    """Check one version that somebody wants to promote, as its files are in the storage now; False
-    if none waits for that.
-    """
+    """Check one version before its promotion, with the stored files; False if none waits."""
     version = in_transaction(
         lambda: db.session.scalar(
             select(ModelVersion)
@@ -44,7 +42,7 @@ def check_next_version() -> bool:
         fetch_model(version, folder)
         require_same_answer(version, load_model(folder))
     except StorageUnavailable:
-        return False  # Nobody knows yet; the request stays.
+        return False  # Still unknown; the request stays.
     except (ArtifactError, StorageError, OSError) as err:
         error = str(err) if isinstance(err, ArtifactError | StorageError) else type(err).__name__
         log.error("version=%s failed its check: %s", version.id, error)
@@ -54,7 +52,7 @@ def check_next_version() -> bool:
         lambda: db.session.execute(
             update(ModelVersion)
             .where(ModelVersion.id == version.id)
-            # When it began: a request that came meanwhile wants another one.
+            # The time of the start: a request made meanwhile needs another check.
             .values(checked_at=began, check_error=error),
             execution_options={"synchronize_session": False},
         )

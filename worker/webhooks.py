@@ -1,7 +1,7 @@
 """Sends one signed POST to a program (Standard Webhooks, https://www.standardwebhooks.com).
 
 The host is looked up once, all its addresses are checked, and the connection is made to one that
-was checked, so that no second look-up can lead elsewhere. Redirections are not followed.
+was checked, so that a second look-up cannot return another address. Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _post_to(address: Address, target: SplitResult, body: bytes, headers: Mappin
         answer = pool.urlopen(
             "POST", path, body, sent, retries=False, redirect=False, preload_content=False
         )
-        answer.close()  # What it says besides the status is not read.
+        answer.close()  # The body of the answer is not read.
         return int(answer.status)
 
 
@@ -97,8 +97,8 @@ def looked_up(target: SplitResult) -> list[Address]:
 
 
 def is_public(address: Address) -> bool:
-    """Return whether an address is one of the internet, and not of this machine, a private network
-    or a way into one.
+    """Return whether an address is public: not of this machine or a private network, nor one that
+    embeds such an address.
     """
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
@@ -112,8 +112,8 @@ def is_public(address: Address) -> bool:
 
 
 def signed(delivery_id: str, timestamp: int, body: bytes, secret: str) -> dict[str, str]:
-    """Return the headers by which a receiver knows who sent `body`, when, and whether it has it
-    already.
+    """Return the headers by which a receiver verifies the sender and the time of `body`, and
+    recognizes duplicates.
 
     Args:
         delivery_id: the same whenever the same message is sent.

@@ -72,8 +72,8 @@ class Archive:
             time.sleep(self.hangs_s)
         if mode == "refuses":
             return NO_ROOM
-        one = event.dataset
-        uid, study = str(one.SOPInstanceUID), str(one.StudyInstanceUID)
+        instance = event.dataset
+        uid, study = str(instance.SOPInstanceUID), str(instance.StudyInstanceUID)
         with self._lock:
             if self.stored.setdefault(uid, study) != study:
                 self.wrong.append("an object was sent with two studies")
@@ -128,8 +128,8 @@ class Scanner(threading.Thread):
         ae.add_requested_context(CTImageStorage)
         association = ae.associate("127.0.0.1", self.port, ae_title="HEMOSCAN")
         try:
-            for one in study:
-                answer = association.send_c_store(one)
+            for instance in study:
+                answer = association.send_c_store(instance)
                 if "Status" not in answer or answer.Status != 0:
                     return False
                 self.arrived.set()
@@ -184,9 +184,9 @@ def a_study(rng: random.Random) -> list[Dataset]:
             hu = phantom(kind, hemorrhage=kind % 2 == 0, size=SIZE_PX)
             hu[0, 0] = number  # Each has other pixels.
             write_dicom(hu, path, number=number + 1, position_mm=5.0 * number)
-            one = pydicom.dcmread(path)
-            one.StudyInstanceUID, one.SeriesInstanceUID = study, series
-            one.FrameOfReferenceUID, one.SOPInstanceUID = frame, generate_uid()
-            one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID
-            slices.append(one)
+            header = pydicom.dcmread(path)
+            header.StudyInstanceUID, header.SeriesInstanceUID = study, series
+            header.FrameOfReferenceUID, header.SOPInstanceUID = frame, generate_uid()
+            header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+            slices.append(header)
     return slices

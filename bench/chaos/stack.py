@@ -135,19 +135,19 @@ class Stack:
         self.clock_s = rng.choice((-60, 60))
         self.port = free_port()
         self.neighbors = Neighbors()
-        own = {
+        settings = {
             **self.neighbors.settings,
             "HEMOSCAN_HOME": str(self.home),
             **{name: str(value) for name, value in LEASES_S.items()},
             "CHECKPOINT_S": "0",
         }
         if self.database:
-            own |= {
+            settings |= {
                 "DATABASE_URL": self.database.url,
                 "BROKER_URL": str(self.broker.url),
                 "SECRET_KEY": uuid.uuid4().hex,
             }
-            own |= {"STORAGE_URL": f"file://{self.files}"}
+            settings |= {"STORAGE_URL": f"file://{self.files}"}
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -156,7 +156,7 @@ class Stack:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         self._environ = {
             **inherited,
-            **own,
+            **settings,
             "PATH": path,
             "PORT": str(self.port),
             "WEB_PROCESSES": "1",
@@ -164,7 +164,7 @@ class Stack:
         self.programs = self._programs()
         self._over = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
-        self.app = create_app(own)
+        self.app = create_app(settings)
         self.token = ""
 
     @property
@@ -217,9 +217,8 @@ class Stack:
         for program in self.programs.values():
             program.send(signal.SIGCONT, "all")
             program.send(signal.SIGTERM)
-        self.killed_at_the_end = [
-            name for name, program in self.programs.items() if not program.stop()
-        ]
+        for program in self.programs.values():
+            program.stop()
         with self.app.app_context():
             db.session.remove()
             db.engine.dispose()

@@ -40,8 +40,8 @@ def upload_spoiled_files(
         keep: folder for the files of a batch that broke something; names start with their numbers.
     """
     by_kind: dict[str, list[Seed]] = {}
-    for one in seeds():
-        by_kind.setdefault(one.kind, []).append(one)
+    for sound in seeds():
+        by_kind.setdefault(sound.kind, []).append(sound)
     client, browser = service.client(), Browser(service)
     for first in range(0, inputs, BATCH):
         before = len(tally.broken)

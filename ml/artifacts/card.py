@@ -87,7 +87,7 @@ class LocalLevel:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalCalibration:
-    """A calibration to one site (`ml.training.site_calibration`).
+    """A calibration to one site (`ml.validation.site_calibration`).
 
     Attributes:
         model: id of the model before.
@@ -260,7 +260,7 @@ class Card:
             (`ml.training.operating_points.threshold_curves`); empty in cards that predate them.
         controls: results of `ml.training.controls`.
         heat_maps: how often the heat maps of true positives in the held-out folds passed
-            `ml.training.heat_map_tests`.
+            `ml.validation.heat_map_tests`.
         outlines: by data set, how well the outlines of the hemorrhage agree with annotated ones;
             empty where the model gives no outlines.
         types: where the labels name types of hemorrhage, each of `ml.catalogue.BLEEDING_TYPES`.

@@ -195,7 +195,7 @@ def _require_outline_of_one(options: argparse.Namespace, gives_outlines: bool) -
 def evaluate_command(options: argparse.Namespace, stack: ExitStack, arguments: list[str]) -> None:
     """Evaluate a model on a labeled data set."""
     from ml.evaluation.plots import write_plots
-    from ml.training.external_validation import evaluate
+    from ml.validation.external import evaluate
 
     model = _model_folder(options.model)
     read_card(model)  # fail before a data set is read
@@ -224,7 +224,7 @@ def evaluate_command(options: argparse.Namespace, stack: ExitStack, arguments: l
 
 def calibrate_command(options: argparse.Namespace, stack: ExitStack, arguments: list[str]) -> None:
     """Calibrate a model to a site."""
-    from ml.training.site_calibration import calibrate
+    from ml.validation.site_calibration import calibrate
 
     model = _model_folder(options.model)
     read_card(model)  # fail before a data set is read
@@ -247,7 +247,7 @@ def simulate_calibration_command(
     options: argparse.Namespace, stack: ExitStack, arguments: list[str]
 ) -> None:
     """Show what local calibration would do at each data set of a run."""
-    from ml.training.site_calibration import simulate_sites
+    from ml.validation.site_calibration import simulate_sites
 
     table = csv.writer(sys.stdout)
     rows = simulate_sites(options.run)
@@ -263,7 +263,7 @@ def ship_answers_command(
     options: argparse.Namespace, stack: ExitStack, arguments: list[str]
 ) -> None:
     """Write the out-of-fold answers of a training without names."""
-    from ml.training.shipped_answers import ship_answers
+    from ml.validation.shipped_answers import ship_answers
 
     opened = [
         _dataset(path, stack, on_image=StatusLine(f"reading {path.name}: image").count)
@@ -290,10 +290,10 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, arguments: li
             shown = "  ".join(f"{name} {figure(estimate)}" for name, estimate in figures)
             say(f"  {run.run:{width}}  {shown}")
         # a data set may be named "all", too
-        for dataset, those in [("all", compared), *(compared.by_dataset or {}).items()]:
-            for difference in those.differences:
+        for dataset, level_compared in [("all", compared), *(compared.by_dataset or {}).items()]:
+            for difference in level_compared.differences:
                 say(
-                    f"  {dataset}, {those.n} in common, {difference.run} minus"
+                    f"  {dataset}, {level_compared.n} in common, {difference.run} minus"
                     f" {difference.minus}: auroc {figure(difference.auroc, signed=True)}  accuracy"
                     f" {figure(difference.accuracy, signed=True)}"
                 )

@@ -39,10 +39,10 @@ def with_corrections(
         labels.setdefault(scan_key(example), set()).add(example.label)
     result = []
     for example in corrected:
-        own = labels[scan_key(example)]
-        if example.scan_label is not None and None not in own:
+        slice_labels = labels[scan_key(example)]
+        if example.scan_label is not None and None not in slice_labels:
             example = replace(example, scan_label=None, scan_types=None)
-        elif example.scan_label == 0 and 1 in own:
+        elif example.scan_label == 0 and 1 in slice_labels:
             example = replace(example, scan_label=1, scan_types=None)
         result.append(example)
     return result

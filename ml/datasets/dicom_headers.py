@@ -81,9 +81,9 @@ def from_foot_to_head(headers: Sequence[Header]) -> list[Header]:
     """Sort the files of one series: by position if all have one and they differ, else by instance
     number, else by name.
     """
-    named = sorted(headers, key=lambda one: place_in_series(one.path))
-    places = [one.place_mm for one in named if one.place_mm is not None]
-    numbers = [one.number for one in named if one.number is not None]
+    named = sorted(headers, key=lambda header: place_in_series(header.path))
+    places = [header.place_mm for header in named if header.place_mm is not None]
+    numbers = [header.number for header in named if header.number is not None]
     if len(places) == len(named) and len(set(places)) > 1:
         return [named[at] for at in np.argsort(places, kind="stable")]
     if len(numbers) == len(named):

@@ -40,8 +40,8 @@ def assign_groups(
         parent[high] = low
 
     first_with: dict[Hashable, int] = {}
-    for position, own in enumerate(keys):
-        for key in own:
+    for position, keys_of_image in enumerate(keys):
+        for key in keys_of_image:
             join(first_with.setdefault(key, position), position)
     for first, second in duplicates:
         join(first, second)

@@ -280,8 +280,10 @@ def _mask_of(base: Path, name: str, listed_name: str, where: str) -> Path | None
                 f"{where}: the mask {listed_name[:100]!r} is not a file of the data set."
             )
         return base / listed_name
-    own = Path(name).with_suffix(".png")
-    candidates = [base / "masks" / Path(*own.parts[at:]) for at in range(len(own.parts))]
+    same_name = Path(name).with_suffix(".png")
+    candidates = [
+        base / "masks" / Path(*same_name.parts[at:]) for at in range(len(same_name.parts))
+    ]
     return next((path for path in candidates if path.is_file()), None)
 
 

@@ -25,8 +25,8 @@ HASH_DIGITS = HASH_PX * HASH_PX // 4
 
 
 CANDIDATE = 0.5
-"""Thumbnails are compared if hashes have at least this similarity (`likeness`); duplicates in our
-data sets have at least 0.55.
+"""Thumbnails are compared if hashes have at least this similarity (the Tanimoto coefficient of the
+set bits); duplicates in our data sets have at least 0.55.
 """
 
 
@@ -93,23 +93,13 @@ def is_telling(dhash: str) -> bool:
     return int(dhash or "0", 16).bit_count() >= LEAST_BITS
 
 
-def likeness(bits: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the pairwise similarity of hashes, float32 (n, m): the Tanimoto coefficient of the set
-    bits.
-
-    Areas that are black in both do not count. Arguments are bits of hashes, float32 (n, 256) and
-    (m, 256).
-    """
-    return _tanimoto(bits @ others.T, bits.sum(axis=1)[:, None], others.sum(axis=1))
-
-
 def same_pictures(dhashes: Sequence[str], others: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Yield the positions of hashes and of others that belong to the same image."""
     bits, of_others = bits_of(dhashes), bits_of(others)
     words, other_words = _words(bits), _words(of_others)
 
-    def same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return _likeness_of_pairs(words[one], other_words[other]) >= SAME_PICTURE
+    def same(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return _similarity(words[first], other_words[second]) >= SAME_PICTURE
 
     pairs = _confirmed(similar_pairs(bits, of_others, _bits_differing(bits)), same, len(others))
     yield from _as_tuples(pairs, len(others))
@@ -169,14 +159,14 @@ def near_duplicates(
     informative = np.flatnonzero(length > 1.0)
     telling = informative[bits[informative].sum(axis=1) >= LEAST_BITS]
 
-    def same_hash(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return _likeness_of_pairs(words[one], words[other]) >= SAME_PICTURE
+    def same_hash(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return _similarity(words[first], words[second]) >= SAME_PICTURE
 
-    def same_thumbnail(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        same = _likeness_of_pairs(words[one], words[other]) >= CANDIDATE
+    def same_thumbnail(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        same = _similarity(words[first], words[second]) >= CANDIDATE
         for start in range(0, len(same), AT_ONCE):
             at = start + np.flatnonzero(same[start : start + AT_ONCE])
-            correlation = np.einsum("ij,ij->i", flat[one[at]], flat[other[at]])
+            correlation = np.einsum("ij,ij->i", flat[first[at]], flat[second[at]])
             same[at] = correlation >= DUPLICATE_CORRELATION
         return same
 
@@ -210,9 +200,9 @@ def _bits_differing(bits: np.ndarray) -> int:
 
 def _each_once(pairs: Pairs, positions: np.ndarray) -> Pairs:
     """Yield the pairs of different images, one way around only, by their positions."""
-    for one, other in pairs:
-        is_first = one < other
-        yield positions[one[is_first]], positions[other[is_first]]
+    for first, second in pairs:
+        is_ordered = first < second
+        yield positions[first[is_ordered]], positions[second[is_ordered]]
 
 
 def _confirmed(
@@ -228,9 +218,9 @@ def _confirmed(
         DatasetError: there are more than `most`.
     """
     confirmed, new, waiting = np.empty(0, np.int64), [], 0
-    for one, other in pairs:
-        same = is_same(one, other)
-        new.append(one[same] * others + other[same])
+    for first, second in pairs:
+        same = is_same(first, second)
+        new.append(first[same] * others + second[same])
         waiting += len(new[-1])
         if waiting > MOST_PAIRS:
             confirmed, new, waiting = np.unique(np.concatenate([confirmed, *new])), [], 0
@@ -251,16 +241,14 @@ def _words(bits: np.ndarray) -> np.ndarray:
     return np.packbits(bits.astype(bool), axis=1).view(np.uint64)
 
 
-def _likeness_of_pairs(words: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the similarity of each hash (`_words`) to the one at the same position, float32
-    (n,).
+def _similarity(words: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the similarity of each hash (`_words`) to the one at the same position, float32 (n,):
+    the Tanimoto coefficient of the set bits.
+
+    Areas that are black in both do not count.
     """
-    shared, own, of_others = (
-        np.bitwise_count(some).sum(axis=1, dtype=np.float32)
-        for some in (words & others, words, others)
+    shared, bits, other_bits = (
+        np.bitwise_count(each).sum(axis=1, dtype=np.float32)
+        for each in (words & others, words, others)
     )
-    return _tanimoto(shared, own, of_others)
-
-
-def _tanimoto(shared: np.ndarray, own: np.ndarray, of_others: np.ndarray) -> np.ndarray:
-    return np.asarray(shared / np.maximum(own + of_others - shared, 1), np.float32)
+    return np.asarray(shared / np.maximum(bits + other_bits - shared, 1), np.float32)

@@ -269,16 +269,16 @@ def _same_in_two_sets(examples: Sequence[Example]) -> Iterator[tuple[int, int]]:
     """Yield the positions of images that are duplicates across data sets."""
     before: list[int] = []
     for name in dict.fromkeys(example.dataset for example in examples):
-        own = [
+        here = [
             at
             for at, example in enumerate(examples)
             if example.dataset == name and is_telling(example.dhash)
         ]
-        for one, other in same_pictures(
-            [examples[at].dhash for at in own], [examples[at].dhash for at in before]
+        for new, old in same_pictures(
+            [examples[at].dhash for at in here], [examples[at].dhash for at in before]
         ):
-            yield before[other], own[one]
-        before += own
+            yield before[old], here[new]
+        before += here
 
 
 def _require_enough(labels: np.ndarray, groups: np.ndarray, folds: int, some_seen: bool) -> None:

@@ -32,20 +32,20 @@ from ml.errors import BareImageError, DatasetError, ImageError
 from ml.scans.read import ORDER_GIVEN, read_series
 from ml.scans.slices import Series, Slice
 
-LEFT_OUT, MASK_LEFT_OUT, CONTRADICTION, ASSUMPTION = PROBLEM_KINDS = (
+LEFT_OUT, MASK_LEFT_OUT, CONTRADICTION, ASSUMPTION = (
     "left out",
     "mask left out",
     "contradiction",
     "assumption",
 )
-"""What may be wrong with an image: it cannot be read; its mask cannot be true; its near-duplicate
+"""The kinds of problems with an image: it cannot be read; its mask cannot be true; a near-duplicate
 has another label; something about it had to be assumed.
 """
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one image: one of `PROBLEM_KINDS`, and a sentence."""
+    """What is wrong with one image: a kind, such as `LEFT_OUT`, and a sentence."""
 
     kind: str
     sentence: str
@@ -112,16 +112,20 @@ def read_dataset(
     looked = _placed(seen.examples, seen.headers)
     pairs = near_duplicates([example.dhash for example in looked], seen.thumbnails)
     grouped = _grouped(name, looked, pairs)
-    for one, other in _contradictions(grouped, pairs):
-        problems.append(f"{one.name} and {other.name} look the same but have different labels.")
-        for this, that in ((one, other), (other, one)):
+    for first, second in _contradictions(grouped, pairs):
+        problems.append(f"{first.name} and {second.name} look the same but have different labels.")
+        for example, duplicate in ((first, second), (second, first)):
             seen.note(
-                this.name, CONTRADICTION, f"{that.name} looks the same but has another label."
+                example.name,
+                CONTRADICTION,
+                f"{duplicate.name} looks the same but has another label.",
             )
     fingerprint = digest(
         *sorted(f"{e.name}\t{e.label}\t{e.group}\t{e.sha256}{_extra_labels(e)}" for e in grouped)
     )
-    duplicates = tuple((one.name, other.name) for one, other in _of_two_patients(grouped, pairs))
+    duplicates = tuple(
+        (first.name, second.name) for first, second in _of_two_patients(grouped, pairs)
+    )
     read = {example.name for example in grouped}
     unread = tuple(example for example in examples if example.name not in read)
     return Dataset(
@@ -155,9 +159,9 @@ def _contradictions(
 ) -> list[tuple[Example, Example]]:
     """Return the near-duplicates of different patients whose labels differ."""
     return [
-        (one, other)
-        for one, other in _of_two_patients(examples, pairs)
-        if None not in (one.label, other.label) and one.label != other.label
+        (first, second)
+        for first, second in _of_two_patients(examples, pairs)
+        if None not in (first.label, second.label) and first.label != second.label
     ]
 
 
@@ -284,15 +288,17 @@ class _Looked:
 
     def leave_out_bare(self) -> None:
         """Leave out the nearly empty images of patients who have no others."""
-        with_others = {one.patient for one in self.examples if one.name not in self.bare}
+        with_others = {
+            example.patient for example in self.examples if example.name not in self.bare
+        }
         examples, thumbnails = self.examples, self.thumbnails
         self.examples, self.thumbnails = [], []
-        for one, thumbnail in zip(examples, thumbnails, strict=True):
-            if one.name in self.bare and one.patient not in with_others:
-                self.problems.append(f"{one.name} is left out: {self.bare[one.name]}")
-                self.note(one.name, LEFT_OUT, self.bare[one.name])
+        for example, thumbnail in zip(examples, thumbnails, strict=True):
+            if example.name in self.bare and example.patient not in with_others:
+                self.problems.append(f"{example.name} is left out: {self.bare[example.name]}")
+                self.note(example.name, LEFT_OUT, self.bare[example.name])
             else:
-                self.examples.append(one)
+                self.examples.append(example)
                 self.thumbnails.append(thumbnail)
 
 

@@ -94,11 +94,11 @@ def with_scan_labels(
         if example.patient and _key(example) in scan_labels:
             of_scan.setdefault(_key(example), []).append(example)
     weak_keys, problems = set(), []
-    for key, own in of_scan.items():
+    for key, slices in of_scan.items():
         patient = key[0]
-        scan_label, labels = scan_labels[key], {example.label for example in own}
+        scan_label, labels = scan_labels[key], {example.label for example in slices}
         if scan_label.label == 0 and 1 in labels:
-            positive = next(example.name for example in own if example.label == 1)
+            positive = next(example.name for example in slices if example.label == 1)
             raise DatasetError(
                 f"{scan_label.where}: the scan of patient {patient[:60]} has the label 0, but its"
                 f" slice {positive} has 1."

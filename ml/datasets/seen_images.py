@@ -125,7 +125,10 @@ def seen_among(examples: Sequence[Example], marks: Marks) -> np.ndarray:
     seen = np.zeros(len(examples), bool)
     seen[telling] = [examples[at].sha256[:16] in files for at in telling]
     seen[
-        [telling[one] for one, _ in same_pictures([examples[at].dhash for at in telling], pictures)]
+        [
+            telling[match]
+            for match, _ in same_pictures([examples[at].dhash for at in telling], pictures)
+        ]
     ] = True
     return seen
 

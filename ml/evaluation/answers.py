@@ -11,7 +11,7 @@ computed.
                   first image; tables of earlier versions lack it
 
 Rows of patients have a file name only for scans without a patient. A table that ships with a model
-(`ml.training.shipped_answers`) names no file, no patient and no slice: there, `image` alone says
+(`ml.validation.shipped_answers`) names no file, no patient and no slice: there, `image` alone says
 what a row is about.
 """
 

@@ -148,8 +148,8 @@ def _compared(
         curves = level_curves(labels, probabilities)
         runs.append(ComparedRun(name, metrics, curves, within))
     differences = []
-    for name, own in zip(names[1:], answers[1:], strict=True):
-        difference = paired_differences(labels, answers[0], own, groups, SEED)
+    for name, answer in zip(names[1:], answers[1:], strict=True):
+        difference = paired_differences(labels, answers[0], answer, groups, SEED)
         differences.append(
             Difference(
                 name,

@@ -259,12 +259,14 @@ def auroc_within(
         for scores, fold_of in zip(probabilities, folds, strict=True):
             right, pairs = np.zeros(len(weights)), np.zeros(len(weights))
             for fold in np.unique(fold_of):
-                own = fold_of == fold
-                of_fold = (weights[:, own] @ truth[own]) * (weights[:, own] @ (1 - truth[own]))
+                in_fold = fold_of == fold
+                of_fold = (weights[:, in_fold] @ truth[in_fold]) * (
+                    weights[:, in_fold] @ (1 - truth[in_fold])
+                )
                 right += (
                     np.where(
                         of_fold > 0,
-                        _ranking_figures(truth[own], scores[own], weights[:, own])[0],
+                        _ranking_figures(truth[in_fold], scores[in_fold], weights[:, in_fold])[0],
                         0,
                     )
                     * of_fold
@@ -457,8 +459,8 @@ def _figures(
     area, precision = _ranking_figures(labels, probabilities, weights)
     bins = np.minimum((probabilities * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = sum(
-        np.abs(weights[:, bins == one] @ (labels - probabilities)[bins == one])
-        for one in range(CALIBRATION_BINS)
+        np.abs(weights[:, bins == number] @ (labels - probabilities)[bins == number])
+        for number in range(CALIBRATION_BINS)
     )
     return {
         "accuracy": _ratio(tp + tn, total),

@@ -137,12 +137,12 @@ def _rows_of_control(
     if there are several.
     """
     figures = (("auroc", control.auroc), ("accuracy", control.accuracy))
-    own = {
+    control_facts = {
         "protocol": f"{protocol}; control {control.name.replace('_', ' ')}{over}",
         "seconds": round(control.seconds),
     }
     known = [(name, figure) for name, figure in figures if figure is not None]
-    return rows_of({**facts, **own}, "slice", known)
+    return rows_of({**facts, **control_facts}, "slice", known)
 
 
 def _rows_of_evaluation(evaluation: Evaluation, protocol: str) -> dict[str, list[Row]]:

@@ -130,15 +130,15 @@ def _bins(
         in_bin = number == index
         if not in_bin.any():
             continue
-        own = weights[in_bin]
-        observed = share_with_interval(labels[in_bin], groups[in_bin], SEED, weights=own)
+        bin_weights = weights[in_bin]
+        observed = share_with_interval(labels[in_bin], groups[in_bin], SEED, weights=bin_weights)
         filled.append(
             Bin(
                 low=index / BINS,
                 high=(index + 1) / BINS,
                 scans=int(in_bin.sum()),
-                predicted=float(np.average(probabilities[in_bin], weights=own)),
-                observed=with_width(observed, groups[in_bin], own),
+                predicted=float(np.average(probabilities[in_bin], weights=bin_weights)),
+                observed=with_width(observed, groups[in_bin], bin_weights),
             )
         )
     return filled

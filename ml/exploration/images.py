@@ -66,15 +66,15 @@ def image_facts(dataset: Dataset, measured: Sequence[Measured], root: Path) -> I
     groups = _numbers([example.group for example in dataset.examples])
     known = sources_of(examples)
     for at, example in enumerate(examples):
-        own = measured[at] if at < len(measured) else None
+        measurement = measured[at] if at < len(measured) else None
         yield ImageFacts(
             example,
             patients[at],
-            groups[at] if own else None,
+            groups[at] if measurement else None,
             source_of(example) if source_of(example) in known else "",
             example.path.stat().st_size if example.path.is_file() else 0,
-            float(own.grays @ _CENTERS) if own else None,
-            own.head_share if own else None,
+            float(measurement.grays @ _CENTERS) if measurement else None,
+            measurement.head_share if measurement else None,
             tuple(dataset.image_problems.get(example.name, ())),
             tuple(_within(path, root) for path in (example.path, *example.beside)),
             _within(example.mask, root) if example.mask else None,

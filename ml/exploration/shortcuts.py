@@ -194,8 +194,8 @@ def source_probes(names: tuple[str, str], samples: tuple[Sample, Sample]) -> lis
     groups = np.array(
         [
             f"{name}/{group}"
-            for name, one in zip(names, samples, strict=True)
-            for group in one.groups
+            for name, sample in zip(names, samples, strict=True)
+            for group in sample.groups
         ]
     )
     joined = [*samples[0].measured, *samples[1].measured]
@@ -251,15 +251,15 @@ def _probe(
 
 def _columns(measured: Sequence[Measured], what: Sequence[str]) -> np.ndarray:
     rows = []
-    for one in measured:
+    for image in measured:
         row: list[float] = []
         for name in what:
             row += (
-                list(one.border)
+                list(image.border)
                 if name == "border"
-                else list(one.grays)
+                else list(image.grays)
                 if name == "grays"
-                else [one.facts[name]]
+                else [image.facts[name]]
             )
         rows.append(row)
     return np.array(rows, np.float64).reshape(len(rows), -1) if rows else np.zeros((0, 1))

@@ -90,9 +90,9 @@ def preview_split(
     test_folds, fold_of = _folds_of(pool, folds, seed)
     of_image = {e.name: fold_of.get(e.group, set()) for e in pool.examples}
     crossing = [
-        (one, other)
-        for one, other in duplicates
-        if len(of_image.get(one, set()) | of_image.get(other, set())) > 1
+        (first, second)
+        for first, second in duplicates
+        if len(of_image.get(first, set()) | of_image.get(second, set())) > 1
     ]
     return SplitPreview(
         tuple(test_folds),

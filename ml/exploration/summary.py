@@ -89,16 +89,16 @@ def compare_sources(
     pairs = combinations(zip(opened, measured, strict=True), 2)
     return [
         {
-            "sources": [one.name, other.name],
+            "sources": [first.name, second.name],
             "probes": source_probes(
-                (one.name, other.name),
+                (first.name, second.name),
                 (
-                    Sample([e.group for e in one.examples], of_one),
-                    Sample([e.group for e in other.examples], of_other),
+                    Sample([e.group for e in first.examples], of_first),
+                    Sample([e.group for e in second.examples], of_second),
                 ),
             ),
         }
-        for (one, of_one), (other, of_other) in pairs
+        for (first, of_first), (second, of_second) in pairs
     ]
 
 
@@ -158,7 +158,9 @@ def _scans_counted(examples: Sequence[Example]) -> dict[str, object]:
         if example.scan_label is not None:
             wholes[scan_key(example)] = example.scan_label
     of_scans = [
-        max((one for one in (*slice_labels, wholes.get(key)) if one is not None), default=None)
+        max(
+            (label for label in (*slice_labels, wholes.get(key)) if label is not None), default=None
+        )
         for key, slice_labels in labels.items()
     ]
     counts = {

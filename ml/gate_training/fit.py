@@ -211,27 +211,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     phantoms = [see(slice_, "phantoms", "head phantom") for slice_ in phantom_heads(PHANTOMS)]
     others = {
-        family: [see(one.slice, "made", one.family) for one in other_images(family, MADE_EACH, 0)]
+        family: [
+            see(image.slice, "made", image.family) for image in other_images(family, MADE_EACH, 0)
+        ]
         for kind in KINDS.values()
         for family in kind
     }
     _say(f"{len(plain)} head CT, {sum(map(len, others.values()))} other images")
     heads = [*plain, *variants]
-    sources = list(dict.fromkeys(one.source for one in plain))
+    sources = list(dict.fromkeys(image.source for image in plain))
     with tempfile.TemporaryDirectory(prefix="hemoscan-gate-") as scratch:
         measured = _measured(
             heads, others, sources, [*extra, *phantoms], Path(scratch), options.seed
         )
         refused_above = operating_logit(measured)
         measured = [
-            replace(one, score=_sigmoid(_logit(one.score) - refused_above)) for one in measured
+            replace(image, score=_sigmoid(_logit(image.score) - refused_above))
+            for image in measured
         ]
         for line in write_results(measured, REFUSED_FROM, options.results):
             _say(line)
         if options.out:
             fitted = fit_gate(
                 [*heads, *phantoms[: PHANTOMS // 2]],
-                [one for family in others for one in others[family]],
+                [image for family in others for image in others[family]],
                 Path(scratch) / "all",
                 options.seed,
                 refused_above,

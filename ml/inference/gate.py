@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,14 +68,13 @@ class Gate:
         score = self._judge.run(["score"], {"views": view[np.newaxis], "measures": row})[0]
         return float(np.clip(score.ravel()[0], 0, 1))
 
-    def score_series(self, slices: Sequence[Slice]) -> float:
-        """Return the median score of at most 15 evenly spaced slices of a scan, since single slices
-        may be atypical.
-        """
-        chosen = np.unique(
-            np.linspace(0, len(slices) - 1, min(len(slices), MOST_SLICES)).round().astype(int)
-        )
-        return float(np.median([self.score(slices[index]) for index in chosen]))
+
+def checked_slices(count: int) -> frozenset[int]:
+    """Return which slices of a scan are scored: at most 15, evenly spaced. The score of the scan is
+    their median, since single slices may be atypical.
+    """
+    chosen = np.linspace(0, count - 1, min(count, MOST_SLICES)).round().astype(int)
+    return frozenset(chosen.tolist())
 
 
 @functools.cache

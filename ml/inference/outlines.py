@@ -7,8 +7,9 @@ neighbor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from ml.preprocessing.skull import inside_of_skull
 from ml.scans.geometry import is_gap
 from ml.scans.slabs import Slabs
 from ml.scans.slices import BoolArray, FloatArray, Series, Slice, gray_of
+
+MapFunction = Callable[..., Iterable[Any]]
+"""Applies a function to each item, like `map`."""
 
 OUTLINED_FROM = 0.5
 MM3_PER_ML = 1000.0
@@ -56,7 +60,11 @@ class Outlines:
 
 
 def outlines_of(
-    series: Series, slabs: Slabs, outlined: Sequence[FloatArray | None], frames: Sequence[Frame]
+    series: Series,
+    slabs: Slabs,
+    outlined: Sequence[FloatArray | None],
+    frames: Sequence[Frame],
+    map_: MapFunction = map,
 ) -> Outlines:
     """Return the outlines of a scan whose result is "suspected" or "inconclusive".
 
@@ -66,13 +74,17 @@ def outlines_of(
         outlined: probability maps of the slabs at the model's input (m, m); None for a negative
             slab.
         frames: position of the input in each slab.
+        map_: computes the slabs, perhaps in threads.
     """
-    of_slabs = [
-        None
-        if probabilities is None
-        else _mask_of(probabilities, frame, series.slices[slabs.middle_of(number)])
-        for number, (probabilities, frame) in enumerate(zip(outlined, frames, strict=True))
-    ]
+
+    def mask_of(number: int) -> BoolArray | None:
+        probabilities = outlined[number]
+        # Interpolation cannot exceed the maximum; most slices are done here.
+        if probabilities is None or float(probabilities.max()) < OUTLINED_FROM:
+            return None
+        return _mask_of(probabilities, frames[number], series.slices[slabs.middle_of(number)])
+
+    of_slabs = list(map_(mask_of, range(len(slabs))))
     masks = tuple(of_slabs[slabs.number_of(index)] for index in range(len(series.slices)))
     areas = areas_mm2(series, masks)
     volume, reason = _volume_of(series, masks, areas)
@@ -113,9 +125,6 @@ def _mask_of(probabilities: FloatArray, frame: Frame, slice_: Slice) -> BoolArra
     """Return the outline in the pixels of a slice, without areas outside a closed skull: a swollen
     scalp is as bright as blood.
     """
-    # Interpolation cannot exceed the maximum; most slices are done here.
-    if float(probabilities.max()) < OUTLINED_FROM:
-        return None
     mask = place(probabilities, frame, slice_.pixels.shape) >= OUTLINED_FROM
     space = inside_of_skull(gray_of(slice_))
     if space is not None:

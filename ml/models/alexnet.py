@@ -152,13 +152,13 @@ class _Source:
         too many.
         """
         task = self.task
-        own = self.restructuring is not None
+        is_restructured = self.restructuring is not None
         n = len(task.images)
         if self.front is None or self.copies * n * int(np.prod(self.shape)) * 2 > MOST_CACHED_BYTES:
             return
         # A hidden file, so workers leave it out of the checkpoint; it is recomputed.
-        path = (task.own if own else task.shared) / ".maps.npy"
-        wanted = task.train if own else np.flatnonzero(task.labels >= 0)
+        path = (task.folder if is_restructured else task.shared) / ".maps.npy"
+        wanted = task.train if is_restructured else np.flatnonzero(task.labels >= 0)
         if not path.is_file():
             with replacing(path) as unfinished:
                 maps = np.lib.format.open_memmap(
@@ -213,7 +213,7 @@ def head_of(maps: tuple[int, ...], width: int, dropout: float, seed: int) -> ker
 
 
 def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) -> Trained:
-    path, state = task.own / "trained.npz", task.own / "state.npz"
+    path, state = task.folder / "trained.npz", task.folder / "state.npz"
 
     def learn_anew() -> Weights:
         source.cache(lambda share, figures: task.report((0.5 + 0.5 * share) * MAPS_SHARE, figures))

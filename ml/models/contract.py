@@ -114,7 +114,7 @@ class FitTask(RunData):
     Attributes:
         train: positions of the training images, all with known labels; the slices of a scan are
             never split.
-        own: checkpoint folder of this fit.
+        folder: the checkpoints of this fit.
         report: called at least once per batch with the share that is done and metrics to show;
             raises to stop the fit.
         held_out: for the final fit, the cross-validation's decisions on its training images: a fit
@@ -126,7 +126,7 @@ class FitTask(RunData):
     """
 
     train: np.ndarray
-    own: Path
+    folder: Path
     report: Callable[[float, Mapping[str, float]], None]
     held_out: HeldOut | None = None
     chosen: Sequence[Mapping[str, Any]] = ()

@@ -141,7 +141,7 @@ def autoencoder_of(
     """
     epochs = epochs or usual_epochs(len(learn))
     name = f"autoencoder-{digest(task.seed, epochs, learn.tolist())[:12]}"
-    path, state = task.shared / f"{name}.npz", task.own / f"{name}-state.npz"
+    path, state = task.shared / f"{name}.npz", task.folder / f"{name}-state.npz"
     weights = load_or_make_arrays(
         path,
         lambda: (
@@ -200,7 +200,7 @@ def features_of(
             of the run share the features.
         by_scan: transform all slices of a scan alike.
     """
-    folder = task.own if learned else task.shared
+    folder = task.folder if learned else task.shared
     n = len(task.images)
     # Shared features must serve every fit, so they cover all labeled images. Scans are copied
     # whole, with their unlabeled slices.

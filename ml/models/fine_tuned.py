@@ -99,7 +99,7 @@ def tuned_convolutions(
         epochs: of `ml.networks.fine_tuning.fine_tune`.
         report: receives the share done; raises to stop.
     """
-    path, state = task.own / "tuned.npz", task.own / "state.npz"
+    path, state = task.folder / "tuned.npz", task.folder / "state.npz"
     start = encoder.initial(task.init, task.seed)
     schedule = Schedule(epochs, task.seed, str(task.settings["precision"]))
     slices = LabeledSlices(task.images, task.labels, task.sources, task.masks, learn)

@@ -135,7 +135,8 @@ class OfSlices:
         steps, wholes = network.decide(by_scan(features, scans))
         # the decision of a single slice is that of its scan
         of_scans = [
-            own[0] if len(own) == 1 else whole for own, whole in zip(steps, wholes, strict=True)
+            steps_of_scan[0] if len(steps_of_scan) == 1 else whole
+            for steps_of_scan, whole in zip(steps, wholes, strict=True)
         ]
         return np.concatenate(steps), np.array(of_scans)
 
@@ -151,8 +152,8 @@ class OfSlices:
     def scan_probability(
         self, decisions: np.ndarray, whole: float, platt: Platt, scan_platt: Platt
     ) -> float:
-        own = platt if len(decisions) == 1 else scan_platt
-        return float(own(np.array([whole]))[0])
+        calibration = platt if len(decisions) == 1 else scan_platt
+        return float(calibration(np.array([whole]))[0])
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,7 @@ class _Learner:
         shown = np.concatenate([learn, np.flatnonzero(np.isin(task.scans, weak_scans))])
         mean = features[0, shown].mean(axis=axes)
         spread = features[0, shown].std(axis=axes) + np.float32(1e-3)
-        path, state = task.own / f"{name}.npz", task.own / f"{name}-state.npz"
+        path, state = task.folder / f"{name}.npz", task.folder / f"{name}-state.npz"
         keras.utils.set_random_seed(task.seed)
         own = None if self.sequences.cells is None else (float(mean[0]), float(spread[0]))
         model = build_network(self.cell, len(mean), task.settings, task.seed, own)

@@ -112,8 +112,10 @@ def build_several(
     if restructuring is None:
         return model
     pictures = keras.Input((size, size, 1), name="images")
-    own, drawn_again = model(pictures), model(autoencoder.build(restructuring, size)(pictures))
-    both = {layer: keras.layers.Concatenate()([own[layer], drawn_again[layer]]) for layer in maps}
+    original, drawn_again = model(pictures), model(autoencoder.build(restructuring, size)(pictures))
+    both = {
+        layer: keras.layers.Concatenate()([original[layer], drawn_again[layer]]) for layer in maps
+    }
     return keras.Model(pictures, both, name="restructured")
 
 

@@ -108,9 +108,9 @@ def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int, name: str =
             pairs = zip(frame_headers(header, frames), words, strict=True)
             order = ">" if header.file_meta.TransferSyntaxUID == BIG_ENDIAN else "<"
             planes = [
-                _to_plane(own, frame, name, order)
-                for own, frame in pairs
-                if "LOCALIZER" not in values_of(own, "FrameType")
+                _to_plane(header, frame, name, order)
+                for header, frame in pairs
+                if "LOCALIZER" not in values_of(header, "FrameType")
             ]
         if not planes:
             raise NoSliceError("The DICOM file is a localizer (scout view), not an axial slice.")

@@ -37,12 +37,12 @@ def frame_headers(header: pydicom.Dataset, frames: int) -> Iterator[pydicom.Data
     _overlay(of_file, header.get(SHARED) or [])
     per_frame = header.get(PER_FRAME) or []
     for index in range(frames):
-        own = pydicom.Dataset()
-        own.update(of_file)
+        of_frame = pydicom.Dataset()
+        of_frame.update(of_file)
         if frames > 1:
-            own.InstanceNumber = earlier + index + 1
-        _overlay(own, per_frame[index : index + 1])
-        yield own
+            of_frame.InstanceNumber = earlier + index + 1
+        _overlay(of_frame, per_frame[index : index + 1])
+        yield of_frame
 
 
 def _overlay(header: pydicom.Dataset, groups: Sequence[pydicom.Dataset]) -> None:

@@ -70,13 +70,13 @@ def _passes(
     of_techniques: dict[tuple[str, ...], dict[int, list[int]]] = {}
     for position, indices in by_position.items():
         for index in indices:
-            own = of_techniques.setdefault(planes[index].technique, {})
-            own.setdefault(position, []).append(index)
+            by_technique = of_techniques.setdefault(planes[index].technique, {})
+            by_technique.setdefault(position, []).append(index)
     return _merged_passes(
         [
-            one
-            for _, own in sorted(of_techniques.items())
-            for one in _merged_passes(_split_acquisitions(planes, own))
+            single_pass
+            for _, positions in sorted(of_techniques.items())
+            for single_pass in _merged_passes(_split_acquisitions(planes, positions))
         ]
     )
 

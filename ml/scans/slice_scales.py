@@ -41,23 +41,25 @@ def scales_of(
     """
     counts = Counter(claims)
     usual = max(counts, key=lambda claim: (claim.intercept is not None, counts[claim]))
-    own = [_completed(claim, usual) for claim in claims]
-    if len({(claim.slope, claim.intercept) for claim in own}) > 1:
+    completed = [_completed(claim, usual) for claim in claims]
+    if len({(claim.slope, claim.intercept) for claim in completed}) > 1:
         values = [
             numbers[_every(numbers)].astype(np.float64) * (claim.slope or 1.0)
             + (claim.intercept or 0.0)
-            for numbers, claim in zip(stored, own, strict=True)
+            for numbers, claim in zip(stored, completed, strict=True)
         ]
         masks = [None if mask is None else mask[_every(mask)] for mask in paddings]
         plain = replace(usual, slope=1.0, intercept=0.0, bits=16)
         common, notes = scale_of(values, masks, plain)
         if replace(common, border=None) == Scale():
-            scales = [_scale_with_border(claim, common.border) for claim in own]
-            return _corrected(stored, scales, own, notes)
+            scales = [_scale_with_border(claim, common.border) for claim in completed]
+            return _corrected(stored, scales, completed, notes)
     scale, notes = scale_of(stored, paddings, usual)
     if scale.unit != "hu":
         return [scale] * len(stored), notes
-    return _corrected(stored, [_scale_for(claim, scale, usual) for claim in claims], own, notes)
+    return _corrected(
+        stored, [_scale_for(claim, scale, usual) for claim in claims], completed, notes
+    )
 
 
 def _scale_with_border(claim: Claim, border: float | None) -> Scale:

@@ -51,7 +51,9 @@ def write_volume(series: Series, path: Path) -> None:
     the series does not say, pixels are 1 mm and slices 5 mm apart.
     """
     size = rendered_size(series.slices[0].pixels.shape, LONGEST_SIDE_PX)
-    _write(path, _header(series, size), series.slices, lambda one: _voxels(one, size).tobytes())
+    _write(
+        path, _header(series, size), series.slices, lambda slice_: _voxels(slice_, size).tobytes()
+    )
 
 
 def write_masks(series: Series, masks: Sequence[BoolArray | None], path: Path) -> None:
@@ -109,8 +111,8 @@ def _write(
 ) -> None:
     """Write a header and the bytes that `stored_of` makes of each slice."""
 
-    def stored_and_deflated(one: Stored) -> tuple[bytes, bytes]:
-        stored = stored_of(one)
+    def stored_and_deflated(values: Stored) -> tuple[bytes, bytes]:
+        stored = stored_of(values)
         return stored, _deflated(stored)
 
     deflated_header = _deflated(header)

@@ -96,8 +96,8 @@ def run_controls(run: ControlledRun, checkpoint: Path, tell: Tell) -> list[Contr
     results = []
     for number, name in enumerate(names):
         # Equal steps, as `ml.expected_time.Part` counts them.
-        begin, own = number / len(names), 1 / len(names)
-        within = _within(tell, f"control {name.replace('_', ' ')}: ", begin, own)
+        begin, length = number / len(names), 1 / len(names)
+        within = _within(tell, f"control {name.replace('_', ' ')}: ", begin, length)
         saved = load_json(checkpoint / f"control-{name}.json")
         if saved is None:
             result = _run(name, run, checkpoint / f"control-{name}", within)
@@ -109,11 +109,11 @@ def run_controls(run: ControlledRun, checkpoint: Path, tell: Tell) -> list[Contr
     return results + [Control(name=name, skipped=reason) for name in CONTROLS if name not in names]
 
 
-def _within(tell: Tell, before: str, begin: float, own: float) -> Tell:
-    """Return a progress callback for a part of the controls, which begins at the share `begin` and
-    is `own` of the whole.
+def _within(tell: Tell, before: str, begin: float, length: float) -> Tell:
+    """Return a progress callback for a part of the controls, which begins at the share `begin` of
+    the whole and has the share `length` of it.
     """
-    return lambda stage, share, metrics: tell(before + stage, begin + share * own, metrics)
+    return lambda stage, share, metrics: tell(before + stage, begin + share * length, metrics)
 
 
 def _run(name: str, run: ControlledRun, folder: Path, tell: Tell) -> Control:
@@ -366,13 +366,13 @@ def _random_weights(run: ControlledRun, folder: Path, tell: Tell) -> Control:
     answers = cross_validate(start, run.folds, 1, folder, tell, run.first_fold)
     # reused, not fitted again
     itself = cross_validate(experiment, run.folds, 1, folder.parent, tell, run.first_fold)
-    own = _metrics(itself.slices, experiment.seed).auroc
+    reference = _metrics(itself.slices, experiment.seed).auroc
     beside = (
         ""
-        if own.low is None
+        if reference.low is None
         else (
-            f", where the run itself has an AUROC of {own.value:.3f} ({own.low:.3f} to"
-            f" {own.high:.3f})"
+            f", where the run itself has an AUROC of {reference.value:.3f}"
+            f" ({reference.low:.3f} to {reference.high:.3f})"
         )
     )
     figures = _metrics(answers.slices, experiment.seed)
@@ -380,7 +380,7 @@ def _random_weights(run: ControlledRun, folder: Path, tell: Tell) -> Control:
         name="random_weights",
         auroc=figures.auroc,
         accuracy=figures.accuracy,
-        run_auroc=own,
+        run_auroc=reference,
         seconds=answers.seconds,
         how=(
             "The same settings from random initial weights, without averaging them in at the end;"

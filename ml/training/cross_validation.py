@@ -28,11 +28,11 @@ from ml.models.contract import Fitted, HeldOut
 from ml.networks.bleeding_types import fit_types, of_scan
 from ml.training.experiment import Experiment
 from ml.training.folds import Split, splits
-from ml.training.heat_map_tests import HeatMapTest, judge_heat_maps
 from ml.training.mistakes import draw_mistakes, worst_of
 from ml.training.operating_points import has_both_classes, without
 from ml.training.outline_figures import Overlap, overlaps
 from ml.typed_json import from_json, to_json
+from ml.validation.heat_map_tests import HeatMapTest, judge_heat_maps
 
 MOST_HEAT_MAPS = 50  # per fold: they take about ten seconds
 Tell = Callable[[str, float, Mapping[str, float]], None]
@@ -51,7 +51,7 @@ class OutOfFold:
         held_out_folds: the folds of these slices and scans.
         learned_features: whether the convolutions were trained.
         seconds: duration of all fits.
-        heat_maps: results of `ml.training.heat_map_tests` in the first repeat; empty if not
+        heat_maps: results of `ml.validation.heat_map_tests` in the first repeat; empty if not
             requested.
         outlines: overlaps of the first repeat; empty where the architecture gives no outlines.
         chosen: hyperparameters selected by each fit.
@@ -96,7 +96,7 @@ class FoldResult:
         seconds: its duration.
         learnt_features: whether the convolutions were trained; checkpoints have this name.
         chosen: hyperparameters selected by the fit.
-        heat_maps: results of `ml.training.heat_map_tests`; None if not requested.
+        heat_maps: results of `ml.validation.heat_map_tests`; None if not requested.
         outlines: of its slices; None where the architecture gives no outlines.
     """
 
@@ -284,30 +284,30 @@ def _within(tell: Tell, stage: str, begin: float, end: float) -> Report:
 def _finished(
     experiment: Experiment,
     split: Split,
-    own: Path,
+    folder: Path,
     report: Report,
     tests_follow: bool,
     test_heat_maps: bool,
 ) -> FoldResult:
-    """Return a fold's result: what an earlier call left beside the folder `own`, or that of a new
-    fit, which is then left there.
+    """Return a fold's result: saved by an earlier call beside `folder`, or that of a new fit, which
+    is then saved there.
 
     Args:
         experiment: training and test data.
         split: of the fold.
-        own: the folder of its checkpoint.
+        folder: the folder of its checkpoint.
         report: called with the share that is done.
         tests_follow: the fit is half of that share, and tests of heat maps the other half.
         test_heat_maps: test them.
     """
-    path = own.with_name(f"{own.name}.json")
+    path = folder.with_name(f"{folder.name}.json")
     saved = load_json(path)
     if saved is not None:
         return from_json(FoldResult, saved)
     began = time.monotonic()
     train, weak_scans = _learned_from(experiment, split)
     fitting = _first_half(report) if tests_follow else report
-    fitted = experiment.fit(train, own, fitting, weak_scans)
+    fitted = experiment.fit(train, folder, fitting, weak_scans)
     slices, scans = _answers_of(experiment, fitted, split)
     if experiment.types is not None:
         slices, scans = _with_types(slices, scans, experiment, experiment.types, fitted, train)
@@ -324,7 +324,7 @@ def _finished(
         tested = judge_heat_maps(
             files, experiment.images, experiment.masks, at, experiment.seed, on_map
         )
-        pictures = own.with_name(f"{own.name}-mistakes.npz")
+        pictures = folder.with_name(f"{folder.name}-mistakes.npz")
         draw_mistakes(pictures, experiment, fitted, files, wrong, on_map)
     result = FoldResult(
         slices=slices,
@@ -338,7 +338,7 @@ def _finished(
         chosen=dict(fitted.chosen),
     )
     save_json(path, to_json(result))
-    shutil.rmtree(own, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     return result
 
 
@@ -361,8 +361,8 @@ def _judged_scans(
 ) -> dict[str, np.ndarray]:
     """Return the answers for scans; one of a single slice is judged as that slice."""
     single = experiment.scan_sizes[scans] == 1
-    own, whole = _judge(of_slices, decisions), _judge(of_scans, decisions)
-    return {name: np.where(single, own[name], whole[name]) for name in own}
+    as_slices, as_scans = _judge(of_slices, decisions), _judge(of_scans, decisions)
+    return {name: np.where(single, as_slices[name], as_scans[name]) for name in as_slices}
 
 
 def _answers_of(

@@ -80,7 +80,7 @@ class Experiment(RunData):
     def fit(
         self,
         train: np.ndarray,
-        own: Path,
+        folder: Path,
         report: Callable[[float, Mapping[str, float]], None],
         weak_scans: np.ndarray,
         held_out: HeldOut | None = None,
@@ -104,7 +104,7 @@ class Experiment(RunData):
             reuse=self.reuse,
             given_scan_labels=self.given_scan_labels,
             train=train,
-            own=own,
+            folder=folder,
             report=report,
             held_out=held_out,
             chosen=chosen,

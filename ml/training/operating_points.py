@@ -1,9 +1,9 @@
-"""Calibration, threshold and inconclusive band of slices and of scans, fitted to answers that no
-model gave about what it had learned from.
+"""Calibration, threshold and inconclusive band of slices and of scans, fitted to held-out answers.
 
-Healthy series are few and of one hospital. Series made of slices without hemorrhage that many
-people sent one by one show how a healthy scan's decision spreads over many scanners; they count as
-a source of their own, and only where an architecture answers for a scan by a rule over its slices.
+Healthy series are few and come from one hospital. Composite series, drawn from the slices without
+hemorrhage of many patients whose data set holds single slices, show how the decisions of healthy
+scans vary across scanners. They count as a separate source, and are used only where an architecture
+aggregates the decisions of slices by a rule.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from ml.models.contract import HeldOut, RunData, scan_rule_of
 from ml.named_points import POINTS
 
 FEWEST_SLICES = 2
-"""A data set whose typical scan has fewer slices holds single images; a few of the same person make
-no series.
+"""A data set whose typical scan has fewer slices holds single images; a few images of one patient
+are not a series.
 """
 SERIES_SLICES = 30
-MADE_SERIES = 300
+COMPOSITE_SERIES = 300
 FEWEST_PEOPLE = 100
-"""Fewer people of a data set with a single slice each make no series: the same would be in most."""
+"""With fewer patients with single slices, a data set gives no composite series: they would overlap.
+"""
 
 
 def series_of(run: RunData) -> np.ndarray:
@@ -45,7 +46,7 @@ def series_of(run: RunData) -> np.ndarray:
 def operating_points(
     run: RunData, architecture: str, held_out: HeldOut, point: str | None = None
 ) -> tuple[OperatingPoint, OperatingPoint]:
-    """Return those of slices and of scans of several slices.
+    """Return the operating points of slices, and of scans of several slices.
 
     Args:
         run: what is known of the slices.
@@ -72,14 +73,14 @@ def _scans(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return labels, decisions and sources of the scans that a scan's operating point is fitted to.
 
-    Without made series they come from data sets that have both classes of scans, where there are
-    such: one that sent only bleeding patients says nothing about a threshold.
+    Without composite series, only data sets with both classes of scans are used, if there are any:
+    one with bleeding patients only says nothing about a threshold.
     """
     all_labels = run.scan_labels
     several = series_of(run)[held_out.scans] & (all_labels[held_out.scans] != UNKNOWN)
     scans, decisions = held_out.scans[several], held_out.scan_decisions[several]
     labels, sources = all_labels[scans], run.sources[run.first_of_scan[scans]]
-    sampled = made_series(run, rule, held_out) if rule else {}
+    sampled = composite_series(run, rule, held_out) if rule else {}
     if sampled and (labels == 1).any():
         return (
             np.concatenate([labels, *(np.zeros(len(values), int) for values in sampled.values())]),
@@ -93,11 +94,11 @@ def _scans(
     return labels[chosen], decisions[chosen], sources[chosen]
 
 
-def made_series(
+def composite_series(
     run: RunData, rule: Callable[[np.ndarray], float], held_out: HeldOut
 ) -> dict[str, np.ndarray]:
-    """Return decisions (`MADE_SERIES`,) of series of `SERIES_SLICES` slices without hemorrhage,
-    each of another person, by the name that the source of each gets.
+    """Return the decisions (`COMPOSITE_SERIES`,) of series of `SERIES_SLICES` slices without
+    hemorrhage, each slice of another patient, by the name of the composite source.
     """
     single = (run.labels[held_out.slices] == 0) & (run.scan_sizes[run.scans[held_out.slices]] == 1)
     decisions = {}
@@ -107,7 +108,9 @@ def made_series(
         if len(one_each) < FEWEST_PEOPLE:
             continue
         random = np.random.default_rng(run.seed)
-        drawn = [random.choice(one_each, SERIES_SLICES, replace=False) for _ in range(MADE_SERIES)]
+        drawn = [
+            random.choice(one_each, SERIES_SLICES, replace=False) for _ in range(COMPOSITE_SERIES)
+        ]
         decisions[f"series of {source}"] = np.array(
             [rule(held_out.decisions[chosen]) for chosen in drawn]
         )
@@ -115,7 +118,7 @@ def made_series(
 
 
 def without(held_out: HeldOut, slices: np.ndarray, scans: np.ndarray) -> HeldOut:
-    """Return the decisions but those on these positions of slices and numbers of scans."""
+    """Return the decisions without those on these slices (positions) and scans (numbers)."""
     of_slices, of_scans = ~np.isin(held_out.slices, slices), ~np.isin(held_out.scans, scans)
     return HeldOut(
         held_out.slices[of_slices],
@@ -178,11 +181,12 @@ def named_points(
 def threshold_curves(
     run: RunData, architecture: str, held_out: HeldOut
 ) -> dict[str, list[CurvePoint]]:
-    """Return by level, "slice" and "patient", what thresholds from 0 to 1 find, at most
-    `ml.evaluation.curves.CURVE_POINTS` of them in ascending order; empty where a class is missing.
+    """Return by level, "slice" and "patient", sensitivity and specificity of thresholds from 0 to
+    1, at most `ml.evaluation.curves.CURVE_POINTS` of them in ascending order; empty where a class
+    is missing.
 
-    The answers are held out, but calibrated by what is fitted to all of them; the figures of
-    `named_points` are not, and say what to expect elsewhere.
+    The answers are held out, but the calibration is fitted to all of them. The figures of
+    `named_points` come from held-out calibrations, so they say what to expect elsewhere.
     """
     scans = held_out.scans[
         series_of(run)[held_out.scans] & (run.scan_labels[held_out.scans] != UNKNOWN)

@@ -8,9 +8,9 @@ from typing import Any
 
 from ml.datasets.examples import Example
 from ml.evaluation.answers import Answers, write_answers
-from ml.training.answer_rows import whose_answer
 from ml.training.cross_validation import OutOfFold
 from ml.training.experiment import Experiment
+from ml.validation.answer_rows import whose_answer
 
 
 def write_predictions(

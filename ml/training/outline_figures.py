@@ -95,8 +95,10 @@ def outline_figures(
     )
     figures = {}
     for source in np.unique(sources[drawn > 0]):
-        own = sources == source
-        figures[str(source)] = _of_one(drawn[own], predicted[own], both[own], groups[own], seed)
+        chosen = sources == source
+        figures[str(source)] = _of_one(
+            drawn[chosen], predicted[chosen], both[chosen], groups[chosen], seed
+        )
     return figures
 
 

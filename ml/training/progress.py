@@ -137,9 +137,9 @@ class Meter:
             begin = end - part.seconds / self._whole
             share = max(min(end, self._fraction) - max(begin, before), 0.0)
             is_here = begin <= before < end
-            own = took * share / gained if gained > 0 else took * is_here
+            spent = took * share / gained if gained > 0 else took * is_here
             expected, measured = self._measured[name]
-            self._measured[name] = expected + share * self._whole, measured + own
+            self._measured[name] = expected + share * self._whole, measured + spent
 
     def _left_s(self) -> float | None:
         """Return the seconds that are left, None until enough was measured."""
@@ -154,8 +154,8 @@ class Meter:
                 expected, _ = self._measured[name]
                 begun = self._fraction > begin + part.steps[0] / self._whole + ROUNDING
                 is_known = expected >= ENOUGH_MEASURED * part.seconds and (begun or name == READING)
-                own = self._slowness([name]) if is_known else None
-                left += remaining * self._whole * (overall if own is None else own)
+                slowness = self._slowness([name]) if is_known else None
+                left += remaining * self._whole * (overall if slowness is None else slowness)
         return left
 
     def _overall(self) -> float:

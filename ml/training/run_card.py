@@ -20,11 +20,11 @@ from ml.training.controls import blocked_because
 from ml.training.cross_validation import OutOfFold
 from ml.training.experiment import Experiment
 from ml.training.final_model import FinalModel
-from ml.training.heat_map_tests import summary
 from ml.training.operating_points import named_points, threshold_curves
 from ml.training.outline_figures import outline_figures
 from ml.training.plan import Plan
 from ml.training.type_figures import figures_of_types
+from ml.validation.heat_map_tests import summary
 
 LIBRARIES = (
     "numpy",

@@ -21,9 +21,9 @@ from ml.datasets.type_labels import KnownTypes
 from ml.evaluation.answers import Answers, write_answers
 from ml.evaluation.metrics import metrics_with_intervals
 from ml.figures import Metrics
-from ml.training.answer_rows import whose_answer
 from ml.training.cross_validation import OutOfFold
 from ml.training.experiment import Experiment
+from ml.validation.answer_rows import whose_answer
 
 FEW_PATIENTS = 10
 CHANCE = 0.5

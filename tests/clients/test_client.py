@@ -214,7 +214,7 @@ def test_results_since_then_are_asked_of_the_service() -> None:
     assert parameters == {"status": "done", "finished_since": since.isoformat()}
 
 
-def test_what_is_not_hemoscan_is_reported_in_a_sentence(tmp_path: Path) -> None:
+def test_an_answer_from_another_service_is_reported_in_a_sentence(tmp_path: Path) -> None:
     moved = httpx.Response(308, headers={"Location": "https://new.example.org/"})
     service = Answers(moved, httpx.Response(200, text="<h1>Log in</h1>"))
     with service.client() as ours:
@@ -244,6 +244,7 @@ def test_the_asynchronous_client_does_the_same(
         httpx.Response(200, json=scan_json("a", "queued")),
         httpx.Response(200, json=scan_json("a")),
         httpx.Response(200, json={"items": [scan_json("a")], "next": None, "total": 1}),
+        httpx.Response(200, json=scan_json("b")),
         httpx.Response(202, json={}),
         httpx.Response(202, headers={"Retry-After": "1"}),
         httpx.Response(200, content=b"%PDF-1.7"),
@@ -259,6 +260,10 @@ def test_the_asynchronous_client_does_the_same(
 
     assert asyncio.run(journey()) == (["done"], ["a"], b"%PDF-1.7")
     assert slice_file.read_bytes() in service.requests[1].content
+    # The report is that of the scan that has replaced it.
+    assert {request.url.path for request in service.requests[-2:]} == {
+        "/api/v1/scans/b/reports/pdf"
+    }
 
 
 def public(kind: type) -> set[str]:
@@ -384,7 +389,7 @@ def test_a_study_has_settled_when_nothing_of_it_changes_any_more(
         (ApiError(401, "Unknown API token."), "ends"),
     ],
 )
-def test_a_watcher_tries_again_only_what_may_pass(
+def test_a_watcher_retries_only_temporary_failures(
     watched: Path, tmp_path: Path, error: Exception, outcome: str
 ) -> None:
     service, events = Service(), []

@@ -251,7 +251,7 @@ def test_a_run_that_was_killed_takes_its_processes_along_and_frees_the_folder(
     eventually(lambda: not make_run.remains(), "Nothing is left running", within_s=30)
 
 
-def test_what_dies_is_started_again(make_run: MakeRun) -> None:
+def test_processes_that_die_are_restarted(make_run: MakeRun) -> None:
     """A process that was killed, then the broker, beside files of it that are damaged."""
     (make_run.home / "broker" / "appendonlydir").mkdir(parents=True)
     for name in ("dump.rdb", "appendonlydir/appendonly.aof.manifest"):

@@ -18,6 +18,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedCTImageStorage, JPEGLSLossless, generate_uid
 from pynetdicom import AE
+from pynetdicom.acse import ACSE
 from sqlalchemy import select, update
 
 from listener import closing
@@ -121,7 +122,7 @@ def test_a_study_that_is_sent_again_is_the_same_scan(listen: Listen) -> None:
     assert len(running.scans()) == 1
 
 
-def test_what_came_whole_before_an_abort_is_kept_and_completed_later(listen: Listen) -> None:
+def test_instances_received_before_an_abort_are_kept_and_completed_later(listen: Listen) -> None:
     running = listen()
     *study, last = a_study(6)
     with running.associated() as association:
@@ -213,7 +214,7 @@ def test_a_storage_that_is_away_delays_a_study(
     assert [scan.slice_count for scan in running.scans()] == [3] and running.spooled() == []
 
 
-def test_what_is_refused_is_reported_to_sender_and_administrator(listen: Listen) -> None:
+def test_refused_instances_are_reported_to_sender_and_administrator(listen: Listen) -> None:
     running = listen()
     study = a_study(5)
     study[4].Rows = study[4].Columns = 60_000
@@ -247,7 +248,7 @@ def test_one_series_that_is_refused_takes_no_other_with_it(listen: Listen) -> No
     assert running.sentences() == ["The series has 5 slices; at most 4 are supported."]
 
 
-def test_what_two_listeners_take_in_at_once_is_one_scan(
+def test_a_study_closed_by_two_listeners_at_once_is_one_scan(
     listen: Listen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = listen()
@@ -283,7 +284,7 @@ def test_what_two_listeners_take_in_at_once_is_one_scan(
         ({"QUOTA_MB": 1}, 3),
     ],
 )
-def test_what_there_is_no_room_for_is_refused_with_its_status(
+def test_instances_without_room_are_refused_with_the_right_status(
     listen: Listen, settings: dict[str, int], accepted: int
 ) -> None:
     running, study = listen(**settings), a_study()
@@ -336,7 +337,7 @@ def test_an_instance_that_is_too_large_ends_its_association(listen: Listen) -> N
         b"\x01\0\0\0\0\x04\0\x01\0\0",
     ],
 )
-def test_garbage_harms_nobody(listen: Listen, garbage: bytes) -> None:
+def test_garbage_affects_no_other_connection(listen: Listen, garbage: bytes) -> None:
     running = listen(DICOM_TIMEOUT_S=2)
     with socket.create_connection(("127.0.0.1", running.port), 5) as caller:
         caller.sendall(garbage)
@@ -346,7 +347,7 @@ def test_garbage_harms_nobody(listen: Listen, garbage: bytes) -> None:
     assert len(running.scans()) == 1
 
 
-def test_no_more_than_so_many_associate_and_those_that_say_nothing_are_ended(
+def test_associations_are_limited_and_silent_ones_are_ended(
     listen: Listen,
 ) -> None:
     running = listen(DICOM_MAX_ASSOCIATIONS=1, DICOM_TIMEOUT_S=1)
@@ -377,7 +378,23 @@ def test_a_release_ends_a_study_where_the_operator_says_so(listen: Listen) -> No
     (scan,) = wait_for(lambda: running.closer.close_due() or running.scans())
     assert scan.slice_count == 2
     running.send(a_study(1))
-    assert running.spool.due(600, ()) != []
+    assert wait_for(lambda: running.spool.due(600, ()))
+
+
+def test_a_sender_that_closes_the_connection_with_its_release_did_not_break_off(
+    listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, confirm = listen(DICOM_CLOSE_ON_RELEASE=1), ACSE.send_release
+
+    def confirm_and_linger(acse: ACSE, is_response: bool = False) -> None:
+        confirm(acse, is_response)
+        if is_response:  # The sender closes before this thread announces the release.
+            wait_for(lambda: not running.listener.busy())
+
+    monkeypatch.setattr(ACSE, "send_release", confirm_and_linger)
+    running.send(a_study(2))
+    (key,) = wait_for(lambda: running.spool.due(600))
+    assert not running.spool.close(key).about.is_cut_off
 
 
 def test_dcmtk_sends_what_we_read(listen: Listen, tmp_path: Path) -> None:
@@ -442,7 +459,7 @@ def test_with_tls_only_certified_peers_are_heard_and_nobody_waits_for_a_handshak
             assert not caller.recv(100).startswith(b"\x02")  # Not without TLS.
 
 
-def test_the_listener_does_not_start_without_somebody_to_hear(
+def test_the_listener_does_not_start_without_peers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HEMOSCAN_HOME", str(tmp_path))

@@ -49,7 +49,7 @@ def task_of(
         "seed": 0,
         "init": "random",
         "shared": folder / "shared",
-        "own": folder / "own",
+        "folder": folder / "own",
         "report": lambda share, figures: None,
         **changed,
     }

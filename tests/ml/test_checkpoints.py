@@ -38,7 +38,7 @@ def test_a_file_stays_as_it_was_where_writing_fails(tmp_path: Path) -> None:
     assert path.read_text() == "after", "what an earlier try left is overwritten"
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_saved_values_are_loaded_unchanged(tmp_path: Path) -> None:
     arrays = {"a": np.arange(3), "b": np.eye(2, dtype=np.float16)}
     save_arrays(tmp_path / "arrays.npz", arrays)
     loaded = load_arrays(tmp_path / "arrays.npz")

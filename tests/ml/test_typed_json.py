@@ -36,7 +36,7 @@ WHOLE = Path(
 )
 
 
-def test_what_is_written_comes_back() -> None:
+def test_written_values_are_read_back() -> None:
     assert from_json(Path, json.loads(json.dumps(to_json(WHOLE)))) == WHOLE
 
 
@@ -61,7 +61,7 @@ def test_an_absent_field_has_its_default_and_an_unknown_one_is_passed_over() -> 
         ({"notes": None}, "expected `array`, got `null` at `$.notes`"),
     ],
 )
-def test_what_does_not_fit_is_named(changed: dict[str, object], sentence: str) -> None:
+def test_a_mismatch_is_named(changed: dict[str, object], sentence: str) -> None:
     with pytest.raises(JsonError) as error:
         from_json(Path, {**to_json(WHOLE), **changed})
     assert str(error.value) == f"does not have the expected form: {sentence}"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import jinja2.nodes
 import pytest
 from flask import Flask
 
+from webapp.config import PROJECT_ROOT
 from webapp.display import (
     display_name,
     display_term,
@@ -115,3 +119,15 @@ def test_no_template_computes(app: Flask) -> None:
         ).find_all(ARITHMETIC)
     }
     assert not computing
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((PROJECT_ROOT / "webapp" / "templates").rglob("*.html")),
+    ids=lambda path: path.stem,
+)
+def test_what_a_template_opens_it_closes(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for tag in ("section", "div", "details", "form", "table", "ul", "dl", "figure", "p"):
+        opened, closed = len(re.findall(rf"<{tag}[\s>]", text)), text.count(f"</{tag}>")
+        assert opened == closed, tag

@@ -48,6 +48,7 @@ SINCE = {
     "received_study",
     "recovery_code",
     "replay",
+    "replaced_scan",
     "replay_sample",
     "report",
     "run_tag",
@@ -136,18 +137,25 @@ def differences() -> list[object]:
             made = "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'scan'"
             of_models = [as_words(statement) for statement in ON_SQLITE]
         else:
-            made = "SELECT prosrc FROM pg_proc WHERE proname = 'count_scans'"
-            of_models = [as_words(ON_POSTGRESQL[0].split("$$")[1])]
+            made = (
+                "SELECT prosrc FROM pg_proc WHERE proname IN ('count_scans', 'refuse_to_move_scan')"
+            )
+            of_models = [
+                as_words(statement.split("$$")[1])
+                for statement in ON_POSTGRESQL
+                if "CREATE FUNCTION" in statement
+            ]
             triggers = (
                 "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger"
-                " WHERE tgname LIKE 'scan_totals_after_%' ORDER BY tgname"
+                " WHERE tgname LIKE 'scan_totals_%' ORDER BY tgname"
             )
             migrated = connection.execute(text(triggers)).all()
             with connection.begin_nested() as replaced:
                 for name, _ in migrated:
                     connection.execute(text(f"DROP TRIGGER {name} ON scan"))
-                for statement in ON_POSTGRESQL[1:]:
-                    connection.execute(text(statement))
+                for statement in ON_POSTGRESQL:
+                    if "CREATE TRIGGER" in statement:
+                        connection.execute(text(statement))
                 assert connection.execute(text(triggers)).all() == migrated
                 replaced.rollback()
         assert sorted(map(as_words, connection.scalars(text(made)))) == sorted(of_models)
@@ -235,6 +243,19 @@ def test_data_sets_learn_the_studies_of_their_scans_and_keep_deleted_ones(
     assert len(rows()["dataset_scan"]) == len(before) > 0
     flask_migrate.downgrade(revision="b27c5e9a4d10")
     assert rows()["dataset_scan"] == []
+
+
+def test_links_lead_to_what_scans_say_that_they_replaced(app_of_eleven: Flask) -> None:
+    flask_migrate.upgrade(revision="91b4c6e07d2f")
+    first, second, *_ = sorted(id for (id,) in rows({"scan": "id"})["scan"])
+    replaced = "UPDATE scan SET replaces = :items WHERE id = :id"
+    with db.engine.begin() as connection:
+        for id, gone in ((first, ["a", "b"]), (second, ["c"])):
+            items = json.dumps([{"scan_id": each, "sentence": ""} for each in gone])
+            connection.execute(text(replaced), {"items": items, "id": id})
+    flask_migrate.upgrade()
+    leads = [("a", first), ("b", first), ("c", second)]
+    assert rows({"replaced_scan": "id, scan_id"})["replaced_scan"] == leads
 
 
 def test_the_first_migration_makes_what_the_eleven_made(

@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 
 from tests.conftest import PASSWORD, make_user
 from tests.webapp.test_api import make_token, problem_of
+from tests.webapp.test_scans import add_verdict
 from webapp.deletion import delete_account
 from webapp.extensions import db
 from webapp.models import (
@@ -28,6 +29,7 @@ from webapp.models import (
     Share,
     User,
     new_id,
+    score_again,
 )
 from webapp.opinions import NewOpinion, OpinionRefused, ScanGone, consensus_of, give, opinions_of
 from webapp.review import next_in_queue, queue_of, sampling_of
@@ -112,6 +114,31 @@ class TestGiving:
         assert re.search(r'value="present"[^>]* title="Key Y"', page)
         with app.app_context():
             assert db.session.scalars(select(Opinion)).one().agrees is None
+
+    def test_agreement_is_with_the_result_that_the_scan_has_now(
+        self, app: Flask, ann: FlaskClient
+    ) -> None:
+        scan_id = add_done(app)
+        path, api = f"/scans/{scan_id}/opinions", app.test_client()
+        with app.app_context():
+            user_id = db.session.scalars(select(User.id)).one()
+        api.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {make_token(app, user_id)}"
+        ann.post(path, data={"finding": "present"})
+
+        def exported() -> tuple[object, object, object]:
+            (opinion,) = api.get(f"/api/v1{path}").json["items"]  # type: ignore[index]
+            return opinion["agrees"], opinion["model_positive"], opinion["model_probability"]
+
+        assert exported() == (True, True, 0.9)
+        with app.app_context():
+            assert score_again(scan_id)
+            db.session.commit()
+        assert exported() == (None, True, 0.9)
+        add_verdict(app, scan_id, probability=0.1, positive=False)
+        assert exported() == (False, True, 0.9)
+        assert "disagrees with the model" in ann.get(f"/scans/{scan_id}").text
+        ann.post(path, data={"finding": "present"})  # The same, of the new result.
+        assert exported() == (False, False, 0.1)
 
     def test_an_owner_agrees_changes_it_and_withdraws_it(
         self, app: Flask, ann: FlaskClient

@@ -14,7 +14,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
-from sqlalchemy import event, func, select
+from sqlalchemy import delete, event, func, select
 
 from tests.conftest import PASSWORD, make_user
 from tests.webapp.test_api import make_token
@@ -33,6 +33,7 @@ from webapp.models import (
     Scan,
     User,
     Worker,
+    lead_on,
     result_of,
 )
 from webapp.storage import Storage, StorageError, storage
@@ -795,12 +796,12 @@ def test_a_link_to_a_scan_that_was_replaced_leads_to_the_newest_one_in_its_place
         make_user(app, name)
     with app.app_context():
         owner = db.session.scalars(select(User.id).where(User.username == "ann")).one()
-        item = {"scan_id": gone, "sentence": "", "sent": None, "served": None}
-        replaced = [None, [item], [item, {**item, "scan_id": "b" * 32}]]
-        for number, replaces in enumerate(replaced, 1):
-            scan = Scan(id=f"{number}" * 32, user_id=owner, kind="png", original_key="x")
-            scan.replaces, scan.created_at = replaces, utc_now() + timedelta(seconds=number)
-            db.session.add(scan)
+        for number in (1, 2, 3):
+            db.session.add(Scan(id=f"{number}" * 32, user_id=owner, kind="png", original_key="x"))
+        db.session.flush()
+        lead_on([gone, "b" * 32], "2" * 32)
+        lead_on(["2" * 32, "b" * 32], "3" * 32)
+        db.session.execute(delete(Scan).where(Scan.id == "2" * 32))
         db.session.commit()
     for name, status in (("ann", 302), ("bob", 404)):
         client = app.test_client()

@@ -17,6 +17,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
 from sqlalchemy import delete, event, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse, encode_multipart
 
@@ -243,6 +244,21 @@ def test_totals_follow_every_way_in_which_scans_come_and_go(any_database_app: Fl
         delete_account(ann)
         assert totals() == recounted() == {ben: (7, 4, 11_111_110)}
         assert db.session.scalar(select(func.count()).select_from(ScanTotals)) == 1
+
+
+@pytest.mark.parametrize("column", ["user_id", "study_id", "created_at"])
+def test_what_totals_are_counted_by_does_not_change(any_database_app: Flask, column: str) -> None:
+    ann, ben = (make_user(any_database_app, name) for name in ("ann", "ben"))
+    with any_database_app.app_context():
+        db.session.add(Scan(user_id=ann, kind="png", original_key="x", size=5, study_id="study"))
+        db.session.commit()
+        before = totals()
+        other = {"user_id": ben, "study_id": "other", "created_at": utc_now()}[column]
+        with pytest.raises(IntegrityError, match="the owner, the study and the time of a scan"):
+            db.session.execute(update(Scan).values({column: other}))
+        db.session.rollback()
+        db.session.execute(update(Scan).values({column: getattr(Scan, column), "title": "same"}))
+        assert totals() == recounted() == before == {ann: (1, 1, 5)}
 
 
 def test_totals_hold_where_series_of_one_study_come_and_go_at_once(any_database_app: Flask) -> None:

@@ -460,11 +460,13 @@ def test_filters_in_the_address_choose_the_scans(ann: FlaskClient) -> None:
 
 def test_days_are_whole_days(any_database_app: Flask, ann: FlaskClient) -> None:
     with any_database_app.app_context():
-        scan = db.session.scalars(select(Scan).where(Scan.title == "near")).one()
+        user_id = db.session.scalars(select(User.id).where(User.username == "ann")).one()
+        scan = Scan(user_id=user_id, title="old", kind="png", original_key="o")
         scan.created_at = datetime(2020, 2, 3, 23, 59, 59, tzinfo=UTC)
+        db.session.add(scan)
         db.session.commit()
     for query, shown in (
-        ("since=2020-02-03&until=2020-02-03", ["near"]),
+        ("since=2020-02-03&until=2020-02-03", ["old"]),
         ("until=2020-02-02", []),
         ("since=2020-02-04&until=2020-02-10", []),
     ):

@@ -23,7 +23,7 @@ from ml.networks.fine_tuning import Tuned
 from ml.scans.phantoms import phantom, write_png
 from tests.conftest import make_user
 from tests.ml.conftest import CELLS, a_card, features_graph
-from tests.ml.training.test_site_calibration import write_site
+from tests.ml.validation.test_site_calibration import write_site
 from tests.plans import statements
 from tests.worker.conftest import install_model
 from webapp.confirmed import (

@@ -421,15 +421,24 @@ def test_a_study_that_comes_in_several_requests_becomes_one_scan_of_each_series(
             one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID
     client = service.client()
     # Of the second slice it is not known whether it arrived, so it comes again.
-    replies = [
-        client.store_instances(some) for some in (first[:2], first[1:4], [*first[4:], *second])
-    ]
+    replies, links = [], []
+    for some in (first[:2], first[1:4], [*first[4:], *second]):
+        replies.append(client.store_instances(some))
+        links += [scan_id for scan_id in rows(select(Scan.id)) if scan_id not in links]
 
     assert len({reply.RetrieveURL for reply in replies}) == 1
     assert [len(reply.ReferencedSOPSequence) for reply in replies] == [2, 3, 4]
     scans = rows(select(Scan).order_by(Scan.slice_count))
     assert [scan.slice_count for scan in scans] == [3, 5]
     assert len({scan.study_id for scan in scans}) == len({scan.study_uid for scan in scans}) == 1
+    other, whole = (scan.id for scan in scans)
+
+    def led_to() -> list[str]:
+        api = f"{service.base.removesuffix('/dicom-web')}/api/v1/scans"
+        return [service.get(f"{api}/{link}").json()["id"] for link in links]
+
+    assert sorted(led_to()) == sorted([whole, whole, whole, other])
+    assert led_to()[:2] == [whole, whole]
     assert sorted(storage.keys("originals")) == sorted(scan.original_key for scan in scans)
     tasks.predict_scans()
     assert {scan.status for scan in rows(select(Scan))} == {JobStatus.QUEUED}
@@ -453,6 +462,7 @@ def test_a_study_that_comes_in_several_requests_becomes_one_scan_of_each_series(
     reply = client.store_instances([sixth])
     assert len(reply.ReferencedSOPSequence) == 1
     whole = rows(select(Scan).order_by(Scan.slice_count))[1]
+    assert sorted(led_to()) == sorted([*[whole.id] * 3, other])
     assert sorted(scan.slice_count for scan in rows(select(Scan))) == [3, 6]
     assert whole.notes[-1].startswith("Replaces an earlier scan of 5 slices of this series (result")
     assert set(storage.keys("originals")) == {one.original_key for one in rows(select(Scan))}

@@ -21,7 +21,7 @@ from webapp.extensions import db
 from webapp.models import ModelVersion, Scan, draw_heatmap
 from webapp.storage import StorageError, storage
 from worker import orphaned_files, tasks
-from worker.scan_files import read_original, stored_outlines
+from worker.reports.making import outline_of
 
 POSITIVE = {"threshold": 0.0, "uncertain_low": 0.0, "uncertain_high": 0.0}
 NEGATIVE = {"threshold": 1.0, "uncertain_low": 1.0, "uncertain_high": 1.0}
@@ -62,9 +62,8 @@ def test_a_series_is_answered_with_outline_area_and_volume(
     assert verdict is not None, done.error
     assert (done.outline_key, verdict.heatmap) == (f"outlines/{scan.id}.nii.gz", None)
     assert verdict.outlined_slices == list(BLEEDING) and verdict.areas_mm2 is not None
-    series = read_original(done)
-    masks = stored_outlines(done, series)
-    assert masks is not None and masks.shape == (6, SIDE, SIDE)
+    masks = outline_of(done)
+    assert masks.shape == (6, SIDE, SIDE)
     assert np.flatnonzero(masks.any(axis=(1, 2))).tolist() == list(BLEEDING)
     areas = masks.sum(axis=(1, 2)) * (230 / SIDE) ** 2
     np.testing.assert_allclose(verdict.areas_mm2, areas, rtol=1e-3)
@@ -82,8 +81,8 @@ def test_a_single_slice_has_an_outline_and_no_volume(worker_app: Flask, tmp_path
     assert verdict is not None and verdict.outlined_slices == [0]
     assert (verdict.volume_ml, verdict.areas_mm2) == (None, None)
     assert verdict.no_volume_because == ONE_SLICE
-    masks = stored_outlines(scan, read_original(scan))
-    assert masks is not None and masks.shape == (1, SIDE, SIDE) and masks.any()
+    masks = outline_of(scan)
+    assert masks.shape == (1, SIDE, SIDE) and masks.any()
 
 
 def test_a_scan_in_which_nothing_is_found_has_neither_outline_nor_heat_map(
@@ -97,7 +96,6 @@ def test_a_scan_in_which_nothing_is_found_has_neither_outline_nor_heat_map(
     assert (done.outline_key, done.prediction.outlined_slices) == (None, None)
     assert done.prediction.no_volume_because == NOT_FOUND
     assert not storage.keys("outlines") and not storage.keys("heatmaps")
-    assert stored_outlines(done, read_original(done)) is None
 
 
 def test_heat_maps_are_drawn_when_somebody_asks(worker_app: Flask, tmp_path: Path) -> None:
@@ -143,4 +141,4 @@ def test_a_damaged_outline_is_a_sentence(worker_app: Flask, tmp_path: Path) -> N
     tasks.predict_scans()
     storage.put(f"outlines/{scan.id}.nii.gz", b"nothing")
     with pytest.raises(StorageError, match=r"^A stored outline is damaged\.$"):
-        stored_outlines(read(scan), read_original(read(scan)))
+        outline_of(read(scan))

@@ -19,7 +19,7 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse
 
 from ml.inference import predictor
-from ml.inference.predictor import CHUNK, Predictor, ScanResult
+from ml.inference.predictor import Predictor, ScanResult
 from ml.scans.phantoms import phantom
 from ml.scans.slices import Series, Slice, render
 from tests.conftest import PASSWORD
@@ -37,14 +37,14 @@ from worker.heartbeat import heartbeat
 from worker.prediction import answer_next_scans
 
 
-def submit_zip(files: dict[str, bytes]) -> Scan:
-    """Submit an archive as a person does, and return its scan."""
+def submit_zip(files: dict[str, bytes], user_id: str | None = None) -> Scan:
+    """Submit an archive as a person does, the first one or that one, and return its scan."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, one in files.items():
             archive.writestr(name, one)
     content.seek(0)
-    user_id = db.session.scalar(select(User.id))
+    user_id = user_id or db.session.scalar(select(User.id))
     (scan,) = accept_upload(str(user_id), [FileStorage(content, "study.zip")]).scans
     return scan
 
@@ -190,11 +190,11 @@ def test_urgent_scans_and_other_people_are_not_handed_back_for_older_series(
     install_model()
     monkeypatch.setattr(prediction, "MOST_SLICES", 4)
     older = [submit_zip(pictures(0, 0, 0)) for _ in range(4)]
-    bens, urgent = submit_zip(pictures(0, 0, 0)), submit_zip(pictures(0, 0, 0))
+    urgent = submit_zip(pictures(0, 0, 0))
     ben = User(username="ben", password="a good long one")
     db.session.add(ben)
-    db.session.flush()
-    db.session.execute(update(Scan).where(Scan.id == bens.id).values(user_id=ben.id))
+    db.session.commit()
+    bens = submit_zip(pictures(0, 0, 0), ben.id)
     db.session.execute(update(Scan).where(Scan.id == urgent.id).values(stat=True))
     db.session.commit()
     for _ in range(3):
@@ -248,9 +248,7 @@ def test_progress_is_reported_slice_by_slice(
     monkeypatch.setattr(prediction, "PROGRESS_S", 0.0)
     prediction.answer_next_scans()
     assert read(scan).status == "done"
-    assert reports == [
-        (done / 40, f"Analyzing slice {done} of 40") for done in range(CHUNK, 41, CHUNK)
-    ]
+    assert reports == [(done / 40, f"Analyzing slice {done} of 40") for done in range(1, 41)]
 
 
 def test_series_that_are_read_together_count_their_own_slices_only(
@@ -279,7 +277,7 @@ def test_a_series_that_is_cancelled_is_given_up_at_the_next_slices(
     prediction.warm_up()
     seen = interrupted(monkeypatch, give_up)
     prediction.answer_next_scans()
-    assert seen == [CHUNK]
+    assert seen == [1]
     assert (read(scan).status, read(scan).prediction, read(scan).volume_key) == (
         "cancelled",
         None,
@@ -298,7 +296,7 @@ def test_a_worker_that_is_asked_to_stop_hands_a_series_back(
     prediction.warm_up()
     seen = interrupted(monkeypatch, lambda: stopping.append(True))
     prediction.answer_next_scans()
-    assert seen == [CHUNK]
+    assert seen == [1]
     assert (read(scan).status, read(scan).attempts, read(scan).prediction) == ("queued", 0, None)
 
 

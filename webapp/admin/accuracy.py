@@ -1,4 +1,6 @@
-"""The accuracy graph of a data set: all versions and architectures, honest beside leaked."""
+"""The accuracy graph of a data set: all versions and architectures, with honest and leaked
+protocols side by side.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ class Shown:
         source: "out of fold", "evaluation", "control" or "paper".
         protocol: "honest" or "leaked".
         metrics: by level, each by name `ml.figures.Estimate` as JSON.
-        link: the page that says more.
+        link: the page with details.
         version_id, evaluation_id: None where it is of none.
     """
 
@@ -141,7 +143,7 @@ def table_of(dataset: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def requested_figure() -> tuple[str, str]:
-    """Return the metric and the level that the address asks for, or the usual ones."""
+    """Return the metric and the level in the query string, or the defaults."""
     metric, level = request.args.get("metric", ""), request.args.get("level", "")
     return (
         metric if metric in METRICS else METRICS[0],
@@ -152,7 +154,7 @@ def requested_figure() -> tuple[str, str]:
 def rows_of(
     dataset: Dataset, experiment: PaperExperiment | None, metric: str, level: str
 ) -> Iterator[AccuracyRow]:
-    """Yield the rows of the graph: what was honest and what was leaked of each model."""
+    """Yield the rows of the graph, each with the honest and the leaked figure of a model."""
     by_model: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
     for shown in figures_on(dataset, experiment):
         figure = (shown.metrics.get(level) or {}).get(metric) or {}
@@ -166,7 +168,7 @@ def rows_of(
 
 
 def figures_on(dataset: Dataset, experiment: PaperExperiment | None) -> Iterator[Shown]:
-    """Yield all that is known of models on a data set."""
+    """Yield all figures of models on a data set."""
     yield from _of_paper(dataset, experiment)
     versions: Sequence[ModelVersion] = db.session.scalars(
         select(ModelVersion)
@@ -196,7 +198,7 @@ def figures_on(dataset: Dataset, experiment: PaperExperiment | None) -> Iterator
 def _of_paper(dataset: Dataset, experiment: PaperExperiment | None) -> Iterator[Shown]:
     for cell in ((experiment.results or {}) if experiment else {}).get("cells", ()):
         restructured = ", restructured" if cell["restructured"] else ""
-        # Honest and leaked cells differ in the number of copies, and stand in one row.
+        # Honest and leaked cells share a row although their numbers of copies differ.
         copies = ", augmented" if cell["augmentation"] > 1 else ""
         yield Shown(
             f"{display_name(cell['architecture'])}{restructured}{copies}",
@@ -218,16 +220,16 @@ def _out_of_fold(version: ModelVersion, dataset: Dataset) -> Iterator[Shown]:
     metrics = with_widths({"slice": by_slice, "patient": by_patient})
     yield Shown(title, "out of fold", "honest", metrics, link, version.id)
     if len(card["metrics_by_dataset"]) > 1:
-        return  # Its leaked control is of all its data sets together.
+        return  # Its leaked control covers all of its data sets together.
     for control in card.get("controls") or ():
         if control["name"] == LEAKED and control.get("auroc"):
             figures = {metric: control.get(metric) for metric in ("accuracy", "auroc")}
-            found = with_widths({"slice": figures})
-            yield Shown(title, "control", LEAKED, found, link, version.id)
+            metrics = with_widths({"slice": figures})
+            yield Shown(title, "control", LEAKED, metrics, link, version.id)
 
 
 def as_text(value: object) -> str:
-    """Return a cell of the table; a text that a spreadsheet would compute is quoted."""
+    """Return a cell of the table; a text that looks like a spreadsheet formula is quoted."""
     text = "" if value is None else str(value)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 

@@ -1,4 +1,4 @@
-"""What the comparison of a version with another one says: better, worse, or not comparable."""
+"""Conclusions from the comparison of two versions: better, worse, or not comparable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from webapp.models import Comparison, ModelVersion, comparison_of
 
 BETTER, NOT_WORSE, WORSE, NOT_COMPARABLE = "better", "not worse", "worse", "not comparable"
 FEWEST_PATIENTS = 10
-"""Of each class; fewer in common say nothing about which version is better."""
+"""Minimum number of common images of each class; fewer do not show which version is better."""
 LEVELS = ("slice", "patient")
 MOST_COMPARED = 50
 
@@ -29,7 +29,7 @@ class Compared:
     Attributes:
         source: "out of fold", or the name of a data set.
         verdict: a constant of this module.
-        sentence: the same for a person.
+        sentence: the verdict in words.
         found: what `worker.comparison` wrote.
         charts: by level the overlaid ROC and precision-recall curves, where there are any.
     """
@@ -68,27 +68,27 @@ class AtThreshold:
 
 
 def both_at(compared: Sequence[Compared], threshold: float) -> list[AtThreshold]:
-    """Return what a threshold, 0..1, finds by patient with the version ("own") and with the other
-    one, for each source that both have curves of.
+    """Return the figures by patient at a threshold, 0..1, of the version ("own") and of the other
+    one, for each source with curves of both.
     """
     rows = []
-    for one in compared:
-        if "patient" not in one.charts:
+    for source in compared:
+        if "patient" not in source.charts:
             continue
-        for whose, run in one.result["patient"]["runs"].items():
+        for whose, run in source.result["patient"]["runs"].items():
             rates = point_at(run["curve"], threshold)
             shares = rates["sensitivity"], rates["specificity"]
             with_it, without = (
-                one.result["patient"].get(name) for name in ("positive", "negative")
+                source.result["patient"].get(name) for name in ("positive", "negative")
             )
             meaning = meaning_of_rates(rates, with_it, without, "patient")
-            rows.append(AtThreshold(one.source, whose, *shares, meaning))
+            rows.append(AtThreshold(source.source, whose, *shares, meaning))
     return rows
 
 
 def results_between(version: ModelVersion, other: ModelVersion) -> list[Any] | None:
-    """Return what is known of a version minus another, from either's comparison; None where nobody
-    has compared them.
+    """Return the results of a version minus another, from the comparison stored for either; None if
+    there is none.
     """
     row = comparison_of(version, other)
     if row is not None and row.results is not None:
@@ -129,7 +129,7 @@ def comparisons_of(version: ModelVersion) -> list[dict[str, Any]]:
 
 
 def reversed_result(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a result of a comparison as the other version sees it."""
+    """Return a result of a comparison with the roles of both versions swapped."""
     levels = {level: _reversed_level(result[level]) for level in LEVELS if level in result}
     sides = {"own": result.get("other"), "other": result.get("own")}
     reason = result.get("reason")
@@ -162,13 +162,13 @@ def _negated(figure: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compared_by_patient(results: Sequence[Mapping[str, Any]]) -> list[Compared]:
-    """Return what each result of a comparison says, by patient."""
+    """Return the conclusion from each result of a comparison, by patient."""
     return [Compared(result["source"], *_verdict_on(result), result) for result in results]
 
 
 def verdict_of(compared: Sequence[Compared]) -> str:
-    """Return the verdict of all sources together: worse in one is worse."""
-    verdicts = {one.verdict for one in compared}
+    """Return the overall verdict: worse if worse on any source."""
+    verdicts = {source.verdict for source in compared}
     for verdict in (WORSE, BETTER, NOT_WORSE):
         if verdict in verdicts:
             return verdict

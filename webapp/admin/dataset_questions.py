@@ -1,5 +1,5 @@
-"""The pages of questions about data sets that a train worker answers: their images one by one, how
-they would be split, and how they differ.
+"""Pages about data sets whose content a train worker computes: the index of images, previews of
+splits, and differences between data sets.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from webapp.models import (
 
 MOST_COMPARED = 4
 MOST_SPLITS = 50
-"""Answers about splits that are kept for a data set: the oldest go."""
+"""Maximum number of previews of splits that are kept for a data set; the oldest are deleted."""
 OFFERED = 100
 FOLDS, SEED = 5, 0
 LARGEST_SEED = 2**31 - 1
@@ -43,11 +43,11 @@ DISTRIBUTIONS = {
 }
 """The charts of a data set, with the ends of their axes; None stands for the largest, in px."""
 CLASSES = {"negative": "normal", "positive": "hemorrhage", "unlabeled": "without a label"}
-"""In the order of their colors."""
+"""The series of a chart, in the order of their colors, with their names."""
 
 
 class SplitForm(Form):
-    """The folds and the seed of a training; they are in the address."""
+    """The folds and the seed of a training; part of the address."""
 
     folds = IntegerField(
         "Folds",
@@ -81,8 +81,8 @@ def index_images(dataset_id: str) -> ResponseReturnValue:
 
 
 def index(dataset_id: str) -> bool:
-    """Queue the index of the images of a data set, unless it is there or on its way; return whether
-    a worker could be notified.
+    """Queue the index of the images of a data set, unless it exists or is queued; return whether a
+    worker could be notified.
     """
     known = analysis_of(dataset_id, AnalysisKind.IMAGES)
     if known is None:
@@ -132,7 +132,7 @@ def compare_datasets() -> Response:
     indexed = set(
         db.session.scalars(
             select(DatasetAnalysis.dataset_id).where(
-                DatasetAnalysis.dataset_id.in_([one.id for one in chosen]),
+                DatasetAnalysis.dataset_id.in_([dataset.id for dataset in chosen]),
                 DatasetAnalysis.kind == AnalysisKind.IMAGES,
                 DatasetAnalysis.status == JobStatus.DONE,
             )
@@ -150,14 +150,14 @@ def compare_datasets() -> Response:
         chosen=chosen,
         most=MOST_COMPARED,
         too_many=len(ids) > MOST_COMPARED,
-        not_indexed=[one for one in chosen if one.id not in indexed],
+        not_indexed=[dataset for dataset in chosen if dataset.id not in indexed],
         pairs=[{**pair, "chart": _probes_chart(pair["comparison"])} for pair in pairs],
         charts=compared_charts(chosen),
     )
 
 
 def split_preview(dataset_id: str, folds: int, seed: int) -> DatasetAnalysis | None:
-    """Return how a training on a data set alone would split it, or the job that finds it out."""
+    """Return the preview of a split of a single data set, or the job that computes it."""
     return answer_to(dataset_id, AnalysisKind.SPLIT, f"folds={folds} seed={seed}")
 
 
@@ -176,19 +176,19 @@ def compared_charts(datasets: Any) -> list[dict[str, Any]]:
     """Return a chart of each distribution with a line for each data set."""
     charts = []
     for name, (title, low_text, high_text) in DISTRIBUTIONS.items():
-        own = [
+        known = [
             (dataset.name, distributions[name])
             for dataset in datasets
             if (distributions := (dataset.exploration or {}).get("distributions"))
             and "all" in distributions[name]["series"]
         ]
-        if not own:
+        if not known:
             continue
-        high = max(one["high"] for _, one in own)
+        high = max(distribution["high"] for _, distribution in known)
         series = {
-            # On the axis of the largest one, where they differ.
-            dataset: _on_axis(one["series"]["all"], one["high"], high)
-            for dataset, one in own
+            # On the axis of the data set with the largest values.
+            dataset: _on_axis(distribution["series"]["all"], distribution["high"], high)
+            for dataset, distribution in known
         }
         chart = distribution_chart(series, 0, high, cuts_ends=name == "grays")
         charts.append(_chart(name, title, low_text, high_text, chart))
@@ -233,8 +233,8 @@ def _chart(
 
 
 def _on_axis(shares: list[float], own_high: float, high: float) -> list[float]:
-    """Return shares of bins up to `own_high` as shares of as many bins up to `high`; each bin's
-    share goes where its middle lies.
+    """Return shares of bins up to `own_high` as shares of as many bins up to `high`; each share is
+    assigned to the bin that contains its bin's middle.
     """
     if own_high == high:
         return shares
@@ -248,8 +248,8 @@ def _on_axis(shares: list[float], own_high: float, high: float) -> list[float]:
 def answer_to(
     dataset_id: str, kind: AnalysisKind, question: str, other_id: str | None = None
 ) -> DatasetAnalysis | None:
-    """Return the answer to a question, or the job that looks for it, which is queued now if nobody
-    asked before.
+    """Return the answer to a question, or the job that computes it, which is queued if it does not
+    exist yet.
     """
     analysis = analysis_of(dataset_id, kind, question)
     if analysis is None:
@@ -287,7 +287,7 @@ def ask(
             db.session.execute(delete(DatasetAnalysis).where(DatasetAnalysis.id.in_(surplus)))
             db.session.add(row)
     except IntegrityError:
-        db.session.rollback()  # Somebody else asked the same, or the data set was deleted.
+        db.session.rollback()  # The same question was queued meanwhile, or the data set deleted.
     return nudge(TRAIN_MODEL)
 
 

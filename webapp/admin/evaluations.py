@@ -80,7 +80,7 @@ def evaluations_of(version: ModelVersion) -> Sequence[Evaluation]:
 
 @blueprint.post("/models/<version_id>/evaluate")
 def evaluate(version_id: str) -> ResponseReturnValue:
-    """Queue an evaluation of a version; one that there is already is shown instead."""
+    """Queue an evaluation of a version, or show the existing one."""
     version = db.get_or_404(ModelVersion, version_id)
     form = EvaluateForm()
     if not form.validate_on_submit():
@@ -117,7 +117,7 @@ def request_evaluation(version_id: str, dataset_id: str, user_id: str) -> tuple[
     try:
         db.session.commit()
     except IntegrityError as err:
-        # Somebody else asked for the same at this moment, or deleted the data set.
+        # The same evaluation was requested at the same time, or the data set was deleted.
         db.session.rollback()
         known_id = db.session.scalar(select(Evaluation.id).where(*same))
         if known_id is None:
@@ -159,7 +159,9 @@ def stop_evaluation(evaluation: Evaluation) -> bool:
     """Cancel an evaluation, and commit; False if it has ended."""
     cancelled = cancel_job(Evaluation, evaluation.id, Act.EVALUATION_CANCELLED)
     if cancelled:
-        storage.discard(evaluation.storage_prefix)  # What a worker handed back.
+        storage.discard(
+            evaluation.storage_prefix
+        )  # Files of an evaluation that a worker handed back.
     return cancelled
 
 
@@ -171,7 +173,7 @@ def retry_evaluation(evaluation_id: str) -> ResponseReturnValue:
 
 
 def restart_evaluation(evaluation_id: str) -> bool | None:
-    """Queue an evaluation again; what is returned is that of `start_again`."""
+    """Queue an evaluation again; returns what `start_again` returns."""
     return start_again(Evaluation, evaluation_id, Act.EVALUATION_REQUESTED)
 
 

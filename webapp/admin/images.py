@@ -83,8 +83,8 @@ class ApplyForm(PostedForm):
 @blueprint.get("/datasets/<dataset_id>/images")
 @blueprint.get("/datasets/<dataset_id>/images/progress", endpoint="images_progress")
 def images(dataset_id: str) -> Response:
-    """Show the images of a data set, a page at a time, as the filters of the address let through;
-    before a worker has indexed them, how far it is.
+    """Show a page of the images of a data set that match the filters in the address; while a worker
+    indexes them, show its progress.
     """
     dataset = db.get_or_404(Dataset, dataset_id)
     index_job = analysis_of(dataset_id, AnalysisKind.IMAGES)
@@ -126,7 +126,7 @@ def images(dataset_id: str) -> Response:
     "/datasets/<dataset_id>/images/<int:number>/progress", endpoint="dataset_image_progress"
 )
 def dataset_image(dataset_id: str, number: int) -> Response:
-    """Show one image of a data set with its label, what is known of it, and its near-duplicates."""
+    """Show one image of a data set with its label, facts and near-duplicates."""
     return show_image(dataset_id, number, LabelForm(formdata=None))
 
 
@@ -171,7 +171,7 @@ def show_image(dataset_id: str, number: int, form: LabelForm, status: int = 200)
 
 def image_of(dataset_id: str, number: int) -> DatasetImage:
     """Return an image of a data set; 404 if there is none."""
-    if number >= 2**31:  # More than any database counts to.
+    if number >= 2**31:  # Larger than any database's integers.
         abort(404)
     image: DatasetImage = db.get_or_404(DatasetImage, (dataset_id, number))
     return image
@@ -206,7 +206,7 @@ def image_thumbnail(dataset_id: str, number: int) -> ResponseReturnValue:
                 "image/jpeg", f"{key} {start}", lambda: storage.get(key, start, stop)
             )
         except StorageError:
-            pass  # The page says so in its place.
+            pass  # The page shows a message instead.
     return redirect(url_for("static", filename="no-picture.svg"))
 
 
@@ -236,7 +236,7 @@ def correct_label(dataset_id: str, number: int) -> ResponseReturnValue:
 
 @blueprint.get("/datasets/<dataset_id>/corrections")
 def corrections(dataset_id: str) -> Response:
-    """Show the corrections of a data set that wait, and those that made it."""
+    """Show the pending corrections of a data set, and those applied in it."""
     return show_corrections(dataset_id, ApplyForm(formdata=None))
 
 

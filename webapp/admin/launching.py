@@ -32,14 +32,19 @@ from webapp.models import Act, Dataset, JobStatus, TrainingRun, new_id
 def launch() -> ResponseReturnValue:
     """Queue a training run with the settings of its architecture (`ml.catalogue`).
 
-    Anything that would differ from the request is reported first: the run is queued by a form that
-    carries that report. Buttons that fill in a preset, or only check, queue nothing.
+    Anything that would differ from the request is shown first; a form that confirms these warnings
+    queues the run. Buttons that fill in a preset, or only check the form, queue nothing.
     """
     original = cloned()
     architecture = requested_architecture(original)
     form = launch_form(architecture, **shown_at_first(original))
     preset = next(
-        (one for one in presets_of(architecture) if one.name == request.form.get("preset")), None
+        (
+            preset
+            for preset in presets_of(architecture)
+            if preset.name == request.form.get("preset")
+        ),
+        None,
     )
     if preset:
         parsed = architecture.parse_settings(preset.settings)
@@ -102,7 +107,7 @@ def add_run(
 
 @blueprint.post("/runs/new/outlook")
 def launch_outlook() -> ResponseReturnValue:
-    """Show what a run would do with the form as it is, as a part of the form's page."""
+    """Show the outlook of a run with the current form, as a part of the form's page."""
     architecture = requested_architecture(None)
     form = launch_form(architecture)
     outlook = outlook_in(architecture, form)
@@ -114,7 +119,7 @@ def launch_outlook() -> ResponseReturnValue:
 def launch_page(
     architecture: Architecture, form: Any, original: TrainingRun | None, *, is_on_hold: bool = False
 ) -> str:
-    """Render the form; `is_on_hold` says that it was sent, but a report has to be shown first."""
+    """Render the form; `is_on_hold`: it was submitted, but has warnings to be confirmed."""
     datasets = db.session.execute(
         select(Dataset.id, Dataset.exploration).where(Dataset.status == JobStatus.DONE)
     )
@@ -133,7 +138,7 @@ def launch_page(
 
 
 def cloned() -> TrainingRun | None:
-    """Return the run that the address asks to start from, None for a new one."""
+    """Return the run to clone, according to the address; None for a new run."""
     run_id = request.args.get("from", "")
     original = db.session.get(TrainingRun, run_id) if is_id(run_id) else None
     return original if original and not original.is_calibration else None

@@ -1,5 +1,5 @@
-"""The operating points among which an administrator chooses for a model version, each with what it
-means per 100 scans.
+"""The operating points that an administrator can choose for a model version, each with its meaning
+per 100 scans.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ AS_TRAINED = "as trained"
 
 @dataclass(frozen=True)
 class Described:
-    """An operating point with its thresholds, 0..1, and a sentence for each level, empty where
-    nothing is known.
+    """An operating point with its thresholds, 0..1, and a sentence for each level; the sentence is
+    empty if there are no figures.
 
     Attributes:
         reads: what its model reads, "slice" or "series".
@@ -33,8 +33,8 @@ class Described:
 
     @property
     def meaning(self) -> str:
-        """What it means for what its model reads: per 100 slices of a slice model, whose figures by
-        scan are of series that it answers only while no series model is live.
+        """Its meaning for the input of the model: per 100 slices for a slice model, which answers
+        for series only while no series model is live.
         """
         return (self.by_slice if self.reads == "slice" else "") or self.by_scan
 
@@ -50,8 +50,8 @@ def chosen_for(version: ModelVersion) -> Described:
 
 
 def offered_for(version: ModelVersion) -> list[Described]:
-    """Return what may be chosen without entering thresholds: the point that the version was trained
-    for, then the named ones.
+    """Return the points that can be chosen without entering thresholds: the one that the version
+    was trained for, then the named ones.
     """
     names = POINTS if version.card.get("points") else ()
     return [
@@ -61,13 +61,13 @@ def offered_for(version: ModelVersion) -> list[Described]:
 
 
 def named(card: Mapping[str, Any], name: str) -> OperatingPoint:
-    """Return a named point of a card that has them."""
+    """Return a named point of a card with named points."""
     thresholds = {level: card["points"][level][name]["threshold"] for level in NOUNS}
     return OperatingPoint(name, thresholds["slice"], thresholds["patient"])
 
 
 def described(card: Mapping[str, Any], point: OperatingPoint) -> Described:
-    """Return an operating point of a card with what it means."""
+    """Return an operating point of a card with its meaning."""
     trained = {"slice": card["threshold"], "patient": card.get("scan_threshold", -1.0)}
     if trained["patient"] < 0:  # the card predates thresholds by scan
         trained["patient"] = trained["slice"]
@@ -117,10 +117,10 @@ def requested_point(
 
 
 def threshold_of(text: str) -> float:
-    """Return the threshold that a text names.
+    """Parse a threshold.
 
     Raises:
-        ValueError: it names none; the text is a sentence.
+        ValueError: it is not a threshold; the message is a sentence.
     """
     try:
         value = float(text)

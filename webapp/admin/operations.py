@@ -72,8 +72,8 @@ def operations() -> Response:
     clock.
     """
     now: datetime = db.session.scalars(select(database_now())).one()
-    work = count_work(now)
-    queues = [one for one in work if any(one[status.value] for status in COUNTED)]
+    queues = count_work(now)
+    busy = [queue for queue in queues if any(queue[status.value] for status in COUNTED)]
     return live_page(
         "operations",
         pending=True,
@@ -86,8 +86,8 @@ def operations() -> Response:
             for table, what in WORK.items()
             for job in running_jobs(table)
         ],
-        queues=queues,
-        idle=[one["what"] for one in work if one not in queues],
+        queues=busy,
+        idle=[queue["what"] for queue in queues if queue not in busy],
         unsent=failed_or_retrying(Notification, MOST_SHOWN),
         unsent_results=unsent_results(MOST_SHOWN),
         received=received_studies(),

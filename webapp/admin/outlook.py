@@ -1,5 +1,5 @@
-"""What a training run would do, shown before it is launched: what its data allow, which initial
-weights would be overruled, and how long it takes here.
+"""The outlook of a training run, shown before its launch: what the data allow, which initial
+weights would be replaced, and how long it will take here.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ from webapp.extensions import db
 from webapp.models import Dataset, ModelVersion, TrainingRun
 
 EARLIER_RUNS = 5
-"""The newest runs that tell how fast this installation's workers are."""
+"""The number of recent runs from which the speed of this installation is estimated."""
 STARTERS = {"starter": STARTER_DIR, "starter-series": STARTER_SERIES_DIR}
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How many seconds an expected one (`ml.expected_time`) takes here, and how that is known."""
+    """How many seconds an expected second (`ml.expected_time`) takes here, and the source of that
+    figure.
+    """
 
     slowness: float
     source: str
@@ -48,9 +50,9 @@ class Outlook:
         images: of the chosen data sets; None where none is chosen.
         seconds: how long it would take.
         presets: the same with the settings of each preset, by its name.
-        speed: what these are from.
+        speed: the basis of these estimates.
         refused: sentences on why it cannot run.
-        overruled: sentences on what would be done otherwise than asked for.
+        overruled: sentences on what would differ from the request.
     """
 
     images: int | None
@@ -62,11 +64,11 @@ class Outlook:
 
     @property
     def mark(self) -> str:
-        """A short hash of what would be overruled; a form that carries it has been shown it."""
+        """A short hash of the warnings; a form that contains it has shown them."""
         return hashlib.sha256("\n".join(self.overruled).encode()).hexdigest()[:16]
 
     def has_news_for(self, warnings_shown: str | None) -> bool:
-        """Return whether a form with that mark was not shown what would be overruled."""
+        """Return whether a form with that mark has not shown these warnings."""
         return bool(self.overruled) and warnings_shown != self.mark
 
 
@@ -76,7 +78,7 @@ def outlook_of(
     initial_weights: str,
     datasets: Sequence[Dataset],
 ) -> Outlook:
-    """Return what a run with these settings, valid and complete, would do."""
+    """Return the outlook of a run with these settings, which are valid and complete."""
     speed = speed_here(architecture.name)
     images = sum((dataset.exploration or {}).get("images", 0) for dataset in datasets)
 
@@ -102,7 +104,7 @@ def outlook_of(
 
 
 def speed_here(architecture: str) -> Speed:
-    """Return how fast earlier runs were, of this architecture or, if there is none, of others."""
+    """Return the speed of earlier runs of this architecture or, if there are none, of others."""
     rows = db.session.execute(
         select(ModelVersion.architecture, ModelVersion.card)
         .join(ModelVersion.run)
@@ -115,12 +117,12 @@ def speed_here(architecture: str) -> Speed:
         for row in rows
         if (slowness := _slowness(row.card)) is not None
     ]
-    own = [slowness for name, slowness in slownesses if name == architecture]
-    measured = own or [slowness for _, slowness in slownesses]
+    of_architecture = [slowness for name, slowness in slownesses if name == architecture]
+    measured = of_architecture or [slowness for _, slowness in slownesses]
     if not measured:
         return Speed(1.0, "a rough default for two cores, since no run has finished here yet")
     runs = "1 earlier run" if len(measured) == 1 else f"{len(measured)} earlier runs"
-    which = f"of {display_name(architecture)}" if own else "of other architectures"
+    which = f"of {display_name(architecture)}" if of_architecture else "of other architectures"
     return Speed(statistics.median(measured), f"measured in {runs} {which} here")
 
 
@@ -138,8 +140,8 @@ def _slowness(card: Mapping[str, Any]) -> float | None:
 
 
 def what_a_data_set_allows(exploration: Mapping[str, Any] | None) -> str:
-    """Return in a sentence what a data set that is special in its labels can and cannot do; empty
-    for others.
+    """Return a sentence on what a data set with unusual labels can be used for; empty for other
+    data sets.
     """
     if not exploration:
         return ""
@@ -168,14 +170,14 @@ def what_a_data_set_allows(exploration: Mapping[str, Any] | None) -> str:
 
 
 def _refused(settings: Mapping[str, Any], datasets: Sequence[Dataset]) -> Iterator[str]:
-    """Yield why these data cannot be trained on with any weights."""
+    """Yield the reasons why no model can be trained on these data."""
     if settings.get("folds_by") == "data set" and len(datasets) < 2:
         yield "Folds by data set need at least two data sets."
     explored = [dataset.exploration or {} for dataset in datasets]
-    if not all("positive" in one for one in explored):
-        return  # Imported by an earlier version, which did not count.
+    if not all("positive" in counts for counts in explored):
+        return  # Imported by an earlier version, which did not count groups.
     for label, noun in (("positive", "with"), ("negative", "without")):
-        if not sum(one[label] for one in explored):
+        if not sum(counts[label] for counts in explored):
             yield (
                 f"The chosen data have no labeled images {noun} hemorrhage; add a data set that"
                 " has."
@@ -197,7 +199,7 @@ def _overruled(
     initial_weights: str,
     datasets: Sequence[Dataset],
 ) -> Iterator[str]:
-    """Yield what would be done otherwise than asked for."""
+    """Yield what would differ from the request."""
     if not datasets or architecture.encoder is None:
         return
     kind, _, version_id = initial_weights.partition(":")
@@ -220,7 +222,7 @@ def _starter_overruled(
     settings: Mapping[str, Any],
     datasets: Sequence[Dataset],
 ) -> Iterator[str]:
-    # "starter" takes whichever shipped model has seen too little of the data to matter.
+    # "starter" selects a shipped model that has seen few enough of the images.
     folders = STARTERS.values() if kind == "starter" else (STARTERS[kind],)
     needed = 2 * _folds(settings, datasets)
     names = " and ".join(dataset.name for dataset in datasets)
@@ -232,7 +234,7 @@ def _starter_overruled(
         left = [_groups(datasets, card["id"], label) for label in ("positive", "negative")]
         if None in left:
             is_unknown = True
-        elif min(one for one in left if one is not None) >= needed:
+        elif min(count for count in left if count is not None) >= needed:
             yield from _partly_seen(card["id"], datasets)
             return
     if is_unknown:
@@ -264,8 +266,8 @@ def _partly_seen(card_id: str, datasets: Sequence[Dataset]) -> Iterator[str]:
 
 
 def _groups(datasets: Sequence[Dataset], card_id: str, label: str) -> int | None:
-    """Return how many groups of a class the model with that id, or none (""), has not seen; None
-    where that was not counted. Data sets that share patients have fewer.
+    """Return the number of groups of a class that the model with that id has not seen (all groups
+    for ""); None if that was not counted. If data sets share patients, the true number is lower.
     """
     counted = 0
     for dataset in datasets:
@@ -274,7 +276,7 @@ def _groups(datasets: Sequence[Dataset], card_id: str, label: str) -> int | None
             return None
         of_model = explored["unseen_groups"]
         if of_model and card_id not in of_model:
-            return None  # Another model shipped when it was imported.
+            return None  # Another model was shipped when it was imported.
         counted += of_model[card_id][label] if of_model else 0
     return counted
 

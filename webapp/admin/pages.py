@@ -1,4 +1,4 @@
-"""What all administrator pages share: access control, live updates and paging."""
+"""Common to all administrator pages: access control, live updates and paging."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from webapp.second_factors import lacks_required_factor
 from webapp.web_extensions import login_manager
 
 ROWS_PER_PAGE = 25
-REFUSED = 400  # A form that was refused.
+REFUSED = 400  # A rejected form.
 STOP_POLLING = 286  # htmx's own status: show this response, then stop polling.
 
 blueprint = Blueprint("admin", __name__, url_prefix="/admin")
@@ -78,9 +78,9 @@ def live_page(name: str, *, pending: bool, status: int = 200, **context: Any) ->
 
 
 def requested_tab(tabs: Collection[str]) -> str:
-    """Return the tab that the address asks for, the first where it asks for none of these."""
-    asked = request.args.get("show", "")
-    return asked if asked in tabs else next(iter(tabs))
+    """Return the tab that is requested in the address; the first tab by default."""
+    name = request.args.get("show", "")
+    return name if name in tabs else next(iter(tabs))
 
 
 def warn_of_delay() -> None:
@@ -105,7 +105,8 @@ def cancel_job(table: type[Leased], job_id: str, act: Act) -> bool:
 
 def start_again(table: type[Leased], job_id: str, act: Act, **columns: Any) -> bool | None:
     """Queue a failed or canceled job of the train workers again with these columns, record that,
-    commit and wake a worker; return whether one could be woken, None where it has not ended so.
+    commit and wake a worker; return whether a worker could be woken, or None if the job is not
+    failed or canceled.
     """
     queued = queue_again(table, table.id == job_id, **columns)
     if queued:
@@ -115,7 +116,7 @@ def start_again(table: type[Leased], job_id: str, act: Act, **columns: Any) -> b
 
 
 def flash_start(was_nudged: bool | None, otherwise: str) -> None:
-    """Show what became of `start_again`: the message `otherwise` where it did nothing."""
+    """Show the outcome of `start_again`: the message `otherwise` if it did nothing."""
     if was_nudged is None:
         flash(otherwise, "warning")
     elif not was_nudged:
@@ -135,9 +136,7 @@ class Page(PageNumbers):
 
 
 def page_of(table: type[Base], rows: Select[*tuple[Any, ...]], *where: ColumnElement[bool]) -> Page:
-    """Return the requested page of `rows`, which are one for each row of `table` that meets the
-    conditions.
-    """
+    """Return the requested page of `rows`, one for each row of `table` with these conditions."""
     total = db.session.scalar(select(func.count()).select_from(table).where(*where)) or 0
     page = requested_page(total, ROWS_PER_PAGE)
     shown = rows.limit(ROWS_PER_PAGE).offset((page.number - 1) * ROWS_PER_PAGE)

@@ -129,8 +129,8 @@ def add_experiment(
 def commit_and_nudge(
     experiment: PaperExperiment, before: Callable[[PaperExperiment], object] = lambda _: None
 ) -> bool:
-    """Commit a new experiment, with what `before` stores of it, and wake a worker; return whether
-    one could be woken.
+    """Commit a new experiment, with what `before` stores of it, and wake a worker; return whether a
+    worker could be woken.
     """
     db.session.flush()
     before(experiment)
@@ -155,8 +155,8 @@ def resume_experiment(experiment: PaperExperiment) -> bool | None:
 
 
 def locked_dataset(dataset_id: str) -> Dataset:
-    """Return a data set, locked until the transaction ends, so that of two people who launch or
-    resume an experiment at once the second finds that of the first.
+    """Return a data set, locked until the transaction ends, so that of two simultaneous launches or
+    resumptions the second sees the first one's experiment.
     """
     locked = select(Dataset).where(Dataset.id == dataset_id).with_for_update()
     return db.session.scalar(locked) or abort(404)

@@ -1,4 +1,6 @@
-"""The page of processing: what each step makes of a slice, by the functions of training."""
+"""The page of processing: the result of each step on a slice, computed by the functions that
+training uses.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,7 @@ STEPS = {
         "A version’s own input, and what its autoencoder makes of it.",
     ),
 }
-"""What the page says of each step (`ml.exploration.processing`)."""
+"""The page's description of each step (`ml.exploration.processing`)."""
 NORMALIZATIONS = {
     "none": "None",
     "percentile": "Percentiles",
@@ -79,9 +81,7 @@ def slider(label: str, low: int, high: int, step: int, default: int) -> IntegerF
 
 
 class ProcessingForm(Form):
-    """The slice and how it is processed; it is in the address. A field with an error has its
-    default.
-    """
+    """The slice and how it is processed; it is in the address. An invalid field has its default."""
 
     dataset = SelectField("Data set", default="", validate_choice=False)
     image = IntegerField(
@@ -137,7 +137,7 @@ class ProcessingForm(Form):
     @property
     def what(self) -> dict[str, Any]:
         """Return which slice is chosen, as `webapp.models.Preview` has it: of a data set, else of a
-        scan, else of a phantom. One that this administrator may not see is left out.
+        scan, else of a phantom. A scan that this administrator may not see is ignored.
         """
         if is_id(self.dataset.data) and self.image.data:
             number = self.image.data - 1
@@ -146,8 +146,10 @@ class ProcessingForm(Form):
                 return {"dataset": self.dataset.data, "image": number}
             return {}
         if is_id(self.scan.data) and self.slice.data:
-            own = select(Scan.id).where(Scan.id == self.scan.data, Scan.user_id == current_user.id)
-            if db.session.scalar(own):
+            query = select(Scan.id).where(
+                Scan.id == self.scan.data, Scan.user_id == current_user.id
+            )
+            if db.session.scalar(query):
                 return {"scan": self.scan.data, "slice": self.slice.data - 1}
             return {}
         chosen = self.phantom.data if self.phantom.data in phantoms() else DEFAULT_PHANTOM
@@ -195,18 +197,18 @@ def processing() -> Response:
         has_autoencoder=bool(form.version.choices),
     )
     if is_part and "HX-Request" in request.headers and form.address:
-        # A slider was moved: the address says where to.
+        # A slider was moved; its value is in the address.
         page.headers["HX-Replace-Url"] = url_for("admin.processing", **form.address)
     return page
 
 
 @blueprint.get("/previews/<preview_id>/<int:step>/<int:index>.png")
 def preview_picture(preview_id: str, step: int, index: int) -> Response:
-    """Send a picture of a preview; those of a scan to whom it belongs."""
+    """Send a picture of a preview; previews of a scan only to its owner."""
     preview = db.get_or_404(Preview, preview_id)
     if preview.scan_id is not None:
-        own = select(Scan.id).where(Scan.id == preview.scan_id, Scan.user_id == current_user.id)
-        if db.session.scalar(own) is None:
+        query = select(Scan.id).where(Scan.id == preview.scan_id, Scan.user_id == current_user.id)
+        if db.session.scalar(query) is None:
             abort(404)
     try:
         start, length = (preview.result or [])[step]["pictures"][index]
@@ -226,7 +228,11 @@ def phantoms() -> dict[str, str]:
     """Return the titles of the phantoms that are single slices, by file."""
     folder = Path(current_app.static_folder or "") / "phantoms"
     listed = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    return {one["file"]: one["title"] for one in listed if not one["file"].endswith(".zip")}
+    return {
+        phantom["file"]: phantom["title"]
+        for phantom in listed
+        if not phantom["file"].endswith(".zip")
+    }
 
 
 def _choices(rows: Sequence[tuple[str, str]]) -> list[SelectChoice]:

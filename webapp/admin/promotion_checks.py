@@ -35,7 +35,7 @@ from webapp.models import (
 from webapp.shadow_figures import seen_in_shadow
 
 FIRST = "first"
-"""The verdict where no version of this kind is live."""
+"""The verdict if no version of this kind is live."""
 PHRASES = {
     WORSE: "promote although it is worse",
     NOT_COMPARABLE: "promote although it is not comparable",
@@ -73,7 +73,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the checklist; `passed` is None where that is not known."""
+    """One line of the checklist; `passed` is None if unknown."""
 
     name: str
     passed: bool | None
@@ -82,7 +82,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Checklist:
-    """What is known of a candidate beside the live version.
+    """The checks of a candidate against the live version.
 
     Attributes:
         live: the live version, None where there is none.
@@ -98,18 +98,18 @@ class Checklist:
 
     @property
     def phrase(self) -> str | None:
-        """What has to be typed to promote; None where nothing has."""
+        """The phrase that must be typed to promote; None if none is required."""
         return PHRASES.get(self.verdict)
 
     def evidence(self, confirmation: str) -> dict[str, Any]:
-        """Return what the history keeps of it."""
+        """Return the parts that are stored with the promotion."""
         return {
             "verdict": self.verdict,
             "summary": SUMMARIES[self.verdict],
             "live": {"id": self.live.id, "card_id": self.live.card_id} if self.live else None,
             "sources": [
-                {"source": one.source, "verdict": one.verdict, "sentence": one.sentence}
-                for one in self.compared
+                {"source": source.source, "verdict": source.verdict, "sentence": source.sentence}
+                for source in self.compared
             ],
             "checks": [asdict(check) for check in self.checks],
             "typed": confirmation if self.phrase else None,
@@ -184,12 +184,12 @@ def _written_out(small: float) -> str:
 
 
 def _point_check(version: ModelVersion, live: ModelVersion | None) -> Check:
-    name, own = "Operating point", chosen_for(version)
-    if not own.meaning:
-        return Check(name, None, f"{own.name.capitalize()}. No figures per 100 scans are known.")
+    name, point = "Operating point", chosen_for(version)
+    if not point.meaning:
+        return Check(name, None, f"{point.name.capitalize()}. No figures per 100 scans are known.")
     beside = chosen_for(live).in_short if live else ""
     now = f" The live version: {beside}" if beside else ""
-    return Check(name, True, f"{own.name.capitalize()}. {own.in_short}{now}")
+    return Check(name, True, f"{point.name.capitalize()}. {point.in_short}{now}")
 
 
 def _shadow_check(version: ModelVersion, live: ModelVersion | None) -> Check:
@@ -207,7 +207,9 @@ def _shadow_check(version: ModelVersion, live: ModelVersion | None) -> Check:
 
 
 def mark_of_live(reads: str) -> str:
-    """Return what a page remembers of what was live when it was shown."""
+    """Return a mark of the live version and its operating point, to detect changes after a page was
+    shown.
+    """
     newest = newest_promotion(reads)
     return str(newest.id) if newest else NONE_LIVE
 
@@ -232,11 +234,11 @@ def promote_as_admin(version: ModelVersion, decision: Decision) -> Promotion:
 
 
 def require_unchanged(newest: Promotion | None, seen: str) -> None:
-    """Refuse a promotion that was decided beside another live version, or another operating point
-    of it.
+    """Refuse a promotion if the live version, or its operating point, has changed since the
+    decision.
 
     Raises:
-        PromotionRefused: somebody else has promoted meanwhile, or nobody knows.
+        PromotionRefused: somebody else has promoted a version meanwhile, or that is unknown.
     """
     if newest is None or seen == str(newest.id):
         return
@@ -250,7 +252,7 @@ def require_unchanged(newest: Promotion | None, seen: str) -> None:
 
 
 def require_confirmation(checklist: Checklist, confirmation: str) -> None:
-    """Refuse to promote what is worse or not comparable unless its phrase was typed.
+    """Refuse to promote a version that is worse or not comparable unless the phrase was typed.
 
     Raises:
         PromotionRefused: it was not.

@@ -1,5 +1,5 @@
-"""What a promotion changed: the results of the scans that were analyzed while it held, beside those
-that they would have had if the version before had stayed live.
+"""The effect of a promotion: the results of the scans analyzed while it was in force, compared with
+those that the previous version would have given.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from webapp.models import (
 from webapp.models.shadows import MOST_WAITING
 
 MOST_SCANS = MOST_WAITING
-"""Of the scans of the time that a promotion held, so many are looked at, the newest ones."""
+"""Maximum number of scans that are compared, the newest ones."""
 NOTHING_BEFORE = "Nothing was live before this promotion, so there is nothing to answer with."
 SAME_VERSION = "This promotion changed the operating point only; nothing has to be computed."
 
 
 @dataclass(frozen=True)
 class LiveResult:
-    """A result that a person got, and the columns of its row that a shadow needs."""
+    """A live result, with the columns that a shadow needs."""
 
     scan_id: str
     at: datetime
@@ -58,7 +58,7 @@ class LiveResult:
 
 @dataclass(frozen=True)
 class Beside:
-    """A result, and what it would have been without the promotion."""
+    """A live result, and the result without the promotion."""
 
     result: LiveResult
     probability: float
@@ -70,13 +70,13 @@ class Effect:
     """What a promotion changed.
 
     Attributes:
-        before: the promotion that would have held on; None for the first of its kind.
-        until: when it ended; None while it holds.
+        before: the previous promotion; None for the first of its kind.
+        until: when it ended; None while it is in force.
         results: the newest results of that time, the newest first.
         is_cut: whether there are more than `MOST_SCANS`.
-        beside: those of them that are known for the version before, too.
-        running: the shadow that is finding out more.
-        compared: this version minus the one before on labeled images.
+        beside: the results for which the previous version's answer is known.
+        running: the shadow that is computing more of them.
+        compared: this version minus the previous one on labeled images.
     """
 
     promotion: Promotion
@@ -95,27 +95,27 @@ class Effect:
 
     @property
     def missing(self) -> int:
-        """How many of these scans the version before has not answered."""
+        """The number of these scans without an answer of the previous version."""
         return len(self.results) - len(self.beside)
 
     @cached_property
     def changed(self) -> list[Beside]:
         """The results that would have been in another state."""
-        return [one for one in self.beside if one.state != one.result.state]
+        return [pair for pair in self.beside if pair.state != pair.result.state]
 
     @property
-    def no_longer_suspected(self) -> int:
-        """How many suspected scans would not have been."""
-        return sum(one.result.state == "suspected" for one in self.changed)
+    def suspected_with_only(self) -> int:
+        """The number of scans suspected with the promotion only."""
+        return sum(pair.result.state == "suspected" for pair in self.changed)
 
     @property
-    def newly_suspected(self) -> int:
-        """How many scans would have been suspected that were not."""
-        return sum(one.state == "suspected" for one in self.changed)
+    def suspected_without_only(self) -> int:
+        """The number of scans suspected without the promotion only."""
+        return sum(pair.state == "suspected" for pair in self.changed)
 
 
 def effect_of(promotion: Promotion) -> Effect:
-    """Return what a promotion changed, as far as that is known."""
+    """Return the effect of a promotion, as far as it is known."""
     before, after = promotion_before(promotion), promotion_after(promotion)
     until = after.at if after else None
     results = _live_results_between(promotion, until)
@@ -133,35 +133,38 @@ def effect_of(promotion: Promotion) -> Effect:
 
 
 def find_out(promotion: Promotion, by_id: str | None) -> Shadow:
-    """Have the version before answer those scans of a promotion's time that it has not answered;
-    the caller commits.
+    """Let the previous version answer, in a shadow, the scans of a promotion's time that it has not
+    answered; the caller commits.
 
     Raises:
-        ShadowRefused: there is none, or nothing to answer, or another version is in shadow.
+        ShadowRefused: there is no previous version, nothing to answer, or another version is in
+            shadow.
     """
     effect = effect_of(promotion)
     if effect.before is None:
         raise ShadowRefused(NOTHING_BEFORE)
     if effect.is_point_only:
         raise ShadowRefused(SAME_VERSION)
-    known = {one.result.scan_id for one in effect.beside}
-    unanswered = {one.scan_id: one for one in effect.results if one.scan_id not in known}
+    known = {pair.result.scan_id for pair in effect.beside}
+    unanswered = {
+        result.scan_id: result for result in effect.results if result.scan_id not in known
+    }
     stored = select(Scan.id).where(Scan.id.in_(unanswered), Scan.original_removed_at.is_(None))
     answers = [
         {
-            "scan_id": one.scan_id,
-            "probability": one.probability,
-            "threshold": one.threshold,
-            "positive": one.positive,
-            "uncertain": one.uncertain,
+            "scan_id": result.scan_id,
+            "probability": result.probability,
+            "threshold": result.threshold,
+            "positive": result.positive,
+            "uncertain": result.uncertain,
         }
-        for one in map(unanswered.__getitem__, db.session.scalars(stored))
+        for result in map(unanswered.__getitem__, db.session.scalars(stored))
     ]
     return start_past_shadow(effect.before.version, promotion, answers, by_id)
 
 
 def _live_results_between(promotion: Promotion, until: datetime | None) -> list[LiveResult]:
-    """Return the results that the promoted version gave while the promotion held, one for each
+    """Return the results of the promoted version while the promotion was in force, one for each
     scan, the newest first, and at most one more than `MOST_SCANS`.
     """
     newest_of: dict[str, LiveResult] = {}
@@ -176,10 +179,12 @@ def _live_results_between(promotion: Promotion, until: datetime | None) -> list[
             .limit(MOST_SCANS + 1)
         )
         for row in db.session.execute(rows if until is None else rows.where(time < until)):
-            one = _live_result(row)
-            if one.scan_id not in newest_of or newest_of[one.scan_id].at < one.at:
-                newest_of[one.scan_id] = one
-    newest = sorted(newest_of.values(), key=lambda one: (one.at, one.scan_id), reverse=True)
+            result = _live_result(row)
+            if result.scan_id not in newest_of or newest_of[result.scan_id].at < result.at:
+                newest_of[result.scan_id] = result
+    newest = sorted(
+        newest_of.values(), key=lambda result: (result.at, result.scan_id), reverse=True
+    )
     return newest[: MOST_SCANS + 1]
 
 
@@ -214,28 +219,30 @@ def _live_result(row: Any) -> LiveResult:
 def _beside(
     results: Sequence[LiveResult], promotion: Promotion, before: Promotion
 ) -> Iterator[Beside]:
-    """Yield the results that are known for the version before, at the operating point of then."""
+    """Yield the results with a known answer of the previous version, at its operating point of that
+    time.
+    """
     if before.version_id == promotion.version_id:
-        known: Mapping[str, float] = {one.scan_id: one.probability for one in results}
+        known: Mapping[str, float] = {result.scan_id: result.probability for result in results}
     else:
-        known = _known_probabilities([one.scan_id for one in results], before)
+        known = _known_probabilities([result.scan_id for result in results], before)
     card = before.version.card
     point = described(card, before.operating_point)
-    for one in results:
-        probability = known.get(one.scan_id)
+    for result in results:
+        probability = known.get(result.scan_id)
         if probability is not None:
-            state = state_at(card, point, probability, of_series=one.of_series)
-            yield Beside(one, probability, state)
+            state = state_at(card, point, probability, of_series=result.of_series)
+            yield Beside(result, probability, state)
 
 
 def _known_probabilities(scan_ids: Sequence[str], before: Promotion) -> Mapping[str, float]:
-    """Return what the version before says of scans: in shadow, or as a result of its own."""
+    """Return the previous version's probabilities for scans, from a shadow or from live results."""
     known: dict[str, float] = {}
     for table in (Prediction, EarlierAnswer):
-        own = select(table.scan_id, table.probability).where(
+        query = select(table.scan_id, table.probability).where(
             table.model_version_id == before.version_id, table.scan_id.in_(scan_ids)
         )
-        known |= {row.scan_id: row.probability for row in db.session.execute(own)}
+        known |= {row.scan_id: row.probability for row in db.session.execute(query)}
     in_shadow = (
         select(ShadowAnswer.scan_id, ShadowAnswer.probability)
         .join(ShadowAnswer.shadow)

@@ -1,4 +1,4 @@
-"""The page of a promotion: why it was made, and what would have been different without it."""
+"""The page of a promotion: its reason, and the results that would differ without it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from webapp.sharing import visible_to
 
 @dataclass(frozen=True)
 class Changed:
-    """A scan whose result would have been another one; `scan` is None where it is not shared with
-    the reader.
+    """A scan whose result would have been different; `scan` is None if it is not shared with the
+    reader.
     """
 
     beside: Beside
@@ -38,14 +38,14 @@ class Changed:
 @blueprint.get("/promotions/<int:promotion_id>")
 @blueprint.get("/promotions/<int:promotion_id>/progress", endpoint="promotion_progress")
 def promotion(promotion_id: int) -> Response:
-    """Show why a version went live, and what would have been different without it."""
+    """Show why a version went live, and which results would have been different without it."""
     row = _promotion(promotion_id)
     effect = effect_of(row)
     page = requested_page(len(effect.changed), ROWS_PER_PAGE)
     begin = (page.number - 1) * ROWS_PER_PAGE
     shown = effect.changed[begin : begin + ROWS_PER_PAGE]
     seen = select(Scan).where(
-        Scan.id.in_([one.result.scan_id for one in shown]), visible_to(current_user.id)
+        Scan.id.in_([pair.result.scan_id for pair in shown]), visible_to(current_user.id)
     )
     scans = {scan.id: scan for scan in db.session.scalars(seen)}
     return live_page(
@@ -53,7 +53,7 @@ def promotion(promotion_id: int) -> Response:
         pending=effect.running is not None,
         promotion=row,
         effect=effect,
-        changed=[Changed(one, scans.get(one.result.scan_id)) for one in shown],
+        changed=[Changed(pair, scans.get(pair.result.scan_id)) for pair in shown],
         page=page,
         most=MOST_SCANS,
     )
@@ -61,7 +61,7 @@ def promotion(promotion_id: int) -> Response:
 
 @blueprint.post("/promotions/<int:promotion_id>/find-out")
 def find_out_effect(promotion_id: int) -> ResponseReturnValue:
-    """Have the version before answer the scans of the time that a promotion held."""
+    """Let the previous version answer the scans of the time that a promotion was in force."""
     row = _promotion(promotion_id)
     try:
         shadow = find_out(row, current_user.id)

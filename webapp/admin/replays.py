@@ -1,4 +1,4 @@
-"""The page of replays: random samples of answers that are computed again."""
+"""The page of replays: random samples of answers, computed again."""
 
 from __future__ import annotations
 
@@ -101,13 +101,13 @@ def draw_sample(most: int, by_id: str) -> ReplaySample | None:
 
 @blueprint.post("/replays/<sample_id>/cancel")
 def cancel_replays(sample_id: str) -> ResponseReturnValue:
-    """Cancel what was not computed yet of a sample."""
+    """Cancel the pending replays of a sample."""
     drop_sample(db.get_or_404(ReplaySample, sample_id))
     return redirect(url_for("admin.replays", sample=sample_id))
 
 
 def drop_sample(sample: ReplaySample) -> None:
-    """Cancel what was not computed yet of a sample, and commit."""
+    """Cancel the pending replays of a sample, and commit."""
     cancel_sample(sample.id)
     record(Act.REPLAY_CANCELLED, sample.id)
     db.session.commit()
@@ -126,7 +126,7 @@ def _page(form: SampleForm, status: int = 200) -> Response:
         shown = db.session.get(ReplaySample, sample_id) if is_id(sample_id) else None
         if shown is None:
             abort(404)
-    counts = counts_of([one.id for one in samples] + ([shown.id] if shown else []))
+    counts = counts_of([sample.id for sample in samples] + ([shown.id] if shown else []))
     return live_page(
         "replays",
         pending=bool(shown and counts[shown.id].waiting),

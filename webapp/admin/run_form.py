@@ -1,4 +1,4 @@
-"""The forms of training runs: what a run is called, and what is launched."""
+"""The forms of training runs: description and launch."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def tags_in(text: str) -> list[str]:
 
 
 class DescribeForm(PostedForm):
-    """What people call a run, and what they wrote about it."""
+    """Name, tags and notes of a run."""
 
     name = TextField("Name", validators=[at_most(80)])
     tags = TextField(
@@ -86,7 +86,7 @@ class DescribeForm(PostedForm):
             raise ValidationError(problem)
 
     def describe(self, run: TrainingRun) -> None:
-        """Write what was entered into the row; the caller commits."""
+        """Write the form's values into the row; the caller commits."""
         run.name = self.name.data or None
         run.notes = self.notes.data or None
         wanted = tags_in(self.tags.data or "")
@@ -189,7 +189,7 @@ def settings_in_groups(
         "Convolutions": CONVOLUTIONS,
         "Image preprocessing": PREPROCESSING,
     }
-    own = [
+    specific = [
         setting
         for setting in architecture.settings
         if not any(setting in group for group in shared.values())
@@ -199,7 +199,7 @@ def settings_in_groups(
             title,
             [form[field_name(setting)] for setting in group if setting in architecture.settings],
         )
-        for title, group in {"Settings": own, **shared}.items()
+        for title, group in {"Settings": specific, **shared}.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""Which training runs the list shows, and in which order: filters that stand in its address."""
+"""Filters and order of the list of training runs, from its address."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SORTS: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "architecture": ("by architecture", (TrainingRun.architecture, *_NEWEST)),
     "state": ("by state", (TrainingRun.status, *_NEWEST)),
 }
-"""By the name in the address: what it is called, and the order."""
+"""By name in the address: label and ORDER BY columns."""
 LONGEST_TEXT = 100
 
 

@@ -38,7 +38,7 @@ from webapp.models import (
 from webapp.storage import storage
 
 LINES_SHOWN = 40
-"""Of the end of a run's log."""
+"""Number of lines shown from the end of a run's log."""
 TABS = {"run": "Run", **CARD_TABS}
 NOT_RELAUNCHED = "Only failed or canceled runs can be relaunched."
 
@@ -46,7 +46,7 @@ NOT_RELAUNCHED = "Only failed or canceled runs can be relaunched."
 @blueprint.get("/runs")
 @blueprint.get("/runs/progress", endpoint="runs_progress")
 def runs() -> Response:
-    """List the training runs that the filters of the address let through."""
+    """List the training runs that match the filters in the address."""
     chosen = requested_runs(request.args)
     page = page_of(
         TrainingRun,

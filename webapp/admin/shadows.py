@@ -1,5 +1,5 @@
-"""The pages of shadows: a candidate that answers live scans, and its answers beside those of the
-live version. No other page shows any of it.
+"""The pages of shadows: a candidate answers live scans, and its answers are compared with those of
+the live version. No other page shows them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HAS_ENDED = "This shadow has already ended."
 
 @dataclass(frozen=True)
 class Disagreement:
-    """An answer in another state than the live version's; `scan` is None where it is not shared
+    """An answer with a different state from the live version's; `scan` is None if it is not shared
     with the reader.
     """
 
@@ -46,7 +46,7 @@ class Disagreement:
 
 @blueprint.post("/models/<version_id>/shadow")
 def launch_shadow(version_id: str) -> ResponseReturnValue:
-    """Have a version answer live scans in shadow."""
+    """Start a shadow: a version answers live scans without showing the results to users."""
     version = db.get_or_404(ModelVersion, version_id)
     try:
         shadow = begin_shadow(version, current_user.id)
@@ -105,7 +105,7 @@ def shadow(shadow_id: str) -> Response:
 
 @blueprint.post("/shadows/<shadow_id>/stop")
 def stop_shadow(shadow_id: str) -> ResponseReturnValue:
-    """End a shadow; what it has not answered is canceled."""
+    """End a shadow, and cancel its unanswered scans."""
     if not finish_shadow(db.get_or_404(Shadow, shadow_id)):
         flash(HAS_ENDED, "warning")
     return redirect(url_for("admin.shadow", shadow_id=shadow_id))
@@ -125,8 +125,8 @@ def _disagreements(
 ) -> tuple[list[Disagreement], PageNumbers]:
     """Return the requested page of disagreements, the newest first, and which page it is.
 
-    An administrator sees pictures and titles of no other scans than elsewhere: their own, and what
-    is shared with them.
+    As elsewhere, an administrator sees pictures and titles only of their own scans and of those
+    shared with them.
     """
     which = disagreements(shadow_id, live, own)
     total = db.session.scalar(select(func.count()).select_from(ShadowAnswer).where(*which)) or 0

@@ -1,5 +1,5 @@
-"""The page of this site: its confirmed scans, what the live models achieve on them, and what is
-made of them: data sets, and versions calibrated to the site.
+"""The page of this site: its confirmed scans, the performance of the live models on them, and the
+data sets and calibrated versions made from them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ConfirmedForm(PostedForm):
 @blueprint.get("/site")
 @blueprint.get("/site/progress", endpoint="site_progress")
 def site() -> Response:
-    """Show the confirmed scans, the site figures, and the forms that make use of them."""
+    """Show the confirmed scans, the site figures, and the forms to use them."""
     return show_site(ConfirmedForm(formdata=None))
 
 

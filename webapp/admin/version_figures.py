@@ -1,5 +1,5 @@
-"""The figures of a model version as its page and its run's page show them: four tiles, curves, and
-what any threshold would have found.
+"""The figures of a model version on its page and its run's page: four tiles, curves, and the
+figures at any threshold.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ CARD_TABS = {
     "controls": "Controls",
     "settings": "Settings",
 }
-"""The tabs that the page of a version and that of its run have in common: the model card."""
+"""The tabs that a version's page and its run's page have in common: the model card."""
 USUAL_PREVALENCE = 10.0
 PREVALENCES = 0.1, 99.0
-"""The lowest and the highest that may be asked for, in percent."""
+"""The range of prevalences that may be entered, in percent."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One of the figures that a page begins with.
+    """One of the figures at the top of a page.
 
     Attributes:
         title: of the figure.
         figure: `ml.figures.Estimate` as JSON; None where the card has none.
-        what: what it is of, or why it has no interval.
+        what: what it was measured on, or why it has no interval.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class AtThreshold:
-    """What a threshold would have found, and what that means per 100 scans.
+    """The figures at a threshold, and their meaning per 100 scans.
 
     Attributes:
         level: "patient" or "slice".
@@ -82,14 +82,14 @@ class AtThreshold:
 
 @dataclass(frozen=True)
 class VersionFigures:
-    """What the page of a version, or of its run, begins with.
+    """The figures at the top of the page of a version or of its run.
 
     Attributes:
         level: "patient" where the data have patients of several slices, else "slice".
         tiles: sensitivity and specificity at the operating point, AUROC and calibration.
         charts: by level (`charts_of`).
-        at: what the chosen threshold found; None where the card has no curves.
-        levels: those that a threshold can be looked at for.
+        at: the figures at the chosen threshold; None if the card has no curves.
+        levels: the levels with a curve.
     """
 
     level: str
@@ -109,13 +109,13 @@ def figures_of(version: ModelVersion, arguments: Mapping[str, str] | None = None
     are ignored.
     """
     level = level_of(version.card)
-    levels = [one for one in LEVELS if curve_of(version, one)]
+    levels = [level for level in LEVELS if curve_of(version, level)]
     try:
         at = requested_threshold(version, arguments or {})
     except ValueError:
         at = requested_threshold(version, {})
     shown = {
-        one: curves for one, curves in (version.curves or {}).items() if one in (level, "slice")
+        name: curves for name, curves in (version.curves or {}).items() if name in (level, "slice")
     }
     return VersionFigures(level, tiles_of(version), charts_of(shown), at, levels)
 
@@ -157,7 +157,7 @@ def tiles_of(version: ModelVersion) -> list[Tile]:
 
 
 def _at_point(version: ModelVersion, level: str, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return sensitivity and specificity where workers use a version."""
+    """Return sensitivity and specificity at the operating point that workers use."""
     if version.point is None:
         return metrics
     if version.point != OWN_THRESHOLDS:
@@ -177,15 +177,15 @@ def _at_point(version: ModelVersion, level: str, metrics: Mapping[str, Any]) -> 
 
 
 def curve_of(version: ModelVersion, level: str) -> Sequence[Mapping[str, float]]:
-    """Return what thresholds found at a level: those of the card or, in cards that predate them,
-    those of the stored answers; empty where nothing is known.
+    """Return the curve of thresholds at a level: from the card or, if that predates curves, from
+    the stored answers; empty if there is neither.
     """
     of_card = (version.card.get("curves") or {}).get(level)
     return of_card or ((version.curves or {}).get(level) or {}).get("thresholds") or ()
 
 
 def requested_threshold(version: ModelVersion, arguments: Mapping[str, str]) -> AtThreshold | None:
-    """Return what a threshold found; None where no curve is known.
+    """Return the figures at the requested threshold; None if there is no curve.
 
     Args:
         arguments: "level", "at" or "scan_threshold" (the threshold) and "prevalence" (in percent),
@@ -193,10 +193,10 @@ def requested_threshold(version: ModelVersion, arguments: Mapping[str, str]) -> 
             the one in use, and the prevalence `USUAL_PREVALENCE`.
 
     Raises:
-        ValueError: one of them is nonsense; the text is a sentence.
+        ValueError: one of them is invalid; the message is a sentence.
     """
     usual_levels = (level_of(version.card), "slice", "patient")
-    known = (one for one in usual_levels if curve_of(version, one))
+    known = (level for level in usual_levels if curve_of(version, level))
     level = arguments.get("level") or next(known, "slice")
     if level not in LEVELS:
         raise ValueError("The level must be patient or slice.")
@@ -288,9 +288,9 @@ def charts_of(curves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             continue
         charts[level] = {"calibration": calibration_chart(own_curves["calibration"])}
         if own_curves["thresholds"]:
-            own = {"own": own_curves["thresholds"]}
-            charts[level]["roc"] = roc_overlay(own)
+            curves_drawn = {"own": own_curves["thresholds"]}
+            charts[level]["roc"] = roc_overlay(curves_drawn)
             charts[level]["precision"] = precision_overlay(
-                own, own_curves["positive"], own_curves["negative"]
+                curves_drawn, own_curves["positive"], own_curves["negative"]
             )
     return charts

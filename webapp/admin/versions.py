@@ -1,4 +1,4 @@
-"""The pages of model versions: figures, promotion and rollback, and which was live when."""
+"""The pages of model versions: figures, promotion, rollback, and the timeline of live versions."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ TABS = {"promotion": "Promotion", "evaluations": "Evaluations", **CARD_TABS}
 PROMOTIONS_SHOWN = 50
 CHECK_WAIT_S, CHECK_LOOK_S = 20.0, 0.2
 CHECK_HOLDS_S = 600
-"""A version that a worker loaded so short a time ago is not loaded once more."""
+"""A version that a worker loaded this recently is not loaded again."""
 NOT_CHECKED = (
     "No predict worker has loaded this version yet, so it was not promoted: each version has to"
     " score a test phantom first. Please try again in a minute."
@@ -144,7 +144,7 @@ def models() -> ResponseReturnValue:
 
 @dataclass(frozen=True)
 class Period:
-    """A promotion, and until when it held; None while it does."""
+    """A promotion, and the end of its period; None while it is in force."""
 
     promotion: Promotion
     until: datetime | None
@@ -161,7 +161,7 @@ def periods_of(history: Sequence[Promotion]) -> list[Period]:
 
 
 def period_at(reads: str, moment: datetime) -> Period | None:
-    """Return what was live for `reads` at a moment, None where nothing was yet."""
+    """Return the promotion in force for `reads` at a moment; None if there was none yet."""
     promotion = promotion_at(reads, moment)
     if promotion is None:
         return None
@@ -174,7 +174,7 @@ def model(version_id: str) -> ResponseReturnValue:
     """Show a version's card, its promotions, and the form that promotes it."""
     version = db.get_or_404(ModelVersion, version_id)
     form = PromoteForm()
-    if at := request.args.get("use"):  # What was found in the page's section on thresholds.
+    if at := request.args.get("use"):  # The values of the page's section on thresholds.
         form.point.data = OWN_THRESHOLDS
         of_scans = request.args.get("level") != "slice"
         (form.scan_threshold if of_scans else form.slice_threshold).data = at
@@ -263,7 +263,7 @@ def request_comparison_with_live(version: ModelVersion) -> bool:
 
 @blueprint.get("/models/<version_id>/both")
 def both_versions(version_id: str) -> ResponseReturnValue:
-    """Show what a threshold finds with a version and with the live one on the same patients, as a
+    """Show the figures of a version and of the live one at a threshold, on the same patients, as a
     part of the version's page.
     """
     version = db.get_or_404(ModelVersion, version_id)
@@ -277,7 +277,7 @@ def both_versions(version_id: str) -> ResponseReturnValue:
 
 @blueprint.get("/models/<version_id>/threshold")
 def threshold(version_id: str) -> ResponseReturnValue:
-    """Show what a threshold would have found, as a part of the version's page."""
+    """Show the figures at a threshold, as a part of the version's page."""
     version = db.get_or_404(ModelVersion, version_id)
     try:
         at = requested_threshold(version, request.args)
@@ -304,11 +304,11 @@ def version_mistake(version_id: str, index: int) -> ResponseReturnValue:
 
 
 def require_check(version_id: str) -> None:
-    """Have a predict worker load a version and score a phantom (`worker.canary`), and wait for what
-    it finds.
+    """Have a predict worker load a version and score a phantom (`worker.canary`), and wait for the
+    result.
 
     Raises:
-        PromotionRefused: it could not, or no worker did in time.
+        PromotionRefused: it failed, or no worker did so in time.
     """
     result = select(ModelVersion.check_error).where(
         ModelVersion.id == version_id, ~waits_for_check()

@@ -98,8 +98,8 @@ def _sentences(messages: Any, name: str = "") -> Iterator[str]:
     """Yield what is wrong with each field; `name` is that of the field that holds them."""
     if isinstance(messages, dict):
         for key, inner in messages.items():
-            own = "" if key == "_schema" else str(key)
-            yield from _sentences(inner, ".".join(part for part in (name, own) if part))
+            inner_name = "" if key == "_schema" else str(key)
+            yield from _sentences(inner, ".".join(part for part in (name, inner_name) if part))
     else:
         sentence = " ".join(str(message) for message in messages)
         yield f"{name}: {sentence}" if name else sentence

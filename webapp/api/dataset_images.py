@@ -149,8 +149,8 @@ def correct_label(body: Mapping[str, Any], dataset_id: str, number: int) -> dict
 def list_corrections(query: Mapping[str, Any], dataset_id: str) -> dict[str, Any]:
     """List the corrections of labels that wait to be applied."""
     waiting = corrections_of(row_of(Dataset, dataset_id).id)
-    page = part_of(waiting, lambda one: str(one.number), query)
-    return listed([correction_as_json(one) for one in page])
+    page = part_of(waiting, lambda correction: str(correction.number), query)
+    return listed([correction_as_json(correction) for correction in page])
 
 
 @operation(POST, "/datasets/<dataset_id>/corrections", "apply_corrections", Scope.ADMIN, 404)
@@ -276,15 +276,15 @@ def whole_image(image: DatasetImage) -> dict[str, Any]:
     }
 
 
-def correction_as_json(one: LabelCorrection) -> dict[str, Any]:
+def correction_as_json(correction: LabelCorrection) -> dict[str, Any]:
     """Return a correction as the API shows it (`CorrectionSchema`)."""
     return {
-        "number": one.number,
-        "was": LABEL_NAMES[one.image.label],
-        "label": LABEL_NAMES[one.label],
-        "reason": one.reason,
-        "by": one.by and one.by.username,
-        "at": one.at,
+        "number": correction.number,
+        "was": LABEL_NAMES[correction.image.label],
+        "label": LABEL_NAMES[correction.label],
+        "reason": correction.reason,
+        "by": correction.by and correction.by.username,
+        "at": correction.at,
     }
 
 

@@ -115,6 +115,7 @@ _opinion = {
     "region": None,
     "agrees": True,
     "model_version_id": VERSION_ID,
+    "model_positive": True,
     "model_probability": 0.93,
     "sampling": None,
     "created_at": NOON,

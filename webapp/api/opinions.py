@@ -198,6 +198,7 @@ def opinion_as_json(opinion: Opinion) -> dict[str, Any]:
         "region": opinion.region,
         "agrees": opinion.agrees,
         "model_version_id": opinion.model_version_id,
+        "model_positive": opinion.model_positive,
         "model_probability": opinion.model_probability,
         "sampling": opinion.sampling,
         "created_at": opinion.created_at,

@@ -272,8 +272,9 @@ def join(body: Mapping[str, Any]) -> dict[str, Any]:
 def show(scan_id: str) -> dict[str, Any]:
     """Get a scan and its result.
 
-    When more of a DICOM series arrives, a new scan takes the place of the one that had only a part
-    of it. The id of the earlier scan then leads to the new one: `id` in the response is another.
+    A scan is replaced when more of its DICOM series arrives, and when pictures are joined or split.
+    Its id then leads to the scan in its place, of split pictures the first: `id` in the response
+    is another, which all other operations need.
     """
     scan = _visible_with_result(scan_id)
     if scan is None and (successor := successor_of(scan_id, g.token_owner_id)):

@@ -508,12 +508,31 @@ class OpinionSchema(Schema):
         allow_none=True,
         metadata={
             "description": (
-                "Whether it agrees with the model's result for the scan; null for slices,"
-                " where its author cannot tell, and where the result was inconclusive."
+                "Whether it agrees with the result that the scan has now; null without a result,"
+                " for slices, where its author cannot tell, and where the result is inconclusive."
             )
         },
     )
-    model_version_id = fields.String(required=True, allow_none=True)
+    model_version_id = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": (
+                "The version whose result its author saw. It may be an earlier one than that of the"
+                " scan's result, if the scan was scored again."
+            )
+        },
+    )
+    model_positive = fields.Boolean(
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": (
+                "Whether the result that its author saw was positive; null for slices, and where"
+                " it was inconclusive."
+            )
+        },
+    )
     model_probability = fields.Float(
         required=True,
         allow_none=True,

@@ -1,8 +1,8 @@
-"""DICOMweb (PS3.18): studies come in by STOW-RS; what Hemoscan made of them is found by QIDO-RS and
-retrieved by WADO-RS, with the API's bearer tokens.
+"""DICOMweb (PS3.18): studies are stored by STOW-RS; the results are found by QIDO-RS and retrieved
+by WADO-RS, with the API's bearer tokens.
 
 The objects are reports (`webapp.models.Report`): structured reports, secondary captures and
-segmentations. Images that were sent are not served again.
+segmentations. Submitted images are not served.
 """
 
 from webapp.dicomweb import (  # noqa: F401 - they add the transactions, and XML.

@@ -1,4 +1,4 @@
-"""Who may use DICOMweb, from where, in which media types, and the objects that they may see."""
+"""Access to DICOMweb: tokens, origins, media types, and which objects are visible."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ PREFLIGHT = {
 }
 
 blueprint = Blueprint("dicomweb", __name__)
-csrf.exempt(blueprint)  # No cookie is looked at, so no other site can act for a browser.
+csrf.exempt(blueprint)  # Cookies are ignored, so no other site can act for a browser.
 
 
 @blueprint.before_request
 def require_token() -> None:
-    """Authenticate the request by its token, as the API does, which needs the scope `submit` to
-    store and `read` otherwise; browsers ask without one whether they may send it.
+    """Authenticate the request by its token, as the API does: storing needs the scope `submit`,
+    everything else `read`. Preflight requests of browsers have no token.
 
     Raises:
-        Unauthorized: it has none, or an unknown one.
-        Forbidden: it has not that scope.
-        TooManyRequests: its owner sent too many.
+        Unauthorized: the token is missing or unknown.
+        Forbidden: the token lacks the scope.
+        TooManyRequests: the owner of the token has sent too many requests.
     """
     if request.method != "OPTIONS":
         require_bearer()
@@ -82,14 +82,14 @@ def require_token() -> None:
 
 @within_api_rate
 def count_request() -> None:
-    """Count the request with the API's of the same person, who has to be known already: by a limit
-    of the blueprint, which is looked at before, everybody's were counted together.
+    """Count the request together with the same person's API requests. Not a limit of the blueprint:
+    that is checked before the person is known, and would count everybody's requests together.
     """
 
 
 @blueprint.after_request
 def let_viewers_in(answer: Response) -> Response:
-    """Let the viewers of `DICOMWEB_ORIGINS` read answers, and nobody store them for others."""
+    """Let the viewers of `DICOMWEB_ORIGINS` read responses, and forbid shared caches."""
     answer.headers.setdefault("Cache-Control", "private, no-cache")
     allowed, origin = current_app.config["DICOMWEB_ORIGINS"], request.headers.get("Origin")
     if allowed:
@@ -127,8 +127,8 @@ def objects(*which: ColumnElement[bool]) -> Select[Report]:
 
 
 def are_visible() -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions of DICOM objects that the token's owner may see; of a join of reports
-    and scans.
+    """Return the conditions, on a join of reports and scans, of DICOM objects that the token's
+    owner may see.
     """
     return (
         visible_to(g.token_owner_id),
@@ -148,8 +148,8 @@ def has_sop_instance_uid(uid: str) -> ColumnElement[bool]:
 
 @dataclass(frozen=True)
 class Acceptable:
-    """A media type that a client accepts: of a multipart one that of its parts, and how pixels may
-    be coded there.
+    """A media type that a client accepts: for multipart, the type of the parts; and the transfer
+    syntax of pixels.
     """
 
     media_type: str
@@ -157,14 +157,14 @@ class Acceptable:
     transfer_syntax: str
 
     def includes(self, media_type: str) -> bool:
-        """Return whether this is that media type, or a range with it."""
+        """Return whether this media type, or media range, includes `media_type`."""
         main, _, sub = self.media_type.partition("/")
         wanted, _, wanted_sub = media_type.partition("/")
         return main in ("*", wanted) and sub in ("*", wanted_sub)
 
     @property
     def includes_our_syntax(self) -> bool:
-        """Whether the way in which all objects are coded will do."""
+        """Whether the transfer syntax of our objects is acceptable."""
         return self.transfer_syntax in ("", "*", EXPLICIT_VR_LITTLE_ENDIAN)
 
 
@@ -199,7 +199,7 @@ def require_json_accepted() -> None:
     Raises:
         NotAcceptable: it does not.
     """
-    if not any(one.includes(kind) for one in _whole() for kind in (DICOM_JSON, JSON)):
+    if not any(media.includes(kind) for media in _whole() for kind in (DICOM_JSON, JSON)):
         raise NotAcceptable(f"This is answered as {DICOM_JSON} only.")
 
 
@@ -209,15 +209,15 @@ def require_model_accepted() -> None:
     Raises:
         NotAcceptable: it reads neither.
     """
-    of_xml = any(one.media_type in XML for one in accepted())
+    of_xml = any(media.media_type in XML for media in accepted())
     if not of_xml and not any(
-        one.includes(kind) for one in _whole() for kind in (DICOM_JSON, JSON)
+        media.includes(kind) for media in _whole() for kind in (DICOM_JSON, JSON)
     ):
         raise NotAcceptable(f"This is answered as {DICOM_JSON} or {DICOM_XML}.")
 
 
 def _whole() -> list[Acceptable]:
-    return [one for one in accepted() if not one.is_multipart]
+    return [media for media in accepted() if not media.is_multipart]
 
 
 def as_dicom_json(content: Any, status: int = 200) -> Response:

@@ -1,9 +1,9 @@
-"""Studies that come in several requests: what is taken in waits for a while, and the next request
-of the same study takes it along, so that each series becomes one scan. A series of which more comes
-when it is analyzed already becomes one scan again (`webapp.intake.completing`).
+"""Studies that arrive in several requests: new scans wait for a while, and the next request for the
+same study includes their files, so that each series becomes one scan. If more of a series arrives
+after its analysis, one new scan replaces the earlier ones (`webapp.intake.completing`).
 
-UIDs of a study are replaced by a keyed hash of account and UID, the same in each request, of which
-nothing else has to be kept.
+UIDs of a study are replaced by a keyed hash of account and UID, the same in each request, so no
+mapping has to be stored.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from flask import current_app
 from sqlalchemy import Select, delete, or_, select, update
@@ -26,22 +27,23 @@ from webapp.intake.dicom import DicomFile
 from webapp.intake.series import SeriesFiles
 from webapp.intake.spool import incoming_folder
 from webapp.intake.streams import DamagedFile, TooMuchWork
-from webapp.models import Act, JobStatus, Scan
+from webapp.models import Act, JobStatus, Scan, lead_on
 from webapp.storage import MissingFile
 
 JOINING_S = 120
-"""How long scans that are being joined wait at least."""
+"""Minimum wait of scans that are being joined."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A scan that does not wait for more of its study.
+    """A stored scan that is no longer waiting for more of its study.
 
     Attributes:
         key: the storage key of its original.
         series, instances: the new UIDs in its copies.
-        is_whole: it is one file of several slices, to which no other file adds any.
-        counts: it is analyzed or being analyzed; what failed or was canceled may come again.
+        is_whole: it is one file of several slices, which no other file extends.
+        counts: it is analyzed or being analyzed; the files of a failed or canceled scan may be sent
+            again.
     """
 
     scan_id: str
@@ -52,20 +54,28 @@ class Stored:
     counts: bool
 
 
+class Waiting(NamedTuple):
+    """A stored scan that waits for more of its study: the storage key of its original, and the new
+    instance UIDs in its copies.
+    """
+
+    key: str
+    instances: frozenset[str]
+
+
 @dataclass(frozen=True)
 class Earlier:
-    """What came before of the studies of a request.
+    """What had arrived of the studies of a request before it.
 
     Attributes:
-        waiting: the storage key of the original of each scan that is not analyzed yet, by its id.
+        waiting: the scans that wait for more, by their ids.
         stored: scans to whose series the request adds slices.
-        known: the ids of all scans of these studies that there were, also of those that stay as
-            they are.
-        files: the copies of waiting and stored that did not come again.
+        known: the ids of all earlier scans of these studies, including those that are not replaced.
+        files: the copies of waiting and stored slices that were not sent again.
         gone: the storage keys of the files of scans that were replaced.
     """
 
-    waiting: Mapping[str, str]
+    waiting: Mapping[str, Waiting]
     stored: Sequence[Stored]
     known: Set[str]
     files: Sequence[FileStorage]
@@ -74,25 +84,29 @@ class Earlier:
     def replace_by(
         self, scans: Sequence[Scan], series: Sequence[SeriesFiles], uids: NewUids
     ) -> None:
-        """Have the new scans take the place of the earlier ones, and wait for what is still to
-        come; the caller commits, and then discards the files in `gone`.
+        """Replace the earlier scans by the new ones, which wait for more of the study; the caller
+        commits, and then discards the files in `gone`.
 
         Raises:
-            Changed: one of them is not there as it was, or another request stored one meanwhile.
+            Changed: one of them has changed, or another request stored one meanwhile.
             NothingNew: none of the new slices of a stored series was accepted.
         """
         if quiet_s := current_app.config["DICOMWEB_QUIET_S"]:
             for scan in scans:
                 scan.retry_at = database_now(quiet_s)
-        # Not by the session, which would ask for the new rows' times.
+        # Not through the session, which would query the times of the new rows.
         db.session.flush()
-        # Their owner is locked, so no other request stores scans of these studies now.
+        # The owner's row is locked, so no other request stores scans of these studies now.
         of_studies = _of_studies(scans[0].user_id, {scan.study_uid or "" for scan in scans})
         if set(db.session.scalars(of_studies)) - self.known - {scan.id for scan in scans}:
             raise Changed
-        self._replace_stored(scans, series, uids)
+        new = [{uids(file.dicom.instance) for file in each.files} for each in series]
+        self._replace_stored(scans, series, new)
         if not self.waiting:
             return
+        for scan_id, row in self.waiting.items():
+            heir = max(range(len(scans)), key=lambda place: len(new[place] & row.instances))
+            lead_on([scan_id], scans[heir].id)
         waiting = Scan.id.in_(self.waiting) & (Scan.status == JobStatus.QUEUED)
         replaced = db.session.scalars(
             delete(Scan).where(waiting).returning(Scan.id),
@@ -100,27 +114,26 @@ class Earlier:
         ).all()
         if len(replaced) < len(self.waiting):
             raise Changed
-        self.gone.extend(self.waiting.values())
+        self.gone.extend(row.key for row in self.waiting.values())
         for scan_id in [*replaced, *(scan.id for scan in scans)]:
             detail = f"{len(replaced)} into {len(scans)}"
             record(Act.SCANS_JOINED, scan_id, actor_id=scans[0].user_id, detail=detail)
 
     def _replace_stored(
-        self, scans: Sequence[Scan], series: Sequence[SeriesFiles], uids: NewUids
+        self, scans: Sequence[Scan], series: Sequence[SeriesFiles], new: Sequence[Set[str]]
     ) -> None:
-        known = {uid for one in self.stored if one.counts for uid in one.instances}
-        new = [{uids(file.dicom.instance) for file in each.files} for each in series]
+        known = {uid for scan in self.stored if scan.counts for uid in scan.instances}
         replaced: dict[int, list[str]] = {}
-        for one in self.stored:
+        for scan in self.stored:
             same = [
                 place
                 for place, each in enumerate(series)
-                if not one.series.isdisjoint(file.dicom.series for file in each.files)
+                if not scan.series.isdisjoint(file.dicom.series for file in each.files)
             ]
             if all(new[place] <= known for place in same):
                 raise NothingNew
-            heir = max(same, key=lambda place: len(new[place] & one.instances))
-            replaced.setdefault(heir, []).append(one.scan_id)
+            heir = max(same, key=lambda place: len(new[place] & scan.instances))
+            replaced.setdefault(heir, []).append(scan.scan_id)
         for place, scan_ids in replaced.items():
             self.gone.extend(take_place(scans[place], scan_ids))
 
@@ -133,13 +146,13 @@ def taken_along(
     stored: Sequence[Stored],
     grows: Collection[Stored],
 ) -> Iterator[Earlier]:
-    """Yield what came before of these studies: what waits for more of them, and some of what is
-    stored. A scan whose copies are gone stays as it is.
+    """Yield what had arrived of these studies: the waiting scans, and those stored scans that grow.
+    A scan whose copies are gone is left alone.
 
     Args:
         study_uids, instance_uids: new UIDs, of the studies and of the instances of the request.
-        stored: all that does not wait (`stored_scans`).
-        grows: those of them that are taken along.
+        stored: the scans that do not wait (`stored_scans`).
+        grows: the stored scans that get more slices.
 
     Raises:
         StorageError: it cannot be read.
@@ -154,17 +167,19 @@ def taken_along(
         execution_options={"synchronize_session": False},
     ).all()
     db.session.commit()
-    waiting = {scan.id: scan.original_key for scan in postponed}
+    waiting: dict[str, Waiting] = {}
     with TemporaryDirectory(dir=incoming_folder()) as folder, ExitStack() as opened:
         files, taken = [], set(instance_uids) - {""}
-        known = {*waiting, *(one.scan_id for one in stored)}
-        for scan_id, key in [*waiting.items(), *((one.scan_id, one.key) for one in grows)]:
+        known = {row.id for row in postponed} | {scan.scan_id for scan in stored}
+        keys = {row.id: row.original_key for row in postponed}
+        for scan_id, key in [*keys.items(), *((scan.scan_id, scan.key) for scan in grows)]:
             try:
                 copies = copies_of(key, Path(folder) / scan_id)
             except MissingFile:
-                waiting.pop(scan_id, None)
-                grows = [one for one in grows if one.scan_id != scan_id]
+                grows = [scan for scan in grows if scan.scan_id != scan_id]
                 continue
+            if scan_id in keys:
+                waiting[scan_id] = Waiting(key, frozenset(uid for uid, _ in copies) - {""})
             for uid, path in copies:
                 if uid not in taken:
                     taken.update({uid} - {""})
@@ -173,8 +188,8 @@ def taken_along(
 
 
 def stored_scans(user_id: str, study_uids: Sequence[str]) -> list[Stored]:
-    """Return the scans of these studies that do not wait for more of them, the newest first; one
-    whose copies are gone holds nothing.
+    """Return the scans of these studies that do not wait for more, the newest first; if its copies
+    are gone, a scan has no instances.
 
     Raises:
         StorageError: the stored copies cannot be read.

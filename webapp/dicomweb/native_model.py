@@ -1,4 +1,4 @@
-"""The Native DICOM Model (PS3.19 A.1): what answers say, as XML for clients that ask for it."""
+"""The Native DICOM Model (PS3.19 A.1): responses as XML, for clients that ask for it."""
 
 from __future__ import annotations
 
@@ -26,28 +26,29 @@ KEYWORDS = {tag: keyword for keyword, tag in TAGS.items()} | {
     "00201208": "NumberOfStudyRelatedInstances",
     "00201209": "NumberOfSeriesRelatedInstances",
 }
-"""The attributes of answers to searches and of stored instances, which XML calls by name."""
+"""The keywords of the attributes in responses to searches and to stores; XML contains keywords."""
 NAME_PARTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
 JSON_ONLY = ("dicomweb.retrieve_metadata",)
-"""What has attributes of all kinds, for whose keywords a dictionary would be needed."""
+"""Responses with any attributes, whose keywords would require a dictionary; not available as XML.
+"""
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold."""
 
 
 @blueprint.after_request
 def as_wanted(answer: Response) -> Response:
-    """Send what is in the DICOM JSON model as XML if the client wants that: also an answer that
-    was stored for an earlier request.
+    """Convert a response in the DICOM JSON model to XML if the client wants that, including a
+    stored response to a repeated request.
     """
     may_be_xml = answer.mimetype == DICOM_JSON and request.endpoint not in JSON_ONLY
     if may_be_xml and wants_xml():
         content = answer.get_json(force=True)
         if isinstance(content, list):
-            parts = [(DICOM_XML, as_xml(one)) for one in content]
+            parts = [(DICOM_XML, as_xml(item)) for item in content]
             multipart = response_of(parts, DICOM_XML)
             answer.response, answer.content_type = multipart.response, multipart.content_type
             del answer.headers["Content-Length"]
-            if any(one.keys() - KEYWORDS.keys() for one in content):
+            if any(item.keys() - KEYWORDS.keys() for item in content):
                 warn(answer, "XML has the attributes of searches only; JSON has all.")
         else:
             answer.data, answer.content_type = as_xml(content), DICOM_XML
@@ -56,10 +57,10 @@ def as_wanted(answer: Response) -> Response:
 
 def wants_xml() -> bool:
     """Return whether the client names XML before JSON, or XML only."""
-    for one in accepted():
-        if one.media_type in XML:
+    for media in accepted():
+        if media.media_type in XML:
             return True
-        if one.includes(DICOM_JSON) or one.includes(JSON):
+        if media.includes(DICOM_JSON) or media.includes(JSON):
             return False
     return False
 

@@ -1,4 +1,4 @@
-"""Messages of several parts (multipart/related, RFC 2387), read and written piece by piece."""
+"""Multipart messages (multipart/related, RFC 2387), read and written incrementally."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from webapp.space import as_storage_full
 
 
 class RelatedParser(PushMultipartParser):
-    """Reads any kind of parts; the parser's own are those of forms."""
+    """A multipart parser for any kind of part, not only those of forms."""
 
     def _create_segment(self, headerlist: list[tuple[str, str]]) -> MultipartSegment:
         return MultipartSegment(headerlist)
 
 
 def received_parts() -> list[IO[bytes]]:
-    """Return the parts of the request, spooled like the files of a form: with the process they are
-    gone.
+    """Return the parts of the request, spooled like the files of a form, so they disappear with the
+    process.
 
     Raises:
         UnsupportedMediaType: the request is no message of DICOM files.
-        BadRequest: its parts cannot be separated, it ends before they do, or it has none.
+        BadRequest: its parts cannot be separated, it is truncated, or it has none.
         RequestEntityTooLarge: it is larger than an upload may be, or has too many parts.
         StorageFull: there is no room for it.
     """
@@ -64,14 +64,14 @@ def received_parts() -> list[IO[bytes]]:
             "The parts of the request cannot be separated, or the request ends too early."
         ) from err
     while request.stream.read(BLOCK):
-        pass  # What follows the last part means nothing.
+        pass  # Content after the last part is ignored.
     if not parts:
         raise BadRequest("The request contains no instances.")
     return parts
 
 
 def response_of(parts: Iterable[tuple[str, bytes]], of_parts: str) -> Response:
-    """Return a response of these parts, each with its content type; they are sent as they come.
+    """Return a response of these parts, each with its content type; they are streamed.
 
     Args:
         of_parts: the media type of all.

@@ -1,4 +1,4 @@
-"""WADO-RS: objects as files, what they say as JSON, their pixels, and pictures of them."""
+"""WADO-RS: objects as files, their metadata as JSON, their pixels, and rendered pictures."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def retrieve(study_uid: str, series_uid: str = "", instance_uid: str = "") -> Re
     """Send the objects of a study or of a series, or one of them."""
     objects = required(study_uid, series_uid, instance_uid)
     content_type = f"{DICOM}; transfer-syntax={EXPLICIT_VR_LITTLE_ENDIAN}"
-    for one in accepted():
-        if not (one.includes(DICOM) and one.includes_our_syntax):
+    for media in accepted():
+        if not (media.includes(DICOM) and media.includes_our_syntax):
             continue
-        if one.is_multipart or one.media_type == "*/*":
+        if media.is_multipart or media.media_type == "*/*":
             return response_of(_files(objects, content_type), DICOM)
         if len(objects) == 1:
             return Response(storage.get(objects[0].file_key), content_type=content_type)
@@ -63,10 +63,10 @@ def retrieve_metadata(study_uid: str, series_uid: str = "", instance_uid: str = 
     """Send the metadata of objects, without their pixels, as JSON."""
     require_json_accepted()
     listed = []
-    for one in required(study_uid, series_uid, instance_uid):
-        metadata = dict(metadata_of(one))
+    for report in required(study_uid, series_uid, instance_uid):
+        metadata = dict(metadata_of(report))
         if _pixel_bytes(metadata):
-            bulk = f"{address_of(one)}/bulkdata"
+            bulk = f"{address_of(report)}/bulkdata"
             metadata["7FE00010"] = {"vr": "OW", "BulkDataURI": bulk}
         listed.append(metadata)
     return as_dicom_json(listed)
@@ -75,17 +75,17 @@ def retrieve_metadata(study_uid: str, series_uid: str = "", instance_uid: str = 
 @blueprint.get(f"{INSTANCE}/bulkdata")
 def retrieve_bulkdata(study_uid: str, series_uid: str, instance_uid: str) -> Response:
     """Send all pixels of an object."""
-    (one,) = required(study_uid, series_uid, instance_uid)
-    return _octets([_pixels(one, metadata_of(one))])
+    (report,) = required(study_uid, series_uid, instance_uid)
+    return _octets([_pixels(report, metadata_of(report))])
 
 
 @blueprint.get(f"{INSTANCE}/frames/<frames>")
 def retrieve_frames(study_uid: str, series_uid: str, instance_uid: str, frames: str) -> Response:
     """Send some frames of an object, numbered from 1 and separated by commas."""
-    (one,) = required(study_uid, series_uid, instance_uid)
-    metadata = metadata_of(one)
+    (report,) = required(study_uid, series_uid, instance_uid)
+    metadata = metadata_of(report)
     numbers = _frame_numbers(frames, metadata)
-    pixels = _pixels(one, metadata)
+    pixels = _pixels(report, metadata)
     return _octets([_frame(pixels, number - 1, metadata) for number in numbers])
 
 
@@ -96,14 +96,14 @@ def retrieve_rendered(
     study_uid: str, series_uid: str, instance_uid: str, frames: str = "1"
 ) -> Response:
     """Send an object that is a picture as JPEG or PNG."""
-    (one,) = required(study_uid, series_uid, instance_uid)
-    if one.kind != ReportKind.SECONDARY_CAPTURE:
+    (report,) = required(study_uid, series_uid, instance_uid)
+    if report.kind != ReportKind.SECONDARY_CAPTURE:
         raise NotAcceptable("Only secondary captures are rendered.")
-    _frame_numbers(frames, metadata_of(one))
+    _frame_numbers(frames, metadata_of(report))
     for acceptable in accepted():
         for media_type, suffix in PICTURES.items():
             if acceptable.includes(media_type) and not acceptable.is_multipart:
-                key = next(key for key in one.file_keys if key.endswith(suffix))
+                key = next(key for key in report.file_keys if key.endswith(suffix))
                 return Response(storage.get(key), content_type=media_type)
     raise NotAcceptable("Pictures are sent as image/jpeg or image/png.")
 
@@ -150,22 +150,24 @@ def _is_being_made(scans: Sequence[Scan]) -> bool:
 
 
 def _files(reports: Sequence[Report], content_type: str) -> Iterator[tuple[str, bytes]]:
-    first = storage.get(reports[0].file_key)  # An error can still be reported: nothing is sent yet.
+    first = storage.get(
+        reports[0].file_key
+    )  # Errors can still be reported, since nothing has been sent.
 
     def rest() -> Iterator[tuple[str, bytes]]:
         yield content_type, first
-        for one in reports[1:]:
-            yield content_type, storage.get(one.file_key)
+        for report in reports[1:]:
+            yield content_type, storage.get(report.file_key)
 
     return rest()
 
 
 def _octets(parts: Sequence[bytes]) -> Response:
     content_type = f"{OCTETS}; transfer-syntax={EXPLICIT_VR_LITTLE_ENDIAN}"
-    for one in accepted():
-        if not (one.includes(OCTETS) and one.includes_our_syntax):
+    for media in accepted():
+        if not (media.includes(OCTETS) and media.includes_our_syntax):
             continue
-        if one.is_multipart or one.media_type == "*/*":
+        if media.is_multipart or media.media_type == "*/*":
             return response_of([(content_type, part) for part in parts], OCTETS)
         if len(parts) == 1:
             return Response(parts[0], content_type=content_type)
@@ -186,14 +188,14 @@ def _bits_of_frame(metadata: Mapping[str, Any]) -> int:
 
 
 def _pixel_bytes(metadata: Mapping[str, Any]) -> int:
-    """Return how long the pixels of an object are, 0 where it has none."""
+    """Return the length of an object's pixels in bytes; 0 if it has none."""
     bits = _bits_of_frame(metadata) * _number(metadata, "00280008", 1)
     whole = -(-bits // 8)
     return whole + whole % 2
 
 
-def _pixels(one: Report, metadata: Mapping[str, Any]) -> bytes:
-    """Return the pixels of an object, which are the last that its file holds.
+def _pixels(report: Report, metadata: Mapping[str, Any]) -> bytes:
+    """Return the pixels of an object, which are at the end of its file.
 
     Raises:
         NotFound: it has none.
@@ -201,7 +203,7 @@ def _pixels(one: Report, metadata: Mapping[str, Any]) -> bytes:
     size = _pixel_bytes(metadata)
     if not size:
         raise NotFound("This object has no pixels.")
-    return storage.get(one.file_key)[-size:]
+    return storage.get(report.file_key)[-size:]
 
 
 def _frame(pixels: bytes, index: int, metadata: Mapping[str, Any]) -> bytes:
@@ -221,7 +223,9 @@ def _frame_numbers(text: str, metadata: Mapping[str, Any]) -> list[int]:
         NotFound: the object has no such frame.
     """
     count = _number(metadata, "00280008", 1) if _pixel_bytes(metadata) else 0
-    numbers = [int(one) if re.fullmatch("[0-9]{1,6}", one) else 0 for one in text.split(",")]
+    numbers = [
+        int(number) if re.fullmatch("[0-9]{1,6}", number) else 0 for number in text.split(",")
+    ]
     if not all(1 <= number <= count for number in numbers):
         have = "1 frame" if count == 1 else f"{count} frames"
         raise NotFound(f"This object has {have}; frames are numbered from 1.")

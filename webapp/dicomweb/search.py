@@ -1,4 +1,4 @@
-"""QIDO-RS: which studies, series and instances there are."""
+"""QIDO-RS: searches for studies, series and instances."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ALWAYS_EMPTY = {
     "PatientSex": "CS",
     "StudyID": "SH",
 }
-"""Those of which nothing is kept, with their value representations."""
+"""Attributes that Hemoscan does not store, with their value representations."""
 OF_KIND: dict[str, Callable[[ReportKind], str]] = {
     "SOPClassUID": lambda kind: kind.facts.sop_class_uid,
     "Modality": lambda kind: kind.facts.modality,
@@ -53,7 +53,7 @@ OF_KIND: dict[str, Callable[[ReportKind], str]] = {
     "SeriesNumber": lambda kind: str(kind.facts.series_number),
     "InstanceNumber": lambda _: "1",
 }
-"""Those that an object's kind answers."""
+"""Attributes that are determined by the kind of an object."""
 DICOM_KINDS = tuple(kind for kind in ReportKind if kind.is_dicom)
 UIDS: dict[str, Callable[[str], ColumnElement[bool]]] = {
     "StudyInstanceUID": lambda uid: Scan.study_uid == uid,
@@ -103,7 +103,7 @@ def search_studies() -> Response:
 def search_series(study_uid: str | None = None) -> Response:
     """List series, of a study or of all; each has one instance."""
     query = query_of(StudyInstanceUID=study_uid)
-    return listed([series_as_json(one) for one in matching_objects(query)], query)
+    return listed([series_as_json(row) for row in matching_objects(query)], query)
 
 
 @blueprint.get("/instances")
@@ -113,7 +113,9 @@ def search_instances(study_uid: str | None = None, series_uid: str | None = None
     """List instances, of a series, of a study or of all."""
     query = query_of(StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid)
     reports = matching_objects(query)
-    return listed([instance_as_json(one, wants_all=query.wants_all) for one in reports], query)
+    return listed(
+        [instance_as_json(report, wants_all=query.wants_all) for report in reports], query
+    )
 
 
 def matching_objects(query: Query) -> list[Report]:
@@ -202,8 +204,8 @@ def conditions_of(keyword: str, value: str) -> list[ColumnElement[bool]]:
 
 def _any_of(conditions: list[ColumnElement[bool]]) -> ColumnElement[bool]:
     either = conditions[0]
-    for one in conditions[1:]:
-        either = either | one
+    for condition in conditions[1:]:
+        either = either | condition
     return either
 
 

@@ -1,4 +1,4 @@
-"""STOW-RS: studies come in, as uploads do."""
+"""STOW-RS: studies are submitted like uploads."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ NOT_OF_STUDY = "The instance does not belong to the study of the address."
 class Part:
     """A part of the request; `refusal` says why it is not accepted, "" if it is.
 
-    `meta` says what it is, None where it is no DICOM file; `study`, `series` and `instance` are its
-    UIDs, in the end the new ones.
+    `meta` is its file meta information, None if it is not a DICOM file; `study`, `series` and
+    `instance` are its UIDs, later replaced by the new ones.
     """
 
     content: IO[bytes]
@@ -58,7 +58,7 @@ class Part:
     reason: int = CANNOT_UNDERSTAND
 
     def refuse(self, sentence: str) -> None:
-        """Note that the part is not taken in."""
+        """Record that the part is refused."""
         self.refusal = sentence
         if self.meta is None:
             self.reason = CANNOT_UNDERSTAND
@@ -101,8 +101,8 @@ def _study_and_series_of(content: IO[bytes]) -> tuple[str, str]:
 
 
 def _taken_in(parts: Sequence[Part]) -> Sequence[Scan]:
-    """Submit these parts, together with what came before of their studies, and return the scans;
-    note why parts were refused. What is part of a scan already is taken in as it is.
+    """Submit these parts, together with what had arrived of their studies, and return the scans;
+    record why parts were refused. Instances that are part of a scan already count as accepted.
 
     Raises:
         ServiceUnavailable: other requests of the same study are being taken in.
@@ -114,7 +114,7 @@ def _taken_in(parts: Sequence[Part]) -> Sequence[Scan]:
         part.instance = uids(part.meta.sop_instance) if part.meta else ""
     for _ in range(TRIES):
         stored = stored_scans(user_id, [part.study for part in parts if part.study])
-        known = {uid for one in stored if one.counts for uid in one.instances}
+        known = {uid for scan in stored if scan.counts for uid in scan.instances}
         fresh = [part for part in parts if part.instance not in known]
         if not fresh:
             return []
@@ -139,8 +139,8 @@ def _taken_in(parts: Sequence[Part]) -> Sequence[Scan]:
 def _submitted(
     user_id: str, parts: Sequence[Part], uids: intake.NewUids, stored: Sequence[Stored]
 ) -> intake.Receipt:
-    """Submit these parts as an upload, which replaces the scans that wait for them, and those of
-    which they are more.
+    """Submit these parts as an upload, which replaces the waiting scans of their studies and the
+    scans that they extend.
 
     Raises:
         UploadRejected: they are refused.
@@ -149,9 +149,9 @@ def _submitted(
     instances = {part.instance for part in parts}
     series = {part.series for part in parts} - {""}
     grows = [
-        one
-        for one in stored
-        if one.series & series and not (one.is_whole and one.instances.isdisjoint(instances))
+        scan
+        for scan in stored
+        if scan.series & series and not (scan.is_whole and scan.instances.isdisjoint(instances))
     ]
     try:
         return _submitted_with(user_id, parts, uids, stored, grows)
@@ -166,8 +166,8 @@ def _submitted_with(
     stored: Sequence[Stored],
     grows: Sequence[Stored],
 ) -> intake.Receipt:
-    """Submit these parts with the copies of scans that wait for them, and of some that are stored;
-    raise besides what `_submitted` does `NothingNew` where they add nothing to those.
+    """Submit these parts with the copies of waiting scans and of the stored scans that grow. Raises
+    what `_submitted` raises, and `NothingNew` if they add nothing to the stored scans.
     """
     studies = [part.study for part in parts if part.study]
     instances = {part.instance for part in parts}

@@ -30,7 +30,7 @@ from webapp.audit import record
 from webapp.deletion import discard_archive
 from webapp.extensions import db, utc_now
 from webapp.forms import MAX_TITLE, text_problem
-from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, members
+from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, is_of_system, members
 from webapp.intake.clean_copy import NoSlice, QuotaReached, Taken, UploadRejected, take
 from webapp.intake.dicom import is_dicom
 from webapp.intake.nifti import GZIP
@@ -59,25 +59,30 @@ log = logging.getLogger(__name__)
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "dicom": ".dcm", "nifti": ".nii"}
 PICTURES = ("png", "jpeg")
 NAMES_OF_PICTURES = (".png", ".jpg", ".jpeg")
+NAMES_OF_NOTES = (
+    *(".txt", ".md", ".csv", ".tsv", ".rtf"),
+    *(".doc", ".docx", ".odt", ".xls", ".xlsx", ".ods"),
+)
+"""What people write beside a patient's pictures; the viewer on a CD comes with programs."""
 DROPPED = "folder"
-"""What the paths of files in dropped folders begin with."""
+"""The prefix of the paths of files in dropped folders."""
 PACKED = ".zip"
 MOST_PACKED = 20
-"""NIfTI files of one upload that are inflated: a hostile one takes seconds."""
+"""Maximum number of NIfTI files of one upload that are inflated: a hostile one takes seconds."""
 LONGEST_DROP = timedelta(hours=1)
-"""Uploads that began earlier count as submitted when they came."""
+"""If a drop began longer ago, its uploads count as submitted when they arrive."""
 MOST_OF_DROP = timedelta(seconds=20)
 """The uploads of one drop count as submitted within this time."""
 HELD_IN_MEMORY = 2**20
-"""Originals up to this size go to the storage from memory; larger ones by way of a file, so that
-memory stays flat.
+"""Originals up to this size are stored from memory, larger ones from a file, so that memory use
+stays bounded.
 """
 
 
 within_rate = per_person(
     lambda: f"{current_app.config['UPLOADS_PER_MINUTE']} per minute", "uploads"
 )
-"""Decorates what takes uploads in."""
+"""Decorates the views that accept uploads."""
 
 
 @dataclass(frozen=True)
@@ -85,20 +90,19 @@ class Choices:
     """The options of an upload.
 
     Attributes:
-        stat: its scans are read before all others, as far as that person's urgent ones are few.
+        stat: its scans are analyzed first, up to the limit on STAT scans of that person.
         pictures: which of its pictures are the slices of one scan.
-        studies: which of its series stand together.
-        keep_names: names of files may be kept, as title and in messages; without it they are
-            forgotten.
-        leave_out: files that are no slices may stand beside slices, and are left out, also where
-            they do not lie in an archive.
-        uncut: a picture of several slices is read as one, and not cut into them.
-        reports_each_file: the sender gets an answer for each file, so damaged ones are left out
-            however many they are.
-        dicom_results: DICOM objects are made of the results of DICOM scans, as if they had been
-            asked for, and kept with the scans.
-        number: which of the uploads of one drop this is, from 1; 0 for a single one.
-        dropped_at: when all of them were dropped; None for now.
+        studies: which of its series form a study.
+        keep_names: names of files may be stored, in titles and messages; otherwise they are
+            discarded.
+        leave_out: files without slices are left out instead of refused, even outside archives.
+        uncut: a film sheet is read as one slice, and not cut into its slices.
+        reports_each_file: the sender gets an answer for each file, so damaged ones are left out,
+            however many there are.
+        dicom_results: DICOM objects are made from the results of DICOM scans without a request, and
+            stored with the scans.
+        number: the position of this upload among those of one drop, from 1; 0 for a single upload.
+        dropped_at: the time of the drop; None for now.
     """
 
     stat: bool = False
@@ -117,16 +121,16 @@ NOTHING_CHOSEN = Choices()
 
 
 class NewUids:
-    """Gives UIDs that stand for those of an upload, the same for the same; which they were cannot
-    be found again without the salt (DICOM PS3.5 B.2).
+    """Replaces the UIDs of an upload, consistently; the originals cannot be recovered without the
+    salt (DICOM PS3.5 B.2).
 
-    A UID that it gave stands for itself, so that a copy can be taken in again.
+    A UID that it has given out is kept, so that a stored copy can be submitted again.
 
     Args:
-        salt: the same one gives the same UIDs; a random one if there is none.
+        salt: the same salt gives the same UIDs; random by default.
 
     Attributes:
-        originals: by each UID that was given, the one that it stands for.
+        originals: the original of each UID that was given out.
     """
 
     def __init__(self, salt: bytes | None = None) -> None:
@@ -134,7 +138,7 @@ class NewUids:
         self.originals: dict[str, str] = {}
 
     def __call__(self, uid: str) -> str:
-        """Return the UID that stands for `uid`."""
+        """Return the replacement of `uid`."""
         if self.has_given(uid):
             return uid
         start = int.from_bytes(hashlib.sha256(self._salt + uid.encode()).digest()[:12])
@@ -143,7 +147,7 @@ class NewUids:
         return new
 
     def has_given(self, uid: str) -> bool:
-        """Return whether `uid` stands for another one, by this salt."""
+        """Return whether `uid` is a replacement made with this salt."""
         if not uid.startswith("2.25.") or not uid[5:].isdecimal():
             return False
         start, check = divmod(int(uid[5:]), 2**32)
@@ -163,12 +167,12 @@ class NothingTaken(UploadRejected):
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of an upload.
+    """The outcome of an upload.
 
     Attributes:
         scans: the scans that were queued.
-        refused: why a file was left out, by its place in the upload, counted from 0; what an
-            archive holds is in the scans' notes instead.
+        refused: why a file was left out, by its position in the upload, from 0; for files in
+            archives, the scans' notes say so instead.
         reachable: whether a worker could be notified at once.
     """
 
@@ -205,17 +209,17 @@ def accept_upload(
     Where nothing of an upload can be read, or too much of it is damaged, nothing is stored.
 
     Args:
-        title: what the scans are called; several get their series' number besides.
-        require_access: is called when all is stored, before it counts, and raises where that
-            person may not come in any more: an upload may last for minutes.
+        title: the title of the scans; several scans get the number of their series in addition.
+        require_access: called when all files are stored, before the commit; raises if the person's
+            access has ended, since an upload may take minutes.
         uids: gives the UIDs of the stored copies.
-        before_commit: is called with the new rows, and the files of each, in their transaction.
+        before_commit: called with the new rows, and the files of each, in their transaction.
 
     Raises:
         UploadRejected: a file or the title is not accepted, or the account is gone or disabled; a
             `NothingTaken` where each file is reported and none is accepted.
-        StorageError: the storage did not take a file; a `StorageFull` where there is no room, or
-            where all scans take as much as they may.
+        StorageError: a file could not be stored; a `StorageFull` if there is no room, or all scans
+            together have reached their quota.
     """
     title = title.strip()
     problem = text_problem(title, MAX_TITLE)
@@ -225,21 +229,21 @@ def accept_upload(
     require_room(user_id)
     require_space(0)
     require_cap()
-    # No transaction, on SQLite the write lock, is open while files are read and stored.
+    # No transaction (on SQLite: write lock) is open while files are read and stored.
     db.session.commit()
     scans: list[Scan] = []
     with disk_has_room(), TemporaryDirectory(dir=incoming_folder()) as folder:
         accepted = _sorted(files, Path(folder), choices, uids or NewUids())
         try:
-            for scan, one in zip(
+            for scan, series_files in zip(
                 _rows(user_id, title, accepted, choices), accepted.series, strict=True
             ):
                 scans.append(scan)
-                scan.size = store_series(scan.original_key, one)
+                scan.size = store_series(scan.original_key, series_files)
             if lock_person(user_id) is None:
                 raise UploadRejected("This account has been deleted or disabled.")
             require_access()
-            # Asked once more where other uploads of that person wait for this one to be committed.
+            # Checked again now that other uploads of that person wait for this one to be committed.
             may_be_stat = urgent_room(user_id)
             require_room(user_id, sum(scan.size for scan in scans))
             _tell_apart(scans, choices)
@@ -267,16 +271,17 @@ def _rows(user_id: str, title: str, accepted: _Sorted, choices: Choices) -> list
     """Return the rows of an upload's scans, whose files are still to be stored under their
     `original_key`.
 
-    The series of a study share the time at which they came. Studies follow each other by
-    microseconds, so that the worklist has them in the order of their folders, whichever of several
-    uploads came first.
+    The series of a study share the time of submission. Studies are microseconds apart, so that the
+    worklist shows them in the order of their folders, whichever of several uploads arrived first.
     """
     now = utc_now()
     gets_dicom_results = choices.dicom_results or current_app.config["DICOM_RESULTS"] == "all"
     dropped_at = choices.dropped_at or now
     if not now - LONGEST_DROP <= dropped_at <= now:
         dropped_at = now
-    keys = [study_of(one, place, choices.studies) for place, one in enumerate(accepted.series)]
+    keys = [
+        study_of(series, place, choices.studies) for place, series in enumerate(accepted.series)
+    ]
     places = {study: place for place, study in enumerate(dict.fromkeys(keys))}
     ids = {study: new_id() for study in places}
     before = choices.number * current_app.config["MAX_FILES_PER_UPLOAD"]
@@ -284,23 +289,24 @@ def _rows(user_id: str, title: str, accepted: _Sorted, choices: Choices) -> list
         accepted.series, keys, title, number=choices.number, keep_names=choices.keep_names
     )
     scans = []
-    for one, study, name, study_uid in zip(
+    for series, study, name, study_uid in zip(
         accepted.series, keys, titles, accepted.study_uids, strict=True
     ):
-        scan_id, kind = new_id(), one.files[0].kind
+        scan_id, kind = new_id(), series.files[0].kind
+        suffix = PACKED if len(series.files) > 1 else SUFFIXES[kind]
         scan = Scan(
             id=scan_id,
             user_id=user_id,
             study_id=ids[study],
             title=name,
             kind=kind,
-            slice_count=one.slice_count,
+            slice_count=series.slice_count,
             stat=choices.stat,
             uncut=choices.uncut,
             study_uid=study_uid,
             dicom_results=kind == "dicom" and gets_dicom_results,
-            notes=[*accepted.notes, *one.notes],
-            original_key=f"originals/{scan_id}{PACKED if len(one.files) > 1 else SUFFIXES[kind]}",
+            notes=[*accepted.notes, *series.notes],
+            original_key=f"originals/{scan_id}{suffix}",
             created_at=dropped_at - timedelta(microseconds=before + places[study]),
             queued_at=now + timedelta(microseconds=places[study]),
         )
@@ -309,7 +315,7 @@ def _rows(user_id: str, title: str, accepted: _Sorted, choices: Choices) -> list
 
 
 def _tell_apart(scans: Sequence[Scan], choices: Choices) -> None:
-    """Give numbers to titles that other uploads of the same drop have."""
+    """Number the titles that other uploads of the same drop have, too."""
     if not choices.number:
         return
     newest = max(scan.created_at for scan in scans)
@@ -325,11 +331,11 @@ def _tell_apart(scans: Sequence[Scan], choices: Choices) -> None:
 def accept_dataset(
     name: str, archive: Path, user_id: str | None, on_unreachable: Callable[[], None] = lambda: None
 ) -> Dataset:
-    """Store a ZIP as a queued data set and wake a train worker, which reads what is in it.
+    """Store a ZIP as a queued data set and wake a train worker, which reads it.
 
     Raises:
         UploadRejected: the name is taken or the file is not a ZIP.
-        StorageError: the storage did not take the archive.
+        StorageError: the archive could not be stored.
     """
     db.session.commit()  # No transaction is open while gigabytes are stored.
     name = name.strip()
@@ -343,7 +349,7 @@ def accept_dataset(
     )
     try:
         storage.put(dataset.archive_key, archive)
-        # One that could not be read, or was cancelled, gives way to its correction.
+        # A data set that could not be read or was canceled is replaced.
         useless = Dataset.status.in_((JobStatus.FAILED, JobStatus.CANCELLED))
         canceled = (
             delete(Dataset)
@@ -373,7 +379,7 @@ def accept_dataset(
 
 @contextmanager
 def disk_has_room() -> Iterator[None]:
-    """Turn a disk that is full, or refuses, into a `StorageError`."""
+    """Convert the errors of a full or failing disk to a `StorageError`."""
     try:
         with as_storage_full():
             yield
@@ -448,7 +454,9 @@ def _sorted(
     copies = _without_pictures_of_viewer(copies, left_out)
     if number == 0:
         raise UploadRejected("The ZIP archive contains no images.")
-    refused = {sent_as[one.number]: str(one.reason) for one in left_out if one.number in sent_as}
+    refused = {
+        sent_as[file.number]: str(file.reason) for file in left_out if file.number in sent_as
+    }
     if choices.reports_each_file and not copies:
         raise NothingTaken(refused)
     notes = sentences_about(
@@ -459,23 +467,23 @@ def _sorted(
         with_names=choices.keep_names,
     )
     series = series_of(copies, choices.pictures)
-    study_uids = [one.files[0].dicom.study or None for one in series]
+    study_uids = [entry.files[0].dicom.study or None for entry in series]
     return _Sorted(series, study_uids, notes, refused)
 
 
 def _as_copied(file: Taken, new_uid: NewUids) -> Taken:
-    """Return a file as belonging to the study and series that its copy names."""
+    """Return a file with the study and series UIDs of its copy."""
     uids = {name: getattr(file.dicom, name) for name in ("study", "series", "concatenation")}
     new: dict[str, Any] = {name: new_uid(uid) for name, uid in uids.items() if uid}
     return replace(file, dicom=replace(file.dicom, **new))
 
 
 def _without_pictures_of_viewer(copies: Sequence[Taken], left_out: list[LeftOut]) -> list[Taken]:
-    """Return the files without the pictures of archives that hold DICOM slices, or of dropped
-    folders that do: they are those of the viewer on an exported CD, whether they can be read or
-    not. They go to `left_out`.
+    """Return the files without the pictures in archives or dropped folders that hold DICOM slices:
+    these belong to the viewer on an exported CD, whether readable or not. They are moved to
+    `left_out`.
 
-    Of dropped folders, those of patients whose slices are pictures keep theirs.
+    Exception: dropped folders of patients whose slices are pictures keep them.
     """
     discs = {disc_of(file.folder) for file in copies if file.kind == "dicom"} - {None}
     of_patients = _folders_of_pictures(copies, left_out)
@@ -487,9 +495,13 @@ def _without_pictures_of_viewer(copies: Sequence[Taken], left_out: list[LeftOut]
     def is_of_viewer(folder: str | None) -> bool:
         return disc_of(folder) in discs and folder not in of_patients
 
-    for at, one in enumerate(left_out):
-        if is_of_viewer(one.folder) and not one.is_dicom and not isinstance(one.reason, NoSlice):
-            left_out[at] = replace(one, reason=reason)
+    for at, skipped in enumerate(left_out):
+        if (
+            is_of_viewer(skipped.folder)
+            and not skipped.is_dicom
+            and not isinstance(skipped.reason, NoSlice)
+        ):
+            left_out[at] = replace(skipped, reason=reason)
     slices = []
     for file in copies:
         if file.kind in PICTURES and is_of_viewer(file.folder):
@@ -501,40 +513,46 @@ def _without_pictures_of_viewer(copies: Sequence[Taken], left_out: list[LeftOut]
 
 
 def _folders_of_pictures(copies: Sequence[Taken], left_out: Sequence[LeftOut]) -> set[str]:
-    """Return the dropped folders that hold damaged DICOM files, more sound pictures than those, and
-    nothing else but pictures.
+    """Return the dropped folders that hold only pictures and, beside them, notes or damaged DICOM
+    files, with more pictures than damaged files.
 
     The page sends a folder that holds only pictures by itself. On an exported CD, pictures of the
     viewer lie beside its other files, and previews beside the slices they show, which are as many.
     """
     pictures, damaged, others = Counter[str](), Counter[str](), set[str]()
+    with_notes = set[str]()
     for folder, is_picture in [(file.folder, file.kind in PICTURES) for file in copies]:
         if folder is not None and is_picture:
             pictures[folder] += 1
         elif folder is not None:
             others.add(folder)
-    for one in left_out:
-        if one.folder is None:
+    for file in left_out:
+        if file.folder is None:
             continue
-        name = one.name.lower()
-        is_slice = not isinstance(one.reason, NoSlice)
-        if is_slice if one.is_dicom else name.endswith(SUFFIXES["dicom"]):
-            damaged[one.folder] += 1
-        elif not name.endswith(NAMES_OF_PICTURES):
-            others.add(one.folder)
+        name = file.name.lower()
+        is_slice = not isinstance(file.reason, NoSlice)
+        if is_slice if file.is_dicom else name.endswith(SUFFIXES["dicom"]):
+            damaged[file.folder] += 1
+        elif name.endswith(NAMES_OF_NOTES):
+            with_notes.add(file.folder)
+        elif name == "dicomdir" or not (name.endswith(NAMES_OF_PICTURES) or is_of_system(name)):
+            others.add(file.folder)
     return {
         folder
         for folder, count in pictures.items()
-        if disc_of(folder) == DROPPED and 0 < damaged[folder] < count and folder not in others
+        if disc_of(folder) == DROPPED
+        and damaged[folder] < count
+        and (damaged[folder] or folder in with_notes)
+        and folder not in others
     }
 
 
 def _contents(
     files: Sequence[FileStorage], folder: Path
 ) -> Iterator[tuple[str, IO[bytes], str | None, int | None]]:
-    """Yield name and content of each file, the folder it lies in, and its place in the upload; of
-    those in archives the archive and the folder there, and no place. The limits are those of all
-    archives.
+    """Yield name and content of each file, its folder, and its position in the upload; for files in
+    archives, the folder names the archive, and the position is None. The limits apply to all
+    archives together.
     """
     unpacked_files = unpacked_bytes = 0
     for place, file in enumerate(files):
@@ -566,16 +584,16 @@ def _contents(
             raise UploadRejected(str(err)) from err
 
 
-def store_series(key: str, one: SeriesFiles) -> int:
+def store_series(key: str, series: SeriesFiles) -> int:
     """Store a file, or the files of a series in an uncompressed ZIP, and return its size in
     bytes.
     """
-    path = one.files[0].path
-    if len(one.files) > 1:
+    path = series.files[0].path
+    if len(series.files) > 1:
         path = path.with_suffix(PACKED)
         with zipfile.ZipFile(path, "w") as packed:
-            # Named by their places in the upload, as in the notes for its owner.
-            for file in one.files:
+            # Named by their positions in the upload, as in the notes for the owner.
+            for file in series.files:
                 packed.write(file.path, f"file-{file.number:04}{SUFFIXES[file.kind]}")
                 file.path.unlink()
     size = path.stat().st_size

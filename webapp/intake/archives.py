@@ -23,8 +23,8 @@ MAX_DIRECTORY = 4 * 2**20
 HELD_IN_MEMORY = 2**20
 FREE_OF_RATIO = 64 * 2**20
 MAX_RATIO = 200
-"""From FREE_OF_RATIO unpacked bytes on: CT shrinks to a half or a tenth, and only blank pictures by
-hundreds.
+"""Applies beyond FREE_OF_RATIO unpacked bytes: CT is compressed two- to tenfold, only blank
+pictures a hundredfold.
 """
 UNREADABLE = (
     zipfile.BadZipFile,
@@ -59,10 +59,10 @@ def members(
     """Yield name and content of each file in the ZIP `archive` of `size` bytes, unpacked under
     `folder` until the next is asked for.
 
-    Folders and the files that systems add (DICOMDIR, resource forks, hidden ones) are passed over.
-    Names are returned with slashes between folders, however the archive separates them, and never
-    used as paths; of a link, its target's name is all that comes out. What came out of earlier
-    archives of the same upload counts too.
+    Folders and files added by systems (DICOMDIR, resource forks, hidden files) are skipped. Names
+    are returned with slashes between folders, however the archive separates them, and never used as
+    paths; a link yields the name of its target as content. Earlier archives of the same upload
+    count towards the limits.
 
     Raises:
         ArchiveRefused: the archive is damaged, encrypted, or holds unsafe names, too much or too
@@ -109,10 +109,11 @@ def _check_directory(archive: IO[bytes], size: int) -> None:
     if (locator_at := tail_begins + at - 20) >= 56:
         archive.seek(locator_at)
         locator = archive.read(20)
-        if locator.startswith(b"PK\x06\x07"):  # A larger form of the same record stands elsewhere.
+        # There is a larger form of the same record elsewhere.
+        if locator.startswith(b"PK\x06\x07"):
             length = 0 if length == 0xFFFFFFFF else length
-            # Where the locator says, or right before it: of two records zipfile reads one or the
-            # other, by its version.
+            # Where the locator points, or right before it: if there are two records, the version of
+            # zipfile decides which one it reads.
             for record_at in (min(size, unpack_from("<Q", locator, 8)[0]), locator_at - 56):
                 archive.seek(record_at)
                 large = archive.read(56)
@@ -130,12 +131,17 @@ def _path(info: zipfile.ZipInfo) -> str:
     return info.filename.replace("\\", "/")
 
 
-def _is_passed_over(info: zipfile.ZipInfo) -> bool:
-    path = PurePosixPath(_path(info))
+def is_of_system(name: str) -> bool:
+    """Return whether a file of that name was added by a system or disc, not by a person."""
+    path = PurePosixPath(name)
     hidden = any(
         (part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts
     )
-    return _path(info).endswith("/") or hidden or path.name.lower() in NOT_IMAGES
+    return hidden or path.name.lower() in NOT_IMAGES
+
+
+def _is_passed_over(info: zipfile.ZipInfo) -> bool:
+    return _path(info).endswith("/") or is_of_system(_path(info))
 
 
 def _check_member(info: zipfile.ZipInfo) -> None:

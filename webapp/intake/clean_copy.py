@@ -1,4 +1,4 @@
-"""One uploaded file: its format, by its content, and a de-identified copy of it."""
+"""One uploaded file: its format, determined by its content, and a de-identified copy."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class UploadRejected(ValueError):
 
 
 class QuotaReached(UploadRejected):
-    """Its owner has stored as much as one may; something else must be deleted first."""
+    """The owner's quota is used up; something must be deleted first."""
 
 
 class NoSlice(UploadRejected):
-    """A sound file that holds no axial CT: a study may have such beside its slices. `what` names it
-    in the plural.
+    """A valid file without axial CT, as a study may have beside its slices. `what` names such
+    files, in the plural.
     """
 
     def __init__(self, sentence: str, what: str) -> None:
@@ -53,8 +53,8 @@ class NoSlice(UploadRejected):
 
 @dataclass(frozen=True)
 class Taken:
-    """A file that was taken in: its clean copy at `path`, `name` and `folder` as they were sent,
-    `number` its place in the upload, `digest` that of its coded pixels (DICOM alone).
+    """An accepted file: `path` of its clean copy, `name` and `folder` as sent, `number` (its
+    position in the upload), and `digest` of its encoded pixels (DICOM only).
     """
 
     path: Path
@@ -82,8 +82,8 @@ def take(
     """Write a clean copy of the file in `stream` to `path`; no pixel is decoded.
 
     Raises:
-        UploadRejected: it is not read.
-        TooMuchWork: nothing is left of the budget.
+        UploadRejected: it is not accepted.
+        TooMuchWork: the budget is used up.
     """
     budget = budget or Budget()
     size = stream.seek(0, 2)
@@ -214,7 +214,7 @@ def _take_nifti(
             longest, middle, shortest = sorted(
                 (header.columns, header.rows, header.slices), reverse=True
             )
-            _require_fewer_pixels(longest, middle)  # Whichever way it is turned.
+            _require_fewer_pixels(longest, middle)  # In any orientation.
             _require_fewer_slices(shortest, longest * middle * shortest)
             file.write(target, compress=compress)
     except DamagedFile as err:

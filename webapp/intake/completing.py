@@ -1,6 +1,5 @@
-"""Series of which more arrives after they became scans: one scan of all their slices takes the
-place of the earlier ones, as an archive has one series, however often and in however many parts it
-came.
+"""Series of which more arrives after they became scans: one scan with all slices replaces the
+earlier ones, so that a series is one scan, however often and in however many parts it is sent.
 """
 
 from __future__ import annotations
@@ -32,23 +31,24 @@ from webapp.models import (
     ResultDelivery,
     Scan,
     Share,
+    lead_on,
 )
 from webapp.models.learning import enter_successor
 from webapp.storage import storage
 
 
 class Changed(Exception):
-    """A scan whose place another one was to take is not what it was: somebody else took it, it was
-    deleted, or its result is just being sent.
+    """A scan that was to be replaced has changed: it was replaced or deleted meanwhile, or its
+    result is just being sent.
     """
 
 
 class NothingNew(Exception):
-    """What arrived of a series that is a scan already holds no slice that the scan lacks."""
+    """All slices that arrived are in the scan of their series already."""
 
 
 def uids_of(user_id: str, way: str) -> NewUids:
-    """Return what replaces the UIDs of all studies that arrive for an account in one way: a keyed
+    """Return the replacement of UIDs in all studies that arrive for an account in one way: a keyed
     hash of account and UID, the same whenever a study arrives.
     """
     key = str(current_app.config["SECRET_KEY"]).encode()
@@ -57,7 +57,7 @@ def uids_of(user_id: str, way: str) -> NewUids:
 
 def copies_of(key: str, folder: Path) -> list[tuple[str, Path]]:
     """Fetch the stored copies of the files of a DICOM scan into a new folder; return the instance
-    UID of each, "" where it has none, and where it is.
+    UID ("" if it has none) and the path of each.
 
     Raises:
         StorageError: they cannot be read.
@@ -79,16 +79,15 @@ def copies_of(key: str, folder: Path) -> list[tuple[str, Path]]:
 
 
 def take_place(scan: Scan, earlier: Collection[str]) -> list[str]:
-    """Put a new scan in the place of earlier ones of its owner that hold a part of its series, in
-    the caller's transaction; return the storage keys of their files, for the caller to discard
-    after the commit.
+    """Replace earlier scans that hold parts of its series by a new scan of the same owner, in the
+    caller's transaction; return the storage keys of their files, to be discarded after the commit.
 
-    What other people did is kept: a scan that is shared or has opinions stays beside the new one.
-    Results of the earlier scans that are still to be sent are not sent any more; the reports of the
-    new one name those that were (`Scan.replaces`).
+    Other people's work is preserved: a scan that is shared or has opinions stays beside the new
+    one. Unsent results of the earlier scans are no longer sent; the reports of the new scan name
+    those that were sent (`Scan.replaces`).
 
     Raises:
-        Changed: one of them is not there any more, or its result is just being sent.
+        Changed: one of them is gone, or its result is just being sent.
     """
     db.session.flush()
     columns = (Scan.id, Scan.study_id, Scan.slice_count, Scan.verdict_state, Scan.notes)
@@ -100,7 +99,7 @@ def take_place(scan: Scan, earlier: Collection[str]) -> list[str]:
     ).all()
     if len(rows) < len(set(earlier)):
         raise Changed
-    # First, so that none of them begins to be sent after the look at those that are.
+    # First, so that no sending begins after the check below.
     _send_no_more(earlier)
     of_earlier = ResultDelivery.scan_id.in_(earlier)
     is_sending = of_earlier & (ResultDelivery.status == JobStatus.RUNNING)
@@ -120,17 +119,18 @@ def take_place(scan: Scan, earlier: Collection[str]) -> list[str]:
         record(Act.SCANS_JOINED, row.id, actor_id=scan.user_id, detail=detail)
         record(Act.SCANS_JOINED, scan.id, actor_id=scan.user_id, detail=detail)
     enter_successor({row.study_id for row in rows} - {scan.study_id}, scan.id, scan.study_id)
+    lead_on(set(earlier), scan.id)
     gone = Scan.id.in_(set(earlier) - kept)
     keys = files_of(gone)
     db.session.execute(delete(Scan).where(gone), execution_options={"synchronize_session": False})
     return keys
 
 
-def _sentence(one: Row[Any], *, is_kept: bool) -> str:
-    slices = f"{one.slice_count} {'slice' if one.slice_count == 1 else 'slices'}"
+def _sentence(scan: Row[Any], *, is_kept: bool) -> str:
+    slices = f"{scan.slice_count} {'slice' if scan.slice_count == 1 else 'slices'}"
     about = f"an earlier scan of {slices} of this series"
-    if one.verdict_state:
-        about += f" (result: {one.verdict_state})"
+    if scan.verdict_state:
+        about += f" (result: {scan.verdict_state})"
     if is_kept:
         return f"There is {about}, which is kept because it is shared or has opinions."
     return f"Replaces {about}; the series was completed or sent again."
@@ -144,7 +144,7 @@ def _of_others(scan_ids: Collection[str]) -> set[str]:
 
 
 def _send_no_more(scan_ids: Collection[str]) -> None:
-    """Give up the results of these scans that wait or failed, and their links."""
+    """Cancel the waiting and failed results of these scans, and delete their links."""
     unsent = ResultDelivery.status.in_((JobStatus.QUEUED, JobStatus.FAILED))
     _update(
         ResultDelivery,
@@ -156,11 +156,11 @@ def _send_no_more(scan_ids: Collection[str]) -> None:
 
 
 def _documents(scan_ids: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Return by scan its structured reports that others may have, as `Scan.replaces` names them."""
+    """Return by scan the structured reports that others may have, as in `Scan.replaces`."""
     documents: dict[str, dict[str, Any]] = {
         each: {"sent": None, "served": None} for each in scan_ids
     }
-    # Of an answer that was scored again later, nothing was sent.
+    # A delivery from before the current prediction sent an earlier answer.
     was_sent = (
         (ResultDelivery.status == JobStatus.DONE)
         & ResultDelivery.sent.contains(ReportKind.STRUCTURED_REPORT.value)

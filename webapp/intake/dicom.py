@@ -1,12 +1,12 @@
-"""DICOM files: the header, on which their acceptance depends, and a de-identified copy.
+"""DICOM files: reading the header, which decides on acceptance, and writing a de-identified copy.
 
-The copy is written anew from an allow-list (`webapp/intake/dicom_allow_list.py`). All else goes:
-private groups, other sequences, overlays, texts, dates, the preamble, names in the file meta, what
-follows the pixels. Pixels are copied as they are, never decoded.
+The copy is written anew from an allow-list (`webapp/intake/dicom_allow_list.py`). Everything else
+is dropped: private groups, other sequences, overlays, texts, dates, the preamble, names in the file
+meta information, and data after the pixels. Pixels are copied as they are, never decoded.
 
-pydicom reads more than this, but it brings numpy, a quarter of the memory that a web process may
-have, and it holds a whole value at once, which may be large in a hostile file. Formats: PS3.10
-section 7 and PS3.5 section 7.
+pydicom is not used here: it loads numpy, a quarter of the memory that a web process may have, and
+holds a whole value in memory, which may be huge in a hostile file. Formats: PS3.10 section 7 and
+PS3.5 section 7.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ COMPRESSED = (
     ),
 )
 READ_SYNTAXES = (IMPLICIT_VR, EXPLICIT_VR, BIG_ENDIAN, *COMPRESSED)
-"""Those that the workers decode. The deflated one is missing: they would inflate it without a
-limit.
+"""The transfer syntaxes that the workers decode; not the deflated one, which would be inflated
+without a limit.
 """
 CT_SOP_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.2",
@@ -81,12 +81,12 @@ ITEM, ITEM_ENDS, SEQUENCE_ENDS = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 SYNTAX, FRAMES, PIXELS = 0x00020010, 0x00280008, 0x7FE00010
 FILTER, KERNEL, TEMPORAL_POSITION, VOLTAGE = 0x00181160, 0x00181210, 0x00200100, 0x00180060
 PARTS_OF_FRAME = 200
-"""Elements that a file may have more for each of its frames: an enhanced one describes each by
-about a hundred.
+"""Additional elements allowed for each frame: an enhanced file describes a frame by about a
+hundred.
 """
 MAX_KEPT_BYTES, MAX_SEQUENCE = 8 * 2**20, 32 * 2**20
-"""Bytes of values that are kept, all together, and of a sequence without a length: what a file of
-thousands of frames says of each.
+"""Maximum total bytes of the values that are kept, and of a sequence without a length: enough to
+describe thousands of frames.
 """
 
 LOOKED_AT = {
@@ -94,16 +94,15 @@ LOOKED_AT = {
     0x00081030: b"LO", 0x0008103E: b"LO", 0x00100020: b"LO", 0x00181030: b"LO", FRAMES: b"IS",
     FILTER: b"SH", KERNEL: b"SH", TEMPORAL_POSITION: b"IS",
 }  # fmt: skip
-"""What is read besides the allowed, or as it stands in the file: it decides, and is not kept as
-such.
+"""Elements that are read but not kept, or not in this form: acceptance and grouping depend on them.
 """
 
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What decides whether a DICOM file is accepted, and to which scan it belongs; a file may leave
-    anything out. `patient`, `study`, `series`, `instance`, `concatenation`, `time` and `technique`
-    are never stored, and of the descriptions and the protocol only words that
+    """The attributes that decide whether a DICOM file is accepted, and to which scan it belongs;
+    any may be missing. `patient`, `study`, `series`, `instance`, `concatenation`, `time` and
+    `technique` are never stored, and of the descriptions and the protocol only words that
     `webapp.intake.titles` knows. `technique` is what may differ between two reconstructions of one
     acquisition, or the two energies of one.
 
@@ -147,7 +146,7 @@ class DicomHeader:
 
 
 class DicomFile:
-    """A DICOM file that is read up to its pixels; `write` makes the clean copy."""
+    """A DICOM file, read up to its pixels; `write` makes the clean copy."""
 
     def __init__(self, stream: IO[bytes], budget: Budget | None = None) -> None:
         """Read the header of the file in `stream`, up to its pixels.
@@ -168,7 +167,7 @@ class DicomFile:
         for tag, vr, length in self._elements(lambda tag: tag >> 16 != 2):
             self._take(tag, vr, length, {})
         syntax = self._text(SYNTAX) or self._likely_syntax()
-        if syntax in (IMPLICIT_VR, EXPLICIT_VR):  # Some files are coded in the other way.
+        if syntax in (IMPLICIT_VR, EXPLICIT_VR):  # Some files are encoded in the other way.
             syntax = self._likely_syntax() or syntax
         if syntax and syntax not in DEFLATED:
             self._order, self._implicit = (
@@ -179,7 +178,7 @@ class DicomFile:
                 if tag == PIXELS:
                     self._pixels = vr, length
                     if length == UNDEFINED and not self._text(SYNTAX):
-                        syntax = ""  # Coded, and nobody says how.
+                        syntax = ""  # Encoded, in an unknown way.
                     break
                 self._take(tag, vr, length, ALLOWED)
         self.header = self._header(syntax)
@@ -195,8 +194,7 @@ class DicomFile:
         return EXPLICIT_VR if start[4:6].isalpha() and start[4:6].isupper() else IMPLICIT_VR
 
     def write(self, target: IO[bytes], new_uid: Callable[[str], str]) -> None:
-        """Write the copy to `target`; `new_uid` gives the UID that stands for another, the same for
-        the same.
+        """Write the copy to `target`; `new_uid` returns the replacement of a UID.
 
         Raises:
             DamagedFile: pixels are missing.
@@ -328,8 +326,8 @@ class DicomFile:
         return items
 
     def _elements(self, until: Callable[[int], bool]) -> Iterator[tuple[int, bytes, int]]:
-        """Yield tag, value representation and length of the outermost elements; whoever takes one
-        moves the stream behind its value.
+        """Yield tag, value representation and length of the outermost elements; the caller moves
+        the stream behind the value.
         """
         while True:
             at = self._stream.tell()

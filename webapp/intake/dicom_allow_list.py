@@ -1,8 +1,8 @@
 """Which elements of a DICOM file are kept, and what of each: an allow-list.
 
-DICOM PS3.15 Annex E lists what to remove; with an allow-list nothing can be forgotten. Kept are
-geometry, how the pixels are coded and how they become Hounsfield units. Numbers are kept only where
-they are numbers, codes only where they are known ones, and UIDs are replaced.
+DICOM PS3.15 Annex E lists what to remove; with an allow-list nothing can be forgotten. It keeps the
+geometry, the encoding of the pixels and their conversion to Hounsfield units. Numbers are kept only
+if they are valid, codes only if they are known, and UIDs are replaced.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 MAX_CODES = 8
 MAX_NUMBERS = 256
-"""Bytes of numbers written as text: a direction has six of at most 16."""
+"""Maximum bytes of numbers written as text: a direction has six of at most 16 characters."""
 IMAGE_TYPES = (
     "ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "REFORMATTED", "MPR",
     "VOLUME", "AVERAGE", "MIN_IP",
@@ -44,13 +44,13 @@ def _numbers(value: bytes) -> bytes | None:
     if len(value) > MAX_NUMBERS or not re.fullmatch(rb"[0-9+\-.,eE \\\0]*", value):
         return None
     return b"\\".join(
-        one.replace(b",", b".") if one.count(b",") == 1 and b"." not in one else one
-        for one in value.split(b"\\")
+        number.replace(b",", b".") if number.count(b",") == 1 and b"." not in number else number
+        for number in value.split(b"\\")
     )
 
 
 def _rescale_type(value: bytes) -> bytes | None:
-    """Keep what rescaled values are, and of an unknown word that there was one."""
+    """Keep the unit of rescaled values; an unknown word becomes a placeholder."""
     word = value.decode("latin-1").strip(" \0").upper()
     if word.startswith("HOUNSFIELD"):
         return b"HU"
@@ -68,7 +68,7 @@ def _binary(value: bytes) -> bytes | None:
 
 
 def _codes(*known: str) -> Change:
-    """Return what keeps those of several codes that are among `known`, each in its place."""
+    """Return a rule that keeps the codes among `known`, each at its position."""
 
     def keep(value: bytes) -> bytes | None:
         codes = [code.strip(" \0") for code in value.decode("latin-1").split("\\")]
@@ -84,14 +84,12 @@ def _standard_uid(value: bytes) -> bytes | None:
 
 
 def uid(value: bytes) -> bytes | None:
-    """Keep a UID of the hospital's, also one of letters, which some make up, until
-    `webapp.intake.dicom` replaces it.
-    """
+    """Keep a UID, even a made-up one with letters, until `webapp.intake.dicom` replaces it."""
     return value if re.fullmatch(rb"[ -~]{1,64}\0?", value) else None
 
 
 def _kernel(value: bytes) -> bytes | None:
-    """Keep the name of a reconstruction kernel where it looks like one of the makers'."""
+    """Keep the name of a reconstruction kernel if it looks like a manufacturer's."""
     first = value.split(b"\\")[0].strip(b" \0")
     return first if first in NAMED_KERNELS or NUMBERED_KERNEL.fullmatch(first) else None
 

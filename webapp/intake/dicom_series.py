@@ -2,9 +2,8 @@
 
 A series is keyed by study and series, and split where size or direction differ, and where its files
 pass over the same places more than once: by technique (kernel, tube voltage) and acquisition, never
-by its number alone. What is only a
-few odd files stays with the rest, and the reader (`ml.scans.ordering`) leaves it out and names it.
-The order of files is that of their numbers, times and names, whatever order they came in.
+by its number alone. A few odd files stay with the rest; the reader (`ml.scans.ordering`) leaves
+them out with a note. Files are ordered by number, time and name, in whatever order they were sent.
 """
 
 from __future__ import annotations
@@ -21,27 +20,26 @@ from typing import TypeAlias
 from webapp.intake.clean_copy import Taken
 
 FEWEST_FILES = 3
-"""Of a scan of its own; fewer are odd ones."""
+"""Minimum files for a separate scan; fewer count as odd files."""
 AXIAL, SAME_WAY = 0.7, 0.94
-"""The least cosine between a slice's normal and the body's axis, and between directions that are
-the same: of 20 degrees.
+"""Minimum cosine between a slice's normal and the body's axis, and between equal directions: that
+of 20 degrees.
 """
 SAME_PLACE_MM = 0.05
 UNEVEN_MM = 0.1
-"""Between the steps of one stack of slices."""
+"""Maximum difference between the steps of one stack of slices."""
 OVERLAP = 0.2
-"""Of the places of an acquisition that may be those of others which it continues."""
+"""Maximum share of positions that an acquisition may have in common with the one that it continues.
+"""
 
 
 Pass: TypeAlias = dict[int, list[Taken]]
-"""The files of one pass over the head at each place; several where they are copies."""
+"""The files of one pass over the head, by position; several if they are copies."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The files of one scan in their order, what its label gets besides, and sentences for its
-    owner.
-    """
+    """The files of one scan in order, a suffix for its title, and sentences for its owner."""
 
     files: tuple[Taken, ...]
     part: str = ""
@@ -49,10 +47,10 @@ class Group:
 
 
 def series_key(file: Taken) -> tuple[object, ...]:
-    """Return what the files of a series share.
+    """Return the key shared by the files of a series.
 
-    Without a UID that is its number; what says nothing of patient, study and series, and lies in no
-    folder with others, is a series of its own.
+    Without UIDs it is the series number. A file that states neither patient, study nor series, and
+    lies in no folder with others, is a series by itself.
     """
     header = file.dicom
     if header.concatenation:
@@ -67,7 +65,9 @@ def series_key(file: Taken) -> tuple[object, ...]:
 
 
 def scans_of(groups: Sequence[Sequence[Taken]]) -> list[Group]:
-    """Return the scans that groups of files are, DICOM files of one series or other files."""
+    """Return the scans in groups of files; a group holds the DICOM files of one series, or other
+    files.
+    """
     scans: list[Group] = []
     for files in _with_series_of_one_joined(_with_unnamed_joined(groups)):
         if files[0].kind != "dicom" or len(files) < 2:
@@ -82,7 +82,7 @@ def scans_of(groups: Sequence[Sequence[Taken]]) -> list[Group]:
 
 
 def by_numbers(name: str) -> list[tuple[int, str]]:
-    """Return what sorts names as people do: slice 9 before slice 10."""
+    """Return the key of natural sorting: slice 9 before slice 10."""
     return [
         (int(part), "") if part.isdigit() and part.isascii() else (0, part)
         for part in re.split(r"([0-9]{1,9})", name.lower())
@@ -100,8 +100,8 @@ def _by_what_it_says(file: Taken) -> tuple[object, ...]:
 
 
 def _with_unnamed_joined(groups: Sequence[Sequence[Taken]]) -> list[list[Taken]]:
-    """Return the groups, those that lack the UID of study or series with the files of the only
-    series that they may belong to: nothing that they say contradicts it.
+    """Return the groups; one without the UID of its study or series is merged with the only series
+    that it does not contradict.
     """
     merged = [list(files) for files in groups]
     named = [files for files in merged if _is_named(files[0])]
@@ -113,7 +113,7 @@ def _with_unnamed_joined(groups: Sequence[Sequence[Taken]]) -> list[list[Taken]]
         if len(candidates) == 1:
             candidates[0].extend(files)
             joined.append(files)
-    return [files for files in merged if not any(files is one for one in joined)]
+    return [files for files in merged if not any(files is other for other in joined)]
 
 
 def _is_named(file: Taken) -> bool:
@@ -121,34 +121,41 @@ def _is_named(file: Taken) -> bool:
 
 
 def _may_be_of_one_series(file: Taken, other: Taken) -> bool:
-    """True if a file that lacks some of them says nothing of patient, study and series that another
-    says otherwise, and something that it says too, or lies in the same folder.
+    """True if a file with missing identifiers contradicts another in none of patient, study and
+    series, and shares at least one of them, or the folder.
     """
-    own, others = file.dicom, other.dicom
-    if other.slices > 1 or (own.rows, own.columns) != (others.rows, others.columns):
+    header, other_header = file.dicom, other.dicom
+    if other.slices > 1 or (header.rows, header.columns) != (
+        other_header.rows,
+        other_header.columns,
+    ):
         return False
     stated = [
-        (one, two)
-        for one, two in (
-            (own.study, others.study),
-            (own.series, others.series),
-            (own.patient, others.patient),
-            (own.series_number, others.series_number),
+        (first, second)
+        for first, second in (
+            (header.study, other_header.study),
+            (header.series, other_header.series),
+            (header.patient, other_header.patient),
+            (header.series_number, other_header.series_number),
         )
-        if one and two
+        if first and second
     ]
-    if any(one != two for one, two in stated):
+    if any(first != second for first, second in stated):
         return False
-    shares = (own.study and others.study) or own.series or (own.patient and others.patient)
+    shares = (
+        (header.study and other_header.study)
+        or header.series
+        or (header.patient and other_header.patient)
+    )
     return bool(shares) or (file.folder is not None and file.folder == other.folder)
 
 
 def _with_series_of_one_joined(groups: Sequence[Sequence[Taken]]) -> list[list[Taken]]:
-    """Return the groups, those of one slice each joined that give each slice a series UID of its
-    own, or a study UID too.
+    """Return the groups, merging groups of one slice whose scanner gave each slice its own series
+    UID, or also its own study UID.
 
     Patient, series number, size and kernel are the same, and no two slices have the same number;
-    those of several studies lie evenly above each other.
+    slices of several studies are evenly spaced.
     """
     joined: dict[tuple[object, ...], list[Taken]] = {}
     for files in groups:
@@ -169,14 +176,14 @@ def _with_series_of_one_joined(groups: Sequence[Sequence[Taken]]) -> list[list[T
     }
     parts: list[list[Taken]] = []
     for files in groups:
-        one = whole.get(id(files[0]), files)
-        if not any(one is other for other in parts):
-            parts.append(one if isinstance(one, list) else list(one))
+        part = whole.get(id(files[0]), files)
+        if not any(part is other for other in parts):
+            parts.append(part if isinstance(part, list) else list(part))
     return parts
 
 
 def _is_one_stack(files: Sequence[Taken]) -> bool:
-    """True if each file has a study of its own, and they lie evenly above each other."""
+    """True if each file has its own study, and the slices are evenly spaced."""
     places = sorted(file.dicom.position[::-1] for file in files)
     if len({file.dicom.study for file in files}) < len(files) or () in places:
         return False
@@ -193,8 +200,8 @@ def _is_one_stack(files: Sequence[Taken]) -> bool:
 
 
 def _alike(files: Sequence[Taken]) -> list[list[Taken]]:
-    """Return the files of a series apart by size and direction; odd ones, and those of other
-    directions than axial, stay with most of them.
+    """Return the files of a series split by size and direction; a few odd files, and directions
+    other than axial, stay with the largest part.
     """
     parts: list[list[Taken]] = []
     for file in files:
@@ -205,18 +212,21 @@ def _alike(files: Sequence[Taken]) -> list[list[Taken]]:
         else:
             parts.append([file])
     parts.sort(key=len, reverse=True)
-    own = [part for part in parts if len(part) >= FEWEST_FILES and _is_axial(part[0])]
-    main, *others = own or [parts[0]]
+    large_enough = [part for part in parts if len(part) >= FEWEST_FILES and _is_axial(part[0])]
+    main, *others = large_enough or [parts[0]]
     rest = [
-        file for part in parts if not any(part is one for one in (main, *others)) for file in part
+        file
+        for part in parts
+        if not any(part is chosen for chosen in (main, *others))
+        for file in part
     ]
     return [sorted([*main, *rest], key=_by_what_it_says), *others]
 
 
-def _is_like(one: Taken, other: Taken) -> bool:
-    if (one.dicom.rows, one.dicom.columns) != (other.dicom.rows, other.dicom.columns):
+def _is_like(file: Taken, other: Taken) -> bool:
+    if (file.dicom.rows, file.dicom.columns) != (other.dicom.rows, other.dicom.columns):
         return False
-    a, b = one.dicom.orientation, other.dicom.orientation
+    a, b = file.dicom.orientation, other.dicom.orientation
     return not a or not b or (_cosine(a[:3], b[:3]) >= SAME_WAY <= _cosine(a[3:], b[3:]))
 
 
@@ -227,7 +237,7 @@ def _is_axial(file: Taken) -> bool:
 
 def _passes(files: list[Taken]) -> list[Group]:
     """Return the files of a series as one group, or as several if they pass over the same places
-    more than once; of files of the same pixels only one counts.
+    more than once; files with equal pixels count once.
     """
     spots = _spots(files)
     if spots is None:
@@ -255,12 +265,14 @@ def _passes(files: list[Taken]) -> list[Group]:
     of_techniques: dict[tuple[str, ...], list[Pass]] = {}
     for (technique, *_), unit in sorted(units.items(), key=lambda item: item[0]):
         of_techniques.setdefault(technique, []).append(unit)
-    passes = _merged([one for parts in of_techniques.values() for one in _merged(parts, odd)], odd)
+    passes = _merged(
+        [pass_ for parts in of_techniques.values() for pass_ in _merged(parts, odd)], odd
+    )
     fullest = max(passes, key=len)
-    whole = [one for one in passes if one is fullest or len(one) >= FEWEST_FILES]
-    for one in passes:
-        if not any(one is other for other in whole):
-            odd += _flat(one.values())
+    whole = [pass_ for pass_ in passes if pass_ is fullest or len(pass_) >= FEWEST_FILES]
+    for pass_ in passes:
+        if not any(pass_ is other for other in whole):
+            odd += _flat(pass_.values())
     if len(whole) == 1:
         return [Group(tuple(files))]
     note = (
@@ -271,27 +283,27 @@ def _passes(files: list[Taken]) -> list[Group]:
         Group(
             tuple(
                 sorted(
-                    [*_flat(one.values()), *(unplaced + odd if one is fullest else [])],
+                    [*_flat(pass_.values()), *(unplaced + odd if pass_ is fullest else [])],
                     key=_by_what_it_says,
                 )
             ),
             f", pass {number}",
             (note,),
         )
-        for number, one in enumerate(whole, start=1)
+        for number, pass_ in enumerate(whole, start=1)
     ]
 
 
 def _merged(parts: Sequence[Pass], odd: list[Taken]) -> list[Pass]:
-    """Return passes over the head: each part continues the first one with which it shares few
-    places, or begins another. Files at shared places go to `odd`.
+    """Return passes over the head: each part continues the first pass with which it shares few
+    positions, or begins another. Files at shared positions are added to `odd`.
     """
     passes: list[Pass] = []
     for part in parts:
-        for one in passes:
-            shared = part.keys() & one.keys()
-            if len(shared) <= OVERLAP * min(len(part), len(one)):
-                one.update({spot: here for spot, here in part.items() if spot not in shared})
+        for pass_ in passes:
+            shared = part.keys() & pass_.keys()
+            if len(shared) <= OVERLAP * min(len(part), len(pass_)):
+                pass_.update({spot: here for spot, here in part.items() if spot not in shared})
                 odd += _flat(here for spot, here in part.items() if spot in shared)
                 break
         else:
@@ -304,8 +316,8 @@ def _flat(files: Iterable[Iterable[Taken]]) -> list[Taken]:
 
 
 def _spots(files: Sequence[Taken]) -> list[int | None] | None:
-    """Return for each file the rank of its place, the same where they lie at the same; None of
-    those that do not say, and as a whole where the files say nothing that tells places apart.
+    """Return the rank of each file's position; files at the same position share a rank, and a file
+    without a position has None. Returns None if the files do not distinguish positions at all.
     """
     x, y, z = next((_normal(file) for file in files if file.dicom.orientation), (0.0, 0.0, 1.0))
     places_of = _without_placeholders([file.dicom.position for file in files])
@@ -327,8 +339,8 @@ def _spots(files: Sequence[Taken]) -> list[int | None] | None:
 
 
 def _without_placeholders(positions: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Return positions without the zeros that some programs write where they know none: several of
-    them, while the others lie elsewhere in the plane, too.
+    """Return positions without the zeros that some programs write for unknown ones: there are
+    several, and the other positions differ from zero within the plane, too.
     """
     elsewhere = [place for place in positions if any(place)]
     zeros = sum(bool(place) for place in positions) - len(elsewhere)
@@ -343,7 +355,7 @@ def _distinct(places: Sequence[float | None]) -> int:
 
 
 def _normal(file: Taken) -> tuple[float, float, float]:
-    """Return the unit vector across a slice; along the body's axis where the file does not say."""
+    """Return the unit vector across a slice; along the body's axis if unknown."""
     if not file.dicom.orientation:
         return 0.0, 0.0, 1.0
     a, b, c, d, e, f = file.dicom.orientation
@@ -352,6 +364,6 @@ def _normal(file: Taken) -> tuple[float, float, float]:
     return normal[0] / length, normal[1] / length, normal[2] / length
 
 
-def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    lengths = sqrt(sum(a * a for a in one)) * sqrt(sum(b * b for b in other))
-    return sum(a * b for a, b in zip(one, other, strict=True)) / (lengths or 1.0)
+def _cosine(first: Sequence[float], second: Sequence[float]) -> float:
+    lengths = sqrt(sum(a * a for a in first)) * sqrt(sum(b * b for b in second))
+    return sum(a * b for a, b in zip(first, second, strict=True)) / (lengths or 1.0)

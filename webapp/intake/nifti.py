@@ -1,7 +1,7 @@
-"""NIfTI files: what their header says, and a copy that holds geometry and voxels alone.
+"""NIfTI files: reading the header, and writing a copy with geometry and voxels only.
 
 The header is written anew from the numbers that viewer and models need; texts, file names and
-extensions stay behind. The copy is a single file, compressed where the original was; no voxel is
+extensions are dropped. The copy is a single file, compressed where the original was; no voxel is
 decoded. Source: the headers nifti1.h and nifti2.h of the NIH.
 """
 
@@ -26,18 +26,18 @@ from webapp.intake.streams import (
 
 GZIP = b"\x1f\x8b"
 MAX_BEFORE_VOXELS = 16 * 2**20
-"""Bytes of header and extensions: an extension may hold a whole DICOM header, more is no image."""
+"""Maximum bytes of header and extensions: an extension may hold a whole DICOM header."""
 BYTES_OF_TYPE = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}
-"""Bytes of a voxel by datatype: whole and real numbers, neither colors nor complex ones."""
+"""Bytes of a voxel by datatype: integers and reals, neither colors nor complex numbers."""
 UNKNOWN_TYPE, BYTES_OF_UNKNOWN = 0, {8: 1, 16: 2, 32: 4, 64: 8}
-"""Of files that do not name their datatype: by the bits of a voxel."""
+"""The datatype of files that do not name it, by the bits of a voxel."""
 PAIRS = (b"ni1\0", b"ni2\0")
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the fields of a version lie: first bytes, or (first, end) of what is copied. Texts are
-    not among them.
+    """The offsets of the fields of a version, and the ranges (first, end) that are copied. Texts
+    are not among them.
     """
 
     magic: tuple[int, bytes]
@@ -72,8 +72,8 @@ EXTENSION_FLAG_BYTES = 4
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """What decides whether a NIfTI file is accepted: its size in voxels, and how many volumes it
-    holds; `is_grey` is false of colors.
+    """The facts that decide whether a NIfTI file is accepted: its size in voxels, and the number of
+    volumes; `is_grey` is False for colors.
     """
 
     columns: int
@@ -101,7 +101,7 @@ def is_half_of_pair(start: bytes, size: int) -> bool:
 
 @contextmanager
 def inflated(stream: IO[bytes], budget: Budget | None = None) -> Iterator[IO[bytes]]:
-    """Give the content of a file that may be compressed; only as much is inflated as is read.
+    """Yield the content of a file that may be compressed; it is inflated only as far as it is read.
 
     Raises:
         DamagedFile: what is read of it cannot be inflated.
@@ -120,7 +120,7 @@ def inflated(stream: IO[bytes], budget: Budget | None = None) -> Iterator[IO[byt
 
 
 class NiftiFile:
-    """A NIfTI file whose header is read; `write` makes the clean copy."""
+    """A NIfTI file with its header; `write` makes the clean copy."""
 
     def __init__(self, content: IO[bytes]) -> None:
         """Read the header at the start of `content`, which is inflated.
@@ -166,8 +166,8 @@ class NiftiFile:
         )
 
     def write(self, target: IO[bytes], *, compress: bool) -> None:
-        """Write the copy to `target`: header, geometry and voxels; what stands behind the voxels is
-        left.
+        """Write the copy to `target`: header, geometry and voxels; data after the voxels is
+        dropped.
 
         Raises:
             DamagedFile: voxels are missing.
@@ -184,7 +184,7 @@ class NiftiFile:
         header = bytearray(self._size + EXTENSION_FLAG_BYTES)
         for first, end in self._layout.kept:
             header[first:end] = self._start[first:end]
-        # Beyond its dimensions a text has room too.
+        # The fields of unused dimensions could hold text.
         for (first, form), unused in ((self._layout.dim, 1), (self._layout.pixdim, 0)):
             values = unpack_from(f"{self._order}{form}", header, first)[: self._dimensions + 1]
             pack_into(
@@ -199,7 +199,7 @@ class NiftiFile:
             len(header),
         )
         target.write(header)
-        # A header of version 1 is shorter than what was read of the file.
+        # A header of version 1 is shorter than the bytes read.
         begun = self._start[self._offset :]
         _skip(self._content, max(0, self._offset - len(self._start)))
         about = self.header
@@ -210,7 +210,7 @@ class NiftiFile:
 
 
 def _read_layout(start: bytes) -> tuple[int, str] | None:
-    """Return the header's size and byte order; None if this is none."""
+    """Return the header's size and byte order; None if it is not a NIfTI header."""
     for order in "<>":
         if len(start) >= 4 and (size := unpack_from(f"{order}i", start)[0]) in LAYOUTS:
             at, magic = LAYOUTS[size].magic

@@ -1,8 +1,8 @@
-"""PNG and JPEG files: their size, and a copy with the coded pixels alone.
+"""PNG and JPEG files: reading the size, and writing a copy with the encoded pixels only.
 
-Whatever else they can carry (comments, Exif, color profiles, thumbnails, what follows their end)
-stays behind; of Exif the orientation is kept. Pillow reads more than this, but it holds a whole
-chunk at once, of which a hostile file may have a large one.
+Everything else (comments, Exif, color profiles, thumbnails, data after the end) is dropped, except
+the orientation in Exif. Pillow is not used here: it holds a whole chunk in memory, which may be
+huge in a hostile file.
 
 Sources: the PNG specification (W3C), ITU-T T.81 for JPEG, and Exif 2.3 section 4.6.
 """
@@ -19,20 +19,20 @@ from webapp.intake.streams import BLOCK, Budget, DamagedFile, read_exactly
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KEPT_CHUNKS = {b"IHDR": 13, b"PLTE": 768, b"tRNS": 256, b"IDAT": 2**31, b"IEND": 0}
-"""With their largest size: what a format leaves room for holds a text as well."""
+"""The chunks that are kept, with their maximum size: unused room could hold text."""
 MOST_CHUNKS, MOST_SEGMENTS = 20_000, 2_000
-"""Of a PNG and a JPEG: encoders cut large pictures into thousands of chunks, and nothing into more
-than a few hundred segments.
+"""Maximum number of PNG chunks and JPEG segments: encoders write thousands of chunks for a large
+picture, but at most a few hundred segments.
 """
 ANIMATION = b"acTL"
 EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112
 MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""In coded pixels FF is followed by 00 or is a restart; anything else ends them."""
+"""In encoded pixels FF is followed by 00 or by a restart marker; anything else ends them."""
 
 
 class AnimatedPicture(ValueError):
-    """The picture holds several."""
+    """The file holds several pictures."""
 
 
 def copy_png(stream: IO[bytes], target: IO[bytes], budget: Budget | None = None) -> tuple[int, int]:
@@ -105,7 +105,7 @@ def copy_jpeg(
     """Copy the JPEG at the start of `stream`, and return its (width, height).
 
     Raises:
-        DamagedFile: it ends too early, or has no picture.
+        DamagedFile: it is truncated, or has no picture.
         TooMuchWork: nothing is left of the budget.
     """
     budget = budget or Budget()
@@ -125,7 +125,7 @@ def copy_jpeg(
             target.write(b"\xff\xd9")
             return size
         if marker == 0x01 or 0xD0 <= marker <= 0xD7:
-            continue  # These stand alone.
+            continue  # Markers without content.
         (length,) = unpack(">H", read_exactly(stream, 2))
         if length < 2:
             raise DamagedFile
@@ -148,14 +148,14 @@ def copy_jpeg(
 
 
 def _retained_segment(marker: int, content: bytes) -> bytes | None:
-    """Return what is kept of a segment of a JPEG; None leaves it out."""
+    """Return the part of a JPEG segment that is kept; None to drop it."""
     if marker == 0xE1 and content.startswith(EXIF):
         orientation = _orientation(content[len(EXIF) :])
         return EXIF + _exif(orientation) if orientation > 1 else None
     if marker == 0xE0 and content.startswith(b"JFIF\0") and len(content) >= 14:
         return content[:12] + b"\0\0"  # Without the thumbnail.
     if marker == 0xEE and content.startswith(b"Adobe"):
-        return content[:12]  # How its colors are coded.
+        return content[:12]  # The encoding of its colors.
     return None if marker == 0xFE or 0xE0 <= marker <= 0xEF else content
 
 
@@ -182,7 +182,8 @@ def _orientation(tiff: bytes) -> int:
         (entries,) = unpack_from(f"{order}H", tiff, at)
         for entry in range(entries):
             tag, kind, count, value = unpack_from(f"{order}HHIH", tiff, at + 2 + 12 * entry)
-            if (tag, kind, count) == (ORIENTATION, 4, 1):  # A longer number than it should be.
+            # Stored as a wider number than the standard says.
+            if (tag, kind, count) == (ORIENTATION, 4, 1):
                 (value,) = unpack_from(f"{order}I", tiff, at + 2 + 12 * entry + 8)
                 kind = 3
             if (tag, kind, count) == (ORIENTATION, 3, 1):

@@ -1,7 +1,8 @@
-"""Pictures that were taken in become one series, and a series of pictures becomes single ones.
+"""Submitted pictures are joined into one series, and a series of pictures is split into single
+ones.
 
-The files are stored as they will be before any row changes, and the old files are deleted after it:
-whatever happens in between, there is either what was or what will be.
+New files are stored before any row changes, and old files are deleted afterwards: whatever happens
+in between, either the old or the new state is complete.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from webapp.intake.series import PICTURES, Pictures, series_of
 from webapp.intake.spool import incoming_folder
 from webapp.intake.streams import DamagedFile
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import IN_ITS_TURN, Act, Opinion, Scan, Share, new_id, urgent_room
+from webapp.models import IN_ITS_TURN, Act, Opinion, Scan, Share, lead_on, new_id, urgent_room
 from webapp.models.accounts import lock_person
 from webapp.models.learning import enter_successor
 from webapp.space import require_space
@@ -58,7 +59,7 @@ def may_be_split(scan: Scan) -> bool:
 
 
 def join_pictures(user_id: str, scan_ids: Sequence[str], title: str) -> Scan:
-    """Make one series of single pictures of that person, in this order; it takes their place and is
+    """Make one series of single pictures of that person, in this order; it replaces them and is
     queued.
 
     Raises:
@@ -118,8 +119,8 @@ def _require_no_opinions(scans: Sequence[Scan]) -> None:
 
 
 def split_series(user_id: str, scan_id: str) -> list[Scan]:
-    """Make single pictures of a series of pictures of that person; they take its place, in its
-    order, and are queued.
+    """Make single pictures of a series of pictures of that person; they replace it, in its order,
+    and are queued.
 
     Raises:
         NotRearranged: it is not such a series, or changed meanwhile.
@@ -153,16 +154,14 @@ def split_series(user_id: str, scan_id: str) -> list[Scan]:
 
 
 def _own(user_id: str, scan_ids: Sequence[str]) -> list[Scan]:
-    """Return those of these scans that are the person's, in this order."""
+    """Return the scans with these ids that belong to the person, in this order."""
     mine = select(Scan).where(Scan.user_id == user_id, Scan.id.in_(scan_ids))
     by_id = {scan.id: scan for scan in db.session.scalars(mine)}
     return [by_id[each] for each in dict.fromkeys(scan_ids) if each in by_id]
 
 
 def _notes(scans: Sequence[Scan]) -> list[str]:
-    """Return the notes on a series that was joined: the answers to its pictures, and the notes on
-    those.
-    """
+    """Return the notes on a joined series: the results of its pictures, and their notes."""
     answers = Counter(scan.verdict_state for scan in scans if scan.verdict_state)
     results = ", ".join(f"{state} ({count})" for state, count in answers.items())
     joined = f"Joined from {len(scans)} pictures."
@@ -185,10 +184,10 @@ def _fetched(scan: Scan, place: int, folder: Path) -> Taken:
 
 
 class _Nowhere(io.BytesIO):
-    """A file that keeps nothing."""
+    """A file object that discards everything."""
 
     def write(self, content: Any) -> int:
-        """Take bytes, and forget them."""
+        """Discard bytes."""
         return len(content)
 
 
@@ -214,22 +213,26 @@ def _one_of(series: Scan, place: int) -> Scan:
 
 
 def _replace(before: Sequence[Scan], after: Sequence[Scan], act: Act) -> None:
-    """Put rows, whose files are stored, in the place of others, all in one transaction, and delete
-    the files of those; where that cannot be, delete the new files.
+    """Replace rows by others, whose files are stored, in one transaction, and delete the files of
+    the replaced rows; if that fails, delete the new files.
     """
     user_id, wants_stat = before[0].user_id, after[0].stat
     try:
         for tries_left in reversed(range(TRIES)):
             try:
                 lock_person(user_id)
+                for scan in after:
+                    scan.stat = False
+                db.session.add_all(after)
+                db.session.flush()
+                lead_on({scan.id for scan in before}, after[0].id)
                 keys = _removed(before)
-                # Asked for when the others count no more.
+                # Checked after the replaced scans no longer count.
                 room = urgent_room(user_id) if wants_stat else 0
                 for place, scan in enumerate(after):
                     scan.stat = wants_stat and place < room
                     if wants_stat and not scan.stat and IN_ITS_TURN not in (scan.notes or []):
                         scan.notes = [*(scan.notes or []), IN_ITS_TURN]
-                db.session.add_all(after)
                 studies = {scan.study_id for scan in before}
                 for scan in after:
                     if scan.study_id not in studies:
@@ -256,7 +259,7 @@ def _removed(scans: Sequence[Scan]) -> list[str]:
     """Delete these rows, and return the keys of their files.
 
     Raises:
-        NotRearranged: one of them is not there as it was.
+        NotRearranged: one of them has changed.
     """
     which = Scan.id.in_([scan.id for scan in scans])
     keys = files_of(which)

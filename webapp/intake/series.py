@@ -1,4 +1,4 @@
-"""Which of the files of an upload belong together: each series becomes one scan."""
+"""Groups the files of an upload into series; each becomes one scan."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from webapp.intake.clean_copy import NoSlice, Taken, UploadRejected
 from webapp.intake.dicom_series import Group, by_numbers, scans_of, series_key
 
 FEWEST_NUMBERED = 3
-"""Pictures that look like the slices of one scan; two may be anything."""
+"""Minimum number of pictures to be taken for the slices of one scan."""
 FEWEST_FOR_LEAVING_OUT = 5
 MOST_DAMAGED = 1 / 5
 MOST_NAMED = 5
 PICTURES = ("png", "jpeg")
 LAST_NUMBER = re.compile(r"(.*?)([0-9]*)([^0-9]*)", re.DOTALL)
 COUNTING_PEOPLE = ("case", "exam", "patient", "person", "study", "subject")
-"""Words before the last number of a name that say that it counts people, not slices."""
+"""Words before the last number of a name that show that it counts people, not slices."""
 SHARP_KERNEL = re.compile(r"BONE|EDGE|LUNG|ULTRA|SHARP|[BHJU][a-z]?[67][0-9]|FC[358][0-9]")
 
 
 class Pictures(StrEnum):
-    """Which of the PNG and JPEG files of an upload are the slices of one scan.
+    """Which PNG and JPEG files of an upload are the slices of one scan.
 
-    `AS_NUMBERED` takes those that look so: of one folder, one size and one kind, with names that
-    differ in their last number alone, which does not count people ("patient 3.png").
-    `BY_FOLDER` takes those of a folder in an archive, whatever
-    they look like, and none of those that were sent by themselves.
+    `AS_NUMBERED`: files of one folder, size and kind whose names differ only in the last number,
+    unless it counts people ("patient 3.png").
+    `BY_FOLDER`: the files of each folder in an archive, but none that were sent individually.
     """
 
     AS_NUMBERED = "as numbered"
@@ -41,10 +40,10 @@ class Pictures(StrEnum):
 
 
 class Studies(StrEnum):
-    """Which series of an upload stand together as a study.
+    """Which series of an upload form a study.
 
-    `AS_SENT` takes those of one examination by their headers, and of files whose headers do not
-    say, the series of one folder, in an archive or beside it.
+    `AS_SENT`: those of one examination according to their headers; without such headers, the series
+    of one folder.
     """
 
     AS_SENT = "as sent"
@@ -54,8 +53,8 @@ class Studies(StrEnum):
 
 @dataclass(frozen=True)
 class SeriesFiles:
-    """The files of one scan in the order to read them, which part of a series they are (as
-    ", pass 2"), and sentences for its owner.
+    """The files of one scan in reading order, which part of a series they are (such as ", pass 2"),
+    and sentences for its owner.
     """
 
     files: tuple[Taken, ...]
@@ -70,7 +69,7 @@ class SeriesFiles:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file that was not taken in, its place in the upload, and why.
+    """A file that was left out, its position in the upload, and the reason.
 
     Attributes:
         folder: as in `Taken`.
@@ -85,13 +84,13 @@ class LeftOut:
 
 
 def series_of(copies: Sequence[Taken], pictures: Pictures) -> list[SeriesFiles]:
-    """Sort files into scans: DICOM by what the headers say (`webapp.intake.dicom_series`), pictures
-    as their owner says.
+    """Group files into scans: DICOM files by their headers (`webapp.intake.dicom_series`), pictures
+    as the owner chose.
 
-    Every other file is a scan of its own. Pictures have no position, so they are ordered by the
+    Every other file is a separate scan. Pictures have no position, so they are ordered by the
     numbers in their names.
 
-    Scans stand in the order of their folders and names.
+    Scans are in the order of their folders and names.
 
     Raises:
         UploadRejected: a series is too large, or its files name two patients.
@@ -112,37 +111,41 @@ def series_of(copies: Sequence[Taken], pictures: Pictures) -> list[SeriesFiles]:
                 key = ("numbered", *_look(file))
         groups.setdefault(key, []).append(file)
     scans = sorted(scans_of(list(groups.values())), key=_by_path)
-    return [_series(one) for one in scans]
+    return [_series(group) for group in scans]
 
 
-def study_of(one: SeriesFiles, place: int, studies: Studies) -> tuple[object, ...]:
-    """Return what the series of a study share in an upload; `place` tells series apart."""
-    first = one.files[0]
+def study_of(series: SeriesFiles, place: int, studies: Studies) -> tuple[object, ...]:
+    """Return a key that the series of a study share in an upload; `place` is the position of the
+    series.
+    """
+    first = series.files[0]
     if studies is Studies.ONE:
         return ("all",)
     if studies is Studies.NONE:
         return ("alone", place)
     if first.dicom.study or first.dicom.patient:
         return ("examination", first.dicom.study or first.dicom.patient)
-    if first.folder is not None and one.slice_count > 1:
+    if first.folder is not None and series.slice_count > 1:
         return ("folder", first.folder)
     return ("alone", place)
 
 
 def disc_of(folder: str | None) -> str | None:
-    """Return which archive or folder of the upload a folder lies in; None where in none."""
+    """Return the archive or dropped folder that contains a folder; None if there is none."""
     return None if folder is None else folder.partition("/")[0]
 
 
-def _by_path(one: Group) -> tuple[object, ...]:
-    """Return what sorts scans as a person's list of folders and files does."""
-    first = min(one.files, key=lambda file: (by_numbers(file.folder or ""), by_numbers(file.name)))
+def _by_path(group: Group) -> tuple[object, ...]:
+    """Return the key that sorts scans by folder and file name, like a file manager."""
+    first = min(
+        group.files, key=lambda file: (by_numbers(file.folder or ""), by_numbers(file.name))
+    )
     return by_numbers(first.folder or ""), by_numbers(first.name), first.number
 
 
 def _look(file: Taken) -> tuple[object, ...]:
-    """Return what the slices of one scan share if they are pictures: folder, kind, size and name
-    but for its last number. A name without a number is shared with no other file.
+    """Return the key that the pictures of one scan share: folder, kind, size, and name without its
+    last number. A name without a number is a key of its own.
     """
     start, number, end = LAST_NUMBER.fullmatch(file.name.lower()).groups()  # type: ignore[union-attr]
     is_a_slice = number and not start.rstrip(" _.-#").endswith(COUNTING_PEOPLE)
@@ -150,8 +153,8 @@ def _look(file: Taken) -> tuple[object, ...]:
     return file.folder, file.kind, file.size, name
 
 
-def _series(one: Group) -> SeriesFiles:
-    files = list(one.files)
+def _series(group: Group) -> SeriesFiles:
+    files = list(group.files)
     slices, pixels = sum(file.slices for file in files), sum(file.pixels for file in files)
     most, most_pixels = current_app.config["MAX_SLICES"], current_app.config["MAX_SERIES_PIXELS"]
     if slices > most:
@@ -169,7 +172,7 @@ def _series(one: Group) -> SeriesFiles:
     if files[0].kind in PICTURES:
         files = sorted(files, key=lambda file: (by_numbers(file.name), file.number))
     first = files[0].dicom
-    notes = [*one.notes]
+    notes = [*group.notes]
     if SHARP_KERNEL.match(first.kernel):
         notes.append(
             f"The series was reconstructed with a sharp kernel ({first.kernel}), meant for bone;"
@@ -179,7 +182,7 @@ def _series(one: Group) -> SeriesFiles:
         notes.append(
             "The file is marked as having burned-in text, which may include patient information."
         )
-    return SeriesFiles(tuple(files), one.part, tuple(notes))
+    return SeriesFiles(tuple(files), group.part, tuple(notes))
 
 
 def sentences_about(
@@ -194,17 +197,16 @@ def sentences_about(
     these
     may be kept.
 
-    What holds no slice may always stand beside slices in an archive. Damaged files are left out of
-    many sound ones, of few only if `may_be_damaged`.
+    Files without slices are always left out of archives. Damaged files are left out if most files
+    are sound, or if `may_be_damaged`.
 
     Raises:
-        UploadRejected: the upload is to be sent again: nothing is left of it, or too much of it is
-            damaged.
+        UploadRejected: nothing of the upload is left, or too much of it is damaged.
     """
     if not left_out:
         return []
-    foreign = Counter(one.reason.what for one in left_out if isinstance(one.reason, NoSlice))
-    damaged = [one for one in left_out if not isinstance(one.reason, NoSlice)]
+    foreign = Counter(file.reason.what for file in left_out if isinstance(file.reason, NoSlice))
+    damaged = [file for file in left_out if not isinstance(file.reason, NoSlice)]
     first = (damaged or left_out)[0]
     if len(left_out) == total and total == 1:
         raise first.reason
@@ -216,13 +218,13 @@ def sentences_about(
             f"“{printable(first.name) or f'number {first.number}'}”: {first.reason}"
         ) from first.reason
     sentences = [f"Skipped, not slices: {what} ({count})." for what, count in foreign.items()]
-    for one in damaged[:MOST_NAMED]:
+    for file in damaged[:MOST_NAMED]:
         which = (
-            f"“{printable(one.name)}”"
-            if with_names and printable(one.name)
-            else f"File {one.number} of {total}"
+            f"“{printable(file.name)}”"
+            if with_names and printable(file.name)
+            else f"File {file.number} of {total}"
         )
-        sentences.append(f"{which} was skipped: {one.reason}")
+        sentences.append(f"{which} was skipped: {file.reason}")
     if len(damaged) > MOST_NAMED:
         sentences.append(f"{len(damaged) - MOST_NAMED} more damaged files were skipped.")
     return sentences

@@ -1,5 +1,5 @@
-"""Where uploads are stored while a request is answered: one folder of this machine that only its
-owner can open.
+"""Temporary storage of uploads during a request: one folder on this machine, accessible to its
+owner only.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ HELD_IN_MEMORY = 500_000
 
 
 class Request(flask.Request):
-    """A request whose files are spooled to that folder; they have no name there, so they go with
-    the process, however it ends, and are closed with the request, also those of a form that
-    could not be read.
+    """A request whose files are spooled to that folder. They have no name there, so they disappear
+    with the process, however it ends; they are closed with the request, even if the form could not
+    be parsed.
 
     A file that would leave too little free space, or that fills the disk, is refused with a
     `StorageFull`, whoever reads the form first.
@@ -45,11 +45,11 @@ class Request(flask.Request):
         return ExitStack()
 
     def _close_spooled(self) -> None:
-        with suppress(OSError):  # What is left to be written of a file on a full disk.
+        with suppress(OSError):  # Closing a file flushes its buffer, which fails on a full disk.
             self._spooled.close()
 
     def spooled_file(self) -> IO[bytes]:
-        """Return a new file for a part of a body that is no form.
+        """Return a new file for a part of a body that is not a form.
 
         Raises:
             StorageFull: the body would leave too little free space.
@@ -80,9 +80,7 @@ def incoming_folder() -> Path:
 
 
 def empty_incoming(folder: Path) -> None:
-    """Remove what a server that was killed left there; for the start of a server, before any
-    request.
-    """
+    """Remove the leftovers of a killed server; called when a server starts, before any request."""
     for left in folder.glob("*"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)

@@ -8,18 +8,18 @@ from typing import IO
 
 BLOCK = 2**16
 FREE_BYTES, MOST_BYTES_OF_ONE = 64 * 2**20, 200
-"""What an upload may unpack to, whatever its size; beyond, so many times its own: CT shrinks to a
-half or a tenth, and only blank pictures by hundreds.
+"""Unpacked bytes that any upload may have, and how many times its own size a larger one may have:
+CT is compressed two- to tenfold, only blank pictures a hundredfold.
 """
 FREE_PARTS, PARTS_OF_FILE = 100_000, 400
 """Chunks, segments and elements of all files of an upload, and those that each file adds: a slice
 of a scanner has about 150.
 """
 MOST_SECONDS = 30.0
-"""Of the processor, for all files of an upload."""
+"""Processor seconds for all files of an upload."""
 MAX_PARTS = 50_000
-"""Chunks, segments or elements of one file: far more than real ones have, and a bound for the time
-a hostile one takes.
+"""Maximum chunks, segments or elements of one file: far more than real files have, but a bound on
+the time that a hostile one takes.
 """
 
 
@@ -28,12 +28,11 @@ class DamagedFile(ValueError):
 
 
 class TooMuchWork(Exception):
-    """The upload costs more to look through than its size allows."""
+    """The upload costs more to parse than its size allows."""
 
 
 class Budget:
-    """What it may cost to look through one upload: parts of files, unpacked bytes, and seconds of
-    the processor.
+    """The budget for parsing one upload: parts of files, unpacked bytes, and processor seconds.
 
     Args:
         size: bytes that were sent.
@@ -45,7 +44,7 @@ class Budget:
         self._until = time.thread_time() + MOST_SECONDS
 
     def begin_file(self) -> None:
-        """Note that another file begins.
+        """Begin another file.
 
         Raises:
             TooMuchWork: nothing is left.
@@ -55,7 +54,7 @@ class Budget:
             raise TooMuchWork
 
     def spend_part(self) -> None:
-        """Note that a chunk, segment or element is looked at.
+        """Count a chunk, segment or element.
 
         Raises:
             TooMuchWork: nothing is left.
@@ -65,7 +64,7 @@ class Budget:
             raise TooMuchWork
 
     def allow_parts(self, parts: int) -> None:
-        """Allow for more parts: a file has so many frames, each of which it describes."""
+        """Allow more parts, for a file that describes many frames."""
         self._parts += parts
 
     def spend_bytes(self, count: int) -> None:
@@ -80,7 +79,7 @@ class Budget:
 
 
 class Unpacked:
-    """What is read of a stream that unpacks, on a budget."""
+    """Reads a decompressing stream within a budget."""
 
     def __init__(self, stream: IO[bytes], budget: Budget) -> None:
         self._stream, self._budget = stream, budget
@@ -118,7 +117,7 @@ def copy_exactly(
     count: int,
     on_block: Callable[[bytes], None] = lambda block: None,
 ) -> None:
-    """Copy the next `count` bytes; `on_block` hears of each piece.
+    """Copy the next `count` bytes; `on_block` is called with each piece.
 
     Raises:
         DamagedFile: the file ends before.

@@ -1,9 +1,9 @@
-"""What the scans of an upload are called: by their owner, by what is known to be no patient data in
-descriptions and names of folders and files, and by a number where these do not distinguish them.
+"""Titles of the scans of an upload: from the owner, from words in descriptions and in names of
+folders and files that cannot be patient data, and numbers where these do not distinguish scans.
 
 Descriptions and names are free text, and may hold a patient's name, birth date or number. So only
-words are taken from them that stand in the lists below, slice thicknesses, kernels, and the number
-of an examination ("Case 12"), or of a folder of pictures whose name is a short number.
+the words in the lists below are used, slice thicknesses, kernels, and the number of an examination
+("Case 12") or of a folder of pictures whose name is a short number.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OTHERS = frozenset((
     "slice", "standard", "std", "tissue", "unenhanced", "up", "venous", "vol", "volume",
     "window", "with", "without", "wo",
 ))  # fmt: skip
-"""Words that say something only beside one of the `SUBJECTS`."""
+"""Words that are used only together with one of the `SUBJECTS`."""
 ABBREVIATIONS = frozenset((
     "cct", "cect", "ct", "cta", "ctp", "ctv", "hct", "hu", "iac", "iv", "mip", "mpr",
     "ncct", "nect",
@@ -51,8 +51,8 @@ KINDS = {"dicom": "CT", "nifti": "NIfTI", "png": "PNG", "jpeg": "JPEG"}
 
 
 def description_of(text: str) -> str:
-    """Return the words of a description, or of a name, that are no patient data; "" if they say
-    nothing.
+    """Return the words of a description or a name that cannot be patient data; "" if they are not
+    meaningful.
     """
     text = re.sub(r"(?<=[0-9]) mm\b", "mm", text)
     for short, words in SHORT.items():
@@ -84,10 +84,10 @@ def titles_of(
 
     Args:
         series: the scans of the upload.
-        studies: what `webapp.intake.series.study_of` says of each.
-        title: what their owner calls them.
-        number: which of the files and folders that were dropped together this upload begins with,
-            from 1; 0 for one that stands alone.
+        studies: the result of `webapp.intake.series.study_of` for each.
+        title: the title that their owner gave.
+        number: the position of this upload among the files and folders that were dropped together,
+            from 1; 0 for a single upload.
         keep_names: the names of folders and files may be kept.
     """
     if len(series) == 1 and not number:
@@ -95,10 +95,10 @@ def titles_of(
     sizes = Counter(studies)
     places = {study: str(place) for place, study in enumerate(dict.fromkeys(studies), number or 1)}
     names = [
-        _name_of(one)
+        _name_of(scan)
         if keep_names
-        else _described(one, has_siblings=sizes[study] > 1) or _numbered(one, place)
-        for place, (one, study) in enumerate(zip(series, studies, strict=True), number or 1)
+        else _described(scan, has_siblings=sizes[study] > 1) or _numbered(scan, place)
+        for place, (scan, study) in enumerate(zip(series, studies, strict=True), number or 1)
     ]
     names = _with_studies(names, series, studies, places)
     names = unique_titles(_with_numbers(names, series))
@@ -106,7 +106,7 @@ def titles_of(
 
 
 def unique_titles(titles: Iterable[str], existing: Iterable[str] = (), first: int = 2) -> list[str]:
-    """Return titles of which none occurs twice, nor among the `existing`: those that would get a
+    """Return unique titles, which are not among the `existing` ones either: duplicates get a
     number, from `first` on.
     """
     unique: list[str] = []
@@ -120,15 +120,15 @@ def unique_titles(titles: Iterable[str], existing: Iterable[str] = (), first: in
     return unique
 
 
-def _described(one: SeriesFiles, *, has_siblings: bool = False) -> str:
-    """Return what headers and names say of a scan, with what they say of its study if it is one of
-    several series; "" if nothing.
+def _described(scan: SeriesFiles, *, has_siblings: bool = False) -> str:
+    """Return a title from headers and names, with that of the study if it has several series; "" if
+    there is none.
     """
-    first = one.files[0]
+    first = scan.files[0]
     header = first.dicom
     path = (first.folder or "").split("/")[:0:-1]  # The innermost folder first.
     numbers = [f"Folder {name}" for name in path if FOLDER.fullmatch(name)]
-    if len(one.files) == 1:
+    if len(scan.files) == 1:
         path.insert(0, first.name)
     texts = [header.series_description, header.protocol, header.study_description, header.body_part]
     description = next(
@@ -142,12 +142,14 @@ def _described(one: SeriesFiles, *, has_siblings: bool = False) -> str:
     if study.startswith(description):  # "Phantom" of "Phantom 3".
         description = ""
     return " · ".join(dict.fromkeys(filter(None, [study, description]))) + (
-        one.part if description or study else ""
+        scan.part if description or study else ""
     )
 
 
 def _examination_in(name: str) -> str:
-    """Return the examination that a name counts, as "Case 12"; "" if it holds other numbers."""
+    """Return the numbered examination in a name, such as "Case 12"; "" if the name has other
+    numbers.
+    """
     name = EXTENSION.sub("", name)
     match = EXAMINATION.search(name)
     if not match or re.search(r"[0-9]", name[: match.start()] + name[match.end() :]):
@@ -155,13 +157,13 @@ def _examination_in(name: str) -> str:
     return f"{match[1].capitalize()} {match[2]}"
 
 
-def _numbered(one: SeriesFiles, place: int) -> str:
-    """Return what to call a scan of which nothing is known."""
-    kind = one.files[0].kind
-    number = whole_number(one.files[0].dicom.series_number)
-    if kind == "dicom" and number is not None and one.slice_count > 1:
-        return f"Series {number}{one.part}"
-    return f"{KINDS[kind]} {'series' if one.slice_count > 1 else 'slice'} {place}{one.part}"
+def _numbered(scan: SeriesFiles, place: int) -> str:
+    """Return the title of a scan of which nothing is known."""
+    kind = scan.files[0].kind
+    number = whole_number(scan.files[0].dicom.series_number)
+    if kind == "dicom" and number is not None and scan.slice_count > 1:
+        return f"Series {number}{scan.part}"
+    return f"{KINDS[kind]} {'series' if scan.slice_count > 1 else 'slice'} {place}{scan.part}"
 
 
 def _with_studies(
@@ -170,37 +172,37 @@ def _with_studies(
     studies: Sequence[tuple[object, ...]],
     places: dict[tuple[object, ...], str],
 ) -> list[str]:
-    """Return the names with the place of the study where several studies have the same one."""
+    """Return the names, with the number of the study where several studies have the same name."""
     times = Counter(name for name, _ in set(zip(names, studies, strict=True)))
     unclear = {study for name, study in zip(names, studies, strict=True) if times[name] > 1}
     return [
         name
         if study not in unclear
         else f"Study {places[study]} · {name}"
-        if one.files[0].kind == "dicom"
+        if scan.files[0].kind == "dicom"
         else f"{name} ({places[study]})"
-        for name, one, study in zip(names, series, studies, strict=True)
+        for name, scan, study in zip(names, series, studies, strict=True)
     ]
 
 
 def _with_numbers(names: Sequence[str], series: Sequence[SeriesFiles]) -> list[str]:
-    """Return the names with the number of the series where several have the same one."""
-    numbers = [whole_number(one.files[0].dicom.series_number) for one in series]
+    """Return the names, with the number of the series where several series have the same name."""
+    numbers = [whole_number(scan.files[0].dicom.series_number) for scan in series]
     times = Counter(names)
-    own = Counter(zip(names, numbers, strict=True))
+    times_with_number = Counter(zip(names, numbers, strict=True))
     return [
         f"{name} (series {number})"
-        if times[name] > 1 and number is not None and own[name, number] == 1
+        if times[name] > 1 and number is not None and times_with_number[name, number] == 1
         else name
         for name, number in zip(names, numbers, strict=True)
     ]
 
 
-def _name_of(one: SeriesFiles) -> str:
-    """Return what a file is called, or the folder of several files."""
-    first = one.files[0]
+def _name_of(scan: SeriesFiles) -> str:
+    """Return the name of a single file, or of the folder of several files."""
+    first = scan.files[0]
     folder = (first.folder or "").partition("/")[2].rpartition("/")[2]
-    return printable(folder if folder and len(one.files) > 1 else first.name)
+    return printable(folder if folder and len(scan.files) > 1 else first.name)
 
 
 def _joined(title: str, name: str) -> str:

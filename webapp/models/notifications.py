@@ -103,7 +103,11 @@ def choices_of(user_id: str) -> dict[Channel, Wanted]:
         )
     )
     none = dict.fromkeys(Channel, Wanted.NONE)
-    return {**none, **DEFAULTS, **{Channel(one.channel): Wanted(one.wanted) for one in chosen}}
+    return {
+        **none,
+        **DEFAULTS,
+        **{Channel(choice.channel): Wanted(choice.wanted) for choice in chosen},
+    }
 
 
 def choose(user_id: str, chosen: dict[Channel, Wanted]) -> None:

@@ -100,10 +100,14 @@ class Opinion(db.Model):
 
     @property
     def agrees(self) -> bool | None:
-        """Whether it agrees with the model's answer; None where one of them is not decisive."""
-        if self.model_positive is None or not self.finding.is_decisive:
+        """Whether it agrees with the result that the scan has now, which need not be the one that
+        its author saw; None without a result, for slices, and where one of them is not decisive.
+        """
+        state = self.scan.verdict_state
+        is_decisive = state not in (None, "inconclusive") and self.finding.is_decisive
+        if self.slice_index is not None or not is_decisive:
             return None
-        return self.model_positive == (self.finding == Finding.PRESENT)
+        return (state == "suspected") == (self.finding == Finding.PRESENT)
 
 
 class Share(db.Model):

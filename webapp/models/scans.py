@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -194,6 +194,26 @@ class Scan(Leased, db.Model):
             and self.forced_at is None
             and self.original_removed_at is None
         )
+
+
+class ReplacedScan(db.Model):
+    """The id of a scan that another one replaced, so that links to it lead to that one."""
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    scan_id: Mapped[str] = mapped_column(ForeignKey("scan.id", ondelete="CASCADE"), index=True)
+
+
+def lead_on(scan_ids: Collection[str], scan_id: str) -> None:
+    """Let links to these scans lead to the stored scan that replaces them, and with them links to
+    those that they replaced; the caller deletes them afterward, and commits.
+    """
+    without_session = {"synchronize_session": False}
+    leads_to_them, is_one = ReplacedScan.scan_id.in_(scan_ids), ReplacedScan.id.in_(scan_ids)
+    moved = update(ReplacedScan).where(leads_to_them).values(scan_id=scan_id)
+    db.session.execute(moved, execution_options=without_session)
+    db.session.execute(delete(ReplacedScan).where(is_one), execution_options=without_session)
+    rows = [{"id": each, "scan_id": scan_id} for each in scan_ids]
+    db.session.execute(insert(ReplacedScan), rows)
 
 
 class Order(StrEnum):
@@ -549,12 +569,12 @@ def result_of(scan: Scan) -> dict[str, Any] | None:
             "id": prediction.model_version_id,
             "architecture": prediction.model_version.architecture,
         },
-        "types": {name: one["probability"] for name, one in types.items()},
+        "types": {name: type_["probability"] for name, type_ in types.items()},
         "slices": [
             {
                 "index": index,
                 "probability": value,
-                "types": {name: one["slices"][index] for name, one in types.items()},
+                "types": {name: type_["slices"][index] for name, type_ in types.items()},
                 "area_mm2": areas[index],
             }
             for index, value in enumerate(prediction.slices)

@@ -240,10 +240,10 @@ def queue_for_shadows(answers: Sequence[Mapping[str, Any]]) -> int:
     )
     queued = 0
     for shadow in db.session.execute(open_ones).all():
-        of_live = [one for one in answers if one["model_version_id"] == shadow.against_id]
+        of_live = [answer for answer in answers if answer["model_version_id"] == shadow.against_id]
         try:
             with db.session.begin_nested():
-                queued += _queue_for(shadow.id, {one["scan_id"]: one for one in of_live})
+                queued += _queue_for(shadow.id, {answer["scan_id"]: answer for answer in of_live})
         except SQLAlchemyError as err:  # That must never cost a verdict.
             log.error("shadow=%s misses scans: %s", shadow.id, type(err).__name__)
     return queued

@@ -1,5 +1,6 @@
 """How much each person has stored, counted by the database itself: triggers keep the totals right
 whatever statement inserts or deletes scans, and also where an account is deleted with its scans.
+What would move a scan to another owner, study or time is refused.
 
 An upload and the worklist then read one row, however many scans there are.
 """
@@ -117,6 +118,19 @@ ON_POSTGRESQL = (
     CREATE TRIGGER scan_totals_after_update AFTER UPDATE OF size ON scan
     FOR EACH ROW WHEN (OLD.size <> NEW.size) EXECUTE FUNCTION count_scans()
     """,
+    """
+    CREATE FUNCTION refuse_to_move_scan() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'the owner, the study and the time of a scan do not change'
+            USING ERRCODE = 'integrity_constraint_violation';
+    END $$
+    """,
+    """
+    CREATE TRIGGER scan_totals_before_update BEFORE UPDATE OF user_id, created_at, study_id ON scan
+    FOR EACH ROW WHEN ((OLD.user_id, OLD.created_at, OLD.study_id)
+        IS DISTINCT FROM (NEW.user_id, NEW.created_at, NEW.study_id))
+    EXECUTE FUNCTION refuse_to_move_scan()
+    """,
 )
 ON_SQLITE = (
     """
@@ -144,6 +158,12 @@ ON_SQLITE = (
     CREATE TRIGGER scan_totals_after_update AFTER UPDATE OF size ON scan BEGIN
         UPDATE scan_totals SET size = size - OLD.size + NEW.size WHERE user_id = NEW.user_id;
     END
+    """,
+    """
+    CREATE TRIGGER scan_totals_before_update BEFORE UPDATE OF user_id, created_at, study_id ON scan
+    WHEN (OLD.user_id, OLD.created_at, OLD.study_id)
+        IS NOT (NEW.user_id, NEW.created_at, NEW.study_id)
+    BEGIN SELECT RAISE(ABORT, 'the owner, the study and the time of a scan do not change'); END
     """,
 )
 # Both tables must exist.

@@ -1,4 +1,4 @@
-"""What a report tells, gathered from rows and stored pictures before anything is written."""
+"""The content of a report, gathered from rows and stored pictures before anything is written."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Verdict:
     """The answer for a scan.
 
     Attributes:
-        sentence: what a person reads first.
+        sentence: the headline.
         probability, threshold: 0..1.
         band: where answers are inconclusive (low, high), None where the model does not say.
     """
@@ -72,7 +72,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Content:
-    """Everything that a report of a scan tells.
+    """The content of a report of a scan.
 
     Attributes:
         slices: a probability (0..1) for each slice, from foot to head.
@@ -124,13 +124,13 @@ class Content:
 
 
 def content_of(scan: Scan, prediction: Prediction, opinions: Sequence[Opinion] = ()) -> Content:
-    """Return what a report of a scan with a result tells.
+    """Return the content of a report of a scan with a result.
 
     Raises:
         StorageError: its pictures cannot be read.
     """
     version = prediction.model_version
-    types = {name: float(one["probability"]) for name, one in (prediction.types or {}).items()}
+    types = {name: float(type_["probability"]) for name, type_ in (prediction.types or {}).items()}
     heatmap = prediction.heatmap
     index = shown_slice(prediction.first_slices)
     overlay, says = None, HEAT_SAYS
@@ -170,7 +170,7 @@ def content_of(scan: Scan, prediction: Prediction, opinions: Sequence[Opinion] =
         overlay_says=says,
         volume_ml=prediction.volume_ml,
         volume_sentence=volume_sentence(prediction),
-        replaces=list(dict.fromkeys(one["sentence"] for one in scan.replaces or ())),
+        replaces=list(dict.fromkeys(earlier["sentence"] for earlier in scan.replaces or ())),
     )
 
 

@@ -238,13 +238,13 @@ def segmentation(
     if not outline.any():
         raise ReportRefused(NOT_OUTLINED)
     mask = np.stack(
-        [in_grid_of(plane, one.header) for plane, one in zip(outline, ordered, strict=True)]
+        [in_grid_of(plane, source.header) for plane, source in zip(outline, ordered, strict=True)]
     )
-    sources = [one.file for one in ordered]
+    sources = [source.file for source in ordered]
     if ordered[0].frame is None:
         _give_thickness(sources)
     else:
-        mask = mask[np.argsort([one.frame or 0 for one in ordered])]
+        mask = mask[np.argsort([source.frame or 0 for source in ordered])]
         sources = [ordered[0].file]
     segmentation_object = Segmentation(
         source_images=sources,
@@ -290,12 +290,12 @@ def _give_thickness(sources: Sequence[pydicom.Dataset]) -> None:
     """Set the thickness of slices that do not say it, which a segmentation must: the distance to
     the next one.
     """
-    if all(one.get("SliceThickness") for one in sources):
+    if all(header.get("SliceThickness") for header in sources):
         return
-    places = np.asarray([one.ImagePositionPatient for one in sources], float)
+    places = np.asarray([header.ImagePositionPatient for header in sources], float)
     distance = float(np.median(np.linalg.norm(np.diff(places, axis=0), axis=1)))
-    for one in sources:
-        one.SliceThickness = one.get("SliceThickness") or round(distance, 3)
+    for header in sources:
+        header.SliceThickness = header.get("SliceThickness") or round(distance, 3)
 
 
 def in_grid_of(mask: NDArray[np.bool_], header: pydicom.Dataset) -> NDArray[np.bool_]:

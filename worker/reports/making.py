@@ -1,4 +1,4 @@
-"""Makes the reports that people ask for: row, then file, then row.
+"""Makes requested reports: claims a row, stores the file, finishes the row.
 
 Imported inside the functions are the modules that write PDF and DICOM: they take a second and
 60 MB, which workers do without until somebody asks for a report.
@@ -46,7 +46,7 @@ def make_next_report() -> bool:
                 with_result.joinedload(Prediction.model_version),
                 with_result.joinedload(Prediction.heatmap),
             )
-            # This session may hold the scan as it was when it was answered.
+            # The session may hold an outdated copy of the scan.
             .execution_options(populate_existing=True)
         )
 
@@ -79,7 +79,7 @@ def make_next_report() -> bool:
 
 
 def finished(report: Report, study_uid: str | None = None, **columns: str) -> frozenset[str]:
-    """Mark a report as made; the study that its object belongs to is its scan's from now on."""
+    """Mark a report as made, and record the study of its object as that of the scan."""
     held = leases.finish(Report, heartbeat().owner, [report.id], **columns)
     if held and study_uid is not None:
         unknown = (Scan.id == report.scan_id) & Scan.study_uid.is_(None)
@@ -109,7 +109,7 @@ def make(report: Report) -> tuple[list[bytes], dict[str, str]]:
         return [pdf_of(content_of(scan, scan.prediction, opinions_of(scan)), utc_now())], {}
     from worker.reports.dicom_web import as_json, places_of, rendered
 
-    served = (one["served"] for one in scan.replaces or () if one["served"])
+    served = (replaced["served"] for replaced in scan.replaces or () if replaced["served"])
     replaced = dict.fromkeys((series, instance) for series, instance in served)
     file = dicom_objects_of(scan, {kind: report.sop_instance_uid}, list(replaced))[kind]
     pictures = rendered(file) if kind is ReportKind.SECONDARY_CAPTURE else []
@@ -152,8 +152,7 @@ def dicom_objects_of(
 
 def can_be_segmented(scan: Scan, slices: int) -> bool:
     """Return whether the DICOM files of a scan say where each of its slices lies, so that a
-    segmentation can refer to them. Headers that nobody foresaw cost the scan its segmentation and
-    not its verdict.
+    segmentation can refer to them. Unexpected headers prevent the segmentation, not the verdict.
 
     Raises:
         StorageError: they cannot be read.

@@ -24,7 +24,7 @@ OF_A_COPY = (
     "DeidentificationMethod",
     "DeidentificationMethodCodeSequence",
 )
-"""What says that an object is de-identified."""
+"""Attributes that mark an object as de-identified."""
 
 
 def stable_uid(*parts: str) -> UID:
@@ -61,10 +61,10 @@ def in_original_study(content: bytes, link: Link, *, replaces: bool = False) -> 
 
 
 def _as_original(element: DataElement, link: Link) -> None:
-    """Put the original UID in the place of one that stands for it."""
+    """Replace UIDs of copies by the original ones."""
     if element.VR != "UI" or not element.value:
         return
     if isinstance(element.value, str):
         element.value = link.uids.get(element.value, element.value)
     else:
-        element.value = [link.uids.get(one, one) for one in element.value]
+        element.value = [link.uids.get(uid, uid) for uid in element.value]

@@ -110,7 +110,7 @@ class _Page(FPDF):
 
     def write_at(self, x: float, y: float, width: float, text: str, style: Style) -> None:
         """Write a paragraph `width` mm wide at a place; the next one begins below it."""
-        text = "".join(one if self._is_drawable(one) else MISSING for one in text)
+        text = "".join(character if self._is_drawable(character) else MISSING for character in text)
         self.set_xy(x, y)
         self.set_font(SANS, "B" if style.is_bold else "", style.size)
         self.set_text_color(*style.color)
@@ -128,7 +128,7 @@ class _Page(FPDF):
         return ord(character) in self.drawable or unicodedata.category(character) in ("Cf", "Mn")
 
     def draw_head(self, content: Content) -> None:
-        """Draw whose report this is, and which scan it is of."""
+        """Draw the title of the report and the scan that it is about."""
         self.set_y(12)
         top = self.get_y()
         self.write_at(MARGIN_MM, top, ROOM_MM, "Hemoscan", Style(15, is_bold=True))
@@ -327,9 +327,11 @@ class _Page(FPDF):
         if not opinions:
             return
         lines = [
-            f"{one.name}, {_time(one.at)}: {one.verdict}"
-            + (f". {one.comment}" if one.comment else "")
-            for one in sorted(opinions, key=lambda one: one.at, reverse=True)[:MOST_OPINIONS]
+            f"{opinion.name}, {_time(opinion.at)}: {opinion.verdict}"
+            + (f". {opinion.comment}" if opinion.comment else "")
+            for opinion in sorted(opinions, key=lambda opinion: opinion.at, reverse=True)[
+                :MOST_OPINIONS
+            ]
         ]
         if (more := len(opinions) - MOST_OPINIONS) > 0:
             lines.append(f"{more} more on the scan’s page.")

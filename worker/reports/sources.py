@@ -1,5 +1,4 @@
-"""The DICOM files that a scan was submitted as, without their pixels: what objects made of the scan
-refer to.
+"""The headers of a scan's DICOM files, to which the objects made of the scan refer.
 
 They are Hemoscan's own de-identified copies, so the UIDs here are those of the copies.
 """
@@ -21,7 +20,9 @@ EMPTY_WHERE_ABSENT = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
     "StudyID", "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
-"""What the standard wants in every object (type 2) and de-identification removed."""
+"""Attributes that the standard requires in every object (type 2) and that de-identification
+removed.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ def read_headers(paths: Sequence[Path], study_uid: str | None = None) -> list[py
         pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in paths
     ]
     study = next(
-        (one.StudyInstanceUID for one in headers if one.get("StudyInstanceUID")),
+        (header.StudyInstanceUID for header in headers if header.get("StudyInstanceUID")),
         UID(study_uid) if study_uid else new_uid(),
     )
     series = next(
-        (one.SeriesInstanceUID for one in headers if one.get("SeriesInstanceUID")), new_uid()
+        (header.SeriesInstanceUID for header in headers if header.get("SeriesInstanceUID")),
+        new_uid(),
     )
     for header in headers:
         for name in EMPTY_WHERE_ABSENT:
@@ -71,7 +73,7 @@ def read_headers(paths: Sequence[Path], study_uid: str | None = None) -> list[py
 
 
 def new_uid() -> UID:
-    """Return a UID that nothing else has."""
+    """Return a new, globally unique UID."""
     return pydicom.uid.generate_uid(prefix=None)
 
 
@@ -125,8 +127,8 @@ def _slices_of(header: pydicom.Dataset) -> list[Source]:
     frames = int(header.get("NumberOfFrames") or 1)
     is_multi_frame = "NumberOfFrames" in header
     return [
-        Source(header, index + 1 if is_multi_frame else None, own)
-        for index, own in enumerate(frame_headers(header, frames))
+        Source(header, index + 1 if is_multi_frame else None, header_of_frame)
+        for index, header_of_frame in enumerate(frame_headers(header, frames))
     ]
 
 

@@ -67,38 +67,40 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
 
-    one = commands.add_parser("submit", help="submit files and folders; each folder is an upload")
-    one.add_argument("paths", nargs="+", type=Path, metavar="PATH")
-    _add_choices(one)
-    one.add_argument("--wait", action="store_true", help="until the analysis has ended")
-    one.add_argument("--json", action="store_true", help="print what the service answers")
-    one.set_defaults(run=submit)
+    command = commands.add_parser(
+        "submit", help="submit files and folders; each folder is an upload"
+    )
+    command.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+    _add_choices(command)
+    command.add_argument("--wait", action="store_true", help="until the analysis has ended")
+    command.add_argument("--json", action="store_true", help="print what the service answers")
+    command.set_defaults(run=submit)
 
-    one = commands.add_parser(
+    command = commands.add_parser(
         "watch", help="watch a folder and submit each study once it is complete"
     )
-    one.add_argument("folder", type=Path, metavar="FOLDER")
-    _add_choices(one)
-    one.add_argument(
+    command.add_argument("folder", type=Path, metavar="FOLDER")
+    _add_choices(command)
+    command.add_argument(
         "--quiet",
         type=float,
         default=10.0,
         metavar="SECONDS",
         help="a study is complete after this many seconds without a change (%(default)g)",
     )
-    one.add_argument("--state", type=Path, help="the file that records what was submitted")
-    one.set_defaults(run=watch)
+    command.add_argument("--state", type=Path, help="the file that records what was submitted")
+    command.set_defaults(run=watch)
 
-    one = commands.add_parser("results", help="list results, the newest first")
-    one.add_argument(
+    command = commands.add_parser("results", help="list results, the newest first")
+    command.add_argument(
         "--since", type=moment, help="2026-11-29, 2026-11-29T14:00+01:00, or 30m, 12h, 7d ago"
     )
-    one.add_argument("--json", action="store_true", help="print what the service answers")
-    one.set_defaults(run=results)
+    command.add_argument("--json", action="store_true", help="print what the service answers")
+    command.set_defaults(run=results)
 
-    one = commands.add_parser("report", help="download a report of a scan")
-    one.add_argument("id", metavar="ID")
-    kinds = one.add_mutually_exclusive_group(required=True)
+    command = commands.add_parser("report", help="download a report of a scan")
+    command.add_argument("id", metavar="ID")
+    kinds = command.add_mutually_exclusive_group(required=True)
     for kind in REPORTS:
         what = "PDF" if kind == "pdf" else f"DICOM {kind.upper()}"
         kinds.add_argument(
@@ -109,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
             metavar="FILE",
             help=f"as {what}; without FILE it is named by the ID",
         )
-    one.set_defaults(run=report)
+    command.set_defaults(run=report)
     return whole
 
 

@@ -185,7 +185,11 @@ class Client(_Shared):
         return self._run(self._submission(paths, root, choices, key, on_sent))
 
     def scan(self, scan_id: str) -> Scan:
-        """Return a scan and, if it is done, its result."""
+        """Return a scan and, if it is done, its result.
+
+        A scan that was replaced, because more of its series arrived, leads to the one in its place:
+        the `id` of the returned scan is another.
+        """
         return self._run(operations.scan(scan_id, self._patience_s))
 
     def scans(
@@ -212,9 +216,9 @@ class Client(_Shared):
         """Yield your scans whose analysis ended with a result, since then if that is given; UTC if
         it names no time zone.
         """
-        for one in self.scans(status="done", finished_since=since):
-            if one.result is not None:
-                yield one
+        for scan in self.scans(status="done", finished_since=since):
+            if scan.result is not None:
+                yield scan
 
     def wait(
         self,
@@ -331,14 +335,14 @@ class AsyncClient(_Shared):
         while url is not None:
             page, url = await self._run(operations.page(url, params, self._patience_s))
             params = {}
-            for one in page:
-                yield one
+            for scan in page:
+                yield scan
 
     async def results(self, since: datetime | None = None) -> AsyncIterator[Scan]:
         """As `Client.results`."""
-        async for one in self.scans(status="done", finished_since=since):
-            if one.result is not None:
-                yield one
+        async for scan in self.scans(status="done", finished_since=since):
+            if scan.result is not None:
+                yield scan
 
     async def wait(
         self,

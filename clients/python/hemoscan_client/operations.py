@@ -191,11 +191,11 @@ def submit(
     headers = {"Idempotency-Key": key or str(uuid4())}
     call = Call("POST", "scans", {}, headers, choices.as_form(), files, on_sent)
     answer = yield from answered(call, patience_s)
-    return [Job.of(one) for one in json_of(answer)["scans"]]
+    return [Job.of(job) for job in json_of(answer)["scans"]]
 
 
 def scan(scan_id: str, patience_s: float) -> Operation[Scan]:
-    """Read a scan."""
+    """Read a scan, or the one that has replaced it, which has another id."""
     answer = yield from answered(Call("GET", f"scans/{scan_id}"), patience_s)
     return Scan.of(json_of(answer))
 
@@ -209,7 +209,7 @@ def page(
     following = None
     if content["next"]:  # Its query only: behind a proxy, the service may know another address.
         following = f"scans?{httpx.URL(content['next']).query.decode()}"
-    return [Scan.of(one) for one in content["items"]], following
+    return [Scan.of(scan) for scan in content["items"]], following
 
 
 def wait(
@@ -242,7 +242,7 @@ def wait(
             look_s = FIRST_LOOK_S
             if on_change is not None:
                 on_change(scans[scan_id])
-        if all(one.is_final for one in scans.values()):
+        if all(scan.is_final for scan in scans.values()):
             return [scans[scan_id] for scan_id in scan_ids]
         if give_up_at is not None and time.monotonic() + look_s > give_up_at:
             raise TimedOut("The analysis did not finish in time; it continues on the server.")
@@ -251,13 +251,14 @@ def wait(
 
 
 def report(scan_id: str, kind: str, timeout_s: float, patience_s: float) -> Operation[bytes]:
-    """Have a report of a scan made, and download it.
+    """Have a report of a scan made, or of the one that has replaced it, and download it.
 
     Raises:
         ApiError: there is none of this kind.
         TimedOut: it was not made in time.
     """
-    address = f"scans/{scan_id}/reports/{kind}"
+    newest = yield from scan(scan_id, patience_s)
+    address = f"scans/{newest.id}/reports/{kind}"
     headers = {"Idempotency-Key": str(uuid4())}
     yield from answered(Call("POST", address, headers=headers), patience_s)
     give_up_at = time.monotonic() + timeout_s

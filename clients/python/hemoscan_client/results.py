@@ -74,8 +74,8 @@ class Result:
     def of(cls, answer: Mapping[str, Any]) -> Result:
         """Return the result that an answer describes."""
         slices = [
-            Slice(one["index"], one["probability"], one["types"], one["area_mm2"])
-            for one in answer["slices"]
+            Slice(slice_["index"], slice_["probability"], slice_["types"], slice_["area_mm2"])
+            for slice_ in answer["slices"]
         ]
         version = answer["model_version"]
         return cls(

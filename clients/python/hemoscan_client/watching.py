@@ -127,7 +127,7 @@ class Memory:
             )
             self._db.executemany(
                 "INSERT INTO file VALUES (?, ?, ?, ?)",
-                [(one.path, one.size, one.changed, batch.lastrowid) for one in files],
+                [(file.path, file.size, file.changed, batch.lastrowid) for file in files],
             )
 
     def to_send(self) -> list[Batch]:
@@ -227,9 +227,9 @@ class Watcher:
         """Return the new files of each study of which nothing has changed for long enough."""
         known = self._memory.known()
         units: dict[str, set[Seen]] = {}
-        for one in self._files():
-            if one not in known:
-                units.setdefault(one.unit, set()).add(one)
+        for file in self._files():
+            if file not in known:
+                units.setdefault(file.unit, set()).add(file)
         now = time.monotonic()
         self._since = {
             unit: self._since[unit]

@@ -161,7 +161,7 @@ def test_a_card_with_a_wrong_value_is_refused_and_the_value_named(
         },
     ],
 )
-def test_a_card_that_says_half_of_a_type_of_bleeding_is_refused(figures: object) -> None:
+def test_a_card_with_incomplete_figures_of_a_type_is_refused(figures: object) -> None:
     card = json.loads(a_card(types=type_figures_of_card()).to_json())
     assert Card.from_json(json.dumps(card)).types == type_figures_of_card()
     card["types"]["epidural"] = figures

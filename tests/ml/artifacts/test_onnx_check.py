@@ -147,7 +147,7 @@ def length_of(content: bytes) -> bytes:
         b"ORTM" * 4,
     ],
 )
-def test_what_protobuf_does_not_write_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_bytes_that_protobuf_never_writes_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "head.onnx").write_bytes(content)
     with pytest.raises(
         ArtifactError, match=r"The model's head\.onnx is not a readable ONNX graph\."

@@ -110,7 +110,7 @@ SHIPPED = {"starter": STARTER_DIR, "starter-series": STARTER_SERIES_DIR}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_card_is_the_one_that_its_json_makes(
+def test_the_readme_of_a_shipped_model_matches_its_card(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["card", name]) == 0
@@ -152,7 +152,7 @@ def test_explore_speaks_plainly_without_json(
     assert "labels predicted by border pixels: AUROC " in output
 
 
-def test_explore_writes_a_report_and_tells_sources_apart(
+def test_explore_writes_a_report_and_distinguishes_sources(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "wide"
@@ -212,7 +212,7 @@ def test_pictures_of_a_folder_are_read_in_the_order_of_their_numbers(
     assert "ordered by the last number in their names" in capsys.readouterr().err
 
 
-def test_predict_never_refuses_what_is_no_head_ct_and_says_so(
+def test_predict_analyzes_other_images_with_a_warning(
     tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.linear_gradient("L").save(tmp_path / "bars.png")
@@ -259,7 +259,7 @@ def test_predict_and_evaluate_say_what_they_had_to_assume(
     assert f"2 of 2 images: {sentence}" in json.loads(capsys.readouterr().out)["problems"]
 
 
-def test_predict_tells_the_types_of_bleeding(
+def test_predict_reports_the_types_of_hemorrhage(
     tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_png(phantom(1, hemorrhage=True, size=128), tmp_path / "a.png")
@@ -271,7 +271,7 @@ def test_predict_tells_the_types_of_bleeding(
     )
 
 
-def test_predict_tells_the_volume_and_writes_the_outline(
+def test_predict_reports_the_volume_and_writes_the_outline(
     outlining_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     series, written = tmp_path / "series", tmp_path / "outline.nii.gz"

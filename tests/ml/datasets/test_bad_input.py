@@ -79,7 +79,7 @@ PUT_RIGHT: dict[str, tuple[Callable[[], Image.Image], str]] = {
 
 
 @pytest.mark.parametrize("case", PUT_RIGHT)
-def test_what_is_put_right_becomes_the_same_input_and_is_noted(tmp_path: Path, case: str) -> None:
+def test_a_repaired_file_gives_the_same_input_with_a_note(tmp_path: Path, case: str) -> None:
     make, note = PUT_RIGHT[case]
     series = read(tmp_path, make())
     expected = to_input(Slice(HU.astype(np.float32), "hu"), InputSpec(size=64))[0]
@@ -164,7 +164,9 @@ REFUSED: dict[str, tuple[Callable[[Path], Series], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_put_right_is_refused_in_a_sentence(tmp_path: Path, case: str) -> None:
+def test_a_file_that_cannot_be_repaired_is_refused_with_a_sentence(
+    tmp_path: Path, case: str
+) -> None:
     make, sentence = REFUSED[case]
     with pytest.raises(ImageError, match=sentence) as caught:
         make(tmp_path)

@@ -21,7 +21,6 @@ from ml.datasets.near_duplicates import (
     bits_of,
     fingerprint,
     is_telling,
-    likeness,
     near_duplicates,
     same_pictures,
 )
@@ -56,6 +55,12 @@ EDITS: dict[str, Callable[[Image.Image, Path], None]] = {
 
 def hash_of(path: Path) -> str:
     return fingerprint(read_series([path], may_be_bare=True).slices[0])[0]
+
+
+def likeness(bits: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the Tanimoto coefficients of all pairs of hashes, (n, m)."""
+    shared = bits @ others.T
+    return shared / np.maximum(bits.sum(axis=1)[:, None] + others.sum(axis=1) - shared, 1)
 
 
 def copies_of(pictures: Sequence[Path], edit: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -174,7 +179,7 @@ def test_groups_join_what_shares_a_key_or_is_a_duplicate() -> None:
     ]
 
 
-def test_flat_pictures_are_nobodys_duplicates() -> None:
+def test_flat_pictures_are_not_duplicates() -> None:
     flat = np.zeros((32, 32), np.uint8)
     assert near_duplicates(["0" * HASH_DIGITS] * 2, [flat, flat]) == []
 

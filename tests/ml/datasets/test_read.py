@@ -119,7 +119,7 @@ def test_types_of_bleeding_are_read_where_a_table_names_them(manifest: Maker) ->
     assert read_dataset(result.root).fingerprint != result.fingerprint
 
 
-def test_a_table_without_types_of_bleeding_tells_none(manifest: Maker) -> None:
+def test_a_table_without_types_of_hemorrhage_gives_none(manifest: Maker) -> None:
     assert {e.types for e in read_dataset(manifest(ROWS)).examples} == {None}
 
 
@@ -537,7 +537,7 @@ def test_an_archive_that_explodes_is_stopped_while_unpacking(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04" + bytes(50)])
-def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.zip").write_bytes(content)
     with pytest.raises(DatasetError, match="a.zip is not a readable ZIP file."):
         unpack(tmp_path / "a.zip", tmp_path / "out")

@@ -137,7 +137,7 @@ def test_the_fingerprint_changes_with_the_label_of_a_scan(tmp_path: Path) -> Non
         "line 3: .* w0 has other types"),
     ],
 )  # fmt: skip
-def test_what_does_not_agree_is_noted(
+def test_contradictory_labels_are_refused(
     tmp_path: Path, rows: list[tuple[str, ...]], header: str, patients: str, sentence: str
 ) -> None:
     root = write_set(tmp_path / "set", rows, header, patients)

@@ -17,7 +17,7 @@ from ml.evaluation.comparison import compare
 from ml.evaluation.curves import curves_of_run, level_curves, worst_mistakes
 from ml.evaluation.metrics import auroc
 from ml.scans.phantoms import phantom, write_png
-from ml.training.shipped_answers import ship_answers
+from ml.validation.shipped_answers import ship_answers
 
 
 def write_run(

@@ -18,7 +18,7 @@ def a_scan(
     return ConfirmedScan(month, label, probability, probability >= 0.5, f"p{number}", sampling)
 
 
-def test_the_weighted_sample_tells_what_all_scans_would() -> None:
+def test_the_weighted_sample_estimates_the_figures_of_all_scans() -> None:
     random = np.random.default_rng(1)
     population = []
     for number in range(4000):

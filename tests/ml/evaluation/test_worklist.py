@@ -99,7 +99,7 @@ def test_where_every_scan_takes_as_long_no_order_changes_when_readers_begin(read
 
 
 @pytest.mark.parametrize("readers", [1, 3])
-def test_nobody_is_looked_at_before_they_arrive_and_no_more_at_once_than_there_are_readers(
+def test_no_scan_is_read_before_it_arrives_and_at_most_one_per_reader(
     readers: int,
 ) -> None:
     rng = np.random.default_rng(7)
@@ -134,7 +134,7 @@ def test_a_model_that_knows_brings_hemorrhages_forward_and_the_others_pay() -> N
     )
 
 
-def test_a_model_that_knows_nothing_moves_nobody() -> None:
+def test_a_model_without_skill_changes_no_waiting_time() -> None:
     result = simulate(USELESS, Department(repetitions=10))
 
     for group, which_way in (("hemorrhage", "sooner"), ("no hemorrhage", "later")):

@@ -36,7 +36,7 @@ def test_heat_is_the_mean_loss_of_log_odds_over_the_windows_of_a_cell_relative_t
     np.testing.assert_allclose(heat, expected, atol=1e-5)
 
 
-def test_what_speaks_against_has_no_heat() -> None:
+def test_evidence_against_hemorrhage_has_no_heat() -> None:
     maps = np.zeros((5, 5, 1), np.float32)
     maps[2, 2] = -4
     assert not occlusion(maps, lambda copies: sigmoid(copies.sum(axis=(1, 2, 3)))).any()

@@ -14,7 +14,7 @@ from ml.artifacts.card import FEATURES, HEAD, TYPES, Card
 from ml.artifacts.folder import write_model
 from ml.errors import ArtifactError, ImageError
 from ml.inference.gate import REFUSED_FROM
-from ml.inference.predictor import CHUNK, NOT_HEAD_CT, Predictor, Stopped
+from ml.inference.predictor import NOT_HEAD_CT, Predictor, Stopped
 from ml.preprocessing.model_input import NOT_STRIPPED, InputSpec
 from ml.scans.phantoms import phantom
 from ml.scans.read import read_series
@@ -114,6 +114,31 @@ def test_a_head_is_not_refused(tiny_model: TinyModel) -> None:
     assert not result.refused and result.not_head_ct < REFUSED_FROM and result.warnings == ()
 
 
+def test_of_a_series_the_median_of_the_head_ct_check_counts(tiny_model: TinyModel) -> None:
+    predictor = Predictor(tiny_model())
+    air = Slice(np.zeros((64, 64), np.float32), "display")
+    heads = [
+        Slice(phantom(seed, hemorrhage=False, size=256).astype(np.float32), "hu")
+        for seed in range(3)
+    ]
+    assert not predictor.predict(Series((air, *heads, air))).refused
+    assert predictor.predict(Series((air, air, heads[0]))).not_head_ct == 1
+
+
+def test_threads_do_not_change_the_answers(tiny_model: TinyModel) -> None:
+    scans = [
+        Series(tuple(with_bright_cell(brightness) for brightness in np.linspace(0.2, 0.9, n)))
+        for n in (30, 1, 9)
+    ]
+    model = tiny_model(reads="series", head={"context": 0.5})
+    one, three = Predictor(model), Predictor(model, threads=3)
+    assert one.predict_many(scans) == three.predict_many(scans)
+    for slow, fast in zip(
+        one.heatmaps(scans[0], (3, 7)), three.heatmaps(scans[0], (3, 7)), strict=True
+    ):
+        assert np.array_equal(slow, fast)
+
+
 def test_thin_slices_are_read_as_slabs_and_each_has_the_answer_of_its_own(
     tiny_model: TinyModel,
 ) -> None:
@@ -187,29 +212,29 @@ def test_each_thin_slice_has_the_types_of_its_slab(tiny_model: TinyModel) -> Non
     )
 
 
-def test_a_model_without_types_tells_none(tiny_model: TinyModel) -> None:
+def test_a_model_without_types_gives_none(tiny_model: TinyModel) -> None:
     result = Predictor(tiny_model()).predict(Series((with_bright_cell(0.75),)))
     assert result.types == result.slice_types == {}
 
 
-def test_progress_is_reported_in_slices_and_a_stop_is_obeyed_between_chunks(
+def test_progress_is_reported_in_slices_and_a_stop_is_obeyed_between_slices(
     tiny_model: TinyModel,
 ) -> None:
     predictor = Predictor(tiny_model(), checks_head_ct=False)
     scan = Series(tuple(with_bright_cell(0.5) for _ in range(40)), (), 5.0)
     reports: list[tuple[int, int]] = []
     predictor.predict(scan, lambda done, total: reports.append((done, total)))
-    assert reports == [(done, 40) for done in range(CHUNK, 41, CHUNK)]
+    assert reports == [(done, 40) for done in range(1, 41)]
     reports.clear()
     with pytest.raises(Stopped, match="was stopped"):
         predictor.predict(
             scan, lambda done, total: reports.append((done, total)), lambda: bool(reports)
         )
-    assert reports == [(CHUNK, 40)]
+    assert reports == [(1, 40)]
     thin = Series(scan.slices, (), 1.0)
     predictor.predict_many([thin, scan], lambda done, total: reports.append((done, total)))
     # Eight slabs of five slices each, then slices.
-    of_slabs, of_slices = range(5 * CHUNK, 41, 5 * CHUNK), range(40 + CHUNK, 81, CHUNK)
+    of_slabs, of_slices = range(5, 41, 5), range(41, 81)
     assert reports[1:] == [(done, 80) for done in (*of_slabs, *of_slices)]
 
 
@@ -229,7 +254,7 @@ def test_several_heat_maps_of_a_scan_are_those_of_each_and_run_the_convolutions_
         monkeypatch.setattr(
             predictor,
             "_maps",
-            lambda inputs, real=real, ran=ran: ran.append(len(inputs)) or real(inputs),
+            lambda pixels, real=real, ran=ran: ran.append(1) or real(pixels),
         )
         for together, alone in zip(predictor.heatmaps(scan, [19, 3]), one_by_one, strict=True):
             np.testing.assert_array_equal(together, alone)

@@ -17,7 +17,7 @@ from tests.ml.tasks import largest_difference, learning_pictures, task_of
 SMALL: dict[str, object] = {"epochs": 1, "fully_connected": 16}
 
 
-def test_it_learns_what_the_pictures_show(tmp_path: Path) -> None:
+def test_the_network_learns_the_labels_of_the_pictures(tmp_path: Path) -> None:
     task = task_of(
         "alexnet", tmp_path, {"epochs": 8, "fully_connected": 32, "learning_rate": 0.001}
     )
@@ -32,7 +32,7 @@ def test_it_learns_what_the_pictures_show(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("frozen", [0, 3, 5])
 @pytest.mark.parametrize("restructure", ["none", "autoencoder"])
-def test_the_graphs_are_what_was_judged_however_much_is_frozen(
+def test_the_graphs_match_the_evaluated_model_however_much_is_frozen(
     frozen: int, restructure: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(features, "PICTURES_TO_RECONSTRUCT", 1)
@@ -64,7 +64,7 @@ def test_the_layout_of_2012_with_its_normalization_and_groups(groups: int, tmp_p
 def test_frozen_convolutions_stay_as_they_were(tmp_path: Path) -> None:
     task = task_of("alexnet", tmp_path, {**SMALL, "frozen": 3})
     alexnet.fit(task)
-    trained = dict(np.load(task.own / "trained.npz"))
+    trained = dict(np.load(task.folder / "trained.npz"))
     start = alexnet.initial_weights(task, "conv5")
     assert all(
         np.array_equal(trained[f"conv{number}_W"], start[f"conv{number}_W"]) for number in (1, 2, 3)

@@ -244,7 +244,7 @@ def test_columns_of_features_are_those_of_their_layer_and_pooling() -> None:
     assert columns("conv5", "both") == [6, 7, 8, 9] and columns("conv5", "max") == [8, 9]
 
 
-def test_copies_are_learned_from_and_weigh_together_what_their_picture_weighs(
+def test_augmented_copies_together_have_the_weight_of_their_picture(
     tmp_path: Path,
 ) -> None:
     task = task_of("alexnet_svm", tmp_path)

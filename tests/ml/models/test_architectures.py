@@ -138,11 +138,11 @@ def test_an_interrupted_fit_ends_with_the_same_numbers(
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_what_is_held_out_changes_nothing(
+def test_held_out_images_do_not_change_the_fit(
     name: str, fitted: dict[str, Fitted], tmp_path: Path
 ) -> None:
-    """Neither its pixels, which an autoencoder and augmented copies could take, nor its labels and
-    outlines.
+    """Neither their pixels, which an autoencoder and augmented copies could take, nor their labels
+    and outlines.
     """
     expected = fit(name, tmp_path / "one", fitted)
     task = task_of(name, tmp_path / "other", QUICK[name])

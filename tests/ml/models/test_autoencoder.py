@@ -120,7 +120,7 @@ def test_its_weights_survive_half_precision(heads: np.ndarray, tmp_path: Path) -
         assert np.array_equal(values, values.astype(np.float16).astype(np.float32))
 
 
-def test_the_architecture_tells_pictures_apart_by_the_bottleneck(tmp_path: Path) -> None:
+def test_the_architecture_classifies_by_the_bottleneck(tmp_path: Path) -> None:
     task = task_of("autoencoder", tmp_path, {"epochs": 5})
     result = fit(task)
     assert auroc(task.labels[24:], result.decisions[24:]) > 0.9

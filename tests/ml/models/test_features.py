@@ -49,7 +49,7 @@ def test_copies_are_made_of_the_training_part_only_where_something_learned(tmp_p
     result = features_of(task, extractor.build, averages, 3, quiet, learned=extractor.learned)
     assert result.shape == (3, 32, 384) and (result[0].sum(axis=1) > 0).all()
     assert (result[1:, :24].sum(axis=2) > 0).all() and (result[1:, 24:] == 0).all()
-    assert sorted(path.name for path in task.own.iterdir()) == [
+    assert sorted(path.name for path in task.folder.iterdir()) == [
         "features-0.npz",
         "features-1.npz",
         "features-2.npz",
@@ -62,7 +62,7 @@ def test_frozen_features_are_shared_by_all_fits(tmp_path: Path) -> None:
     task = task_of("alexnet_svm", tmp_path, {"layer": "conv3"}, labels=labels)
     extractor = extractor_of(task, "conv3", task.train, quiet)
     result = features_of(task, extractor.build, averages, 2, quiet, learned=extractor.learned)
-    assert not extractor.learned and not task.own.exists()
+    assert not extractor.learned and not task.folder.exists()
     assert (result[1, :30].sum(axis=1) > 0).all() and (result[1, 30] == 0).all(), (
         "nobody learns from an unknown label"
     )
@@ -90,7 +90,7 @@ def test_several_layers_are_seen_in_one_pass_as_each_alone(tmp_path: Path) -> No
         assert together[layer].shape[2:] == alone.shape
 
 
-def test_the_autoencoder_learns_from_what_may_be_learned_from(
+def test_the_autoencoder_learns_from_the_training_part_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(features, "PICTURES_TO_RECONSTRUCT", 1)

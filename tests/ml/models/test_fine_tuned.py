@@ -98,7 +98,7 @@ def test_whatever_the_fine_tuning_hangs_on_makes_it_another(
     numbers = iter(range(100))
 
     def changed(**values: object) -> FitTask:
-        return replace(task, own=tmp_path / f"own-{next(numbers)}", **values)  # type: ignore[arg-type]
+        return replace(task, folder=tmp_path / f"own-{next(numbers)}", **values)  # type: ignore[arg-type]
 
     images, labels, masks, sources = (
         values.copy() for values in (task.images, task.labels, task.masks, task.sources)

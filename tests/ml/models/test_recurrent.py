@@ -220,7 +220,7 @@ def test_single_pictures_are_read_row_by_row(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("untraced")
-def test_a_slice_that_nobody_labeled_stands_in_its_scan_and_teaches_nothing(
+def test_an_unlabeled_slice_is_part_of_its_scan_but_not_trained_on(
     tmp_path: Path,
 ) -> None:
     labels = task_on_scans("cnn_gru", tmp_path).labels.copy()

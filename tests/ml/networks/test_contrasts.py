@@ -79,7 +79,7 @@ def test_bone_that_is_shown_gray_is_bone() -> None:
     )
 
 
-def test_weights_that_learned_before_see_what_they_learned_with() -> None:
+def test_older_weights_get_the_contrasts_they_were_trained_with() -> None:
     leveled, again = contrasts(keras.ops.convert_to_tensor(head()), TARGET[:2])
     np.testing.assert_array_equal(np.asarray(leveled), np.asarray(again))
 

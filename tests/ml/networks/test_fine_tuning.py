@@ -68,7 +68,7 @@ def test_a_cell_is_bloody_where_enough_of_it_is_outlined() -> None:
     assert (_bloody_cells(np.zeros((8, 8), np.uint8), 0, 4) == 0).all()
 
 
-def test_cells_of_a_hemorrhage_that_nobody_outlined_are_unknown() -> None:
+def test_cells_of_a_hemorrhage_without_an_outline_are_unknown() -> None:
     assert (_bloody_cells(np.full((8, 8), 255, np.uint8), 1, 4) == -1).all()
     assert (_bloody_cells(np.zeros((8, 8), np.uint8), 1, 4) == -1).all(), (
         "its outline was moved out of the picture"
@@ -138,13 +138,13 @@ def a_task(tmp_path: Path, scan: int = 2, **changed: object) -> FitTask:
 
 
 @pytest.mark.usefixtures("untraced", "small_batches")
-def test_over_a_scan_neighboring_slices_decide_along_in_what_is_judged_and_in_what_is_exported(
+def test_neighboring_slices_count_in_the_evaluated_and_in_the_exported_model(
     tmp_path: Path,
 ) -> None:
     task = a_task(tmp_path, scan=4, reuse=tmp_path / "kept")
     alone = alexnet_cells.fit(task)
     assert alone.learned_features and set(alone.held_out.slices.tolist()) < set(range(24))
-    fitted = alexnet_cells_series.fit(replace(task, own=tmp_path / "other"))
+    fitted = alexnet_cells_series.fit(replace(task, folder=tmp_path / "other"))
     expected = smoothed(alone.decisions, task.scans)
     np.testing.assert_allclose(fitted.decisions, expected, atol=1e-6)
     np.testing.assert_allclose(

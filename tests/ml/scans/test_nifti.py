@@ -261,7 +261,7 @@ CORONAL = np.diag([PIXEL_MM, 12.0, PIXEL_MM, 1.0])
         (nifti((RAS * 3.0).clip(0, 255).astype("f4") + RIPPLE, AFFINE), "no Hounsfield units"),
     ],
 )
-def test_what_cannot_be_read_is_refused_in_a_sentence(
+def test_unreadable_files_are_refused_with_a_sentence(
     tmp_path: Path, content: bytes, sentence: str
 ) -> None:
     with pytest.raises(ImageError, match=sentence) as caught:

@@ -113,7 +113,7 @@ def test_a_uid_that_one_file_lacks_changes_nothing(tmp_path: Path, name: str) ->
     assert marks(read_series(paths)) == ALL
 
 
-def test_sizes_that_cannot_be_those_of_a_head_are_not_believed(tmp_path: Path) -> None:
+def test_implausible_sizes_are_corrected_or_ignored(tmp_path: Path) -> None:
     meters = write_series(
         tmp_path / "m",
         12,
@@ -138,7 +138,7 @@ def test_a_distance_may_be_negative(tmp_path: Path) -> None:
     assert read_series(paths).distance_mm == 4
 
 
-def test_a_slice_whose_place_nothing_tells_is_left_out_and_named(tmp_path: Path) -> None:
+def test_a_slice_without_any_position_is_left_out_and_named(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "s", 12)
     change(paths[3], ImagePositionPatient=None, InstanceNumber=None)
     series = read_series(paths)

@@ -53,7 +53,7 @@ def test_an_unknown_kind_and_a_tiny_size_are_refused() -> None:
         phantom(0, True, size=32)
 
 
-def test_a_phantoms_dicom_is_a_ct_slice_of_nobody(tmp_path: Path) -> None:
+def test_a_phantoms_dicom_is_a_ct_slice_without_a_patient(tmp_path: Path) -> None:
     hu = phantom(2, True, size=128)
     write_dicom(hu, tmp_path / "one", number=3, position_mm=12.5)
     write_dicom(hu, tmp_path / "two", number=3, position_mm=12.5)

@@ -150,7 +150,7 @@ def test_a_huge_png_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
         (bytes(128) + b"DICM" + b"\xff" * 500, "The DICOM file"),
     ],
 )
-def test_what_is_no_image_is_refused_in_a_sentence(
+def test_a_file_that_is_not_an_image_is_refused_with_a_sentence(
     tmp_path: Path, content: bytes, sentence: str
 ) -> None:
     (tmp_path / "scan.png").write_bytes(content)

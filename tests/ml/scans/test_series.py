@@ -145,7 +145,7 @@ def test_many_files_left_out_are_not_all_named(tmp_path: Path) -> None:
         ({"PhotometricInterpretation": "RGB"}, "is a color image"),
     ],
 )
-def test_what_is_no_slice_is_left_out_and_noted_whatever_its_series(
+def test_files_without_slices_are_left_out_and_noted_in_any_series(
     tmp_path: Path, tags: dict[str, object], sentence: str
 ) -> None:
     paths = write_series(tmp_path / "s", 2)

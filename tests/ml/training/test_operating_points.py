@@ -1,4 +1,4 @@
-"""Operating points by scan: made series, folds that are hospitals, and what the card says."""
+"""Operating points by scan: composite series, folds that are hospitals, and what the card says."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ml.named_points import POINTS, point_at
 from ml.networks.aggregation import aggregate_scans
 from ml.training.experiment import Experiment
 from ml.training.operating_points import (
+    COMPOSITE_SERIES,
     FEWEST_PEOPLE,
-    MADE_SERIES,
-    made_series,
+    composite_series,
     named_points,
     operating_points,
     threshold_curves,
@@ -54,13 +54,13 @@ def folds_of(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
 
 def test_series_are_made_of_slices_without_hemorrhage_of_many_people(tmp_path: Path) -> None:
     experiment, held = an_experiment(tmp_path)
-    made = made_series(experiment, lambda decisions: float(decisions.max()), held)
+    made = composite_series(experiment, lambda decisions: float(decisions.max()), held)
     assert list(made) == ["series of singles"]
-    assert made["series of singles"].shape == (MADE_SERIES,)
+    assert made["series of singles"].shape == (COMPOSITE_SERIES,)
     negatives = held.decisions[400:][experiment.labels[400:] == 0]
     assert made["series of singles"].max() <= negatives.max()
     few, held = an_experiment(tmp_path, singles=FEWEST_PEOPLE)
-    assert made_series(few, lambda decisions: 0.0, held) == {}, "three quarters are too few"
+    assert composite_series(few, lambda decisions: 0.0, held) == {}, "three quarters are too few"
 
 
 def test_a_scan_has_a_threshold_of_its_own_above_that_of_a_slice(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from webapp.models import (
     User,
     dataset_scan,
 )
+from webapp.sharing import successor_of
 from webapp.storage import Storage, StorageFull, storage
 
 SIDES = (70, 71, 72, 73)
@@ -116,6 +117,9 @@ def test_pictures_are_joined_in_the_chosen_order_and_split_again(
             *(scan.id for scan in pictures),
         }
         assert {row[2] for row in events} == {"4 into 1", "1 into 4"}
+        # Links to what there was before lead to the first one.
+        heirs = {successor_of(scan_id, ann) for scan_id in (*order, series.id)}
+        assert heirs == {pictures[0].id}
 
 
 def test_more_stat_scans_than_allowed_wait_in_their_turn(any_database_app: Flask, ann: str) -> None:
@@ -165,8 +169,7 @@ def test_a_series_of_pictures_that_a_data_set_knows_is_known_to_it(
     any_database_app: Flask, ann: str
 ) -> None:
     with any_database_app.app_context():
-        known, other, *_ = single_pictures(ann)
-        other.study_id = "another study"
+        known, other = single_pictures(ann)[0], single_pictures(ann)[0]
         dataset = Dataset(name="ours", archive_key="datasets/1.zip")
         db.session.add(dataset)
         db.session.flush()

@@ -20,7 +20,7 @@ from ml.inference.predictor import Predictor
 from ml.models.cells import head_to_onnx
 from ml.networks.fine_tuning import Tuned
 from ml.scans.read import read_series
-from ml.training.site_calibration import calibrate, simulate_sites
+from ml.validation.site_calibration import calibrate, simulate_sites
 from tests.ml.conftest import CELLS, a_card, features_graph
 
 

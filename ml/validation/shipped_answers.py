@@ -14,7 +14,7 @@ from ml.datasets.examples import scan_key
 from ml.datasets.pool import in_scan_order
 from ml.datasets.read import Dataset
 from ml.evaluation.answers import AnswersError, read_answers, write_answers
-from ml.training.answer_rows import mark_of, whose_answer
+from ml.validation.answer_rows import mark_of, whose_answer
 
 COPIED = ("level", "dataset", "label", "repeat", "fold", "predicted")
 """Columns that are shipped as they are."""

@@ -41,8 +41,8 @@ from ml.figures import BandFigures, Metrics, StateCounts
 from ml.inference.gate import REFUSED_FROM, Gate, gate
 from ml.inference.predictor import Predictor
 from ml.scans.slices import Series, Slice
-from ml.training.answer_rows import whose_answer
 from ml.typed_json import from_json, to_json
+from ml.validation.answer_rows import whose_answer
 
 PREDICTIONS = ("filename", "label", "patient", "slice", "probability")
 ANSWERS = (*COLUMNS, "not_head_ct")
@@ -174,7 +174,7 @@ class Scored:
     @cached_property
     def slices(self) -> Level:
         """The answers for the images."""
-        labels = [UNKNOWN if one.label is None else one.label for one in self.examples]
+        labels = [UNKNOWN if example.label is None else example.label for example in self.examples]
         probabilities = np.array([value for answer in self.answers for value in answer.slices])
         called = probabilities >= self.card.threshold
         return Level(np.array(labels), probabilities, called, self.groups, self.seen)
@@ -198,7 +198,8 @@ class Scored:
         """
         labels = np.full(len(self.answers), UNKNOWN)
         of_examples = [
-            UNKNOWN if one.scan_label is None else one.scan_label for one in self.examples
+            UNKNOWN if example.scan_label is None else example.scan_label
+            for example in self.examples
         ]
         np.maximum.at(labels, self.scans, self.slices.labels)
         np.maximum.at(labels, self.scans, of_examples)
@@ -446,7 +447,7 @@ def _answer(
         positive=result.positive,
         uncertain=result.uncertain,
         slices=list(result.slice_probabilities),
-        not_head_ct=[head_check.score(one) for one in slices] if head_check else [],
+        not_head_ct=[head_check.score(slice_) for slice_ in slices] if head_check else [],
     )
 
 
@@ -455,7 +456,7 @@ def _steps_mm(examples: Sequence[Example], slices: Sequence[Slice]) -> tuple[flo
     if it is inconsistent.
     """
     places = [example.place_mm for example in examples if example.place_mm is not None]
-    are_alike = len({(one.pixels.shape, one.unit) for one in slices}) == 1
+    are_alike = len({(slice_.pixels.shape, slice_.unit) for slice_ in slices}) == 1
     return tuple(np.diff(places).tolist()) if are_alike and len(places) == len(examples) else ()
 
 

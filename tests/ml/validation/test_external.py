@@ -26,9 +26,9 @@ from ml.figures import Estimate, StateCounts, undefined
 from ml.inference.predictor import Predictor, ScanResult
 from ml.scans.read import read_series
 from ml.scans.slices import Series, Slice
-from ml.training import external_validation
-from ml.training.external_validation import evaluate
 from ml.typed_json import to_json
+from ml.validation import external
+from ml.validation.external import evaluate
 from tests.ml.conftest import features_graph, head_graph
 from tests.ml.made_scans import change, write_series
 
@@ -61,7 +61,7 @@ class StubGate:
 def stub_gate(monkeypatch: pytest.MonkeyPatch) -> StubGate:
     """The check is stubbed: the pictures of these tests are noise."""
     stub = StubGate()
-    monkeypatch.setattr(external_validation, "gate", lambda: stub)
+    monkeypatch.setattr(external, "gate", lambda: stub)
     return stub
 
 
@@ -230,7 +230,7 @@ def test_without_the_check_an_evaluation_says_so_and_goes_on(
     def is_missing() -> None:
         raise ArtifactError("The check for pictures that are no head CT is incomplete.")
 
-    monkeypatch.setattr(external_validation, "gate", is_missing)
+    monkeypatch.setattr(external, "gate", is_missing)
     result = evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
     assert result.not_head_ct.refused is None and result.not_head_ct.reason
     assert "The check for pictures that are no head CT is incomplete." in result.notes

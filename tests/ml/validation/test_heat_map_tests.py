@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ml.training.heat_map_tests import (
+from ml.validation.heat_map_tests import (
     HeatMapTest,
     covered,
     hottest_cells,

@@ -9,7 +9,7 @@ import pytest
 
 from ml.datasets.examples import Example
 from ml.evaluation.answers import COLUMNS, LEVELS
-from ml.training.answer_rows import whose_answer
+from ml.validation.answer_rows import whose_answer
 
 OF_PATIENT = Example(
     Path("a/7.png"),

@@ -70,7 +70,10 @@ def judge_heat_maps(
     def score(maps: FloatArray) -> FloatArray:
         # One by one, since a head may treat a batch as one scan.
         return np.array(
-            [head.run(["slice_probability"], {"maps": one[np.newaxis]})[0][0] for one in maps],
+            [
+                head.run(["slice_probability"], {"maps": slice_maps[np.newaxis]})[0][0]
+                for slice_maps in maps
+            ],
             np.float32,
         )
 

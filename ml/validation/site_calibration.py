@@ -32,8 +32,8 @@ from ml.evaluation.local_calibration import (
 from ml.figures import PointFigures
 from ml.named_points import require_sound
 from ml.networks.onnx_graph import serialized
-from ml.training.external_validation import evaluate
 from ml.typed_json import to_json
+from ml.validation.external import evaluate
 
 CONSTANTS = {"slice": ("slope", "offset"), "scan": ("scan_slope", "scan_offset")}
 """The constants of a head's graph that hold its two calibrations."""

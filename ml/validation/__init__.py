@@ -1,0 +1,1 @@
+"""A finished model on labeled images: external validation, heat maps, calibration to a site."""
