@@ -445,7 +445,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     for architecture in (
         Architecture(
             name="alexnet_svm",
-            title="AlexNet features + SVM",
+            title="AlexNet SVM",
             summary=(
                 "Features of AlexNet's convolutions, standardized, classified by a support vector"
                 " machine."
@@ -518,7 +518,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture(
             name="cnn_lstm",
-            title="AlexNet features + LSTM",
+            title="AlexNet LSTM",
             summary=(
                 "Features of each slice, read in anatomical order by an LSTM; gives a probability"
                 " for each slice and for the scan."
@@ -529,7 +529,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture(
             name="cnn_gru",
-            title="AlexNet features + GRU",
+            title="AlexNet GRU",
             summary=(
                 "Features of each slice, read in anatomical order by a GRU; gives a probability"
                 " for each slice and for the scan."
@@ -540,7 +540,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture(
             name="autoencoder",
-            title="Autoencoder + SVM",
+            title="Autoencoder SVM",
             summary=(
                 "The bottleneck of an autoencoder, trained from random weights without labels,"
                 " classified by a support vector machine."
@@ -564,7 +564,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture(
             name="alexnet_cells",
-            title="AlexNet, cell by cell",
+            title="AlexNet cells",
             summary=(
                 "Fine-tuned AlexNet with a hemorrhage score for each of 13 x 13 cells, trained"
                 " with lesion outlines where a data set has them. Not from the paper: always"
@@ -575,7 +575,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture(
             name="alexnet_cells_series",
-            title="AlexNet, cell by cell, over the slices",
+            title="AlexNet cells for series",
             summary=(
                 "The same for whole scans: half of each slice's score comes from its two"
                 " neighboring slices. Not from the paper: always augmented, never restructured."
@@ -585,7 +585,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture(
             name="googlenet_cells",
-            title="GoogLeNet, cell by cell",
+            title="GoogLeNet cells",
             summary=(
                 "GoogLeNet's inception modules with a pyramid; a decision for each of 28 x 28"
                 " cells. Ours, not the paper's."
@@ -596,7 +596,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture(
             name="googlenet_cells_series",
-            title="GoogLeNet, cell by cell, over the slices",
+            title="GoogLeNet cells for series",
             summary=(
                 "The same over the slices of a scan in anatomical order, each averaged with its two"
                 " neighbors. Ours, not the paper's."
@@ -607,7 +607,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture(
             name="googlenet_unet",
-            title="GoogLeNet as a U-Net",
+            title="GoogLeNet U-Net",
             summary=(
                 "GoogLeNet, cell by cell, with a decoder that outlines the hemorrhage in each"
                 " slice, from which its volume follows. Ours, not the paper's."
@@ -618,7 +618,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture(
             name="googlenet_unet_series",
-            title="GoogLeNet as a U-Net, over the slices",
+            title="GoogLeNet U-Net for series",
             summary=(
                 "The same over the slices of a scan in anatomical order, each decision averaged"
                 " with its two neighbors'. Ours, not the paper's."

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from flask import Flask
 
+from ml.catalogue import ARCHITECTURES
 from ml.named_points import with_widths
 from ml.verdict import State
 from webapp.extensions import utc_now
@@ -56,18 +57,7 @@ DISPLAY_NAMES = {
     "fine_tune_epochs": "Fine-tuning epochs",
     "initial_share": "Share of the initial weights",
     "pca": "PCA",
-    # architectures
-    "alexnet_svm": "AlexNet SVM",
-    "alexnet": "AlexNet",
-    "cnn_lstm": "AlexNet LSTM",
-    "cnn_gru": "AlexNet GRU",
-    "autoencoder": "Autoencoder SVM",
-    "alexnet_cells": "AlexNet cells",
-    "alexnet_cells_series": "AlexNet cells for series",
-    "googlenet_cells": "GoogLeNet cells",
-    "googlenet_cells_series": "GoogLeNet cells for series",
-    "googlenet_unet": "GoogLeNet U-Net",
-    "googlenet_unet_series": "GoogLeNet U-Net for series",
+    **{architecture.name: architecture.title for architecture in ARCHITECTURES.values()},
     # states of a job
     "cancelled": "canceled",
     # actions in the audit log

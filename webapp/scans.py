@@ -93,6 +93,7 @@ def show(scan_id: str) -> str | WerkzeugResponse:
         successor = successor_of(scan_id, current_user.id)
         if successor is None:
             raise
+        flash("More of its series arrived after this link was made; here is the newer scan.")
         return redirect(url_for("scans.show", scan_id=successor))
     _note_opened(scan)
     return scan_page(scan)
@@ -217,7 +218,7 @@ def reproduce(scan_id: str) -> WerkzeugResponse:
         else scan.prediction
     )
     if answer is None:
-        flash("There is no such answer.", "warning")
+        flash("There is no such result.", "warning")
         return _to_scan(scan_id)
     otherwise = ORIGINAL_REMOVED if scan.original_removed_at else IS_COMPUTED
     return _queued(scan.id, reproduce_answer(scan, answer), otherwise)

@@ -111,7 +111,7 @@ def test_an_earlier_answer_is_reproduced_too_and_a_wrong_one_is_refused(
     with app.app_context():
         earlier = db.session.scalars(select(EarlierAnswer.id)).one()
     wrong = ann.post(f"/scans/{scan_id}/reproduce", data={"answer": "77"}, follow_redirects=True)
-    assert "There is no such answer." in wrong.text
+    assert "There is no such result." in wrong.text
     ann.post(f"/scans/{scan_id}/reproduce", data={"answer": str(earlier)})
     end(app, is_same=True, result={**SAME, "not_kept": ["slices"], "changes": None})
     page = ann.get(f"/scans/{scan_id}").text

@@ -79,7 +79,7 @@ def test_a_report_is_asked_for_waited_for_and_downloaded(app: Flask, ann: FlaskC
 
     file = ann.get(address)
     assert (file.data, file.mimetype) == (b"%PDF-1.7", "application/pdf")
-    name = f"hemoscan-{scan_id[:8]}-pdf.pdf"
+    name = f"hemoscan-{scan_id[:8]}.pdf"
     assert file.headers["Content-Disposition"] == f"attachment; filename={name}"
     with app.app_context():
         acts = db.session.execute(

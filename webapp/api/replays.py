@@ -120,7 +120,7 @@ def reproduce_scan(body: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
     if (wanted := body["earlier_answer_id"]) is not None:
         answer = next((each for each in scan.earlier_answers if each.id == wanted), None)
     if answer is None:
-        raise Conflict("There is no such answer.")
+        raise Conflict("There is no such result.")
     answer_id = answer.id
     if not reproduce_answer(scan, answer):
         raise Conflict(ORIGINAL_REMOVED if scan.original_removed_at else IS_COMPUTED)

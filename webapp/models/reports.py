@@ -153,7 +153,8 @@ class Report(Leased, db.Model):
     def file_name(self) -> str:
         """The name under which a browser saves it; it says nothing about the patient."""
         kind = ReportKind(self.kind)
-        return f"hemoscan-{self.scan_id[:8]}-{kind.value}{kind.suffix}"
+        which = "" if kind is ReportKind.PDF else f"-{kind.value}"
+        return f"hemoscan-{self.scan_id[:8]}{which}{kind.suffix}"
 
 
 class ReportRefused(ValueError):

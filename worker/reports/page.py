@@ -149,15 +149,17 @@ class _Page(FPDF):
         self.ln(2.5)
 
     def draw_verdict(self, verdict: Verdict) -> None:
-        """Draw the state, the sentence and the figures, with a bar in the color of the state."""
+        """Draw the sentence, the state and the figures, with a bar in the color of the state."""
         top, color = self.get_y(), COLOR_OF[verdict.state]
         self.set_fill_color(*color)
         self.rect(MARGIN_MM, top, 2, 19, style="F")
         left, width = MARGIN_MM + 5, ROOM_MM - 5
-        title, sentence = STATE_TITLES[verdict.state], verdict.sentence
+        title, sentence = verdict.sentence, f"{STATE_TITLES[verdict.state]}."
         if verdict.state == "inconclusive":
-            title = f"{title}. Please have this scan read."
-            sentence = f"The probability is too close to the threshold to rely on “{sentence}”"
+            title = f"{sentence} Please have this scan read."
+            sentence = (
+                f"The probability is too close to the threshold to rely on “{verdict.sentence}”"
+            )
         self.write_at(left, top, width, title, Style(17, color, is_bold=True))
         self.write_at(left, top + 8.5, width, sentence, Style(10))
         figures = (
@@ -280,21 +282,26 @@ class _Page(FPDF):
         self.ln(2.5)
 
     def draw_facts(self, content: Content) -> None:
-        """Draw the model on the left, and what there is to know about this scan on the right."""
+        """Draw what else the model found and which it is on the left, notes on the right."""
         top = self.get_y()
+        findings = [
+            *filter(None, [content.volume_sentence]),
+            *(
+                f"Likely type: {name} {percent(probability, 0)}"
+                for name, probability in self._types(content)
+            ),
+        ]
+        if findings:
+            self._write_block(MARGIN_MM, top, "Findings of the model", findings)
+            self.ln(1.5)
         self._write_block(
             MARGIN_MM,
-            top,
+            self.get_y(),
             "Model",
             [
                 f"{content.model}, card {content.model_card}",
                 f"Version {content.model_version}",
                 content.software,
-                *filter(None, [content.volume_sentence]),
-                *(
-                    f"Likely type: {name} {percent(probability, 0)}"
-                    for name, probability in self._types(content)
-                ),
             ],
         )
         left_end = self.get_y()
