@@ -60,7 +60,7 @@ def test_an_ellipse_stays_on_its_slice_and_keys_answer_without_leaving_the_pictu
     assert page.evaluate("[window.neverReloaded, window.scrollY]") == [True, 40]
     with service.app.app_context():
         row = db.session.scalars(of_scan.where(Opinion.slice_index.is_(None))).one()
-    assert row.finding == Finding.ABSENT and row.agrees is False
+        assert row.finding == Finding.ABSENT and row.agrees is False
 
     def lost(route: Route) -> None:
         route.abort()
