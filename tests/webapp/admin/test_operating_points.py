@@ -60,7 +60,7 @@ def test_the_page_shows_what_each_point_means(app: Flask, admin: FlaskClient) ->
     page = admin.get(f"/admin/models/{id}").text
     text = text_of(page)
     assert page.count('<table class="data points">') == 2
-    assert "Balanced 0.300 90.0 (85–95) 93.0 (88–98) 30.0 (25–35) 50.0" in text
+    assert "Balanced 0.300 90.0 (85.0–95.0) 93.0 (88.0–98.0) 30.0 (25.0–35.0) 50.0" in text
     assert f"Balanced : series from 0.300, single slices from 0.250 {BALANCED}" in text
     assert "Chosen: as trained , series from 0.222, single slices from 0.410." in text
     assert "Between sensitive and balanced. Of 100 scans" in text
