@@ -99,7 +99,7 @@ def test_answers_are_drawn_and_computed_again_and_those_that_differ_are_listed(
     app: Flask, boss: FlaskClient
 ) -> None:
     nothing = boss.post("/api/v1/replays", json={"count": 5})
-    assert "no answer" in problem_of(nothing, 409)
+    assert "no result" in problem_of(nothing, 409)
     ann = make_user(app, "ann")
     scan_id = add_scan(app)
     add_verdict(app, scan_id)
