@@ -491,7 +491,7 @@ class Predictor:
             return Outlines()
         if state == "not found":
             return Outlines(no_volume_because=NOT_FOUND)
-        # A scan can be suspected, or inconclusive, although no slice is: its own threshold is lower.
+        # A scan may be suspected or inconclusive although no slice is: its threshold is lower.
         lowest = min(self.card.threshold, float(of_slices.max()))
         shown = [
             outlined if probability >= lowest else None
