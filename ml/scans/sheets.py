@@ -26,7 +26,7 @@ SAME_LINE = 0.25  # of a skull's width, in which they stand in one line
 
 SMALL_HEAD = 0.34  # share of the canvas; a smaller head is not a slice by itself
 CLUTTER = 0.2  # share of the canvas outside the head that is not black
-HEAD_ON_CANVAS = 0.8  # of a slice's side, as scanners choose it
+HEAD_ON_CANVAS = 0.82  # of a slice's side, as scanners choose it
 
 
 @dataclass(frozen=True)
