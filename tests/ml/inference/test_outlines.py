@@ -152,7 +152,9 @@ def test_a_slice_below_the_threshold_has_no_outline_unless_all_are_below(load: L
     assert 0 < (some.outlines.volume_ml or 0) < (every.outlines.volume_ml or 0)
     lone = predictor.with_thresholds(0.999, None).predict(series)
     assert lone.positive
-    assert set(lone.outlines.outlined_slices) <= {int(np.argmax(every.slice_probabilities))}
+    highest = max(lone.slice_probabilities)  # of several slices, which are alike
+    most = {n for n, value in enumerate(lone.slice_probabilities) if value == highest}
+    assert set(lone.outlines.outlined_slices) == most
 
 
 def test_a_model_without_outlines_says_so(tiny_model: Callable[..., Path]) -> None:
