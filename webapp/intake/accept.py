@@ -30,7 +30,7 @@ from webapp.audit import record
 from webapp.deletion import discard_archive
 from webapp.extensions import db, utc_now
 from webapp.forms import MAX_TITLE, text_problem
-from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, members
+from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, is_of_system, members
 from webapp.intake.clean_copy import NoSlice, QuotaReached, Taken, UploadRejected, take
 from webapp.intake.dicom import is_dicom
 from webapp.intake.nifti import GZIP
@@ -59,6 +59,11 @@ log = logging.getLogger(__name__)
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "dicom": ".dcm", "nifti": ".nii"}
 PICTURES = ("png", "jpeg")
 NAMES_OF_PICTURES = (".png", ".jpg", ".jpeg")
+NAMES_OF_NOTES = (
+    *(".txt", ".md", ".csv", ".tsv", ".rtf"),
+    *(".doc", ".docx", ".odt", ".xls", ".xlsx", ".ods"),
+)
+"""What people write beside a patient's pictures; the viewer on a CD comes with programs."""
 DROPPED = "folder"
 """The prefix of the paths of files in dropped folders."""
 PACKED = ".zip"
@@ -508,13 +513,14 @@ def _without_pictures_of_viewer(copies: Sequence[Taken], left_out: list[LeftOut]
 
 
 def _folders_of_pictures(copies: Sequence[Taken], left_out: Sequence[LeftOut]) -> set[str]:
-    """Return the dropped folders that hold only pictures and damaged DICOM files, with more
-    pictures than damaged files.
+    """Return the dropped folders that hold only pictures and, beside them, notes or damaged DICOM
+    files, with more pictures than damaged files.
 
     The page sends a folder that holds only pictures by itself. On an exported CD, pictures of the
     viewer lie beside its other files, and previews beside the slices they show, which are as many.
     """
     pictures, damaged, others = Counter[str](), Counter[str](), set[str]()
+    with_notes = set[str]()
     for folder, is_picture in [(file.folder, file.kind in PICTURES) for file in copies]:
         if folder is not None and is_picture:
             pictures[folder] += 1
@@ -527,12 +533,17 @@ def _folders_of_pictures(copies: Sequence[Taken], left_out: Sequence[LeftOut]) -
         is_slice = not isinstance(file.reason, NoSlice)
         if is_slice if file.is_dicom else name.endswith(SUFFIXES["dicom"]):
             damaged[file.folder] += 1
-        elif not name.endswith(NAMES_OF_PICTURES):
+        elif name.endswith(NAMES_OF_NOTES):
+            with_notes.add(file.folder)
+        elif name == "dicomdir" or not (name.endswith(NAMES_OF_PICTURES) or is_of_system(name)):
             others.add(file.folder)
     return {
         folder
         for folder, count in pictures.items()
-        if disc_of(folder) == DROPPED and 0 < damaged[folder] < count and folder not in others
+        if disc_of(folder) == DROPPED
+        and damaged[folder] < count
+        and (damaged[folder] or folder in with_notes)
+        and folder not in others
     }
 
 

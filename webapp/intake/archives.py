@@ -131,12 +131,17 @@ def _path(info: zipfile.ZipInfo) -> str:
     return info.filename.replace("\\", "/")
 
 
-def _is_passed_over(info: zipfile.ZipInfo) -> bool:
-    path = PurePosixPath(_path(info))
+def is_of_system(name: str) -> bool:
+    """Return whether a file of that name was added by a system or disc, not by a person."""
+    path = PurePosixPath(name)
     hidden = any(
         (part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts
     )
-    return _path(info).endswith("/") or hidden or path.name.lower() in NOT_IMAGES
+    return hidden or path.name.lower() in NOT_IMAGES
+
+
+def _is_passed_over(info: zipfile.ZipInfo) -> bool:
+    return _path(info).endswith("/") or is_of_system(_path(info))
 
 
 def _check_member(info: zipfile.ZipInfo) -> None:

@@ -457,6 +457,18 @@ def test_a_damaged_dicom_file_among_a_patient_s_pictures_does_not_make_them_a_vi
     assert receipt.refused[7] == "The PNG image is damaged or incomplete."
 
 
+@pytest.mark.parametrize("beside", ["notes.txt", "Report.DOCX", "list.csv"])
+def test_notes_among_a_patient_s_pictures_do_not_make_them_a_viewer_s(
+    ann: str, nudges: list[str], beside: str
+) -> None:
+    files = [(f"drop/a/{number}.dcm", one) for number, one in enumerate(series(1))]
+    files += [(f"drop/b/{number}.png", picture(side=72)) for number in (1, 2, 3)]
+    files += [(f"drop/b/{beside}", b"Seen today."), ("drop/b/.DS_Store", b"Bud1")]
+    receipt = accept_upload(ann, [upload(one, name) for name, one in files], choices=EACH)
+    assert [(scan.kind, scan.slice_count) for scan in receipt.scans] == [("dicom", 4), ("png", 3)]
+    assert set(receipt.refused) == {7, 8}
+
+
 @pytest.mark.parametrize(
     "beside",
     [
@@ -470,6 +482,8 @@ def test_a_damaged_dicom_file_among_a_patient_s_pictures_does_not_make_them_a_vi
             "2.png": picture(),
         },
         {"viewer.dll": b"MZ", "1.png": picture(), "2.png": picture()},
+        {"readme.txt": b"How to", "index.htm": b"<html>", "1.png": picture(), "2.png": picture()},
+        {"readme.txt": b"How to", "DICOMDIR": b"", "1.png": picture(), "2.png": picture()},
         {"1.png": picture(), "2.png": picture()},
     ],
 )
