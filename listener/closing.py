@@ -250,9 +250,7 @@ class _Arrived:
     def _submit(
         self, files: Sequence[Path], parts: Sequence[Part], uids: NewUids, *, is_alone: bool
     ) -> list[str]:
-        """Submit these files together with the stored copies of the scans that the new ones
-        replace.
-        """
+        """Submit these files with the stored copies of the scans that the new ones replace."""
         about, gone = self._study.about, list[str]()
         answers = dict(about.answers)
         for part in parts:
@@ -279,8 +277,7 @@ class _Arrived:
                 if others.intersection(map(series_of, instances_held)):
                     notes = [*notes, CAME_EARLIER]
                 scan.notes = [*(scan.notes or []), *notes]
-                replaced_parts = heirs.get(place, [])
-                if replaced_parts:
+                if replaced_parts := heirs.get(place, []):
                     gone.extend(take_place(scan, [part.scan_id for part in replaced_parts]))
                 instances = [each for each in instances_held if each not in before]
                 instances += [each for part in replaced_parts for each in part.instances]

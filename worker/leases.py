@@ -70,6 +70,8 @@ def claim(table: type[Row], owner: str, limit: int = 1, after: str | None = None
 
     A row whose batch died is claimed alone next time, so that the next death shows which row is the
     cause. Only deaths of a row that was alone count (`death_counts`).
+
+    One function, because it builds one statement, part by part in the order in which each is used.
     """
     # Most tables of which one row at a time is claimed are empty, where the statement below would
     # take milliseconds all the same.

@@ -81,6 +81,8 @@ def read_dataset(
 ) -> Dataset:
     """Read a data set in one of the layouts above: labels, images and groups.
 
+    One function, because it is a row of steps, each of which takes what those before it returned.
+
     Args:
         root: the folder, or one that contains only that folder.
         name: name of the data set; default: name of the folder.

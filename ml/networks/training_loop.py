@@ -37,9 +37,8 @@ def run_epochs(
     state: Path,
     report: Callable[[float, Mapping[str, float]], None],
 ) -> None:
-    """Train the network; afterwards it holds the running average of its weights.
-
-    Adam (D. Kingma, J. Ba 2015) with a learning rate that falls along a cosine to nothing.
+    """Train the network by Adam (D. Kingma, J. Ba 2015) with a learning rate that falls along a
+    cosine to nothing; afterwards it holds the running average of its weights.
 
     Many parameters, because this is what five architectures do not share: all are given by keyword,
     and an object that held them would be built only for this call.

@@ -89,6 +89,9 @@ def run_paper(
 
     Called again on the same folder, it resumes at the cell, fold and epoch where it stopped.
 
+    One function, because the loop over the cells needs all that precedes it (pool, weights, images
+    read once, expected time) and changes the results, the only state that outlives a cell.
+
     Args:
         dataset: slices or scans.
         cells: of `plan`.

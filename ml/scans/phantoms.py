@@ -42,6 +42,9 @@ def phantom(
     """Return an axial slice at the height of the lateral ventricles, int16 (size, size) HU, 230 mm
     wide, forehead at the top.
 
+    One function, because all parts draw from one sequence of random numbers: in another order, the
+    same seed would give another head.
+
     Args:
         seed: the head, and where its blood is.
         hemorrhage: whether there is blood; the head is the same without.

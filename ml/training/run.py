@@ -55,6 +55,9 @@ def train(
     Called again on the same folder with the same configuration and data, it resumes and ends with
     the same numbers.
 
+    One function, because it is the run from beginning to end, one call for each step; half of its
+    lines are this description and the example.
+
     Args:
         config: what to train.
         datasets: their images are pooled; slices with unknown labels are kept in their scans but

@@ -208,6 +208,9 @@ def accept_upload(
 
     Where nothing of an upload can be read, or too much of it is damaged, nothing is stored.
 
+    One function, because files and rows count together or not at all: whatever fails on the way,
+    one place takes both back.
+
     Args:
         title: the title of the scans; several scans get the number of their series in addition.
         require_access: called when all files are stored, before the commit; raises if the person's
