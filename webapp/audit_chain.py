@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Row, delete, func, insert, select
 
@@ -31,7 +31,6 @@ LATE_IDS = 1000
 cleanup looks for any.
 """
 ANY = 2**31 - 1
-MOST_BREAKS = 1000
 OPEN_S = 600
 """Events that are not sealed after this long are reported: no maintenance worker is running."""
 LOCK = 0x61756469  # "audi": PostgreSQL's advisory locks are numbers.
@@ -51,40 +50,21 @@ class Head:
         return f"{self.position}:{self.hash}"
 
 
-class Break(NamedTuple):
-    """Where the chain is broken.
-
-    Attributes:
-        key: what it is known by once it is acknowledged; empty if that cannot be.
-        sentence: for the operator.
-    """
-
-    key: str
-    sentence: str
-
-
 @dataclass(frozen=True)
 class Verification:
     """What a verification found.
 
     Attributes:
         events: how many events were verified.
-        head: the end of the chain, or of its part before the first break.
+        head: the end of the chain.
         unsealed: events that were not sealed within `OPEN_S`.
-        breaks: where the chain is broken, at most `MOST_BREAKS`, without those acknowledged.
-        acknowledged: how many breaks were acknowledged.
+        problem: where the chain is broken, a sentence; None while it is not.
     """
 
     events: int
     head: Head
     unsealed: int
-    breaks: Sequence[Break]
-    acknowledged: int
-
-    @property
-    def problem(self) -> str | None:
-        """Where the chain is broken first, a sentence; None while it is not."""
-        return self.breaks[0].sentence if self.breaks else None
+    problem: str | None
 
 
 def hash_of(previous: str, event: Any) -> str:
@@ -175,52 +155,32 @@ def verify(noted: Head | None = None) -> Verification:
 
 
 def _verified_from(anchor: Head, noted: Head | None) -> Verification:
-    known = _acknowledged()
-    wanted = _wanted_heads(noted, known)
-    at, last, intact = anchor.position, anchor.hash, anchor
-    of_anchor = list(_breaks_of_anchor(anchor, noted))
-    breaks = [each for each in of_anchor if each.key not in known]
-    acknowledged = len(of_anchor) - len(breaks)
-    breaks += _breaks_of_heads(wanted, at, last)
-    while len(breaks) < MOST_BREAKS and (rows := _rows_after(at)):
+    wanted = _known_heads(noted)
+    at, last = anchor.position, anchor.hash
+    problem = _problem_of_anchor(anchor) or _problem_of_head(wanted, at, last)
+    if problem is None and noted is not None and noted.position < anchor.position:
+        problem = f"Link {noted.position} was trimmed, so it cannot be looked for."
+    while problem is None and (rows := _rows_after(at)):
         for row in rows:
-            if broken := _break_of_link(row, at, last):
-                is_known = broken.key in known
-                acknowledged += is_known
-                breaks += [] if is_known else [broken]
-            at, last = row.position, row.hash
-            breaks += _breaks_of_heads(wanted, at, last)
-            intact = intact if breaks else Head(at, last)
-            if len(breaks) >= MOST_BREAKS:
+            problem = _problem_of_link(row, at, last)
+            if problem is None:
+                at, last = row.position, row.hash
+                problem = _problem_of_head(wanted, at, last)
+            if problem is not None:
                 break
         db.session.commit()  # Nothing is held for as long as a long log takes.
-    if len(breaks) < MOST_BREAKS:
-        breaks += [
-            Break(
-                _key_of_head(head),
-                f"The end is gone: the chain reached {head.position} before, and ends at {at}.",
-            )
-            for head in wanted
-            if head.position > at
-        ]
-    return Verification(at - anchor.position, intact, _unsealed(), breaks, acknowledged)
+    reached = max((head.position for head in wanted), default=at)
+    if problem is None and reached > at:
+        problem = f"The end is gone: the chain reached {reached} before, and ends at {at}."
+    return Verification(at - anchor.position, Head(at, last), _unsealed(), problem)
 
 
-def _acknowledged() -> frozenset[str]:
-    """Return the keys of all breaks that were acknowledged."""
-    details = select(AuditEvent.detail).where(AuditEvent.act == Act.AUDIT_BREAK_ACKNOWLEDGED)
-    return frozenset((detail or "").split(";")[0] for detail in db.session.scalars(details))
-
-
-def _wanted_heads(noted: Head | None, known: Collection[str]) -> list[Head]:
-    """Return the heads that must still be there: the one that was noted, and that of the newest
-    verification, unless its loss was acknowledged.
-    """
+def _known_heads(noted: Head | None) -> list[Head]:
+    known = [noted] if noted else []
     newest = newest_check()
-    of_newest = Head(newest.position, newest.hash) if newest else None
-    if of_newest and _key_of_head(of_newest) in known:
-        of_newest = None
-    return [head for head in dict.fromkeys((noted, of_newest)) if head]
+    if newest is not None:
+        known.append(Head(newest.position, newest.hash))
+    return known
 
 
 def _rows_after(position: int) -> Sequence[Row[Any]]:
@@ -233,57 +193,35 @@ def _rows_after(position: int) -> Sequence[Row[Any]]:
     ).all()
 
 
-def _break_of_link(row: Row[Any], at: int, last: str) -> Break | None:
+def _problem_of_link(row: Row[Any], at: int, last: str) -> str | None:
     if row.position != at + 1:
-        sentence = f"Links {at + 1} to {row.position - 1} of the chain are gone."
-    elif row.id is None:
-        sentence = f"Event {row.event_id} was deleted (link {row.position})."
-    elif hash_of(last, row) != row.hash:
-        sentence = (
+        return f"Links {at + 1} to {row.position - 1} of the chain are gone."
+    if row.id is None:
+        return f"Event {row.event_id} was deleted (link {row.position})."
+    if hash_of(last, row) != row.hash:
+        return (
             f"Event {row.id}, dated {row.at:%Y-%m-%d %H:%M:%S}, or link {row.position} was changed."
         )
-    else:
+    return None
+
+
+def _problem_of_head(wanted: Sequence[Head], position: int, hash: str) -> str | None:
+    """Return a sentence where an earlier head at this position had another hash."""
+    if all(head.hash == hash for head in wanted if head.position == position):
         return None
-    # All that is found here, so that an acknowledged break that is changed again is noticed.
-    found = [at, last, row.position, row.hash, row.id and hash_of(last, row)]
-    return Break(f"link {row.position} {_digest(found)}", sentence)
+    return f"The chain was rewritten: link {position} had another hash before."
 
 
-def _breaks_of_heads(wanted: Sequence[Head], position: int, hash: str) -> list[Break]:
-    """Return a break for each earlier head at this position that had another hash."""
-    return [
-        Break(
-            _key_of_head(head),
-            f"The chain was rewritten: link {position} had another hash before.",
-        )
-        for head in wanted
-        if head.position == position and head.hash != hash
-    ]
-
-
-def _breaks_of_anchor(anchor: Head, noted: Head | None) -> Iterator[Break]:
-    """Yield a break where the beginning was deleted and no trim is on record, and where the noted
-    head was trimmed.
-    """
+def _problem_of_anchor(anchor: Head) -> str | None:
+    """Return a sentence where the beginning was deleted and no trim is on record."""
+    if not anchor.position:
+        return None
     on_record = select(AuditEvent.id).where(
         AuditEvent.act == Act.AUDIT_TRIMMED, AuditEvent.detail == _trimmed(anchor)
     )
-    if anchor.position and db.session.scalar(on_record.limit(1)) is None:
-        sentence = (
-            f"Everything up to link {anchor.position} was deleted, and no event records that."
-        )
-        yield Break(f"anchor {anchor.position} {_digest(anchor.hash)}", sentence)
-    if noted is not None and noted.position < anchor.position:
-        yield Break("", f"Link {noted.position} was trimmed, so it cannot be looked for.")
-
-
-def _key_of_head(head: Head) -> str:
-    return f"head {head.position} {_digest(head.hash)}"
-
-
-def _digest(found: object) -> str:
-    """Return 32 hexadecimal digits, so that a reason fits beside them."""
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]
+    if db.session.scalar(on_record.limit(1)) is not None:
+        return None
+    return f"Everything up to link {anchor.position} was deleted, and no event records that."
 
 
 def _unsealed() -> int:
@@ -317,7 +255,6 @@ def verify_and_note() -> Verification:
             position=head.position,
             hash=head.hash,
             problem=result.problem,
-            acknowledged=result.acknowledged,
         )
     )
     return result

@@ -1,4 +1,6 @@
-"""Commands for operators: `flask --app webapp COMMAND`."""
+"""Commands for operators: `flask --app webapp setup | create-admin | create-token |
+reset-second-factor | set-role | import-dataset`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from webapp.audit import record
-from webapp.audit_chain import Head, seal, verify, verify_and_note
+from webapp.audit_chain import Head, seal, verify
 from webapp.display import display_term
 from webapp.extensions import db
 from webapp.forms import (
@@ -50,8 +52,6 @@ from webapp.replay_view import replay_view
 from webapp.second_factors import remove
 from webapp.setup import setup
 from webapp.storage import StorageError
-
-MAX_REASON = 60
 
 
 @click.command("create-admin")
@@ -236,40 +236,6 @@ def audit_verify(head: str | None) -> None:
     )
 
 
-@click.command("audit-acknowledge")
-@click.option("--reason", required=True, help="What happened, in at most 60 characters.")
-@with_appcontext
-def audit_acknowledge(reason: str) -> None:
-    """Record that the breaks of the audit log's hash chain are known, and why.
-
-    Each is recorded in the log itself. The log then verifies and is trimmed again; every other
-    change is noticed as before, also of what is acknowledged.
-    """
-    problem = text_problem(reason, MAX_REASON)
-    if problem or not reason.strip():
-        raise click.ClickException(f"--reason: {problem or 'Please say what happened.'}")
-    while seal():
-        db.session.commit()
-    breaks = verify().breaks
-    if not breaks:
-        raise click.ClickException("The audit log verifies; there is nothing to acknowledge.")
-    for each in breaks:
-        record(Act.AUDIT_BREAK_ACKNOWLEDGED, detail=f"{each.key}; {reason}")
-        click.echo(f"Acknowledged: {each.sentence}")
-    db.session.commit()
-    while seal():
-        db.session.commit()
-    verification = verify_and_note()
-    db.session.commit()
-    if verification.problem:
-        raise click.ClickException(
-            f"The audit log has more breaks; run this again. {verification.problem}"
-        )
-    click.echo(
-        f"{verification.events} events are in the chain. Head of the chain: {verification.head}"
-    )
-
-
 @click.command("replay-sample")
 @click.argument("count", type=click.IntRange(1, MOST_SAMPLED), default=100)
 @click.option(
@@ -380,6 +346,5 @@ def init_cli(app: Flask) -> None:
         import_dataset,
         replay_sample,
         audit_verify,
-        audit_acknowledge,
     ):
         app.cli.add_command(command)

@@ -19,7 +19,6 @@ from webapp.extensions import db, utc_now
 from webapp.models import Act, AuditAnchor, AuditCheck, AuditEvent, AuditLink, Role
 
 DAY = timedelta(days=1)
-ACKNOWLEDGE = ("audit-acknowledge", "--reason")
 
 
 def add_events(count: int, *, days_ago: int = 0, **columns: object) -> None:
@@ -91,74 +90,6 @@ def test_every_change_is_noticed(app: Flask, change: str, problem: str) -> None:
         assert noticed and noticed.startswith(problem)
         assert db.session.scalars(select(AuditCheck.problem)).all() == [noticed]
         assert verify_and_note().problem == noticed  # An hour later it is no less broken.
-
-
-@pytest.mark.parametrize(
-    ("change", "again"),
-    [
-        (
-            "UPDATE audit_event SET address = 'x' WHERE id = 2",
-            "UPDATE audit_event SET address = 'y' WHERE id = 2",
-        ),
-        (
-            "DELETE FROM audit_event WHERE id IN (2, 3)",
-            "DELETE FROM audit_event WHERE id = 4",
-        ),
-        (
-            "DELETE FROM audit_link WHERE position = 2",
-            "UPDATE audit_event SET act = 'x' WHERE id = 3",
-        ),
-        (
-            "DELETE FROM audit_link WHERE position > 2; DELETE FROM audit_event WHERE id > 2",
-            "DELETE FROM audit_link WHERE position > 2",
-        ),
-        (
-            "UPDATE audit_link SET hash = 'x' WHERE position = 4",
-            "DELETE FROM audit_event WHERE id = 1",
-        ),
-        (
-            "INSERT INTO audit_anchor (position, hash, at)"
-            " SELECT 2, hash, sealed_at FROM audit_link WHERE position = 2",
-            "UPDATE audit_event SET act = 'x' WHERE id = 3",
-        ),
-    ],
-)
-def test_a_break_that_is_acknowledged_ends_the_alarm_and_hides_no_other(
-    app: Flask, change: str, again: str
-) -> None:
-    runner = app.test_cli_runner()
-    with app.app_context():
-        add_events(4, days_ago=40)
-        sealed()
-        verify_and_note()
-        db.session.commit()
-        assert "nothing to acknowledge" in runner.invoke(args=[*ACKNOWLEDGE, "x"]).output
-        for statement in change.split(";"):
-            db.session.execute(text(statement))
-        db.session.commit()
-        problem = verify_and_note().problem
-        db.session.commit()
-        assert "at most 60" in runner.invoke(args=[*ACKNOWLEDGE, 61 * "x"]).output
-
-        done = runner.invoke(args=[*ACKNOWLEDGE, "restored; see the diary"])
-
-        assert done.exit_code == 0 and f"Acknowledged: {problem}" in done.output
-        assert verify().problem is None
-        check = db.session.scalars(select(AuditCheck)).one()
-        assert (check.problem, check.position) == (None, head_of_chain().position)
-        events = db.session.scalars(
-            select(AuditEvent).where(AuditEvent.act == Act.AUDIT_BREAK_ACKNOWLEDGED)
-        ).all()
-        assert events and all(
-            event.detail.endswith("; restored; see the diary") for event in events
-        )
-        db.session.execute(text(again))
-        db.session.commit()
-        assert verify().problem is not None
-        # The older ones are trimmed, and what is left verifies.
-        runner.invoke(args=[*ACKNOWLEDGE, "again"])
-        db.session.commit()
-        assert verify().problem is None and trim(30) > 0 and verify().problem is None
 
 
 def test_a_chain_that_was_written_anew_is_noticed_by_a_head_that_was_noted(app: Flask) -> None:

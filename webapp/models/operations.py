@@ -94,7 +94,6 @@ class Act(StrEnum):
     EVALUATION_CANCELLED = "evaluation cancelled"
     COMPARISON_REQUESTED = "comparison requested"  # (the version that was compared with the live)
     AUDIT_EXPORTED = "audit log exported"
-    AUDIT_BREAK_ACKNOWLEDGED = "audit break acknowledged"  # (nobody: by an operator)
     AUDIT_TRIMMED = "audit log trimmed"  # (nobody: by its retention)
     VERSION_PROMOTED = "version promoted"  # Also a rollback.
     POINT_CHANGED = "operating point changed"  # (the live version)
@@ -170,7 +169,6 @@ class AuditCheck(db.Model):
         position, hash: the head of the chain, which the next verification must find again; while
             there is a problem, that of the last one without.
         problem: where the chain is broken, a sentence; None while it is not.
-        acknowledged: how many breaks an operator acknowledged, which are no problem.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -179,4 +177,3 @@ class AuditCheck(db.Model):
     position: Mapped[int]
     hash: Mapped[str] = mapped_column(String(64))
     problem: Mapped[str | None] = mapped_column(Text)
-    acknowledged: Mapped[int] = mapped_column(default=0, server_default="0")
