@@ -84,8 +84,8 @@ def home() -> str | WerkzeugResponse:
 @blueprint.get("/scans/<scan_id>")
 @login_required
 def show(scan_id: str) -> str | WerkzeugResponse:
-    """Show a scan with its progress or result. A scan that is gone because more of its series
-    arrived leads to the one in its place, as somebody may have a link to it.
+    """Show a scan with its progress or result. A scan that was replaced leads to the one in its
+    place, as somebody may have a link to it.
     """
     try:
         scan = visible_scan(scan_id)
@@ -93,8 +93,8 @@ def show(scan_id: str) -> str | WerkzeugResponse:
         successor = successor_of(scan_id, current_user.id)
         if successor is None:
             raise
-        flash("More of its series arrived after this link was made; here is the newer scan.")
-        return redirect(url_for("scans.show", scan_id=successor))
+        flash("The scan of this link was replaced; here is the one in its place.")
+        return _to_scan(successor)
     _note_opened(scan)
     return scan_page(scan)
 
@@ -128,9 +128,14 @@ def opinions_panel(scan: Scan, opinion_form: OpinionForm | None = None) -> str:
 @login_required
 def progress(scan_id: str) -> Response:
     """Return the part of the scan's page that changes, or 204 if the page already shows it
-    (`seen`).
+    (`seen`). The page of a scan that was replaced goes on to the one in its place.
     """
-    scan = visible_scan(scan_id)
+    try:
+        scan = visible_scan(scan_id)
+    except NotFound:
+        if successor_of(scan_id, current_user.id) is None:
+            raise
+        return Response(status=204, headers={"HX-Redirect": _to_scan(scan_id).location})
     standing = _standing(scan)
     if standing["open"] and standing["state"] == request.args.get("seen"):
         return Response(status=204)

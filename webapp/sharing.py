@@ -53,6 +53,15 @@ def shared_with_reviewers() -> Select[str]:
     return select(Share.scan_id).where(Share.with_user_id.is_(None))
 
 
+def move_shares(scan_id: str, heir_id: str) -> None:
+    """Share a scan with whom another one is shared that it replaces; the caller commits."""
+    known = {each.with_user_id for each in shares_of(heir_id)}
+    for each in shares_of(scan_id):
+        if each.with_user_id not in known:
+            each.scan_id = heir_id
+    db.session.flush()
+
+
 def is_any_shared_with(user_id: str) -> bool:
     """Return whether a scan of somebody else is shared with this person."""
     return db.session.scalar(shared_with(user_id).limit(1)) is not None

@@ -40,5 +40,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the table; links are looked up in what scans say of those that they replaced."""
+    """Remove the table; links to replaced scans end there."""
     op.drop_table("replaced_scan")

@@ -809,6 +809,9 @@ def test_a_link_to_a_scan_that_was_replaced_leads_to_the_newest_one_in_its_place
         answer = client.get(f"/scans/{gone}")
         assert answer.status_code == status
         assert status == 404 or answer.location == f"/scans/{'3' * 32}"
+        asked = client.get(f"/scans/{gone}/progress?order=risk")  # by a page that is still open
+        onward = f"/scans/{gone}?order=risk" if name == "ann" else None
+        assert asked.headers.get("HX-Redirect") == onward
         assert client.get(f"/scans/{'c' * 32}").status_code == 404
         with app.app_context():
             user_id = db.session.scalars(select(User.id).where(User.username == name)).one()

@@ -425,6 +425,9 @@ def test_a_study_that_comes_in_several_requests_becomes_one_scan_of_each_series(
     for some in (first[:2], first[1:4], [*first[4:], *second]):
         replies.append(client.store_instances(some))
         links += [scan_id for scan_id in rows(select(Scan.id)) if scan_id not in links]
+        if len(links) == 1:
+            db.session.add(Share(scan_id=links[0]))
+            db.session.commit()
 
     assert len({reply.RetrieveURL for reply in replies}) == 1
     assert [len(reply.ReferencedSOPSequence) for reply in replies] == [2, 3, 4]
@@ -432,6 +435,9 @@ def test_a_study_that_comes_in_several_requests_becomes_one_scan_of_each_series(
     assert [scan.slice_count for scan in scans] == [3, 5]
     assert len({scan.study_id for scan in scans}) == len({scan.study_uid for scan in scans}) == 1
     other, whole = (scan.id for scan in scans)
+    assert rows(select(Share.scan_id)) == [whole]
+    db.session.execute(delete(Share))
+    db.session.commit()
 
     def led_to() -> list[str]:
         api = f"{service.base.removesuffix('/dicom-web')}/api/v1/scans"

@@ -28,6 +28,7 @@ from webapp.intake.series import SeriesFiles
 from webapp.intake.spool import incoming_folder
 from webapp.intake.streams import DamagedFile, TooMuchWork
 from webapp.models import Act, JobStatus, Scan, lead_on
+from webapp.sharing import move_shares
 from webapp.storage import MissingFile
 
 JOINING_S = 120
@@ -107,6 +108,7 @@ class Earlier:
         for scan_id, row in self.waiting.items():
             heir = max(range(len(scans)), key=lambda place: len(new[place] & row.instances))
             lead_on([scan_id], scans[heir].id)
+            move_shares(scan_id, scans[heir].id)
         waiting = Scan.id.in_(self.waiting) & (Scan.status == JobStatus.QUEUED)
         replaced = db.session.scalars(
             delete(Scan).where(waiting).returning(Scan.id),

@@ -113,7 +113,7 @@ def take_place(scan: Scan, earlier: Collection[str]) -> list[str]:
             notes = list(dict.fromkeys([*(row.notes or []), MORE_ARRIVED]))
             _update(Scan, Scan.id == row.id, notes=notes)
         scan.notes = [*scan.notes, sentence]
-        item = {"scan_id": row.id, "sentence": sentence, **documents[row.id]}
+        item = {"sentence": sentence, **documents[row.id]}
         scan.replaces = [*scan.replaces, *(row.replaces or []), item]
         detail = f"{row.slice_count} slices into {scan.slice_count}"
         record(Act.SCANS_JOINED, row.id, actor_id=scan.user_id, detail=detail)

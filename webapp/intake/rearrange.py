@@ -221,6 +221,8 @@ def _replace(before: Sequence[Scan], after: Sequence[Scan], act: Act) -> None:
         for tries_left in reversed(range(TRIES)):
             try:
                 lock_person(user_id)
+                _lock(before)
+                _require_no_opinions(before)  # Again: files were read and stored meanwhile.
                 for scan in after:
                     scan.stat = False
                 db.session.add_all(after)
@@ -253,6 +255,12 @@ def _replace(before: Sequence[Scan], after: Sequence[Scan], act: Act) -> None:
         raise
     discard(keys, FILES_S)
     nudge(PREDICT_SCANS)
+
+
+def _lock(scans: Sequence[Scan]) -> None:
+    """Lock these rows, so that nobody shares them or gives an opinion before the commit."""
+    ids = [scan.id for scan in scans]
+    db.session.execute(select(Scan.id).where(Scan.id.in_(ids)).with_for_update())
 
 
 def _removed(scans: Sequence[Scan]) -> list[str]:

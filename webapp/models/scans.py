@@ -63,9 +63,9 @@ class Scan(Leased, db.Model):
         dicom_results: whether DICOM objects are made of its result unasked, and kept with it.
         notes: what was noticed at upload; sentences for its owner.
         replaces: the earlier scans of its series, of which more arrived later
-            (`webapp.intake.completing`): the "scan_id" of each, a "sentence" about it, and its
-            structured report that others may have: the id of the prediction that was "sent", and
-            the UIDs of series and instance of the report that was "served" by DICOMweb.
+            (`webapp.intake.completing`): a "sentence" about each, and its structured report that
+            others may have: the id of the prediction that was "sent", and the UIDs of series and
+            instance of the report that was "served" by DICOMweb.
         original_removed_at: when the original was deleted (KEEP_ORIGINALS_DAYS).
         image_key, thumbnail_key: the slice that represents the scan, drawn by the worker.
         volume_key: all slices of a series, for the viewer (`ml.scans.volume`).

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from werkzeug.datastructures import FileStorage
 
 from tests.conftest import make_user
@@ -191,6 +191,25 @@ def test_what_others_see_or_spoke_of_is_not_joined_or_split(
         db.session.commit()
         with pytest.raises(NotRearranged, match="shared or have opinions"):
             join_pictures(ann, [scan.id for scan in scans], "")
+
+
+def test_a_picture_that_is_shared_meanwhile_is_not_joined(
+    any_database_app: Flask, ann: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with any_database_app.app_context():
+        scans = single_pictures(ann)
+        store = rearrange.store_series
+
+        def store_late(key: str, one: object) -> int:
+            db.session.add(Share(scan_id=scans[0].id))
+            db.session.commit()
+            return store(key, one)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(rearrange, "store_series", store_late)
+        with pytest.raises(NotRearranged, match="shared or have opinions"):
+            join_pictures(ann, [scan.id for scan in scans], "")
+        assert db.session.scalar(select(func.count(Scan.id))) == len(scans)
+        assert db.session.scalar(select(func.count(Share.id))) == 1
 
 
 def test_a_picture_that_is_deleted_meanwhile_leaves_the_others(
