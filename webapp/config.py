@@ -94,8 +94,8 @@ NUMBERS = {
     "DICOM_KEEP_LINKS_DAYS": 7,
     # Scans per claim: enough to fill a batch, few enough that two workers share a queue of twenty.
     "PREDICT_BATCH": 8,
-    # Threads that compute slices in a predict worker; with more than one, it also works on two
-    # batches at a time. To scale, start more workers rather than more threads.
+    # Threads that compute slices in a predict worker. To scale, start more workers rather than more
+    # threads.
     "PREDICT_THREADS": 1,
 }
 """The settings that are whole numbers, with their defaults."""

@@ -16,7 +16,6 @@ import os
 import selectors
 import subprocess
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -204,8 +203,6 @@ class Decoder:
 
 
 _decoder: Decoder | None = None
-_decoding = threading.Lock()
-"""The child decodes for one thread at a time."""
 
 
 def decode(paths: Sequence[Path], *, redact: bool = False, **limits: int) -> Series:
@@ -220,7 +217,7 @@ def decode(paths: Sequence[Path], *, redact: bool = False, **limits: int) -> Ser
     """
     global _decoder
     config, mine = current_app.config, heartbeat()
-    with _decoding, mine.work_folder() as folder:
-        if _decoder is None:
-            _decoder = Decoder(config["DECODE_MEMORY_MB"], config["DECODE_S"], mine.folder)
+    if _decoder is None:
+        _decoder = Decoder(config["DECODE_MEMORY_MB"], config["DECODE_S"], mine.folder)
+    with mine.work_folder() as folder:
         return _decoder.decode(paths, folder, redact=redact, **limits)

@@ -65,7 +65,7 @@ class Heartbeat:
         """Why this worker cannot analyze scans, a sentence; written by the next beat."""
         self.folder = work_folder_of(app) / self.owner
         self._app = app
-        self._held: list[tuple[type[Leased], Collection[str]]] = []
+        self._held: dict[type[Leased], Collection[str]] = {}
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
 
@@ -128,7 +128,7 @@ class Heartbeat:
                             alarm=self.alarm,
                         )
                     )
-                for table, ids in tuple(self._held):
+                for table, ids in tuple(self._held.items()):
                     leases.renew(table, self.owner, ids)
                 db.session.commit()
             except SQLAlchemyError as err:
@@ -139,20 +139,15 @@ class Heartbeat:
     def holding(self, table: type[Leased], ids: Collection[str]) -> Iterator[None]:
         """Renew the leases of these rows within the context; log records carry their ids there.
 
-        Several threads may hold rows at one time. After the context the leases are no longer
-        renewed, so a row without a verdict returns to the queue.
+        Threads may hold rows of different tables at one time. After the context the leases are no
+        longer renewed, so a row without a verdict returns to the queue.
         """
-        entry = (table, ids)
-        self._held.append(entry)
+        self._held[table] = ids
         try:
             with logs.about(**{logs.ids_field(table): ids}):
                 yield
         finally:
-            self._held.remove(entry)
-
-    def holds_any(self, table: type[Leased]) -> bool:
-        """Return whether a thread holds rows of this table."""
-        return any(held is table for held, _ in tuple(self._held))
+            self._held.pop(table, None)
 
     @contextmanager
     def work_folder(self) -> Iterator[Path]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import floor
@@ -56,15 +54,6 @@ log = logging.getLogger(__name__)
 MOST_SLICES = 64
 """Maximum slices of a batch of scans; a longer series is analyzed alone."""
 PROGRESS_S = 1.0
-
-_claiming = threading.Lock()
-"""Held while scans are claimed, and by a scan that is claimed alone, because its batch died, until
-it is answered: another death would be counted to it, so no batch of another thread is beside it.
-"""
-_computing = threading.Lock()
-"""Held by the batch that is computed, on all cores. Meanwhile that of another thread is read or
-stored (`worker.second_thread`).
-"""
 NOT_HEAD_CT = "This does not look like a head CT, so it was not analyzed."
 NO_MODEL = "No model is live. Ask an administrator to promote one."
 
@@ -82,47 +71,25 @@ def answer_next_scans() -> bool:
         # Looked up for every claim, so that a promotion needs no restart.
         return scans, *(answering_versions() if scans else (None, None))
 
-    with ExitStack() as claiming:
-        claiming.enter_context(_claiming)
-        scans, of_slices, of_series = in_transaction(claim)
-        if not scans:
-            return False
-        is_alone = scans[0].death_counts
-        if is_alone and worker.holds_any(Scan):
-            hand_back([scan.id for scan in scans])
-            return False
-        scans = _limit_to_memory(scans)
-        with worker.holding(Scan, [scan.id for scan in scans]):
-            if not is_alone:
-                claiming.close()
-            answer_claimed(scans, of_slices, of_series)
+    scans, of_slices, of_series = in_transaction(claim)
+    if not scans:
+        return False
+    scans = _limit_to_memory(scans)
+    ids = [scan.id for scan in scans]
+    with worker.holding(Scan, ids):
+        # Each kind of model can replace the other, so if one is missing, both are.
+        if of_slices is None or of_series is None:
+            in_transaction(lambda: leases.fail(Scan, worker.owner, dict.fromkeys(ids, NO_MODEL)))
+            return True
+        try:
+            if is_any_broken():
+                scans = _answerable(scans, of_slices, of_series)
+            if scans:
+                answer(scans, of_slices, of_series)
+        except StorageUnavailable:
+            in_transaction(lambda: leases.hand_back(Scan, worker.owner, ids))
+            log.warning("scans=%s handed back: the storage is unavailable", ",".join(ids))
     return True
-
-
-def answer_claimed(
-    scans: list[Scan], of_slices: ModelVersion | None, of_series: ModelVersion | None
-) -> None:
-    """Write a result or an error for each of these scans, or hand them back."""
-    owner, ids = heartbeat().owner, [scan.id for scan in scans]
-    # Each kind of model can replace the other, so if one is missing, both are.
-    if of_slices is None or of_series is None:
-        in_transaction(lambda: leases.fail(Scan, owner, dict.fromkeys(ids, NO_MODEL)))
-        return
-    try:
-        if is_any_broken():
-            scans = _answerable(scans, of_slices, of_series)
-        if scans:
-            answer(scans, of_slices, of_series)
-    except StorageUnavailable:
-        in_transaction(lambda: leases.hand_back(Scan, owner, ids))
-        log.warning("scans=%s handed back: the storage is unavailable", ",".join(ids))
-
-
-def hand_back(scan_ids: Collection[str]) -> None:
-    """Return scans to their place in the queue, for whoever claims next."""
-    owner = heartbeat().owner
-    in_transaction(lambda: leases.hand_back(Scan, owner, scan_ids))
-    nudge(PREDICT_SCANS)
 
 
 def some_live_version_loads() -> bool:
@@ -184,7 +151,8 @@ def _limit_to_memory(scans: list[Scan]) -> list[Scan]:
     fitting = max(1, sum(count <= MOST_SLICES for count in slices))
     worker.last_read_for = scans[fitting - 1].user_id
     if beyond := [scan.id for scan in scans[fitting:]]:
-        hand_back(beyond)
+        in_transaction(lambda: leases.hand_back(Scan, worker.owner, beyond))
+        nudge(PREDICT_SCANS)
     return scans[:fitting]
 
 
@@ -237,20 +205,15 @@ def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) 
         StorageUnavailable: the storage is unavailable; no result was written.
     """
     outcomes = [read(scan) for scan in scans]
-    has_waited = _computing.locked()
-    with _computing:
-        if has_waited and is_less_urgent_than_others(scans):
-            hand_back([scan.id for scan in scans])
-            return
-        started = time.monotonic()
-        for version, reads_series in ((of_slices, False), (of_series, True)):
-            chosen = [
-                (outcome, outcome.series)
-                for outcome in outcomes
-                if outcome.series is not None and (len(outcome.series.slices) > 1) is reads_series
-            ]
-            if chosen:
-                ask(version, chosen)
+    started = time.monotonic()
+    for version, reads_series in ((of_slices, False), (of_series, True)):
+        chosen = [
+            (outcome, outcome.series)
+            for outcome in outcomes
+            if outcome.series is not None and (len(outcome.series.slices) > 1) is reads_series
+        ]
+        if chosen:
+            ask(version, chosen)
     answered = [outcome for outcome in outcomes if outcome.result is not None]
     seconds = (time.monotonic() - started) / max(len(answered), 1)
 
@@ -269,14 +232,6 @@ def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) 
         len(owned),
         ",".join(sorted(versions)),
         seconds,
-    )
-
-
-def is_less_urgent_than_others(scans: Sequence[Scan]) -> bool:
-    """Return whether an urgent scan has come since these were claimed, and none of them is."""
-    urgent = select(Scan.id).where(Scan.stat, leases.is_queued(Scan), leases.is_due(Scan)).limit(1)
-    return not any(scan.stat for scan in scans) and bool(
-        in_transaction(lambda: db.session.scalar(urgent))
     )
 
 

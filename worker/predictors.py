@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection
@@ -42,8 +41,6 @@ LOAD_AGAIN_S = 30.0
 
 _loaded: OrderedDict[str, Predictor] = OrderedDict()
 
-_loading = threading.RLock()
-
 _broken: dict[str, tuple[float, str]] = {}
 """By card: when a version could not be loaded here, and a sentence why."""
 
@@ -58,9 +55,7 @@ def predictor_for(version: ModelVersion) -> Predictor:
     Raises:
         StorageUnavailable, CannotLoad: see `loaded`.
     """
-    with _loading:
-        predictor = loaded(version)
-    return predictor.with_thresholds(version.slice_threshold, version.scan_threshold)
+    return loaded(version).with_thresholds(version.slice_threshold, version.scan_threshold)
 
 
 def loaded(version: ModelVersion) -> Predictor:

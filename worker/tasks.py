@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 from flask import current_app
 
-from webapp.models import PaperExperiment, Preview, Report, TrainingRun
+from webapp.models import PaperExperiment, TrainingRun
 from worker import leases
 from worker.heartbeat import heartbeat
 
@@ -27,28 +27,18 @@ def predict_scans() -> None:
     from worker.previews import make_next_preview
     from worker.replay import replay_next
     from worker.reports.making import make_next_report
-    from worker.retries import in_transaction, storage_is_back
-    from worker.second_thread import second_thread
+    from worker.retries import storage_is_back
     from worker.shadow import answer_next_in_shadow
     from worker.version_check import check_next_version
-
-    app = current_app._get_current_object()  # type: ignore[attr-defined]
-    is_shared = app.config["PREDICT_THREADS"] > 1
-
-    def is_any_asked_for() -> bool:
-        return leases.is_any_waiting(Report, Preview)
 
     def has_worked() -> bool:
         if check_next_version():
             return True
-        others = is_shared and in_transaction(is_any_asked_for) and have_others_answered()
         # One report and one preview at most before each batch of scans, so that none waits for
         # long.
         has_reported, has_shown = make_next_report(), make_next_preview()
         return (
             answer_next_scans()
-            or have_others_answered()
-            or others
             or has_reported
             or has_shown
             or draw_next_heatmap()
@@ -56,9 +46,8 @@ def predict_scans() -> None:
             or answer_next_in_shadow()
         )
 
-    with second_thread(app) if is_shared else nullcontext(lambda: False) as have_others_answered:
-        while not heartbeat().stopping() and storage_is_back() and has_worked():
-            pass
+    while not heartbeat().stopping() and storage_is_back() and has_worked():
+        pass
 
 
 def train_model() -> None:
