@@ -152,7 +152,8 @@ class Predictor:
     """A loaded model. Not to be shared across a fork: create it in the child process.
 
     Args:
-        model_dir: a model folder, see `ml.artifacts.folder`.
+        model_dir: a model folder, see `ml.artifacts.folder`; it is read again when several slices
+            are first to be computed by several threads.
         threads: how many threads compute. Each takes a slice at a time, which takes a tenth less
             processor time than threads that share a slice, as they do where there is only one.
         checks_head_ct: False skips the check whether a scan looks like a head CT.
@@ -186,10 +187,11 @@ class Predictor:
             self.spec = InputSpec.from_dict(self.card.preprocessing)
         except ValueError as err:
             raise ArtifactError(str(err)) from err
-        self._features = self._load_features(model_dir, 1)
-        self._features_of_one = (
-            self._load_features(model_dir, threads) if threads > 1 else self._features
-        )
+        self._features = self._load_features(model_dir, threads)
+        # One thread a slice, for several slices. In a list, which `with_thresholds` shares, and not
+        # loaded before it is needed: a worker that waits has answered a phantom only.
+        self._features_of_many: list[onnxruntime.InferenceSession] = []
+        self._model_dir = model_dir
         probabilities = ("slice_probability", "scan_probability")
         self._head = load_graph(model_dir / HEAD, threads, ("maps",), probabilities)
         self._types: onnxruntime.InferenceSession | None = None
@@ -205,10 +207,6 @@ class Predictor:
         for name, graph in ((HEAD, self._head), (TYPES, self._types)):
             if graph is not None:
                 require_same_channels(self._features, graph, name)
-
-    @staticmethod
-    def _load_features(model_dir: Path, threads: int) -> onnxruntime.InferenceSession:
-        return load_graph(model_dir / FEATURES, threads, ("images",), ("maps",), keeps_memory=True)
 
     def with_thresholds(self, of_slices: float | None, of_scans: float | None) -> Predictor:
         """Return a predictor of the same model with other thresholds, which shares its graphs; see
@@ -263,7 +261,7 @@ class Predictor:
         features: dict[int, _ScanFeatures] = {}
         results: list[ScanResult] = []
         checked = [checked_slices(len(slabs)) for slabs in slabs_of]
-        convolutions = self._features_of_one if len(jobs) == 1 else self._features
+        convolutions = self._convolutions_for(len(jobs))
 
         def compute(job: tuple[int, int]) -> _SlabFeatures:
             scan_index, slab = job
@@ -289,6 +287,20 @@ class Predictor:
                     )
                 on_progress(done, total)
         return results
+
+    @staticmethod
+    def _load_features(model_dir: Path, threads: int) -> onnxruntime.InferenceSession:
+        # Memory is kept where several slices are computed: all runs have one size.
+        return load_graph(
+            model_dir / FEATURES, threads, ("images",), ("maps",), keeps_memory=threads == 1
+        )
+
+    def _convolutions_for(self, slabs: int) -> onnxruntime.InferenceSession:
+        if slabs == 1 or self._threads == 1:
+            return self._features
+        if not self._features_of_many:
+            self._features_of_many.append(self._load_features(self._model_dir, 1))
+        return self._features_of_many[0]
 
     def _compute(
         self, slab: Slice, convolutions: onnxruntime.InferenceSession, is_checked: bool
