@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import partial
 
 from sqlalchemy import ColumnElement, delete, select
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError
 
 from webapp.audit import record
-from webapp.extensions import db, forget_deleted
+from webapp.extensions import db, forget_deleted, retry_deadlocks
 from webapp.models import (
     Act,
     Dataset,
@@ -36,7 +37,6 @@ from webapp.storage import storage
 
 FILES_S = 10.0
 """How long a request may spend deleting files; a person may have thousands, in a slow storage."""
-TRIES = 3
 
 
 class StillNeeded(ValueError):
@@ -56,12 +56,18 @@ def delete_chosen(scan_ids: Iterable[str], within_s: float = float("inf")) -> bo
     """
     keys: list[str] = []
     for scan_id in scan_ids:
-        keys += files_of(Scan.id == scan_id)
-        db.session.execute(delete(Scan).where(Scan.id == scan_id))
-        record(Act.SCAN_DELETED, scan_id)
-        db.session.commit()
+        keys += retry_deadlocks(partial(_delete_rows, scan_id))
     forget_deleted()
     return discard(keys, within_s)
+
+
+def _delete_rows(scan_id: str) -> list[str]:
+    """Delete a scan's rows, commit, and return the keys of its files."""
+    keys = files_of(Scan.id == scan_id)
+    db.session.execute(delete(Scan).where(Scan.id == scan_id))
+    record(Act.SCAN_DELETED, scan_id)
+    db.session.commit()
+    return keys
 
 
 def delete_scans(which: ColumnElement[bool], most: int) -> int:
@@ -87,25 +93,22 @@ def delete_account(user_id: str) -> bool:
     Raises:
         StillNeeded: this is the only administrator.
     """
-    for tries_left in reversed(range(TRIES)):
-        try:
-            _require_another_admin(user_id)
-            # Locked before the files are listed, so that an upload in progress is either in the
-            # list or finds no account and deletes its files itself.
-            db.session.execute(select(User.id).where(User.id == user_id).with_for_update())
-            keys = files_of(Scan.user_id == user_id)
-            db.session.execute(delete(User).where(User.id == user_id))
-            record(Act.ACCOUNT_DELETED, user_id)
-            db.session.commit()
-            break
-        except OperationalError:
-            # A worker that writes the results of a batch locks the rows in another order, and
-            # PostgreSQL aborts one of the two transactions.
-            db.session.rollback()
-            if not tries_left:
-                raise
+    keys = retry_deadlocks(partial(_delete_user, user_id))
     forget_deleted()
     return discard(keys, within_s=FILES_S)
+
+
+def _delete_user(user_id: str) -> list[str]:
+    """Delete an account's rows, commit, and return the keys of the files of its scans."""
+    _require_another_admin(user_id)
+    # Locked before the files are listed, so that an upload in progress is either in the list or
+    # finds no account and deletes its files itself.
+    db.session.execute(select(User.id).where(User.id == user_id).with_for_update())
+    keys = files_of(Scan.user_id == user_id)
+    db.session.execute(delete(User).where(User.id == user_id))
+    record(Act.ACCOUNT_DELETED, user_id)
+    db.session.commit()
+    return keys
 
 
 def delete_dataset(dataset_id: str) -> bool:

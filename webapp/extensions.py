@@ -5,14 +5,14 @@ pages and API.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from sqlite3 import SQLITE_BUSY, SQLITE_FULL, SQLITE_LOCKED
 from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import Error as SQLiteError
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Flask, has_request_context
 from flask_sqlalchemy import SQLAlchemy
@@ -24,6 +24,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeDecorator
 from werkzeug.local import LocalProxy
+
+Result = TypeVar("Result")
 
 
 class Base(DeclarativeBase):
@@ -47,7 +49,8 @@ BUSY_MS = 15_000
 """How long a statement waits for SQLite's write lock."""
 REQUEST_BUSY_MS = 5_000
 """The same where somebody waits for an answer, and a thread with them."""
-BUSY_STATES = ("40001", "40P01", "55P03")
+DEADLOCK_STATE = "40P01"
+BUSY_STATES = ("40001", DEADLOCK_STATE, "55P03")
 """SQLSTATEs of PostgreSQL: serialization failure, deadlock, lock not available."""
 DISK_FULL_STATE = "53100"
 
@@ -164,6 +167,24 @@ def is_full(error: OperationalError) -> bool:
 
 def _code_of(error: SQLiteError) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF  # The rest says more of the same.
+
+
+def retry_deadlocks(transaction: Callable[[], Result]) -> Result:
+    """Return what `transaction` returns, which ends with a commit, after up to three tries: workers
+    lock rows in another order, and PostgreSQL aborts one of two transactions that wait for each
+    other.
+
+    Raises:
+        OperationalError: it was aborted three times, or something else is wrong.
+    """
+    for _ in range(2):
+        try:
+            return transaction()
+        except OperationalError as error:
+            db.session.rollback()
+            if getattr(error.orig, "sqlstate", None) != DEADLOCK_STATE:
+                raise
+    return transaction()
 
 
 def forget_deleted(waits_s: tuple[float, ...] = (0.1, 0.3, 0.6)) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
+from psycopg.errors import DeadlockDetected
 from sqlalchemy import ColumnElement, delete, func, select, text
 from sqlalchemy.exc import OperationalError
 
@@ -274,21 +275,26 @@ def test_a_request_does_not_remove_files_for_ever(
     assert rows(app, User, Scan) == [0, 0]
 
 
+@pytest.mark.parametrize("what", [User, Scan])
 def test_a_deletion_that_meets_a_deadlock_is_tried_again(
-    any_database_app: Flask, monkeypatch: pytest.MonkeyPatch
+    app: Flask, monkeypatch: pytest.MonkeyPatch, what: type[User | Scan]
 ) -> None:
-    user_id = make_user(any_database_app, "ann")
+    user_id = make_user(app, "ann")
+    scan_id = add_scan(app, status=JobStatus.DONE)
     real, failures = deletion.files_of, iter([True, True])
 
     def moody(which: object) -> list[str]:
         if next(failures, False):
-            raise OperationalError("DELETE", {}, Exception("deadlock detected"))
+            raise OperationalError("DELETE", {}, DeadlockDetected())
         return real(which)  # type: ignore[arg-type]
 
     monkeypatch.setattr(deletion, "files_of", moody)
-    with any_database_app.app_context():
-        assert deletion.delete_account(user_id)
-    assert rows(any_database_app, User) == [0]
+    with app.app_context():
+        if what is User:
+            deletion.delete_account(user_id)
+        else:
+            deletion.delete_scan(scan_id)
+    assert rows(app, what) == [0]
 
 
 def test_the_files_of_a_series_go_too(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:

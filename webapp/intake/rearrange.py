@@ -11,16 +11,16 @@ import io
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from sqlalchemy import delete, select
-from sqlalchemy.exc import OperationalError
 
 from webapp.audit import record
-from webapp.deletion import FILES_S, TRIES, discard, files_of
-from webapp.extensions import db
+from webapp.deletion import FILES_S, discard, files_of
+from webapp.extensions import db, retry_deadlocks
 from webapp.forms import MAX_TITLE, text_problem
 from webapp.intake.accept import PACKED, SUFFIXES, disk_has_room, store_series
 from webapp.intake.clean_copy import Taken, UploadRejected
@@ -216,38 +216,10 @@ def _replace(before: Sequence[Scan], after: Sequence[Scan], act: Act) -> None:
     """Replace rows by others, whose files are stored, in one transaction, and delete the files of
     the replaced rows; if that fails, delete the new files.
     """
-    user_id, wants_stat = before[0].user_id, after[0].stat
+    for scan in before:
+        db.session.expunge(scan)  # A rollback leaves what is known of it.
     try:
-        for tries_left in reversed(range(TRIES)):
-            try:
-                lock_person(user_id)
-                _lock(before)
-                _require_no_opinions(before)  # Again: files were read and stored meanwhile.
-                for scan in after:
-                    scan.stat = False
-                db.session.add_all(after)
-                db.session.flush()
-                lead_on({scan.id for scan in before}, after[0].id)
-                keys = _removed(before)
-                # Checked after the replaced scans no longer count.
-                room = urgent_room(user_id) if wants_stat else 0
-                for place, scan in enumerate(after):
-                    scan.stat = wants_stat and place < room
-                    if wants_stat and not scan.stat and IN_ITS_TURN not in (scan.notes or []):
-                        scan.notes = [*(scan.notes or []), IN_ITS_TURN]
-                studies = {scan.study_id for scan in before}
-                for scan in after:
-                    if scan.study_id not in studies:
-                        enter_successor(studies, scan.id, scan.study_id)
-                for scan in (*before, *after):
-                    record(act, scan.id, detail=f"{len(before)} into {len(after)}")
-                db.session.commit()
-                break
-            except OperationalError:
-                # Workers lock rows in another order, and PostgreSQL aborts one of the two.
-                db.session.rollback()
-                if not tries_left:
-                    raise
+        keys = retry_deadlocks(partial(_replace_rows, before, after, act, after[0].stat))
     except BaseException:
         db.session.rollback()
         for scan in after:
@@ -255,6 +227,36 @@ def _replace(before: Sequence[Scan], after: Sequence[Scan], act: Act) -> None:
         raise
     discard(keys, FILES_S)
     nudge(PREDICT_SCANS)
+
+
+def _replace_rows(
+    before: Sequence[Scan], after: Sequence[Scan], act: Act, wants_stat: bool
+) -> list[str]:
+    """Replace rows by others, commit, and return the keys of the files of the replaced ones."""
+    user_id = before[0].user_id
+    lock_person(user_id)
+    _lock(before)
+    _require_no_opinions(before)  # Again: files were read and stored meanwhile.
+    for scan in after:
+        scan.stat = False
+    db.session.add_all(after)
+    db.session.flush()
+    lead_on({scan.id for scan in before}, after[0].id)
+    keys = _removed(before)
+    # Checked after the replaced scans no longer count.
+    room = urgent_room(user_id) if wants_stat else 0
+    for place, scan in enumerate(after):
+        scan.stat = wants_stat and place < room
+        if wants_stat and not scan.stat and IN_ITS_TURN not in (scan.notes or []):
+            scan.notes = [*(scan.notes or []), IN_ITS_TURN]
+    studies = {scan.study_id for scan in before}
+    for scan in after:
+        if scan.study_id not in studies:
+            enter_successor(studies, scan.id, scan.study_id)
+    for scan in (*before, *after):
+        record(act, scan.id, detail=f"{len(before)} into {len(after)}")
+    db.session.commit()
+    return keys
 
 
 def _lock(scans: Sequence[Scan]) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import delete, func, select
+from psycopg.errors import DeadlockDetected
+from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy.exc import OperationalError
 from werkzeug.datastructures import FileStorage
 
 from tests.conftest import make_user
@@ -305,3 +307,21 @@ def test_nobody_joins_or_splits_what_is_not_theirs(
     bob.post("/scans/selected/split", data={"id": ids})
     with app.app_context():
         assert set(db.session.scalars(select(Scan.id))) == set(ids)
+
+
+def test_joining_that_meets_a_deadlock_is_tried_again(
+    any_database_app: Flask, ann: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = rearrange.files_of, iter([True, True])
+
+    def moody(which: ColumnElement[bool]) -> list[str]:
+        if next(failures, False):
+            raise OperationalError("DELETE", {}, DeadlockDetected())
+        return real(which)
+
+    with any_database_app.app_context():
+        scans = single_pictures(ann)
+        monkeypatch.setattr(rearrange, "files_of", moody)
+        series = join_pictures(ann, [scan.id for scan in scans], "Head")
+        assert list(db.session.scalars(select(Scan.id))) == [series.id]
+        assert files_of(any_database_app) == [f"{series.id}.zip"]
