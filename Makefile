@@ -36,6 +36,7 @@ bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails 
 	@$(PY) -m bench.series
 	@$(PY) -m bench.peers
 	@$(PY) -m bench.services
+	@$(PY) -m bench.training_peers
 	@$(PY) -m bench.service $(ARGS)
 	@$(PY) -m bench.start
 	@$(PY) -m bench.claims

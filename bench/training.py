@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -32,12 +32,6 @@ class Measured(Exception):
 
 def measure(architecture: str) -> Figures:
     """Return the seconds of a drawn image, measured in this process."""
-    # Imported here, in the process that measures, because the one that starts it needs none of it.
-    import numpy as np
-
-    from ml.catalogue import architecture_named
-    from ml.models.contract import FitTask, fit_of
-
     reports: list[tuple[float, float]] = []
 
     def report(_share: float, figures: Mapping[str, float]) -> None:
@@ -45,6 +39,28 @@ def measure(architecture: str) -> Figures:
             reports.append((time.process_time(), time.perf_counter()))
         elif reports:
             raise Measured
+
+    with suppress(Measured):
+        fit_to_noise(architecture, report)
+    steps = [
+        [(after - before) / BATCH for before, after in pairwise(times)]
+        for times in zip(*reports, strict=True)
+    ]
+    processor, elapsed = (statistics.median(each) for each in steps)
+    return {"expected_s": processor / CORES, "elapsed_s": elapsed, "batches": len(reports)}
+
+
+def fit_to_noise(
+    architecture: str, report: Callable[[float, Mapping[str, float]], None], epochs: int = 1
+) -> None:
+    """Fit an architecture to noise; `report` gets the share done and the loss of each batch, and
+    raises to stop.
+    """
+    # Imported here, in the process that measures, because the one that starts it needs none of it.
+    import numpy as np
+
+    from ml.catalogue import architecture_named
+    from ml.models.contract import FitTask, fit_of
 
     random = np.random.default_rng(0)
     labels = np.tile([0, 1], IMAGES // 2)
@@ -58,21 +74,14 @@ def measure(architecture: str) -> Figures:
             masks=np.full((IMAGES, 14, 14), 255, np.uint8),
             unseen=np.ones(IMAGES, bool),
             train=np.arange(IMAGES),
-            settings=architecture_named(architecture).parse_settings({"epochs": 1}),
+            settings=architecture_named(architecture).parse_settings({"epochs": epochs}),
             seed=0,
             init="random",
             shared=Path(scratch) / "shared",
             folder=Path(scratch) / "own",
             report=report,
         )
-        with suppress(Measured):
-            fit_of(architecture)(task)
-    steps = [
-        [(after - before) / BATCH for before, after in pairwise(times)]
-        for times in zip(*reports, strict=True)
-    ]
-    processor, elapsed = (statistics.median(each) for each in steps)
-    return {"expected_s": processor / CORES, "elapsed_s": elapsed, "batches": len(reports)}
+        fit_of(architecture)(task)
 
 
 def main() -> int:
