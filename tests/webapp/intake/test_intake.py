@@ -388,6 +388,12 @@ def test_a_number_of_frames_that_is_none_is_a_short_sentence(ann: str, tmp_path:
     assert nothing_is_left(tmp_path)
 
 
+@pytest.mark.parametrize("number", ["0", ""])
+def test_no_frames_are_one_frame(ann: str, nudges: list[str], number: str) -> None:
+    [scan] = accept_upload(ann, [upload(dicom_file(NumberOfFrames=number))]).scans
+    assert scan.slice_count == 1
+
+
 def test_an_archive_of_a_study_is_a_scan_for_each_series_and_says_what_it_left(
     ann: str, nudges: list[str]
 ) -> None:
