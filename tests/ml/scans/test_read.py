@@ -412,6 +412,25 @@ def test_a_jpeg_coded_dicom_of_8_bits_is_read_as_a_picture(
     assert "without Hounsfield units" in series.warnings[0]
 
 
+@pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless])
+def test_rows_and_columns_that_the_header_exchanges_are_exchanged_back(
+    tmp_path: Path, hu: np.ndarray, syntax: str | None
+) -> None:
+    write_dicom(hu[8:-8], tmp_path / "slice")
+    file = pydicom.dcmread(tmp_path / "slice")
+    file.save_as(tmp_path / "oblong")
+    if syntax:
+        file.compress(syntax)
+    file.Rows, file.Columns = file.Columns, file.Rows
+    file.save_as(tmp_path / "slice")
+    series = read_series([tmp_path / "slice"])
+    np.testing.assert_array_equal(series.slices[0].pixels, hu[8:-8])
+    assert series.warnings == (
+        "The DICOM file's header exchanges rows and columns; this was corrected.",
+    )
+    assert read_series([tmp_path / "oblong"]).warnings == ()
+
+
 def test_a_compressed_stream_larger_than_announced_is_refused(
     tmp_path: Path, dicom: Callable[..., Path]
 ) -> None:
