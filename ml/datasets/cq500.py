@@ -26,7 +26,7 @@ import numpy as np
 
 from ml.datasets.dicom_headers import Header, from_foot_to_head, read_header
 from ml.datasets.examples import Example
-from ml.datasets.tables import LABELS, MOST_IMAGES, read_table, require_no_formula
+from ml.datasets.tables import LABELS, MOST_IMAGES, first_rows, read_table, require_no_formula
 from ml.errors import DatasetError, ImageError
 from ml.scans.files import is_named_as_image, place_in_series
 from ml.scans.planes import SAME_PLACE_MM
@@ -57,8 +57,7 @@ BONE_KERNEL = re.compile(
 
 def is_cq500(table: Path) -> bool:
     """Return whether a table has this layout."""
-    with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        header = [word.strip().lower() for word in file.readline(10_000).split(",")]
+    header = [word.lower() for word in next(iter(first_rows(table)), [])]
     return {"name", "r1:ich"} <= set(header)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from ml.catalogue import BLEEDING_TYPES
 from ml.datasets.dicom_headers import Header, from_foot_to_head, read_header
 from ml.datasets.examples import Example
-from ml.datasets.tables import LABELS, MOST_IMAGES, require_no_formula
+from ml.datasets.tables import LABELS, MOST_IMAGES, first_rows, require_no_formula
 from ml.errors import DatasetError, ImageError
 
 MAX_TABLE_MB = 256
@@ -39,11 +39,8 @@ def is_rsna(table: Path) -> bool:
     """
     if "submission" in table.name.lower():
         return False
-    with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        head = [line.strip() for line in (file.readline(200), file.readline(200))]
-    return [word.strip().lower() for word in head[0].split(",")] == ["id", "label"] and bool(
-        ROW.fullmatch(head[1].split(",")[0])
-    )
+    header, first = [*first_rows(table, 200), [""], [""]][:2]
+    return [word.lower() for word in header] == ["id", "label"] and bool(ROW.fullmatch(first[0]))
 
 
 def from_rsna(
@@ -160,11 +157,11 @@ def _read(
     absent = set()
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file)
+            reader = csv.reader(file)
+            rows = (row for row in reader if any(map(str.strip, row)))
             next(rows)
-            for number, row in enumerate(rows, start=2):
-                if not row:
-                    continue
+            for row in rows:
+                number = reader.line_num
                 match = ROW.fullmatch(row[0].strip())
                 label = LABELS.get(row[1].strip().lower()) if len(row) > 1 else None
                 if match is None or label is None:

@@ -15,6 +15,8 @@ LABELS = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "
 PATIENT_COLUMNS = ("patient", "patient_id", "group")
 MAX_TABLE_MB = 32
 """A table is read whole; one of 50,000 images has a few megabytes."""
+MOST_BLANK_LINES = 10
+"""The first rows of a table are looked for in that many lines."""
 MAX_NAME_BYTES = 255
 ROUNDING = 0.001
 """By so much a box may seem to reach over the picture, since its numbers are rounded."""
@@ -66,6 +68,19 @@ def read_table(path: Path) -> tuple[list[str], list[Row]]:
         table_row.line = line
         table_rows.append(table_row)
     return header, table_rows
+
+
+def first_rows(path: Path, length: int = 10_000) -> list[list[str]]:
+    """Return the first rows with text of a table, their cells stripped, to determine its layout; of
+    each line at most `length` characters are read.
+    """
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        lines = [file.readline(length) for _ in range(MOST_BLANK_LINES)]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
+    except csv.Error:
+        return []
+    return [row for row in rows if any(row)]
 
 
 def column_of(header: Sequence[str], known: Sequence[str]) -> str | None:

@@ -32,8 +32,9 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", BIG_ENDIAN}
+RLE = "1.2.840.10008.1.2.5"
 COMPRESSED = {
-    "1.2.840.10008.1.2.5",  # RLE
+    RLE,
     # JPEG, JPEG-LS, JPEG 2000
     *(
         f"1.2.840.10008.1.2.4.{number}"
@@ -49,6 +50,8 @@ START_BYTES = 132 + 12
 # below the noise of air; so many different values are no marker
 LOWEST_POSSIBLE_HU, FEWEST_LOW_VALUES = -1300.0, 16
 TISSUE_HU = 200.0  # fat, brain, blood
+EXCHANGED = "The DICOM file's header exchanges rows and columns; this was corrected."
+SHEARED = 0.5  # maximum share of the differences from row to row that is left in upright pixels
 # minimum length of the cross product: nearly parallel rows and columns span no plane
 SHORTEST_NORMAL = 0.5
 
@@ -102,7 +105,10 @@ def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int, name: str =
             )  # pydicom warns of every unusual value, and may quote it
             header = read_tags(file, TAGS)
             _assume_usual_pixels(header)
+            announced = header.get("Rows"), header.get("Columns")
             frames = _require_ct_frames(header, max_pixels, max_slices)
+            if _is_sheared(header, frames):
+                header.Rows, header.Columns = header.Columns, header.Rows
             # uncorrected: a padding value may use the bits that are not stored
             words = iter_pixels(header, correct_unused_bits=False)
             pairs = zip(frame_headers(header, frames), words, strict=True)
@@ -114,6 +120,8 @@ def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int, name: str =
             ]
         if not planes:
             raise NoSliceError("The DICOM file is a localizer (scout view), not an axial slice.")
+        if (header.Rows, header.Columns) != announced:
+            planes = [replace(plane, notes=(*plane.notes, EXCHANGED)) for plane in planes]
         return planes
     except (ImageError, MemoryError):
         raise
@@ -226,6 +234,8 @@ def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int
     if header.file_meta.TransferSyntaxUID in COMPRESSED:
         for frame in generate_frames(header.PixelData, number_of_frames=frames):
             coded = _coded_size(frame)
+            if coded is not None and coded == (columns, rows):
+                rows, columns = header.Rows, header.Columns = coded
             # A decoder trusts the compressed stream, so a small header must not hide a huge image.
             if coded is not None and coded != (rows, columns):
                 raise ImageError(
@@ -233,6 +243,21 @@ def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int
                     f" {coded[0]} are coded."
                 )
     return frames
+
+
+def _is_sheared(header: pydicom.Dataset, frames: int) -> bool:
+    """True if the header exchanges rows and columns: the middle frame is much smoother from row to
+    row if its rows are as long as its columns are said to be. Other compressed frames than RLE give
+    their size themselves.
+    """
+    if header.Rows == header.Columns or header.file_meta.TransferSyntaxUID in COMPRESSED - {RLE}:
+        return False
+    [words] = iter_pixels(header, indices=[frames // 2])
+    as_said, exchanged = (
+        float(np.abs(np.diff(words.reshape(-1, length).astype(np.float32), axis=0)).mean())
+        for length in (header.Columns, header.Rows)
+    )
+    return exchanged < SHEARED * as_said
 
 
 def _coded_size(frame: bytes) -> tuple[int, int] | None:

@@ -208,6 +208,7 @@ def _read_header(stream: BinaryIO) -> Header:
         return struct.unpack_from(order + wide, head, second if version == 2 else first)
 
     dims = [int(value) for value in get("8h", 40, 16)]
+    dims[4:] = [size or 1 for size in dims[4:]]  # some programs write 0 volumes for one
     if not 2 <= dims[0] <= 7 or min(dims[1 : dims[0] + 1]) < 1:
         raise ImageError(DAMAGED)
     shape = [*dims[1 : dims[0] + 1], 1][:3]
@@ -235,19 +236,21 @@ def _read_header(stream: BinaryIO) -> Header:
         else struct.unpack_from(f"{order}2i", head, 344)
     )
     units = head[123] if version == 1 else struct.unpack_from(f"{order}i", head, 500)[0]
+    unit_mm = TO_MM.get(units & 7, 1.0)
+    furthest = FURTHEST_MM / min(unit_mm, 1.0)  # also fits mm in a file that says meters
     with np.errstate(all="ignore"):  # a damaged header may contain any numbers
         fields = (
             pixdim,
             np.array(get("6f", 256, 352)),
             np.array(get("12f", 280, 400)).reshape(3, 4),
         )
-        affine, says_where = _affine(forms, *fields)
-        by_quaternion, has_both = _affine((forms[0], 0), *fields)
+        affine, says_where = _affine(forms, *fields, furthest)
+        by_quaternion, has_both = _affine((forms[0], 0), *fields, furthest)
     # scripts that do not know the affine write np.eye(4), perhaps times the size of a voxel
     is_identity = says_where and bool(np.array_equal(affine, np.eye(4)))
     is_bare = bool(np.array_equal(affine, np.diag(np.abs(np.diag(affine))))) and says_where
     forms_differ = has_both and bool(((affine * by_quaternion)[:3, :3].sum(axis=0) < 0).any())
-    affine[:3] *= TO_MM.get(units & 7, 1.0)
+    affine[:3] *= unit_mm
     return Header(
         (shape[0], shape[1], shape[2]),
         np.dtype(order + TYPES[code]),
@@ -266,16 +269,17 @@ def _affine(
     pixdim: NDArray[np.float64],
     quaternion: NDArray[np.float64],
     rows: NDArray[np.float64],
+    furthest: float,
 ) -> tuple[NDArray[np.float64], bool]:
     """Return the affine (4, 4) and whether the file gives one: the standard form before the
     quaternion's, as nifti1.h advises, unless it is an identity and the quaternion's is not.
     """
     sizes = np.abs(pixdim[1:4])
-    sizes = np.where((sizes > 0) & (sizes < FURTHEST_MM), sizes, 1.0)
+    sizes = np.where((sizes > 0) & (sizes < furthest), sizes, 1.0)
     affine = np.eye(4)
     affine[:3] = rows
     is_placeholder = forms[0] > 0 and np.array_equal(affine, np.eye(4))
-    if forms[1] > 0 and _is_usable(affine) and not is_placeholder:
+    if forms[1] > 0 and _is_usable(affine, furthest) and not is_placeholder:
         return affine, True
     b, c, d = quaternion[:3]
     a = np.sqrt(max(1 - b * b - c * c - d * d, 0.0))
@@ -288,14 +292,14 @@ def _affine(
     )
     affine[:3, :3] = turn * sizes * np.array([1, 1, -1 if pixdim[0] < 0 else 1])
     affine[:3, 3] = quaternion[3:]
-    if forms[0] > 0 and _is_usable(affine):
+    if forms[0] > 0 and _is_usable(affine, furthest):
         return affine, True
     # as in the older format, x runs to the left
     return np.diag([-sizes[0], sizes[1], sizes[2], 1.0]), False
 
 
-def _is_usable(affine: NDArray[np.float64]) -> bool:
-    if not (np.abs(affine) < FURTHEST_MM).all():  # also excludes NaN
+def _is_usable(affine: NDArray[np.float64], furthest: float) -> bool:
+    if not (np.abs(affine) < furthest).all():  # also excludes NaN
         return False
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     return bool(min(sizes) > 1e-6 and abs(np.linalg.det(affine[:3, :3] / sizes)) > 0.1)

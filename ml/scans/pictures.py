@@ -5,9 +5,11 @@ transparency, or HU from 16-bit values.
 from __future__ import annotations
 
 import warnings
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ml.errors import ImageError
@@ -17,6 +19,10 @@ from ml.scans.repairs import on_black
 from ml.scans.slices import FloatArray, Slice
 
 COLOR_SPREAD = 24  # of 255 between a pixel's channels; JPEG chroma noise stays below it
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow's
+BIT_DEPTH_AT = 24  # in a PNG; the color type follows
+OPAQUE = 65535  # of 16 bits
+TRANSPARENT = "The picture had transparent parts, which were made black."
 COLOR_SHARE = 0.001  # share of pixels: a color cast or a colored mark, not a few stray pixels
 
 
@@ -34,7 +40,10 @@ def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
                         f"The picture is animated: it contains {frames} pictures; please send each"
                         " slice as a separate file."
                     )
-                pixels, unit, notes = _to_slice(ImageOps.exif_transpose(picture))
+                picture.load()
+                gray, notes = _gray_of_16_bits(file, picture)
+                pixels, unit, more = _to_slice(ImageOps.exif_transpose(gray or picture))
+                notes += more
                 if frames > 1:  # cameras add a preview or a map of brightness
                     notes.append("The file contains several pictures; only the first was read.")
     except (ImageError, MemoryError):
@@ -48,6 +57,35 @@ def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
         raise ImageError("The picture is damaged or incomplete and cannot be decoded.") from err
     require_a_picture(pixels)
     return Slice(pixels, unit), notes
+
+
+def _gray_of_16_bits(file: BinaryIO, picture: Image.Image) -> tuple[Image.Image | None, list[str]]:
+    """Return the luminance of a PNG of 16 bits with colors or transparency as a picture of 16 bits,
+    and notes; None for any other picture. Pillow would keep the upper 8 bits only.
+    """
+    file.seek(BIT_DEPTH_AT)
+    depth, color_type = file.read(2)
+    if picture.format != "PNG" or depth != 16 or color_type == 0:
+        return None, []
+    file.seek(0)
+    channels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if channels is None or channels.dtype != np.uint16 or channels.ndim != 3:
+        return None, []
+    colors, notes = channels[..., :3], list[str]()
+    values = colors @ np.array(LUMINANCE[::-1])
+    if channels.shape[2] == 4 and (opacity := channels[..., 3]).min() < OPAQUE:
+        values *= opacity / OPAQUE
+        notes.append(TRANSPARENT)
+    gray = Image.fromarray(values.round().astype(np.uint16))
+    gray.getexif().update(picture.getexif())
+    return gray, notes + _color_note(colors, max(int(colors.max()), 1))
+
+
+def _color_note(channels: NDArray[Any], white: int) -> list[str]:
+    """Return a note if a picture (height, width, 3) with values up to `white` is in color."""
+    spread = channels.max(axis=2) - channels.min(axis=2)
+    is_colored = np.count_nonzero(spread > COLOR_SPREAD / 255 * white) > COLOR_SHARE * spread.size
+    return ["The picture was in color and was converted to gray."] if is_colored else []
 
 
 def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"], list[str]]:
@@ -102,11 +140,8 @@ def _to_gray(picture: Image.Image) -> tuple[FloatArray, list[str]]:
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         if rgba.getchannel("A").getextrema() != (255, 255):
-            notes.append("The picture had transparent parts, which were made black.")
+            notes.append(TRANSPARENT)
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
     rgb = picture.convert("RGB")
-    channels = np.asarray(rgb)
-    spread = channels.max(axis=2) - channels.min(axis=2)
-    if np.count_nonzero(spread > COLOR_SPREAD) > COLOR_SHARE * spread.size:
-        notes.append("The picture was in color and was converted to gray.")
+    notes += _color_note(np.asarray(rgb), 255)
     return np.asarray(rgb.convert("L")).astype(np.float32) / np.float32(255), notes

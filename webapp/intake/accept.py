@@ -419,13 +419,13 @@ def _sorted(
     budget = Budget(sum(file.stream.seek(0, 2) for file in files))
     copies: list[Taken] = []
     left_out: list[LeftOut] = []
-    has_archive = False
     number = packed = 0
-    sent_as: dict[int, int] = {}
-    for name, content, archive_folder, place in _contents(files, folder):
-        number += 1
-        if place is not None:
-            sent_as[number] = place
+    sent_as: dict[int, int | None] = {}
+    for number, (name, content, archive_folder, place) in enumerate(_contents(files, folder), 1):
+        sent_as[number] = place
+        if content is None:
+            left_out.append(_damaged_member(number, name, archive_folder))
+            continue
         content.seek(0)
         packed += content.read(len(GZIP)) == GZIP
         if packed > MOST_PACKED:
@@ -433,7 +433,6 @@ def _sorted(
                 f"The upload has more than {MOST_PACKED} compressed NIfTI files; please send them"
                 " in parts."
             )
-        has_archive |= archive_folder is not None
         try:
             budget.begin_file()
             file = take(
@@ -458,20 +457,28 @@ def _sorted(
     if number == 0:
         raise UploadRejected("The ZIP archive contains no images.")
     refused = {
-        sent_as[file.number]: str(file.reason) for file in left_out if file.number in sent_as
+        place: str(file.reason) for file in left_out if (place := sent_as[file.number]) is not None
     }
     if choices.reports_each_file and not copies:
         raise NothingTaken(refused)
+    has_folder = {file.folder for file in copies} | {file.folder for file in left_out} != {None}
     notes = sentences_about(
         left_out,
         number,
-        may_leave_out=has_archive or choices.leave_out or choices.reports_each_file,
+        may_leave_out=has_folder or choices.leave_out or choices.reports_each_file,
         may_be_damaged=choices.reports_each_file,
         with_names=choices.keep_names,
     )
     series = series_of(copies, choices.pictures)
     study_uids = [entry.files[0].dicom.study or None for entry in series]
     return _Sorted(series, study_uids, notes, refused)
+
+
+def _damaged_member(number: int, name: str, folder: str | None) -> LeftOut:
+    """Return a file that could not be unpacked: a slice, unless its name is that of a picture."""
+    is_dicom = not name.lower().endswith(NAMES_OF_PICTURES)
+    reason = UploadRejected("The file is damaged within the ZIP archive.")
+    return LeftOut(number, name, reason, folder, is_dicom)
 
 
 def _as_copied(file: Taken, new_uid: NewUids) -> Taken:
@@ -552,10 +559,10 @@ def _folders_of_pictures(copies: Sequence[Taken], left_out: Sequence[LeftOut]) -
 
 def _contents(
     files: Sequence[FileStorage], folder: Path
-) -> Iterator[tuple[str, IO[bytes], str | None, int | None]]:
+) -> Iterator[tuple[str, IO[bytes] | None, str | None, int | None]]:
     """Yield name and content of each file, its folder, and its position in the upload; for files in
-    archives, the folder names the archive, and the position is None. The limits apply to all
-    archives together.
+    archives, the folder names the archive, the position is None, and so is a damaged file's
+    content. The limits apply to all archives together.
     """
     unpacked_files = unpacked_bytes = 0
     for place, file in enumerate(files):
@@ -578,11 +585,12 @@ def _contents(
         }
         limits |= {"earlier_files": unpacked_files, "earlier_bytes": unpacked_bytes}
         try:
-            for member, content in members(stream, size, **limits, folder=folder):
+            for member, content, is_sound in members(stream, size, **limits, folder=folder):
                 unpacked_files += 1
                 unpacked_bytes += content.seek(0, 2)
                 inside, _, last = member.rpartition("/")
-                yield last, content, f"{place}/{packed_as}/{inside}".rstrip("/"), None
+                inside = f"{place}/{packed_as}/{inside}".rstrip("/")
+                yield last, content if is_sound else None, inside, None
         except ArchiveRefused as err:
             raise UploadRejected(str(err)) from err
 

@@ -169,9 +169,10 @@ def _take_dicom(
             "The DICOM file’s pixels are coded in an unsupported way; please export it without"
             " compression."
         )
-    frames = whole_number(header.frames) if header.frames else 1
-    if frames is None or frames < 1:
+    frames = whole_number(header.frames or "1")
+    if frames is None or frames < 0:
         raise UploadRejected("The DICOM file is damaged or incomplete.")
+    frames = frames or 1  # Some programs write 0 for a single frame.
     if header.samples != 1:
         raise NoSlice("The DICOM file is a color image, not a CT slice.", "color pictures")
     if "LOCALIZER" in header.image_type:

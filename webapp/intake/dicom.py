@@ -79,6 +79,7 @@ META_BYTES = 4096
 UNDEFINED = 0xFFFFFFFF
 ITEM, ITEM_ENDS, SEQUENCE_ENDS = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 SYNTAX, FRAMES, PIXELS = 0x00020010, 0x00280008, 0x7FE00010
+POSITION, PLANE_POSITION, PER_FRAME = 0x00200032, 0x00209113, 0x52009230
 FILTER, KERNEL, TEMPORAL_POSITION, VOLTAGE = 0x00181160, 0x00181210, 0x00200100, 0x00180060
 PARTS_OF_FRAME = 200
 """Additional elements allowed for each frame: an enhanced file describes a frame by about a
@@ -107,7 +108,8 @@ class DicomHeader:
     acquisition, or the two energies of one.
 
     `position` and `orientation` are those of the slice in patient coordinates, `location` its place
-    along the table, all empty or None where the file does not say.
+    along the table, `frame_positions` the positions of the frames of an enhanced file, all empty or
+    None where the file does not say.
     """
 
     transfer_syntax: str = ""
@@ -126,6 +128,7 @@ class DicomHeader:
     position: tuple[float, ...] = ()
     orientation: tuple[float, ...] = ()
     location: float | None = None
+    frame_positions: tuple[tuple[float, ...], ...] = ()
     series_number: str = ""
     series_description: str = ""
     study_description: str = ""
@@ -382,14 +385,15 @@ class DicomFile:
 
     def _decimals(self, tag: int, count: int) -> tuple[float, ...]:
         """Return that many numbers written as text; empty if they are missing."""
-        try:
-            numbers = tuple(float(text) for text in self._text(tag).split("\\"))
-        except ValueError:
-            return ()
-        return numbers if len(numbers) == count and all(map(isfinite, numbers)) else ()
+        return _numbers_in(self._text(tag), count)
 
     def _decimal(self, tag: int) -> float | None:
         return next(iter(self._decimals(tag, 1)), None)
+
+    def _frame_positions(self) -> Iterator[tuple[float, ...]]:
+        for frame in self._kept.get(PER_FRAME, []):
+            for place in frame.get(PLANE_POSITION, [])[:1]:
+                yield _numbers_in(_as_text(place.get(POSITION, b"")), 3)
 
     def _number(self, tag: int, otherwise: int) -> int:
         value = self._kept.get(tag)
@@ -417,9 +421,10 @@ class DicomFile:
                 *(self._text(tag) for tag in (KERNEL, FILTER, VOLTAGE, TEMPORAL_POSITION)),
                 *self._text(0x00080008).split("\\")[2:],
             ),
-            position=self._decimals(0x00200032, 3),
+            position=self._decimals(POSITION, 3),
             orientation=self._decimals(0x00200037, 6),
             location=self._decimal(0x00201041),
+            frame_positions=tuple(self._frame_positions()),
             series_number=self._text(0x00200011),
             series_description=self._text(0x0008103E),
             study_description=self._text(0x00081030),
@@ -496,6 +501,14 @@ def whole_number(text: str) -> int | None:
     for any other text.
     """
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,12}", text.strip(" \0")) else None
+
+
+def _numbers_in(text: str, count: int) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(number) for number in text.split("\\"))
+    except ValueError:
+        return ()
+    return numbers if len(numbers) == count and all(map(isfinite, numbers)) else ()
 
 
 def _as_text(value: bytes) -> str:

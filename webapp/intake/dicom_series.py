@@ -55,6 +55,8 @@ def series_key(file: Taken) -> tuple[object, ...]:
     header = file.dicom
     if header.concatenation:
         return "concatenation", header.study, header.series, header.concatenation
+    if file.slices > 1 and header.series and len(_places(file)) == file.slices:
+        return "frames", header.study, header.patient, header.series
     if file.slices > 1:
         return "alone", file.number
     if header.series:
@@ -73,12 +75,32 @@ def scans_of(groups: Sequence[Sequence[Taken]]) -> list[Group]:
         if files[0].kind != "dicom" or len(files) < 2:
             scans.append(Group(tuple(files)))
             continue
+        if any(file.slices > 1 and not file.dicom.concatenation for file in files):
+            scans += _stacks(files)
+            continue
         if any(file.slices > 1 for file in files):  # a concatenation
             scans.append(Group(tuple(sorted(files, key=_by_what_it_says))))
             continue
         for alike in _alike(sorted(files, key=_by_what_it_says)):
             scans += _passes(alike)
     return scans
+
+
+def _stacks(files: Sequence[Taken]) -> list[Group]:
+    """Return files of several frames as one group if each continues the one before it at the same
+    distance, else each for itself.
+    """
+    ordered = sorted(files, key=lambda file: (_places(file), file.number))
+    places = [place for file in ordered for place in _places(file)]
+    sizes = {(file.dicom.rows, file.dicom.columns) for file in files}
+    if len(sizes) == 1 and places == sorted(places) and _are_even(places):
+        return [Group(tuple(ordered))]
+    return [Group((file,)) for file in ordered]
+
+
+def _places(file: Taken) -> list[tuple[float, ...]]:
+    """Return the known positions of a file's frames, z first, in ascending order."""
+    return sorted(place[::-1] for place in file.dicom.frame_positions if place)
 
 
 def by_numbers(name: str) -> list[tuple[int, str]]:
@@ -187,6 +209,11 @@ def _is_one_stack(files: Sequence[Taken]) -> bool:
     places = sorted(file.dicom.position[::-1] for file in files)
     if len({file.dicom.study for file in files}) < len(files) or () in places:
         return False
+    return _are_even(places)
+
+
+def _are_even(places: Sequence[tuple[float, ...]]) -> bool:
+    """True if these positions, z first, are evenly spaced."""
     steps = [
         tuple(after - before for before, after in zip(lower, upper, strict=True))
         for lower, upper in pairwise(places)

@@ -135,6 +135,7 @@ class NiftiFile:
         size, self._order = size_and_order
         layout = LAYOUTS[size]
         number, *dimensions = unpack_from(f"{self._order}{layout.dim[1]}", start, layout.dim[0])
+        dimensions[3:] = [size or 1 for size in dimensions[3:]]  # Some write 0 volumes for one.
         datatype, bits = unpack_from(f"{self._order}2h", start, layout.datatype)
         (offset,) = unpack_from(
             f"{self._order}{layout.voxel_offset[1]}", start, layout.voxel_offset[0]

@@ -73,7 +73,7 @@ class LeftOut:
 
     Attributes:
         folder: as in `Taken`.
-        is_dicom: its content is DICOM, sound or not.
+        is_dicom: its content is DICOM, sound or not, or unknown.
     """
 
     number: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ml.datasets.examples import scan_key, slice_of
 from ml.datasets.layouts import find_examples
 from ml.datasets.pool import in_scan_order
 from ml.datasets.read import read_dataset
+from ml.datasets.rsna import is_rsna
 from ml.errors import DatasetError, ImageError
 from ml.exploration.summary import facts_of
 from ml.scans.phantoms import phantom, write_dicom
@@ -147,6 +149,27 @@ def test_without_a_patient_the_study_stands_for_one(rsna: Path) -> None:
     for path in (rsna / "stage_2_train").iterdir():
         change(path, PatientID=None)
     assert {e.patient for e in find_examples(rsna, "rsna")[2]} == {"1.1", "1.2", "2.1"}
+
+
+WRITTEN: dict[str, Callable[[str], str]] = {
+    "a header in another case": lambda text: text.replace("ID,Label", "id, LABEL"),
+    "quoted values": lambda text: "".join(
+        f'"{name}","{label}"\n' for name, label in (row.split(",") for row in text.split())
+    ),
+    "blank rows": lambda text: "\n,\n" + text.replace("\n", "\n\n", 3) + " , \n\n",
+    "Windows line ends": lambda text: text.replace("\n", "\r\n"),
+    "a byte order mark": lambda text: "\ufeff" + text,
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_rsnas_table_is_the_same_however_it_was_saved(rsna: Path, case: str) -> None:
+    plain = find_examples(rsna, "rsna")
+    table = rsna / "stage_2_train.csv"
+    table.write_bytes(WRITTEN[case](table.read_text()).encode())
+    assert find_examples(rsna, "rsna") == plain
+    table.write_text("ID,Label\n")
+    assert not is_rsna(table)
 
 
 @pytest.mark.parametrize(

@@ -142,8 +142,18 @@ def test_without_a_place_the_usual_one_is_assumed_and_noted(tmp_path: Path) -> N
         (112, "<2f", [float("nan"), float("nan")]),
         (112, "<2f", [float("inf"), 0.0]),
         (76, "<4f", [1.0, -PIXEL_MM, -PIXEL_MM, -STEP_MM]),
+        (40, "<8h", [4, *RAS.shape, 0, 0, 0, 0]),
+        (40, "<8h", [4, *RAS.shape, 1, 0, 0, 0]),
     ],
-    ids=["no place of the voxels", "other bits", "no slope", "an endless slope", "negative sizes"],
+    ids=[
+        "no place of the voxels",
+        "other bits",
+        "no slope",
+        "an endless slope",
+        "negative sizes",
+        "no volumes",
+        "one volume",
+    ],
 )
 def test_a_field_that_is_wrong_is_replaced_by_what_the_others_say(
     tmp_path: Path, at: int, layout: str, values: list[float]
@@ -170,6 +180,23 @@ def test_sizes_in_another_unit_than_the_file_says_are_converted_with_a_note(
     assert series.distance_mm == pytest.approx(STEP_MM)
     assert series.slices[0].spacing_mm == pytest.approx((PIXEL_MM, PIXEL_MM))
     assert "another unit" in series.warnings[0]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("form", ["sform", "qform"])
+@pytest.mark.parametrize(
+    ("unit", "factor"), [(1, 1e-3), (3, 1e3), (0, 1.0)], ids=["meters", "micrometers", "unknown"]
+)
+def test_sizes_and_places_are_in_the_unit_that_the_file_says(
+    tmp_path: Path, unit: int, factor: float, form: str, version: int
+) -> None:
+    voxels, affine, quaternion = RAS, AFFINE.copy(), None
+    if form == "qform":
+        voxels, quaternion = stored_as((0, 1, 2), (-1, -1, 1))[0], (0, 0, 1)
+    affine[:3] *= factor
+    content = bytearray(nifti(voxels, affine, version=version, quaternion=quaternion))
+    struct.pack_into("<B" if version == 1 else "<i", content, 123 if version == 1 else 500, unit)
+    require_the_scan(read(tmp_path, bytes(content)))
 
 
 def test_an_identity_gives_way_to_the_quaternion_and_a_contradiction_is_noted(

@@ -81,6 +81,56 @@ def test_12_bits_in_a_16_bit_png_are_read_as_its_range_and_noted(tmp_path: Path)
     assert "only 12 bits" in series.warnings[0]
 
 
+def png_of_16_bits(values: np.ndarray) -> bytes:
+    """Return a PNG of gray, gray and opacity, colors, or colors and opacity, by the last axis."""
+    height, width, channels = values.shape
+    chunks = (
+        (b"IHDR", struct.pack(">2I5B", width, height, 16, (0, 4, 2, 6)[channels - 1], 0, 0, 0)),
+        (b"eXIf", b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 3, 0, 0)),
+        (
+            b"IDAT",
+            zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)),
+        ),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bits_are_kept_beside_transparency_and_in_colors(
+    tmp_path: Path, hu: np.ndarray, channels: int
+) -> None:
+    values = np.repeat(hu[::-1, ::-1, np.newaxis].astype(np.int32) + 1024, channels, axis=2)
+    if channels in (2, 4):
+        values[..., -1] = 65535
+    path = tmp_path / "picture"
+    path.write_bytes(png_of_16_bits(values))  # half a turn, as its orientation says
+    series = read_series([path])
+    np.testing.assert_array_equal(series.slices[0].pixels, hu)
+    assert len(series.warnings) == 1 and "Hounsfield units" in series.warnings[0]
+    if channels in (2, 4):
+        shown = np.clip(values, 1024, 1104) * 16
+        shown[..., -1] = 65535
+        shown[:4, :4, -1] = 0
+        path.write_bytes(png_of_16_bits(shown))
+        series = read_series([path])
+        assert (series.slices[0].pixels[-4:, -4:] == 0).all()
+        assert (series.slices[0].pixels[:-4] * 65535 == shown[:3:-1, ::-1, 0]).all()
+        assert "transparent parts" in series.warnings[0]
+    if channels in (3, 4):
+        values[60:70, 60:70, 0] = 0
+        path.write_bytes(png_of_16_bits(values))
+        series = read_series([path])
+        np.testing.assert_array_equal(series.slices[0].pixels[:50], hu[:50])
+        assert "converted to gray" in series.warnings[0]
+
+
 def test_colors_are_removed_and_noted(tmp_path: Path) -> None:
     tinted = np.stack([RAMP, RAMP, RAMP + 60], axis=-1)
     series = read_series([saved(tmp_path, Image.fromarray(tinted))])
@@ -410,6 +460,25 @@ def test_a_jpeg_coded_dicom_of_8_bits_is_read_as_a_picture(
     assert series.slices[0].unit == "display"
     np.testing.assert_allclose(series.slices[0].pixels, np.tile(RAMP, (2, 2)) / 255, atol=0.02)
     assert "without Hounsfield units" in series.warnings[0]
+
+
+@pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless])
+def test_rows_and_columns_that_the_header_exchanges_are_exchanged_back(
+    tmp_path: Path, hu: np.ndarray, syntax: str | None
+) -> None:
+    write_dicom(hu[8:-8], tmp_path / "slice")
+    file = pydicom.dcmread(tmp_path / "slice")
+    file.save_as(tmp_path / "oblong")
+    if syntax:
+        file.compress(syntax)
+    file.Rows, file.Columns = file.Columns, file.Rows
+    file.save_as(tmp_path / "slice")
+    series = read_series([tmp_path / "slice"])
+    np.testing.assert_array_equal(series.slices[0].pixels, hu[8:-8])
+    assert series.warnings == (
+        "The DICOM file's header exchanges rows and columns; this was corrected.",
+    )
+    assert read_series([tmp_path / "oblong"]).warnings == ()
 
 
 def test_a_compressed_stream_larger_than_announced_is_refused(

@@ -14,7 +14,7 @@ import pytest
 
 from ml.scans.phantoms import write_dicom
 from ml.scans.read import read_series
-from tests.ml.made_scans import change, marks, slice_hu
+from tests.ml.made_scans import change, marks, one_file_of, slice_hu, write_series
 from webapp.intake.clean_copy import Taken
 from webapp.intake.dicom import DicomFile, DicomHeader
 from webapp.intake.dicom_series import Group, scans_of, series_key
@@ -230,6 +230,37 @@ def test_the_files_of_a_concatenation_are_one_scan_and_others_of_several_frames_
     files = slices(3, slices_of=40, concatenation="1.9")
     assert numbers(grouped(files)) == [[0, 1, 2]]
     assert numbers(grouped(slices(3, slices_of=40))) == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("places_mm", "scans"),
+    [
+        ((25.0, 0.0), [[2, 1]]),
+        ((0.0, 25.0), [[1, 2]]),
+        ((0.0, 20.0), [[1], [2]]),
+        ((0.0, 0.0), [[1], [2]]),
+        ((0.0, 2.5), [[1], [2]]),
+        ((0.0, 40.0), [[1], [2]]),
+    ],
+    ids=["below", "above", "one slice twice", "the same place", "between", "a gap"],
+)
+def test_enhanced_files_of_one_series_are_one_scan_if_they_continue_each_other(
+    tmp_path: Path, places_mm: tuple[float, float], scans: list[list[int]]
+) -> None:
+    files = []
+    for number, first_mm in enumerate(places_mm, start=1):
+        slices_mm = [first_mm + 5 * at for at in range(5)]
+        paths = write_series(tmp_path / f"{number}", 5, places_mm=slices_mm)
+        path = one_file_of(paths, tmp_path / f"{number}.dcm", functional_groups=True)
+        with path.open("rb") as stream:
+            header = DicomFile(stream).header
+        files.append(Taken(path, "dicom", number, path.name, slices=5, dicom=header))
+    assert numbers(grouped(files)) == scans
+    if len(scans) == 1:
+        series = read_series([file.path for file in files])
+        assert (len(series.slices), series.distance_mm) == (10, 5.0)
+    other = replace(files[1], dicom=replace(files[1].dicom, series="1.9"))
+    assert numbers(grouped([files[0], other])) == [[1], [2]]
 
 
 def test_without_place_and_number_names_tell_the_order() -> None:

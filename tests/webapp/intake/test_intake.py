@@ -388,6 +388,12 @@ def test_a_number_of_frames_that_is_none_is_a_short_sentence(ann: str, tmp_path:
     assert nothing_is_left(tmp_path)
 
 
+@pytest.mark.parametrize("number", ["0", ""])
+def test_no_frames_are_one_frame(ann: str, nudges: list[str], number: str) -> None:
+    [scan] = accept_upload(ann, [upload(dicom_file(NumberOfFrames=number))]).scans
+    assert scan.slice_count == 1
+
+
 def test_an_archive_of_a_study_is_a_scan_for_each_series_and_says_what_it_left(
     ann: str, nudges: list[str]
 ) -> None:
@@ -667,6 +673,29 @@ def test_one_damaged_slice_among_many_is_left_out_and_noted(ann: str, nudges: li
     assert named.title == "Doe, case 4"
     [unnamed] = accept_upload(ann, [upload(packed, "Doe, case 4.zip")]).scans
     assert unnamed.title.startswith("Case 4")
+
+
+def test_a_damaged_member_of_an_archive_is_left_out_and_noted(
+    ann: str, nudges: list[str], tmp_path: Path
+) -> None:
+    packed = bytearray(
+        zip_of(
+            {f"study/{place}": content for place, content in enumerate(series(slices=10))},
+            zipfile.ZIP_STORED,
+        )
+    )
+    packed[packed.index(b"study/7") + 1000] ^= 1
+    [scan] = accept_upload(ann, [upload(bytes(packed))]).scans
+    assert (scan.slice_count, scan.notes) == (
+        9,
+        ["File 8 of 10 was skipped: The file is damaged within the ZIP archive."],
+    )
+    [named] = accept_upload(ann, [upload(bytes(packed))], choices=Choices(keep_names=True)).scans
+    assert named.notes == ["“7” was skipped: The file is damaged within the ZIP archive."]
+    alone = bytearray(zip_of({"1.png": picture()}, zipfile.ZIP_STORED))
+    alone[100] ^= 1
+    with pytest.raises(UploadRejected, match=r"^The file is damaged within the ZIP archive\.$"):
+        accept_upload(ann, [upload(bytes(alone))])
 
 
 def test_too_many_damaged_slices_are_sent_again(ann: str, tmp_path: Path) -> None:

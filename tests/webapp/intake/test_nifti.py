@@ -95,6 +95,15 @@ def test_a_header_that_contradicts_itself_is_damage(at: int, value: bytes) -> No
         NiftiFile(io.BytesIO(content))
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_no_volumes_are_one_volume(version: int) -> None:
+    content = bytearray(nifti_file(version=version))
+    form, at = ("<8h", 40) if version == 1 else ("<8q", 16)
+    struct.pack_into(form, content, at, 4, 64, 64, 5, 0, 0, 0, 0)
+    assert NiftiFile(io.BytesIO(content)).header.volumes == 1
+    assert read(copied(bytes(content), compress=False), version).shape[:3] == (64, 64, 5)
+
+
 def test_a_place_of_the_voxels_that_is_no_number_is_damage() -> None:
     content = bytearray(nifti_file())
     content[108:112] = struct.pack("<f", float("nan"))

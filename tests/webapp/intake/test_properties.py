@@ -147,12 +147,12 @@ def test_no_name_in_an_archive_leads_out_of_its_folder(name: str, inner: bytes) 
         except (UnicodeEncodeError, IndexError):
             return  # zipfile does not write such a name.
         try:
-            for member_name, member in members(
+            for member_name, member, is_sound in members(
                 io.BytesIO(content), len(content), most_files=5, most_bytes=10**6, folder=folder
             ):
                 assert ".." not in member_name.replace("\\", "/").split("/")
                 assert not member_name.startswith(("/", "\\"))
-                assert member.read() == inner
+                assert is_sound and member.read() == inner
         except ArchiveRefused as refusal:
             assert str(refusal).endswith(".")
         assert list(Path(outer).rglob("*")) == [folder]
