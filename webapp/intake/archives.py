@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from struct import error as struct_error
-from struct import pack, pack_into, unpack_from
+from struct import unpack_from
 from tempfile import SpooledTemporaryFile
 from typing import IO, cast
 
@@ -18,11 +18,7 @@ from webapp.intake.streams import BLOCK
 
 ZIP = b"PK\x03\x04"
 EMPTY_ZIP = b"PK\x05\x06"
-"""The start of the record that ends an archive; with no members it comes first."""
 END_BYTES = 22
-DIRECTORY, DIRECTORY_BYTES = b"PK\x01\x02", 46
-"""The start of a directory's entry, and its size without name, extra field and comment."""
-NAME_IS_UTF_8 = 0x800
 MAX_DIRECTORY = 4 * 2**20
 """Bytes of an archive's directory, which zipfile reads whole."""
 HELD_IN_MEMORY = 2**20
@@ -55,56 +51,6 @@ class _DamagedMember(ValueError):
     """A member cannot be unpacked."""
 
 
-class _Archive:
-    """The archive that zipfile is given: the first `size` bytes of `stream`, of which each piece
-    that is read is first passed to `mend`.
-    """
-
-    def __init__(self, stream: IO[bytes], size: int, mend: Callable[[bytes], bytes]) -> None:
-        self._stream, self._size, self.mend = stream, size, mend
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        if whence == 2 and self._size + offset < 0:
-            raise OSError  # As of a file; zipfile relies on it.
-        return self._stream.seek(*((self._size + offset, 0) if whence == 2 else (offset, whence)))
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self.tell())
-        content = self._stream.read(left if size < 0 else min(size, left))
-        return self.mend(content)
-
-
-def _with_true_marks(directory: bytes) -> bytes:
-    """Return a directory in which only names in UTF-8 are marked so, or other bytes as they are."""
-    marked, at = bytearray(directory), 0
-    while directory.startswith(DIRECTORY, at) and len(directory) >= at + DIRECTORY_BYTES:
-        (flags,) = unpack_from("<H", directory, at + 8)
-        lengths = unpack_from("<3H", directory, at + 28)
-        name_at = at + DIRECTORY_BYTES
-        try:
-            directory[name_at : name_at + lengths[0]].decode()
-        except UnicodeDecodeError:
-            pack_into("<H", marked, at + 8, flags & ~NAME_IS_UTF_8)
-        at = name_at + sum(lengths)
-    return bytes(marked)
-
-
-def _unmarked(header: bytes) -> bytes:
-    """Return the header of a member whose name is not marked as UTF-8, or other bytes as they
-    are.
-    """
-    if not header.startswith(ZIP):
-        return header
-    (flags,) = unpack_from("<H", header, 6)
-    return header[:6] + pack("<H", flags & ~NAME_IS_UTF_8) + header[8:]
-
-
 def members(
     archive: IO[bytes],
     size: int,
@@ -128,9 +74,9 @@ def members(
         ArchiveRefused: the archive's directory is damaged, or the archive is encrypted, or holds
             unsafe names, too much or too many.
     """
-    shown = _Archive(archive, _check_directory(archive, size), _with_true_marks)
+    _check_directory(archive, size)
     try:
-        packed = zipfile.ZipFile(cast(IO[bytes], shown))
+        packed = zipfile.ZipFile(archive)
     except UNREADABLE as err:
         raise ArchiveRefused("The ZIP archive is damaged or incomplete.") from err
     with packed:
@@ -151,20 +97,18 @@ def members(
             raise ArchiveRefused(f"The ZIP {unpacks} to more than {most_bytes >> 20} MB.")
         for info in files:
             most = min(left, max(FREE_OF_RATIO, MAX_RATIO * size))
-            with _unpacked(_blocks(shown, packed, info), most, folder) as (content, is_sound):
+            with _unpacked(_blocks(packed, info), most, folder) as (content, is_sound):
                 left -= content.seek(0, 2)
                 content.seek(0)
                 yield _path(info), content, is_sound
 
 
-def _check_directory(archive: IO[bytes], size: int) -> int:
-    """Refuse an archive whose directory is missing, or larger than what many slices need; return
-    where the archive ends, without its comment.
-    """
+def _check_directory(archive: IO[bytes], size: int) -> None:
+    """Refuse an archive whose directory is missing, or larger than what many slices need."""
     tail_begins = max(0, size - 2**16 - END_BYTES)
     archive.seek(tail_begins)
     tail = archive.read(2**16 + END_BYTES)
-    at = _end_record(tail)
+    at = tail.rfind(EMPTY_ZIP)
     if at < 0 or len(tail) - at < END_BYTES:
         raise ArchiveRefused("The ZIP archive is damaged or incomplete.")
     (length,) = unpack_from("<I", tail, at + 12)
@@ -186,19 +130,6 @@ def _check_directory(archive: IO[bytes], size: int) -> int:
     if length > MAX_DIRECTORY:
         raise ArchiveRefused("The ZIP archive contains far too many files.")
     archive.seek(0)
-    return tail_begins + at + END_BYTES
-
-
-def _end_record(tail: bytes) -> int:
-    """Return where in the tail of an archive its last record begins: it is followed by a comment,
-    which may contain the same mark, up to the end; -1 if there is none.
-    """
-    at = tail.find(EMPTY_ZIP)
-    while 0 <= at <= len(tail) - END_BYTES:
-        if at + END_BYTES + unpack_from("<H", tail, at + 20)[0] == len(tail):
-            return at
-        at = tail.find(EMPTY_ZIP, at + 1)
-    return tail.rfind(EMPTY_ZIP)
 
 
 def _path(info: zipfile.ZipInfo) -> str:
@@ -248,16 +179,14 @@ def _unpacked(blocks: Iterator[bytes], most: int, folder: Path) -> Iterator[tupl
         yield cast(IO[bytes], content), is_sound
 
 
-def _blocks(shown: _Archive, packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+def _blocks(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
     """Yield the content of a member.
 
     Raises:
         _DamagedMember: it cannot be unpacked, or its checksum differs.
     """
-    shown.mend = bytes if info.flag_bits & NAME_IS_UTF_8 else _unmarked
     try:
         with packed.open(info) as member:
-            shown.mend = bytes
             while block := member.read(BLOCK):
                 yield block
     except UNREADABLE as err:
