@@ -333,8 +333,8 @@ def test_import_train_promote_predict_and_roll_back(
     page.get_by_role("link", name=starter, exact=True).click()
     page.get_by_text("Operating point: as trained").click()
     page.get_by_label(re.compile("^Sensitive")).check()  # The slider and the figures follow.
-    expect(page.locator("#threshold-meaning")).to_contain_text("At 0.234, of 100 scans")
-    expect(page.locator("#threshold-slider")).to_have_value("0.235")
+    expect(page.locator("#threshold-meaning")).to_contain_text("At 0.193, of 100 slices")
+    expect(page.locator("#threshold-slider")).to_have_value("0.195")
     page.get_by_label(re.compile("^As trained")).check()
     page.fill("[name=reason]", "It was only a test.")
     # Eight phantoms of each class are too few to compare on.
