@@ -207,6 +207,7 @@ def test_what_is_dropped_is_submitted_from_the_worklist(
         re.compile("40 of 40 files accepted as "), timeout=VERDICT_MS
     )
     expect(bar(page, "list")).to_contain_text("Accepted: 1 scan, 40 slices.")
+    expect(bar(page, "next")).to_contain_text("You can close this page")
     expect(page.locator("#worklist tbody tr")).to_have_count(1)  # Without a reload.
     expect(page.get_by_text("Try a phantom")).to_be_visible()
 

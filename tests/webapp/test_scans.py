@@ -142,6 +142,10 @@ def test_strangers_see_what_this_is_and_users_their_scans(app: Flask, ann: Flask
     page = app.test_client().get("/")
     assert page.status_code == 200
     assert "Research use only, never a diagnosis" in page.text
+    [picture] = re.findall('/static/[^"]+[.]jpg', page.text)
+    with app.test_client().get(picture) as answer:
+        assert answer.status_code == 200 and len(answer.data) < 200_000
+        assert answer.headers["ETag"], "browsers keep it, and ask whether it changed"
     assert ann.get("/").location == "/scans"
 
 
