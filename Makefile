@@ -45,7 +45,7 @@ bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails 
 	@$(PY) -m bench.scale
 	@$(PY) -m bench.overload
 
-screenshots: $(VENV)/.installed-tests  ## Make the pictures in docs/ with phantoms; needs Chromium.
+screenshots: $(VENV)/.installed-tests  ## Make the pictures in docs/ and on the front page with phantoms; needs Chromium.
 	@$(PY) -m bench.screenshots
 
 chaos: $(VENV)/.installed  ## Kill, pause and cut off everything while 1,000 scans come in; fails where one is lost, doubled or stuck.

@@ -1,4 +1,5 @@
-"""Make the pictures in docs/: the worklist, a series and a single slice, with phantoms.
+"""Make the pictures in docs/ and the one of the front page: the worklist, a series and a single
+slice, with phantoms.
 
     python -m bench.screenshots
 
@@ -18,8 +19,10 @@ from bench.service import running_service
 from webapp.config import PROJECT_ROOT
 
 DOCS = PROJECT_ROOT / "docs"
-PHANTOMS = PROJECT_ROOT / "webapp" / "static" / "phantoms"
+STATIC = PROJECT_ROOT / "webapp" / "static"
+PHANTOMS = STATIC / "phantoms"
 DESK: ViewportSize = {"width": 1440, "height": 900}
+SMALL_DESK: ViewportSize = {"width": 1200, "height": 800}
 VERDICT = re.compile("Brain Hemorrhage Detected")
 VERDICT_MS = 60_000
 
@@ -42,6 +45,8 @@ def main() -> int:
         page.goto(next(each for each in addresses if is_series(page, each)))
         page.keyboard.press("o")
         picture(page, "series.png")
+        front_picture(page)
+        page.set_viewport_size(DESK)
         page.goto(addresses[0])
         page.keyboard.press("o")
         picture(page, "screenshot.png")
@@ -85,6 +90,19 @@ def picture(page: Page, name: str) -> None:
     page.wait_for_timeout(1500)  # until images have come
     page.screenshot(path=DOCS / name)
     sys.stdout.write(f"docs/{name}\n")
+
+
+def front_picture(page: Page) -> None:
+    """Write the picture of the front page: of the series that is shown, from the verdict to the end
+    of the viewer.
+    """
+    page.set_viewport_size(SMALL_DESK)
+    page.wait_for_timeout(1500)
+    top, end = (page.locator(part).bounding_box() for part in ("#result > .verdict", "#viewer"))
+    assert top is not None and end is not None
+    clip = {**top, "height": end["y"] + end["height"] - top["y"]}
+    page.screenshot(path=STATIC / "series.jpg", type="jpeg", quality=80, clip=clip)  # type: ignore[arg-type]
+    sys.stdout.write("webapp/static/series.jpg\n")
 
 
 if __name__ == "__main__":

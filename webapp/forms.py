@@ -445,8 +445,8 @@ class WorklistFilterForm(FilterForm):
         ],
         default="",
     )
-    since = DateField("From", [Optional()])
-    until = DateField("To", [Optional()])
+    since = DateField("From (UTC)", [Optional()])
+    until = DateField("To (UTC)", [Optional()])
     study = TextField("Study", [Optional(), Regexp(ID, message="There is no such study.")])
 
 

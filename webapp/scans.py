@@ -57,7 +57,7 @@ from webapp.scan_changes import cancel_scan as cancel_own
 from webapp.scan_changes import retry_scan as retry_own
 from webapp.scan_changes import score_scan_again as score_own_again
 from webapp.series_view import series_view
-from webapp.sharing import successor_of, visible_to
+from webapp.sharing import successor_of, visible_to, why_gone
 from webapp.storage import StorageError
 from webapp.stored_volume import open_volume
 from webapp.submission import QUEUE_UNAVAILABLE, submit_and_redirect
@@ -69,6 +69,7 @@ blueprint = Blueprint("scans", __name__)
 
 NAMED = (ModelVersion.architecture, ModelVersion.card_id, ModelVersion.number)
 """What the name of a version is made of."""
+NO_SUCH_SCAN = "There is no scan at this address, or it is not shared with you."
 STOP_POLLING = 286
 """htmx shows the response and stops polling."""
 
@@ -85,14 +86,15 @@ def home() -> str | WerkzeugResponse:
 @login_required
 def show(scan_id: str) -> str | WerkzeugResponse:
     """Show a scan with its progress or result. A scan that was replaced leads to the one in its
-    place, as somebody may have a link to it.
+    place, as somebody may have a link to it; of one that is gone, those who could see it are told
+    why.
     """
     try:
         scan = visible_scan(scan_id)
     except NotFound:
         successor = successor_of(scan_id, current_user.id)
         if successor is None:
-            raise
+            abort(404, why_gone(scan_id, current_user.id) or NO_SUCH_SCAN)
         flash("The scan of this link was replaced; here is the one in its place.")
         return _to_scan(successor)
     _note_opened(scan)

@@ -8,11 +8,14 @@ from sqlalchemy.orm import joinedload
 from webapp.audit import record
 from webapp.extensions import db
 from webapp.forms import is_id, username_problem
-from webapp.models import REVIEWERS, Act, ReplacedScan, Scan, Share, User
+from webapp.models import REVIEWERS, Act, AuditEvent, ReplacedScan, Scan, Share, User
 
 MOST_SHARES = 50
 """People with whom one scan can be shared, each by name."""
 THE_REVIEWERS = "the reviewers"
+REARRANGED = (Act.SCANS_JOINED, Act.SCAN_SPLIT)
+MADE = (Act.SCAN_SUBMITTED, *REARRANGED)
+SHARED_OR_NOT = (Act.SCAN_SHARED, Act.SHARING_ENDED)
 
 
 class SharingRefused(ValueError):
@@ -40,6 +43,33 @@ def successor_of(scan_id: str, user_id: str) -> str | None:
         return None
     heir = select(Scan.id).join(ReplacedScan, ReplacedScan.scan_id == Scan.id)
     return db.session.scalar(heir.where(ReplacedScan.id == scan_id, visible_to(user_id)))
+
+
+def why_gone(scan_id: str, user_id: str) -> str | None:
+    """Return in a sentence why a scan is gone that this person could see until then; None if they
+    could not, if it or the one in its place exists, or if the audit log does not reach back to it.
+    """
+    still = exists().where(Scan.id == scan_id) | exists().where(ReplacedScan.id == scan_id)
+    if not is_id(scan_id) or db.session.scalar(select(still)):
+        return None
+    acts = (*MADE, *SHARED_OR_NOT, Act.SCAN_DELETED)
+    of_scan = select(AuditEvent).where(AuditEvent.object_id == scan_id, AuditEvent.act.in_(acts))
+    events = db.session.scalars(of_scan.order_by(AuditEvent.id)).all()
+    is_own = any(event.act in MADE and event.actor_id == user_id for event in events)
+    last = {event.detail: event.act for event in events if event.act in SHARED_OR_NOT}
+    known_to = {_whom(user_id)}
+    if db.session.scalar(select(_is_reviewer(user_id))):
+        known_to.add(_whom(None))
+    if not is_own and not any(last.get(whom) == Act.SCAN_SHARED for whom in known_to):
+        return None
+    done = {event.act for event in events}
+    if Act.SCAN_DELETED in done:
+        return "You deleted this scan." if is_own else "The owner of this scan deleted it."
+    if done.intersection(REARRANGED):
+        return "This scan was deleted, or replaced by one that was deleted."
+    if is_own:
+        return "This scan was deleted automatically: scans are stored for a limited time here."
+    return "This scan was deleted, automatically or with its owner’s account."
 
 
 def shared_with(user_id: str) -> Select[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import random
 import threading
@@ -21,6 +22,7 @@ from tests.webapp.admin.conftest import a_card
 from tests.webapp.test_scans import add_scan, add_verdict, form, png
 from tests.webapp.test_second_factors import set_up
 from webapp import deletion
+from webapp.deletion import delete_scans
 from webapp.extensions import db
 from webapp.models import (
     ApiToken,
@@ -36,6 +38,7 @@ from webapp.models import (
     Role,
     Scan,
     SecondFactor,
+    Share,
     TrainingRun,
     User,
 )
@@ -438,3 +441,46 @@ def test_a_login_that_ends_in_mid_upload_is_refused_at_the_end(
     assert browser.post("/scans", data=form(png())).status_code == 401
     assert stored_files(tmp_path) == []
     assert rows(app, Scan) == [0]
+
+
+def test_who_could_see_a_scan_is_told_why_it_is_gone_and_nobody_else_that_it_existed(
+    any_database_app: Flask,
+) -> None:
+    app, browsers = any_database_app, {}
+    for name in ("ann", "bob", "carl", "dora"):
+        make_user(app, name, Role.REVIEWER if name == "dora" else Role.USER)
+        browsers[name] = app.test_client()
+        browsers[name].post("/login", data={"username": name, "password": PASSWORD})
+
+    def told(name: str, scan_id: str) -> str:
+        answer = browsers[name].get(f"/scans/{scan_id}")
+        assert answer.status_code == 404
+        return html.unescape(answer.text.split("<h1>Not found</h1>\n  <p>")[1].split("</p>")[0])
+
+    def submitted() -> str:
+        sent = browsers["ann"].post("/scans/phantom", data={"name": "phantom-1.png"})
+        scan_id = sent.location.rsplit("/", 1)[-1]
+        for whom in ({"username": "bob"}, {"username": "carl"}, {"reviewers": "1"}):
+            browsers["ann"].post(f"/scans/{scan_id}/shares", data=whom)
+        with app.app_context():
+            of_carl = select(Share.id).join(Share.with_user).where(User.username == "carl")
+            share = db.session.scalar(of_carl.where(Share.scan_id == scan_id))
+        browsers["ann"].post(f"/scans/{scan_id}/shares/{share}/end")
+        return scan_id
+
+    nothing = told("ann", "0" * 32)
+    assert nothing.startswith("There is no scan at this address")
+    deleted, expired, there = submitted(), submitted(), submitted()
+    assert told("carl", there) == nothing, "it is not shared with him any more"
+    browsers["ann"].post(f"/scans/{deleted}/delete")
+    with app.app_context():
+        assert delete_scans(Scan.id == expired, most=9) == 1  # What retention does.
+    assert told("ann", deleted) == "You deleted this scan."
+    assert "limited time" in told("ann", expired)
+    for name in ("bob", "dora"):
+        assert told(name, deleted) == "The owner of this scan deleted it."
+        assert (
+            told(name, expired)
+            == "This scan was deleted, automatically or with its owner’s account."
+        )
+    assert [told("carl", scan_id) for scan_id in (deleted, expired)] == [nothing] * 2

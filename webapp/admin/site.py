@@ -41,8 +41,8 @@ class ConfirmedForm(PostedForm):
     name = TextField(
         "Name", [DataRequired("Enter a name for the data set."), at_most(MAX_DATASET_NAME)]
     )
-    since = DateField("Submitted from", [Optional()])
-    until = DateField("to", [Optional()])
+    since = DateField("Submitted from (UTC)", [Optional()])
+    until = DateField("To (UTC)", [Optional()])
     kind = SelectField(
         "Scans",
         choices=[

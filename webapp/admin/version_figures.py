@@ -41,11 +41,13 @@ class Tile:
         title: of the figure.
         figure: `ml.figures.Estimate` as JSON; None where the card has none.
         what: what it was measured on, or why it has no interval.
+        is_share: whether it is shown in percent, as in the tables of operating points.
     """
 
     title: str
     figure: Mapping[str, Any] | None
     what: str
+    is_share: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class VersionFigures:
     """The figures at the top of the page of a version or of its run.
 
     Attributes:
-        level: "patient" where the data have patients of several slices, else "slice".
+        level: what the version is judged by (`level_of`).
+        has_patients: whether figures by patient differ from those by slice.
         tiles: sensitivity and specificity at the operating point, AUROC and calibration.
         charts: by level (`charts_of`).
         at: the figures at the chosen threshold; None if the card has no curves.
@@ -93,46 +96,49 @@ class VersionFigures:
     """
 
     level: str
+    has_patients: bool
     tiles: Sequence[Tile]
     charts: Mapping[str, Mapping[str, Any]]
     at: AtThreshold | None
     levels: Sequence[str]
-
-    @property
-    def has_patients(self) -> bool:
-        """Whether figures by patient differ from those by slice."""
-        return self.level == "patient"
 
 
 def figures_of(version: ModelVersion, arguments: Mapping[str, str] | None = None) -> VersionFigures:
     """Return the figures of a version; `arguments` are those of `requested_threshold`, whose errors
     are ignored.
     """
-    level = level_of(version.card)
+    has_patients = _has_patients(version.card)
     levels = [level for level in LEVELS if curve_of(version, level)]
     try:
         at = requested_threshold(version, arguments or {})
     except ValueError:
         at = requested_threshold(version, {})
     shown = {
-        name: curves for name, curves in (version.curves or {}).items() if name in (level, "slice")
+        name: curves
+        for name, curves in (version.curves or {}).items()
+        if has_patients or name == "slice"
     }
-    return VersionFigures(level, tiles_of(version), charts_of(shown), at, levels)
+    tiles, charts = tiles_of(version), charts_of(shown)
+    return VersionFigures(level_of(version), has_patients, tiles, charts, at, levels)
 
 
-def level_of(card: Mapping[str, Any]) -> str:
-    """Return "patient" where patients of the test data have several slices, else "slice", since
-    both figures would be the same.
+def level_of(version: ModelVersion) -> str:
+    """Return what a version is judged by: "slice" if it reads slices, since it answers series only
+    while no series model is live, or if figures by patient would be the same; else "patient".
     """
+    return "patient" if version.reads != "slice" and _has_patients(version.card) else "slice"
+
+
+def _has_patients(card: Mapping[str, Any]) -> bool:
+    """Return whether patients of the test data have several slices."""
     of_patients = (card.get("patient_metrics") or {}).get("auroc") or {}
     of_slices = card["metrics"].get("auroc") or {}
-    has_both = bool(of_patients) and of_patients.get("n") != of_slices.get("n")
-    return "patient" if has_both else "slice"
+    return bool(of_patients) and of_patients.get("n") != of_slices.get("n")
 
 
 def tiles_of(version: ModelVersion) -> list[Tile]:
-    """Return the tiles of a version, by patient where there are patients."""
-    card, level = with_widths(version.card), level_of(version.card)
+    """Return the tiles of a version."""
+    card, level = with_widths(version.card), level_of(version)
     metrics = card["patient_metrics"] if level == "patient" else card["metrics"]
     at_point = _at_point(version, level, metrics)
     noun = "patients" if level == "patient" else "images"
@@ -147,10 +153,10 @@ def tiles_of(version: ModelVersion) -> list[Tile]:
         is_of_all = count == (metrics.get(name) or {}).get("n")
         # Operating points of scans are judged on series only; the other figures on all patients.
         counted = noun if level == "slice" or is_of_all else "scans of several slices"
-        of = f"{count} {counted} {which}" if count else noun
-        tiles.append(Tile(f"{title}, {point}", figure, of))
+        of = f"{count:,} {counted} {which}" if count else noun
+        tiles.append(Tile(f"{title}, {point}", figure, of, is_share=True))
     area, error = metrics.get("auroc"), metrics.get("ece")
-    of_all = f"{area['n']} {noun}" if area else noun
+    of_all = f"{area['n']:,} {noun}" if area else noun
     tiles.append(Tile("AUROC", area, of_all))
     tiles.append(Tile("Calibration error", error, "mean distance of probabilities; 0 is perfect"))
     return tiles
@@ -188,14 +194,15 @@ def requested_threshold(version: ModelVersion, arguments: Mapping[str, str]) -> 
     """Return the figures at the requested threshold; None if there is no curve.
 
     Args:
-        arguments: "level", "at" or "scan_threshold" (the threshold) and "prevalence" (in percent),
-            all texts. Where one is missing or empty, the level is that of the tiles, the threshold
-            the one in use, and the prevalence `USUAL_PREVALENCE`.
+        arguments: "level", "at" or the field of a form ("scan_threshold", "slice_threshold") with
+            the threshold, and "prevalence" (in percent), all texts. Where one is missing or empty,
+            the level is that of the tiles, the threshold the one in use, and the prevalence
+            `USUAL_PREVALENCE`.
 
     Raises:
         ValueError: one of them is invalid; the message is a sentence.
     """
-    usual_levels = (level_of(version.card), "slice", "patient")
+    usual_levels = (level_of(version), "slice", "patient")
     known = (level for level in usual_levels if curve_of(version, level))
     level = arguments.get("level") or next(known, "slice")
     if level not in LEVELS:
@@ -206,7 +213,8 @@ def requested_threshold(version: ModelVersion, arguments: Mapping[str, str]) -> 
     chosen = chosen_for(version)
     usual = chosen.scan_threshold if level == "patient" else chosen.slice_threshold
     threshold = _number(
-        arguments.get("scan_threshold") or arguments.get("at"),
+        arguments.get("scan_threshold" if level == "patient" else "slice_threshold")
+        or arguments.get("at"),
         usual,
         (0.0, 1.0),
         "A threshold must be a number from 0 to 1, such as 0.25.",

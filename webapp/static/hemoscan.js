@@ -15,10 +15,11 @@ document.getElementById("theme").addEventListener("change", (event) => {
   }
 });
 
-// --- times: relative for a week, then the day; exact and local on hover
+// --- times: relative for a week, then the day; exact, local and with their time zone on hover
 
 const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60]];
 const WEEK_S = 7 * 86400;
+const EXACT = { year: "numeric", month: "short", day: "numeric", hour: "numeric", minute: "2-digit", second: "2-digit", timeZoneName: "short" };
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 
 function showTimes(within = document) {
@@ -27,7 +28,7 @@ function showTimes(within = document) {
     const seconds = (Date.now() - at) / 1000;
     const distance = Math.abs(seconds);
     const [unit, length] = UNITS.find(([, each]) => distance >= each) || [null, 0];
-    const exact = at.toLocaleString([], { dateStyle: "medium", timeStyle: "medium" });
+    const exact = at.toLocaleString([], EXACT);
     time.title = exact;
     if ("exact" in time.dataset) {
       time.textContent = exact;

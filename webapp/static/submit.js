@@ -380,6 +380,8 @@ function showTotal() {
     counts.push(`${failed.toLocaleString("en")} not sent`);
   }
   part("total").textContent = `${counts.join(", ")}.`;
+  part("next").textContent = !isOver() ? "Keep this page open until everything is sent."
+    : scans ? "You can close this page: results appear below as soon as they are there." : "";
   part("meter").hidden = isOver();
   part("stop").hidden = isOver();
   part("again").hidden = !isOver() || !failed;

@@ -20,7 +20,7 @@ from worker.retries import retry_storage
 from worker.scan_files import shown_slice
 
 HEAT_SAYS = "Heat map: what influenced the result, not where a hemorrhage is"
-OUTLINE_SAYS = "Outline: where the model sees the hemorrhage"
+OUTLINE_SAYS = "Outline: where the model suspects hemorrhage"
 RESEARCH = "Research use only, never a diagnosis."
 LIMITS = (
     "Hemoscan is not a medical device and has not been validated for clinical use. Its models were"

@@ -287,7 +287,7 @@ class _Page(FPDF):
         findings = [
             *filter(None, [content.volume_sentence]),
             *(
-                f"Likely type: {name} {percent(probability, 0)}"
+                f"Possible type: {name} {percent(probability, 0)}"
                 for name, probability in self._types(content)
             ),
         ]

@@ -158,7 +158,7 @@ def test_of_two_who_launch_at_once_the_second_finds_the_experiment_of_the_first(
         db.engine.dispose()
 
 
-def test_tiles_are_by_patient_where_there_are_patients_and_follow_the_operating_point(
+def test_tiles_of_series_models_are_by_patient_and_follow_the_operating_point(
     app: Flask,
 ) -> None:
     patients = {
@@ -177,7 +177,11 @@ def test_tiles_are_by_patient_where_there_are_patients_and_follow_the_operating_
             "200 images without",
         ]
         card = a_card(patient_metrics=patients, curves={"patient": curve})
-        version = db.session.get_one(ModelVersion, add_version("several", card=card))
+        slices = db.session.get_one(ModelVersion, add_version("slices", card=card))
+        assert tiles_of(slices)[0] == tiles_of(single)[0], "it is used for slices"
+        version = db.session.get_one(
+            ModelVersion, add_version("several", card=card, reads="series")
+        )
         tiles = tiles_of(version)
         assert [tile.figure and tile.figure["value"] for tile in tiles] == [0.7, 0.6, 0.8, 0.05]
         assert tiles[0].what == "20 patients with hemorrhage"
@@ -191,9 +195,11 @@ def test_a_tile_says_how_few_series_its_operating_point_was_judged_on(app: Flask
     series = card.points["patient"]["balanced"].sensitivity.n
     assert series < (card.patient_metrics.sensitivity.n or 0), "most patients have one slice"
     with app.app_context():
-        version = db.session.get_one(ModelVersion, add_version("starter", card=to_json(card)))
+        version = db.session.get_one(
+            ModelVersion, add_version("starter", card=to_json(card), reads="series")
+        )
         for version.point in ("sensitive", "own thresholds"):
             version.slice_threshold = version.scan_threshold = 0.4
             tiles = tiles_of(version)
             assert tiles[0].what == f"{series} scans of several slices with hemorrhage"
-            assert tiles[2].what == f"{card.patient_metrics.auroc.n} patients"
+            assert tiles[2].what == f"{card.patient_metrics.auroc.n:,} patients"

@@ -212,8 +212,13 @@ def test_the_slider_says_what_any_threshold_would_have_found(
         id = add_version(
             "curved", checked_at=utc_now(), card={**card, "curves": {"patient": curve}}
         )
+        both_levels = {**card, "curves": {"patient": curve, "slice": curve}}
+        slices = add_version("slices", checked_at=utc_now(), card=both_levels)
         plain = add_with_points()
     page = admin.get(f"/admin/models/{id}").text
+    of_slices = admin.get(f"/admin/models/{slices}").text
+    assert '<option value="slice" selected>' in of_slices, "what a slice model is used for"
+    assert "&amp;level=slice" in of_slices and "&amp;level=patient" not in of_slices
     assert 'type="range"' in page and "these figures are optimistic" in page
     query = "at=0.35&prevalence=10&level=patient"
     part = admin.get(f"/admin/models/{id}/threshold?{query}").text

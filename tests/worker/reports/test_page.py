@@ -23,7 +23,7 @@ def test_a_report_tells_the_verdict_its_scale_the_model_and_the_limits() -> None
         "Slice 3 of 4, brain window (level 40, width 80)",
         "Slices to look at first: 3 (87%), 4 (40%)",
         "GoogLeNet cells for series · v3, card db3650e237e8",
-        "Likely type: subarachnoid 61%",
+        "Possible type: subarachnoid 61%",
         "Research use only, never a diagnosis.",
         "not a medical device",
         "Made 2026-11-29 14:05 UTC",
