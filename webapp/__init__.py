@@ -25,7 +25,17 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """
     from werkzeug.middleware.proxy_fix import ProxyFix
 
-    from webapp import api, audit, cli, dicomweb, display, errors, security_headers, space
+    from webapp import (
+        api,
+        audit,
+        cli,
+        compression,
+        dicomweb,
+        display,
+        errors,
+        security_headers,
+        space,
+    )
     from webapp.intake.spool import Request
     from webapp.web_extensions import init_web_extensions
 
@@ -38,6 +48,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     init_web_extensions(app)
     audit.init_audit(app)
     space.init_space(app)
+    compression.init_compression(app)
 
     _register_pages(app)
     api.init_api(app)

@@ -93,6 +93,21 @@ def next_in_queue(reviewer_id: str) -> str | None:
     return None if row is None else str(row.id)
 
 
+def neighbors_in_queue(reviewer_id: str, scan_id: str) -> tuple[str | None, str | None]:
+    """Return the ids of the scans before and after one in this reviewer's queue, None at the ends.
+    After a scan that is not in it, or not any more, comes the first one.
+    """
+    rows, order = queue_rows(reviewer_id)
+    before, after = (
+        beside(Scan.id).over(order_by=order).label(name)
+        for name, beside in (("before", func.lag), ("after", func.lead))
+    )
+    queued = rows.add_columns(before, after).subquery()
+    of_scan = select(queued.c.before, queued.c.after).where(queued.c.id == scan_id)
+    row = db.session.execute(of_scan).one_or_none()
+    return (None, next_in_queue(reviewer_id)) if row is None else (row.before, row.after)
+
+
 def counts_for(reviewer_id: str) -> dict[str, int]:
     """Return how many scans this reviewer should read, by reason."""
     queued = queue_rows(reviewer_id)[0].subquery()

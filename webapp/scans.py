@@ -43,6 +43,7 @@ from webapp.opinions import panel
 from webapp.outline_view import outline_view
 from webapp.rates import within_change_rate
 from webapp.replay_view import replay_view
+from webapp.review import neighbors_in_queue
 from webapp.scan_changes import (
     ALREADY_FINISHED,
     IS_COMPUTED,
@@ -315,8 +316,11 @@ def _note_opened(scan: Scan) -> None:
 def _place_in_worklist(scan: Scan) -> dict[str, object]:
     """Return the ids of the scans before and after this one in the worklist that the address
     describes, as `previous_id` and `next_id`, and that address. Scans of others are in the worklist
-    of what is shared with the reader.
+    of what is shared with the reader, or in the review queue, if they were opened from it.
     """
+    if request.args.get("queue") and current_user.is_reviewer:
+        before, after = neighbors_in_queue(current_user.id, scan.id)
+        return {"previous_id": before, "next_id": after, "address": {"queue": 1}}
     chosen, order = filters_in(request.args)
     if scan.user_id != current_user.id:
         chosen = {**chosen, "whose": SHARED}

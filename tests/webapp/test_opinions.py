@@ -470,6 +470,15 @@ class TestReviewQueue:
         assert re.search(r"4\s+scans to read", eve.get("/review").text)
         start = eve.get("/review/next")
         assert start.location == f"/scans/{ids['uncertain']}?queue=1"
+        for title, beside in (
+            ("uncertain", {"next": "disputed"}),
+            ("disputed", {"prev": "uncertain", "next": "drawn"}),
+            ("usual", {"next": "uncertain"}),  # Not in the queue.
+        ):
+            page = eve.get(f"/scans/{ids[title]}?queue=1").text
+            links = dict(re.findall(r'<a rel="(prev|next)" href="([^"]+)" aria-key', page))
+            assert links == {way: f"/scans/{ids[to]}?queue=1" for way, to in beside.items()}
+            assert '<a href="/review">Review</a>' in page
         answer = {"finding": "present", "queue": "1"}
         following = eve.post(f"/scans/{ids['uncertain']}/opinions", data=answer)
         assert following.location == f"/scans/{ids['disputed']}?queue=1"
