@@ -139,9 +139,9 @@ def _measure_nodes(network: keras.Model, constant: Constant) -> Iterator[NodePro
     scaler = network.get_layer("standardised")
     mean, spread = np.asarray(scaler.mean), np.sqrt(np.asarray(scaler.variance))
     mean_name = constant("mean", mean.reshape(1, -1))
-    yield helper.make_node("Sub", ["measures", mean_name], ["centred"])
+    yield helper.make_node("Sub", ["measures", mean_name], ["centered"])
     spread_name = constant("spread", spread.reshape(1, -1))
-    yield helper.make_node("Div", ["centred", spread_name], ["scaled"])
+    yield helper.make_node("Div", ["centered", spread_name], ["scaled"])
     limits = [
         constant("lowest", np.array(-MOST_DEVIATIONS)),
         constant("highest", np.array(MOST_DEVIATIONS)),

@@ -94,7 +94,7 @@ def build_several(
         if SOFT_TISSUE in weights
         else (pictures, pictures)
     )
-    x = keras.layers.Concatenate(name="grey_to_rgb")([pictures, *others])
+    x = keras.layers.Concatenate(name="gray_to_rgb")([pictures, *others])
     x = keras.layers.Normalization(
         mean=layout.mean, variance=tuple(std**2 for std in layout.std), name="imagenet"
     )(x)
@@ -307,10 +307,10 @@ def _convolution_nodes(
     nodes: list[onnx.NodeProto],
     constants: list[onnx.TensorProto],
 ) -> str:
-    """Add the nodes from "normalised" (n, 3, size, size) to the maps of `layer` (n, c, h, w);
+    """Add the nodes from "normalized" (n, 3, size, size) to the maps of `layer` (n, c, h, w);
     return the name of these.
     """
-    x = "normalised"
+    x = "normalized"
     for convolution in layout_of(weights).up_to(layer):
         name = convolution.name
         if convolution.pooled_before:
@@ -327,14 +327,14 @@ def _convolution_nodes(
                 helper.make_node(
                     "LRN",
                     [x],
-                    [f"{name}_normalised"],
+                    [f"{name}_normalized"],
                     size=NEIGHBORS,
                     alpha=ALPHA,
                     beta=BETA,
                     bias=K,
                 )
             )
-            x = f"{name}_normalised"
+            x = f"{name}_normalized"
     if layer == "pool5":
         nodes.append(
             helper.make_node("MaxPool", [x], ["pool5"], kernel_shape=[3, 3], strides=[2, 2])

@@ -196,7 +196,7 @@ class GoogLeNet:
         rgb = graph.add("Concat", ["ways", *others], axis=1)
         graph.append(standardized_nodes(rgb, ORIGINAL.mean, ORIGINAL.std))
         sides = _sides(size)
-        half = graph.convolution("normalised", FIRST, stride=2)
+        half = graph.convolution("normalized", FIRST, stride=2)
         x = graph.normalized(graph.pooled(half, sides[2]), SHAPES[FIRST][2])
         for name in STEM:
             x = graph.convolution(x, name)

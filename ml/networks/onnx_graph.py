@@ -76,11 +76,11 @@ def mean_of_both_ways_nodes(x: str, name: str = "maps") -> Part:
 
 def standardized_nodes(x: str, mean: Sequence[float], std: Sequence[float]) -> Part:
     """Return what subtracts `mean` from three channels `x` (n, 3, h, w) and divides by `std`:
-    "normalised" (n, 3, h, w).
+    "normalized" (n, 3, h, w).
     """
     nodes = [
-        helper.make_node("Sub", [x, "imagenet_mean"], ["centred"]),
-        helper.make_node("Div", ["centred", "imagenet_std"], ["normalised"]),
+        helper.make_node("Sub", [x, "imagenet_mean"], ["centered"]),
+        helper.make_node("Div", ["centered", "imagenet_std"], ["normalized"]),
     ]
     return nodes, [
         numpy_helper.from_array(np.array(values, np.float32).reshape(1, 3, 1, 1), name)

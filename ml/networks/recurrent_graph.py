@@ -128,8 +128,8 @@ def _states(head: RecurrentHead, recurrent: np.ndarray) -> list[onnx.NodeProto]:
         else helper.make_node("Unsqueeze", ["projected", "one"], ["sequence"])
     )
     return [
-        helper.make_node("Sub", ["features", "mean"], ["centred"]),
-        helper.make_node("Div", ["centred", "spread"], ["standard"]),
+        helper.make_node("Sub", ["features", "mean"], ["centered"]),
+        helper.make_node("Div", ["centered", "spread"], ["standard"]),
         helper.make_node("MatMul", ["standard", "projection_W"], ["projection_product"]),
         helper.make_node("Add", ["projection_product", "projection_b"], ["projection_sum"]),
         helper.make_node("Relu", ["projection_sum"], ["projected"]),
