@@ -98,6 +98,7 @@ def test_hounsfield_units_cross_as_whole_numbers_and_others_exactly(
         path = tmp_path / f"{name}.npy"
         write_pixels(Series((Slice(pixels.astype(np.float32), "hu"),) * 2), path)
         assert np.load(path).dtype == kind
+        assert path.stat().st_size < 2 * pixels.size * kind().itemsize + 1000
         read = SlicesOfFile(path, "hu", (None, None))
         assert np.array_equal(read[1].pixels, pixels.astype(np.float32), equal_nan=True)
 

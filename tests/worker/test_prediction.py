@@ -517,6 +517,23 @@ def test_the_number_of_statements_does_not_grow_with_the_batch(
     assert counts[1] == counts[3] <= most
 
 
+def test_a_scan_is_decoded_once_for_its_verdict(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_model()
+    submit(picture(255), picture(0), b"bad")
+    decoded: list[int] = []
+    real = scan_files.decode
+
+    def counted(paths: Sequence[Path], **options: Any) -> Series:
+        decoded.append(len(paths))
+        return real(paths, **options)
+
+    monkeypatch.setattr(scan_files, "decode", counted)
+    prediction.answer_next_scans()
+    assert decoded == [1, 1, 1]
+
+
 def test_a_storage_that_is_away_for_a_moment_costs_nothing(
     worker_app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

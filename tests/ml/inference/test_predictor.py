@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, load_from_string
 
@@ -260,6 +262,25 @@ def test_several_heat_maps_of_a_scan_are_those_of_each_and_run_the_convolutions_
             np.testing.assert_array_equal(together, alone)
         assert sum(ran) == {"slice": 2, "series": 5 + 8}[reads]  # those around 19 and around 3
         assert predictor.heatmaps(scan, []) == []
+
+
+def test_a_verdict_takes_one_run_of_the_convolutions_a_slab_and_one_of_the_head_a_scan(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    real = onnxruntime.InferenceSession.run
+
+    def run(session: onnxruntime.InferenceSession, names: list[str], *inputs: object) -> object:
+        ran.append(names[0])
+        return real(session, names, *inputs)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", run)
+    thin = Series(tuple(with_bright_cell(0.5) for _ in range(40)), (), 1.0)  # Eight slabs.
+    for threads in (1, 2):
+        predictor = Predictor(tiny_model(), threads, checks_head_ct=False)
+        predictor.predict_many([thin, Series((with_bright_cell(0.9),))])
+        assert Counter(ran) == {"maps": 9, "slice_probability": 2}
+        ran.clear()
 
 
 def test_a_scan_without_a_head_is_noted(tiny_model: TinyModel) -> None:
