@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
+from werkzeug.serving import make_server
 
-from tests.e2e.browser import DESK, PHONE, a_series
+from tests.e2e.browser import DESK, NO_WEBGL, PHONE, Browsers, a_series
 from tests.e2e.conftest import Service
 from tests.webapp.admin.test_shadows import shadow_answers
+from tests.webapp.test_every_route import World, address_of, routes, world  # noqa: F401
 from webapp.admin.versions import TABS
 from webapp.extensions import db
 from webapp.models import ModelVersion, Scan, Shadow
@@ -28,6 +31,13 @@ CUT_OFF = """
     .some(({ parentElement: room }) => room.scrollWidth > room.clientWidth)
 """
 """Whether the page is wider than the window, or on a phone a list whose rows are blocks."""
+
+
+FULL_PAGES = (
+    *("/", "/login", "/signup", "/scans", "/scans/new", "/account", "/admin", "/admin/datasets"),
+    *("/admin/runs", "/admin/models", "/admin/users", "/admin/audit", "/admin/processing"),
+)
+"""What the first test visits already, with more on it."""
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +104,46 @@ def test_axe_finds_nothing_serious(
                 wide.append(address)
     assert not violations, "\n".join(violations)
     assert not wide
+
+
+@pytest.fixture
+def page_of_admin(world: World, browsers: Browsers) -> Iterator[Page]:  # noqa: F811
+    """A phone on which the administrator of `world` is logged in."""
+    server = make_server("127.0.0.1", 0, world.app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.port}"
+    context = browsers.started(NO_WEBGL).new_context(
+        base_url=url, color_scheme="light", viewport=PHONE
+    )
+    cookie = world.client("admin").get_cookie("session")
+    assert cookie is not None
+    context.add_cookies([{"name": "session", "value": cookie.value, "url": url}])
+    yield context.new_page()
+    context.close()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_axe_finds_nothing_serious_on_any_other_page(
+    world: World,  # noqa: F811
+    page_of_admin: Page,
+) -> None:
+    """Every route that gives a page, with a row of every kind."""
+    client, violations, seen = world.client("admin"), [], 0
+    for (method, route), rule in routes(world.app).items():
+        if method != "GET" or route.startswith(("/api", "/dicom-web")) or route in FULL_PAGES:
+            continue
+        with client.get(address := address_of(world, rule)) as answer:
+            is_page = answer.status_code == 200 and answer.mimetype == "text/html"
+            if not is_page or b"<html" not in answer.data:
+                continue
+        page_of_admin.goto(address)
+        violations += findings(page_of_admin)
+        seen += 1
+    assert not violations, "\n".join(violations)
+    assert seen > 15
 
 
 def test_the_menu_of_a_phone_and_the_theme_work_by_keyboard(visit: Callable[..., Page]) -> None:
