@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload
 
@@ -14,7 +16,7 @@ from webapp.models.reports import capture_waits_no_longer
 from webapp.pictures import heatmap_key
 from webapp.storage import StorageUnavailable, storage
 from worker import leases
-from worker.background import until_lost
+from worker.background import gives_way
 from worker.heartbeat import heartbeat
 from worker.predictors import LOAD_AGAIN_S, CannotLoad, predictor_for
 from worker.retries import in_transaction, retry_storage
@@ -91,16 +93,21 @@ def draw_next_heatmap() -> bool:
 
 
 def draw(heatmap: Heatmap) -> None:
-    """Draw and store the heat maps of a prediction, with the model version that made it.
+    """Draw and store the heat maps of a prediction that are not stored yet, with the model version
+    that made it. A scan that waits goes first; then the rest is drawn.
 
     Raises:
-        Stopped: before all were drawn, the worker was asked to stop or the lease was lost.
+        Stopped: before all were drawn, a scan came, the worker was asked to stop or the lease was
+            lost.
     """
     predictor = predictor_for(heatmap.prediction.model_version)
+    keys, is_over = keys_of(heatmap), gives_way(Heatmap, heatmap.id)
+    missing = [
+        index for index, key in keys.items() if not retry_storage(partial(storage.exists, key))
+    ]
     series = read_original(heatmap.prediction.scan)
-    keys, is_over = keys_of(heatmap), until_lost(Heatmap, heatmap.id)
-    for start in range(0, len(keys), DRAWN_TOGETHER):
-        some = list(keys)[start : start + DRAWN_TOGETHER]
+    for start in range(0, len(missing), DRAWN_TOGETHER):
+        some = missing[start : start + DRAWN_TOGETHER]
         for index, heat in zip(some, predictor.heatmaps(series, some, is_over), strict=True):
             content = png(overlay(heat, IMAGE_PX))
             retry_storage(lambda index=index, content=content: storage.put(keys[index], content))  # type: ignore[misc]

@@ -40,7 +40,7 @@ from webapp.models import (
     retry,
 )
 from webapp.storage import Storage, StorageError, storage
-from worker import heat_maps, leases, prediction, predictors, scan_files, tasks
+from worker import background, heat_maps, leases, prediction, predictors, scan_files, tasks
 from worker.heartbeat import heartbeat
 from worker.retries import NO_ROOM
 
@@ -435,6 +435,24 @@ def test_verdicts_go_before_heat_maps(worker_app: Flask, monkeypatch: pytest.Mon
     monkeypatch.setattr(heat_maps, "draw_next_heatmap", noting("map", heat_maps.draw_next_heatmap))
     tasks.predict_scans()
     assert done == ["verdict", "verdict", "map", "map"]
+
+
+def test_a_heat_map_gives_way_to_a_scan_that_comes_and_is_drawn_once(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_model()
+    submit(picture())
+    prediction.answer_next_scans()
+    monkeypatch.setattr(background, "LOOK_S", 0.0)
+    submit(picture())
+    assert not heat_maps.draw_next_heatmap()
+    waiting = db.session.scalars(select(Heatmap)).one()
+    assert waiting.status == JobStatus.QUEUED and storage.keys("heatmaps") == []
+    prediction.answer_next_scans()
+    storage.put(f"heatmaps/{waiting.id}.png", b"drawn before")
+    assert heat_maps.draw_next_heatmap() and heat_maps.draw_next_heatmap()
+    assert storage.get(f"heatmaps/{waiting.id}.png") == b"drawn before"
+    assert len(storage.keys("heatmaps")) == 2
 
 
 def test_a_worker_that_is_asked_to_stop_leaves_the_rest_queued(
