@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from ml.evaluation.metrics import RESAMPLES
 from tests.webapp.admin.conftest import NOBODY, add, add_dataset, add_version, figure
 from webapp.extensions import db
 from webapp.models import (
@@ -135,8 +136,13 @@ def test_where_each_slice_is_a_patient_its_page_shows_everything_once(
     app: Flask, admin: FlaskClient
 ) -> None:
     with app.app_context():
-        id = evaluated(add_version("one"), add_dataset("heads"))
+        version = add_version("one")
+        id = evaluated(version, add_dataset("heads"))
     page = admin.get(f"/admin/evaluations/{id}").text
+    intervals = f"95% intervals: percentiles of {RESAMPLES:,} bootstrap samples of patients"
+    for other in ("/admin/models", f"/admin/models/{version}"):
+        assert admin.get(other).text.count(intervals) == 1
+    assert page.count(intervals) == 1
     assert page.count("0.875") == 1 and "by patient" in page  # In the sentence that says why.
     assert page.count("<h2>Curves</h2>") == 1 and page.count('class="chart overlay"') == 2
     assert page.count('class="chart calibration"') == 1

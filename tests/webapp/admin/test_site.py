@@ -56,6 +56,7 @@ def test_figures_are_asked_for_once_and_shown_when_done(app: Flask, admin: Flask
         db.session.commit()
     page = admin.get("/admin/site").text
     assert "2026-11" in page and "0.900" in page and "there is none" in page
+    assert "1,000 bootstrap samples of studies" in page
     assert admin.get("/admin/site/progress").status_code == 286
 
 
