@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import ceil
 
+from bench.chaos.background import REPLAYS
 from bench.chaos.campaign import GAP_S
 from bench.chaos.faults import DISK_FULL_S, STORAGE_AWAY_S
 from bench.chaos.stack import LEASES_S, TRAIN_LEASE_S
@@ -38,7 +39,10 @@ then returns its scans to the queue. The disk is full for {full[0]:g} to {full[1
 refused for longer than 4.2 s is postponed. Poisoned scans kill the process that reads them. The
 clock of the second predict worker is always wrong by a minute. A scanner sends studies by DICOM and
 repeats each until all of it is accepted; an archive receives their results, and *Send now* is
-pressed for what is still waiting after the last fault.
+pressed for what is still waiting after the last fault. A copy of the live version runs in shadow
+and must say the same of every scan that it answers; halfway through the faults, up to {replays}
+answers are replayed and must be the same to the bit. At the end, the chain of the audit log is
+verified.
 
 *Recovery* is the time from the beginning of a fault, including its duration, until every sound scan
 that was queued or running at that moment has its verdict. A fault that met no such scan has none.
@@ -71,6 +75,7 @@ def report(outcomes: Sequence[Outcome], options: argparse.Namespace) -> str:
         train_lease=TRAIN_LEASE_S,
         away=STORAGE_AWAY_S,
         full=DISK_FULL_S,
+        replays=REPLAYS,
         verdict=verdict(outcomes),
     )
     by_stack = [

@@ -470,6 +470,48 @@ def test_the_command_line_submits_lists_and_downloads_from_the_application(
     assert not (tmp_path / "none.pdf").exists()
 
 
+def test_a_submission_that_was_interrupted_is_continued_by_the_same_command(
+    app: Flask,
+    real: Callable[[], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths = []
+    for number in (1, 2):
+        folder = tmp_path / f"study{number}"
+        folder.mkdir()
+        write_png(phantom(number, True, size=128), folder / "a.png")
+        paths.append(str(folder))
+    submit, sent = Client.submit, []
+
+    def interrupted(self: Client, paths: Sequence[Any], *args: Any, **options: Any) -> list[Job]:
+        if sent:
+            raise KeyboardInterrupt
+        sent.append(paths)
+        return submit(self, paths, *args, **options)
+
+    monkeypatch.setattr(Client, "submit", interrupted)
+    assert main(["submit", *paths]) == 130
+    monkeypatch.setattr(Client, "submit", submit)
+
+    def submitted(*options: str) -> tuple[list[str], str]:
+        assert main(["submit", *paths, "--json", *options]) == 0
+        printed = capsys.readouterr()
+        return [scan["id"] for scan in json.loads(printed.out)], printed.err.replace("\n", " ")
+
+    ids, said = submitted()
+    assert said.count("submitted before") == 1 and "study1: submitted before" in said
+    with app.app_context():
+        assert set(db.session.scalars(select(Scan.id))) == set(ids) and len(ids) == 2
+    assert submitted()[0] == ids
+    for options in (("--again",), ("--title", "Another title")):
+        others, said = submitted(*options)
+        assert not set(others) & set(ids) and "submitted before" not in said
+    write_png(phantom(3, True, size=128), tmp_path / "study1" / "a.png")
+    assert submitted()[0][0] != ids[0] and submitted()[0][1] == ids[1]
+
+
 def test_the_watcher_submits_to_the_application(
     app: Flask, real: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

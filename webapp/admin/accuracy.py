@@ -18,7 +18,7 @@ from sqlalchemy.orm import joinedload
 
 from ml.named_points import with_widths
 from webapp.admin.pages import blueprint, is_pending, live_page
-from webapp.admin.papers import PaperForm, newest_experiment
+from webapp.admin.papers import PaperForm, expected_here_s, newest_experiment
 from webapp.charts import AccuracyRow, accuracy_chart
 from webapp.corrections import waiting_corrections
 from webapp.display import display_name, name_of_version
@@ -84,6 +84,7 @@ def accuracy(dataset_id: str) -> Response:
         levels=LEVELS,
         chart=accuracy_chart(rows) if rows else None,
         form=PaperForm(formdata=None),
+        expected_s=expected_here_s(dataset),
         waiting=waiting_corrections(dataset_id),
     )
 

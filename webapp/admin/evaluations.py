@@ -27,7 +27,7 @@ from webapp.admin.pages import (
     warn_of_delay,
 )
 from webapp.admin.run_form import ready_datasets
-from webapp.admin.version_figures import charts_of
+from webapp.admin.version_figures import charts_of, differ_by_patient, levels_shown
 from webapp.audit import record
 from webapp.confirmed import RequestRefused
 from webapp.display import excerpt
@@ -136,12 +136,14 @@ def evaluation(evaluation_id: str) -> Response:
         options=[joinedload(Evaluation.version), joinedload(Evaluation.requested_by)],
     )
     result = row.result or {}
+    levels = levels_shown(differ_by_patient(result.get("patient"), result.get("slice")))
     return live_page(
         "evaluation",
         pending=is_pending(row),
         evaluation=row,
         result=with_widths(row.result),
-        charts=charts_of(row.curves or {}),
+        levels=levels,
+        charts=charts_of(row.curves or {}, levels),
         notes=excerpt([*result.get("notes", []), *result.get("problems", [])]),
         chosen=chosen_for(row.version),
     )

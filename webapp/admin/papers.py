@@ -36,6 +36,10 @@ NOT_IMPORTED = "This data set has not been imported yet."
 HAS_ENDED = "This experiment has already ended."
 NOT_RESUMED = "Only the newest experiment can be resumed, once it was canceled or has failed."
 
+EARLIER_EXPERIMENTS = 5
+"""Among so many finished ones, one of all architectures is looked for that says how long it took.
+"""
+
 
 class PaperForm(PostedForm):
     """What the paper's experiment is to compute."""
@@ -171,3 +175,23 @@ def newest_experiment(dataset_id: str) -> PaperExperiment | None:
         .order_by(PaperExperiment.created_at.desc(), PaperExperiment.id)
         .limit(1)
     )
+
+
+def expected_here_s(dataset: Dataset) -> float | None:
+    """Return how many seconds the whole experiment would take on a data set here: as many for each
+    image as the newest one that was finished; None if none was, or the images were not counted.
+    """
+    images = (dataset.exploration or {}).get("images")
+    finished = db.session.scalars(
+        select(PaperExperiment)
+        .where(PaperExperiment.status == JobStatus.DONE)
+        .order_by(PaperExperiment.created_at.desc(), PaperExperiment.id)
+        .limit(EARLIER_EXPERIMENTS)
+    )
+    for experiment in finished:
+        results = experiment.results or {}
+        seconds = sum(cell.get("seconds", 0) for cell in results.get("cells", ()))
+        is_whole = set(experiment.architectures) == set(OF_THE_PAPER)
+        if is_whole and seconds and results.get("images") and images:
+            return float(seconds / results["images"] * images)
+    return None

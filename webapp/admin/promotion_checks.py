@@ -200,8 +200,8 @@ def _shadow_check(version: ModelVersion, live: ModelVersion | None) -> Check:
     return Check(
         name,
         True,
-        f"Of {seen.n} live scans, {percent(seen.share)} are in the same state (95% interval"
-        f" {percent(seen.low)} to {percent(seen.high)}). The candidate alone suspects"
+        f"Of {seen.n} live scans, {percent(seen.share)} are in the same state (Wilson’s"
+        f" 95% interval {percent(seen.low)} to {percent(seen.high)}). The candidate alone suspects"
         f" {seen.only_candidate}, the live version alone {seen.only_live}.",
     )
 

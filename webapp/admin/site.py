@@ -4,6 +4,9 @@ data sets and calibrated versions made from them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from flask import Response, flash, redirect, request, url_for
@@ -71,6 +74,45 @@ class ConfirmedForm(PostedForm):
             kind=self.kind.data or "",
             opinions=self.opinions.data or 1,
         )
+
+
+@dataclass(frozen=True)
+class OnConfirmedScans:
+    """What is known of a candidate and the live version on this site's confirmed scans.
+
+    Attributes:
+        computed_at: when the newest site figures were computed; None if there are none.
+        figures: "own" of the candidate and "live", each where these figures have it
+            (`ml.evaluation.site_figures.FiguresOfSite` as JSON).
+        confirmed: how many scans are confirmed now.
+        dataset: the newest data set of confirmed scans that is ready.
+    """
+
+    computed_at: datetime | None
+    figures: Mapping[str, Mapping[str, Any]]
+    confirmed: int
+    dataset: Dataset | None
+
+
+def on_confirmed_scans(candidate: ModelVersion, live: ModelVersion) -> OnConfirmedScans:
+    """Return what is known of both on this site's confirmed scans."""
+    done, counts = newest_figures(JobStatus.DONE), confirmed_counts()
+    by_id = {one["version_id"]: one["all"] for one in (done.figures if done else None) or ()}
+    return OnConfirmedScans(
+        done.finished_at if done else None,
+        {
+            whose: by_id[version.id]
+            for whose, version in (("own", candidate), ("live", live))
+            if version.id in by_id and by_id[version.id]["scans"]
+        },
+        counts["present"] + counts["absent"],
+        db.session.scalar(
+            select(Dataset)
+            .where(Dataset.made_from.is_not(None), Dataset.status == JobStatus.DONE)
+            .order_by(Dataset.created_at.desc(), Dataset.id)
+            .limit(1)
+        ),
+    )
 
 
 @blueprint.get("/site")

@@ -113,12 +113,8 @@ def figures_of(version: ModelVersion, arguments: Mapping[str, str] | None = None
         at = requested_threshold(version, arguments or {})
     except ValueError:
         at = requested_threshold(version, {})
-    shown = {
-        name: curves
-        for name, curves in (version.curves or {}).items()
-        if has_patients or name == "slice"
-    }
-    tiles, charts = tiles_of(version), charts_of(shown)
+    tiles = tiles_of(version)
+    charts = charts_of(version.curves or {}, levels_shown(has_patients))
     return VersionFigures(level_of(version), has_patients, tiles, charts, at, levels)
 
 
@@ -131,9 +127,23 @@ def level_of(version: ModelVersion) -> str:
 
 def _has_patients(card: Mapping[str, Any]) -> bool:
     """Return whether patients of the test data have several slices."""
-    of_patients = (card.get("patient_metrics") or {}).get("auroc") or {}
-    of_slices = card["metrics"].get("auroc") or {}
+    return differ_by_patient(card.get("patient_metrics"), card["metrics"])
+
+
+def differ_by_patient(
+    by_patient: Mapping[str, Any] | None, by_slice: Mapping[str, Any] | None
+) -> bool:
+    """Return whether metrics by patient are of other numbers than those by slice; where they are
+    not, each slice is a patient of its own, and both are the same.
+    """
+    of_patients = (by_patient or {}).get("auroc") or {}
+    of_slices = (by_slice or {}).get("auroc") or {}
     return bool(of_patients) and of_patients.get("n") != of_slices.get("n")
+
+
+def levels_shown(has_patients: bool) -> Sequence[str]:
+    """Return the levels whose figures and curves are worth showing."""
+    return LEVELS if has_patients else ("slice",)
 
 
 def tiles_of(version: ModelVersion) -> list[Tile]:
@@ -285,12 +295,12 @@ def _counts_of_curve(version: ModelVersion, level: str) -> tuple[int | None, int
     return counts.get("positive"), counts.get("negative")
 
 
-def charts_of(curves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def charts_of(curves: Mapping[str, Any], levels: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return by level the charts that its answers allow: "roc" and "precision" need both classes,
     "calibration" any answer.
     """
     charts: dict[str, dict[str, Any]] = {}
-    for level in LEVELS:
+    for level in levels:
         own_curves = curves.get(level)
         if not own_curves or not own_curves["calibration"]:
             continue

@@ -30,6 +30,7 @@ from webapp.admin.promotion_checks import (
     mark_of_live,
     promote_as_admin,
 )
+from webapp.admin.site import on_confirmed_scans
 from webapp.admin.version_figures import CARD_TABS, figures_of, requested_threshold
 from webapp.audit import record
 from webapp.charts import roc_chart
@@ -370,6 +371,7 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         checklist=checklist,
         both=both_at(checklist.compared, chosen.scan_threshold) if checklist else [],
         comparison=comparison_of(version, live) if live and not is_live else None,
+        site=on_confirmed_scans(version, live) if live and not is_live else None,
         seen=mark_of_live(version.reads),
         comparisons=comparisons,
         names={

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from hemoscan_client.client import Client
 from hemoscan_client.errors import HemoscanError
-from hemoscan_client.operations import REPORTS, Choices
+from hemoscan_client.operations import REPORTS, Choices, files_below, key_of
 from hemoscan_client.results import Scan
 from hemoscan_client.watching import Callbacks, Memory, Watcher
 
@@ -72,6 +72,11 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("paths", nargs="+", type=Path, metavar="PATH")
     _add_choices(command)
+    command.add_argument(
+        "--again",
+        action="store_true",
+        help="as new scans, even if the same files were submitted in the last 24 hours",
+    )
     command.add_argument("--wait", action="store_true", help="until the analysis has ended")
     command.add_argument("--json", action="store_true", help="print what the service answers")
     command.set_defaults(run=submit)
@@ -146,13 +151,26 @@ def moment(text: str) -> datetime:
 
 
 def submit(options: argparse.Namespace, client: Client, errors: Console) -> int:
-    """Submit each folder, and all single files together; print a line for each scan."""
+    """Submit each folder, and all single files together; print a line for each scan.
+
+    The key of each submission follows from its files and choices, so that a command that is
+    repeated after an interruption leads to the scans of those that had arrived.
+    """
+    choices = _choices(options)
     folders = [[path] for path in options.paths if path.is_dir()]
     files = [path for path in options.paths if not path.is_dir()]
     jobs = []
     for paths in [*([files] if files else []), *folders]:
-        with _bar(errors, ", ".join(path.name for path in paths[:3])) as on_sent:
-            jobs += client.submit(paths, _choices(options), on_sent=on_sent)
+        name = ", ".join(path.name for path in paths[:3])
+        key = None if options.again else key_of(files_below(paths), choices)
+        with _bar(errors, name) as on_sent:
+            submitted = client.submit(paths, choices, key=key, on_sent=on_sent)
+        if any(job.is_known for job in submitted):
+            errors.print(
+                f"{name}: submitted before; these are its scans. --again submits it anew.",
+                markup=False,
+            )
+        jobs += submitted
     ids = [job.id for job in jobs]
     if options.wait:
         with errors.status(f"Waiting for {len(ids)} scans …"):

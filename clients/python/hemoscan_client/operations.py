@@ -7,6 +7,7 @@ An operation is a generator: it yields a `Call` and is sent its outcome, or yiel
 from __future__ import annotations
 
 import email.utils
+import hashlib
 import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -22,6 +23,7 @@ from hemoscan_client.results import Job, Scan
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.5, 5.0
+REPLAYED = "Idempotency-Replayed"
 MAY_PASS = (429, 502, 503, 504)
 """Answers after which the same request may be accepted. Others may too if they say when."""
 REPORTS = ("pdf", "sr", "sc", "seg")
@@ -175,6 +177,18 @@ def files_below(paths: Sequence[Path], root: Path | None = None) -> list[tuple[s
     return files
 
 
+def key_of(files: Sequence[tuple[str, Path]], choices: Choices) -> str:
+    """Return a key that the same files with the same choices always have, also in another process:
+    a digest of names, contents and choices.
+    """
+    digest = hashlib.sha256(repr(sorted(choices.as_form().items())).encode())
+    for name, path in files:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(repr((name, content)).encode())
+    return digest.hexdigest()
+
+
 def submit(
     files: Sequence[tuple[str, Path]],
     choices: Choices,
@@ -191,7 +205,8 @@ def submit(
     headers = {"Idempotency-Key": key or str(uuid4())}
     call = Call("POST", "scans", {}, headers, choices.as_form(), files, on_sent)
     answer = yield from answered(call, patience_s)
-    return [Job.of(job) for job in json_of(answer)["scans"]]
+    is_known = answer.headers.get(REPLAYED) == "true"
+    return [Job.of(job, is_known=is_known) for job in json_of(answer)["scans"]]
 
 
 def scan(scan_id: str, patience_s: float) -> Operation[Scan]:

@@ -13,16 +13,22 @@ State = Literal["suspected", "inconclusive", "not found"]
 
 @dataclass(frozen=True)
 class Job:
-    """A scan that was submitted, and the address at which to follow it."""
+    """A scan that was submitted, and the address at which to follow it.
+
+    Attributes:
+        status: when it was submitted.
+        is_known: it was submitted before under the same key, and was not submitted again.
+    """
 
     id: str
     status: Status
     url: str
+    is_known: bool = False
 
     @classmethod
-    def of(cls, answer: Mapping[str, Any]) -> Job:
+    def of(cls, answer: Mapping[str, Any], *, is_known: bool = False) -> Job:
         """Return the job that an answer describes."""
-        return cls(answer["id"], answer["status"], answer["url"])
+        return cls(answer["id"], answer["status"], answer["url"], is_known)
 
 
 @dataclass(frozen=True)

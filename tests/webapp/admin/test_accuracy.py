@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from ml.artifacts.folder import read_card
-from ml.catalogue import STARTER_DIR
+from ml.catalogue import OF_THE_PAPER, STARTER_DIR
 from ml.typed_json import to_json
 from tests.conftest import PASSWORD, app_on, make_user, remove_all_rows
 from tests.webapp.admin.conftest import (
@@ -27,6 +27,7 @@ from tests.webapp.admin.conftest import (
     figure,
 )
 from tests.webapp.admin.test_evaluations import evaluated
+from webapp.admin.papers import expected_here_s
 from webapp.admin.version_figures import tiles_of
 from webapp.extensions import db
 from webapp.models import Dataset, JobStatus, ModelVersion, PaperExperiment, Role
@@ -132,6 +133,26 @@ def test_the_paper_s_experiment_is_launched_canceled_and_resumed(
     admin.post(f"/admin/papers/{failed}/resume")
     with app.app_context():
         assert db.session.get_one(PaperExperiment, failed).status == "cancelled", "only the newest"
+
+
+def test_how_long_the_experiment_takes_is_measured_here(app: Flask, admin: FlaskClient) -> None:
+    dataset, experiment = a_graph(app)
+    address = f"/admin/datasets/{dataset}/accuracy"
+    page = admin.get(address).text
+    assert "It waits for the other jobs" in page and "finished here" not in page
+    with app.app_context():
+        timed = {"images": 200, "cells": [{**cell("honest", 0.8), "seconds": 900.0}] * 2}
+        other = add_dataset("other heads", exploration={"images": 100})
+        row = db.session.get_one(PaperExperiment, experiment)
+        row.status, row.results = JobStatus.DONE, timed
+        row.architectures = ["alexnet"]
+        db.session.commit()
+        assert expected_here_s(db.session.get_one(Dataset, other)) is None, "of some only"
+        row.architectures = list(OF_THE_PAPER)
+        db.session.commit()
+        assert expected_here_s(db.session.get_one(Dataset, other)) == 900.0
+    page = admin.get(f"/admin/datasets/{other}/accuracy").text
+    assert "It takes about 15 min" in page and "finished here" in page
 
 
 def test_of_two_who_launch_at_once_the_second_finds_the_experiment_of_the_first(

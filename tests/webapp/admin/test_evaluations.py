@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from ml.evaluation.metrics import RESAMPLES
 from tests.webapp.admin.conftest import NOBODY, add, add_dataset, add_version, figure
 from webapp.extensions import db
 from webapp.models import (
@@ -44,9 +45,10 @@ A_MISTAKE = {
 }
 
 
-def evaluated(version_id: str, dataset_id: str) -> str:
-    """Commit an evaluation that is done, with its files; return its id."""
+def evaluated(version_id: str, dataset_id: str, patients: int = 200) -> str:
+    """Commit an evaluation of 200 slices that is done, with its files; return its id."""
     metrics = {"auroc": figure(0.875, low=0.7, high=0.95), "sensitivity": figure(0.9)}
+    by_patient = {name: {**one, "n": patients} for name, one in metrics.items()}
     zone = {"value": 0.9, "n": 10}
     band = {"npv": zone, "ppv": zone, "uncertain": zone}
     result: dict[str, Any] = {
@@ -54,7 +56,7 @@ def evaluated(version_id: str, dataset_id: str) -> str:
         "images": 4,
         "scans": 4,
         "left_out": 1,
-        "patient": metrics,
+        "patient": by_patient,
         "slice": metrics,
         "threshold": 0.4,
         "patient_threshold": 0.5,
@@ -113,9 +115,13 @@ def test_it_is_canceled_and_started_again(app: Flask, admin: FlaskClient) -> Non
 def test_its_page_shows_figures_curves_and_mistakes(app: Flask, admin: FlaskClient) -> None:
     with app.app_context():
         version, dataset = add_version("one"), add_dataset("heads")
-        id = evaluated(version, dataset)
+        id = evaluated(version, dataset, patients=50)
     page = admin.get(f"/admin/evaluations/{id}").text
-    assert page.count("0.875") == 2 and "A &lt;b&gt;note&lt;/b&gt;." in page
+    assert (
+        page.count("0.875") == 2
+        and "Curves by patient" in page
+        and "A &lt;b&gt;note&lt;/b&gt;." in page
+    )
     assert page.count('class="chart overlay"') == 4
     assert page.count('class="chart calibration"') == 2
     assert "Missed hemorrhages" in page and "a.png, ann" in page
@@ -124,6 +130,23 @@ def test_its_page_shows_figures_curves_and_mistakes(app: Flask, admin: FlaskClie
     assert admin.get(f"/admin/evaluations/{id}/mistakes/1.png").status_code == 404
     assert admin.get(f"/admin/evaluations/{id}/answers.csv").data == b"level\n"
     assert "0.875" in admin.get(f"/admin/models/{version}?show=evaluations").text
+
+
+def test_where_each_slice_is_a_patient_its_page_shows_everything_once(
+    app: Flask, admin: FlaskClient
+) -> None:
+    with app.app_context():
+        version = add_version("one")
+        id = evaluated(version, add_dataset("heads"))
+    page = admin.get(f"/admin/evaluations/{id}").text
+    intervals = f"95% intervals: percentiles of {RESAMPLES:,} bootstrap samples of patients"
+    for other in ("/admin/models", f"/admin/models/{version}"):
+        assert admin.get(other).text.count(intervals) == 1
+    assert page.count(intervals) == 1
+    assert page.count("0.875") == 1 and "by patient" in page  # In the sentence that says why.
+    assert page.count("<h2>Curves</h2>") == 1 and page.count('class="chart overlay"') == 2
+    assert page.count('class="chart calibration"') == 1
+    assert '<th scope="row">Slice</th>' in page and '<th scope="row">Patient</th>' not in page
 
 
 def test_a_comparison_that_two_ask_for_at_once_is_one_row(any_database_app: Flask) -> None:

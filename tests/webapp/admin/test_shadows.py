@@ -125,7 +125,7 @@ def test_pictures_are_of_scans_that_the_administrator_sees_elsewhere_too(
         db.session.add_all(shadow_answers(shadow_id, [agreed, hidden, own, shared]))
         db.session.commit()
     page = admin.get(f"/admin/shadows/{shadow_id}").text
-    assert "1 of 4 scans in the same state" in page and "25.0%, 95% interval" in page
+    assert "1 of 4 scans in the same state" in page and "25.0%, Wilson’s 95% interval" in page
     assert "the live version alone 3." in page
     for scan_id, title in ((own, "Mine"), (shared, "Shared")):
         assert title in page and f"/scans/{scan_id}/thumbnail.png" in page
@@ -141,7 +141,10 @@ def test_pictures_are_of_scans_that_the_administrator_sees_elsewhere_too(
         db.session.add(Shadow(version_id=candidate, against_id=against, reads="slice"))
         db.session.commit()
     known = admin.get(f"/admin/models/{candidate}").text
-    assert "Of 4 live scans, 25.0% are in the same state (95% interval 4.6% to 69.9%)." in known
+    assert (
+        "Of 4 live scans, 25.0% are in the same state (Wilson’s 95% interval 4.6% to 69.9%)."
+        in known
+    )
 
 
 def test_what_a_candidate_says_is_on_no_page_of_users(

@@ -8,7 +8,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, select
 
 from tests.conftest import make_user
-from tests.webapp.admin.conftest import NOBODY, add_dataset, add_version
+from tests.webapp.admin.conftest import NOBODY, add, add_dataset, add_version
 from tests.webapp.test_every_route import site_figures_of
 from tests.webapp.test_opinions import add_done, say, share_with_reviewers
 from webapp.extensions import db, utc_now
@@ -56,7 +56,29 @@ def test_figures_are_asked_for_once_and_shown_when_done(app: Flask, admin: Flask
         db.session.commit()
     page = admin.get("/admin/site").text
     assert "2026-11" in page and "0.900" in page and "there is none" in page
+    assert "1,000 bootstrap samples of studies" in page
     assert admin.get("/admin/site/progress").status_code == 286
+
+
+def test_who_promotes_sees_the_confirmed_scans_of_the_live_version(
+    app: Flask, confirmed: FlaskClient
+) -> None:
+    with app.app_context():
+        live, candidate = add_version("live-card"), add_version("new-card")
+        promote(db.session.get_one(ModelVersion, live), None, "It ships.")
+        db.session.commit()
+    page = confirmed.get(f"/admin/models/{candidate}").text
+    assert "site figures</a> of the live version" in page
+    assert "on the 1 confirmed scan," in page and "create a data set of them" in page
+    with app.app_context():
+        figures = [site_figures_of(live)]
+        add(SiteFigures(status=JobStatus.DONE, finished_at=utc_now(), figures=figures))
+        dataset = add_dataset("our heads", made_from={})
+    page = confirmed.get(f"/admin/models/{candidate}").text
+    assert "The live version</th>" in page and ">This version</th>" not in page
+    assert "(0.800–1.000)" in page and "there is none" in page
+    assert f"/admin/models/{live}?show=evaluations" in page and f"/datasets/{dataset}" in page
+    assert "On this site’s confirmed scans" not in confirmed.get(f"/admin/models/{live}").text
 
 
 def test_a_data_set_is_asked_for_with_its_filters(app: Flask, confirmed: FlaskClient) -> None:
