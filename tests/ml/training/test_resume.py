@@ -35,15 +35,15 @@ SETTINGS = {
     "cnn_gru": {
         **SHARED,
         "layer": "conv3",
-        "epochs": "2",
+        "epochs": "1",
         "units": "4",
         "projection": "4",
         "bidirectional": "no",
     },
 }
-FEWEST_CHECKPOINTS = {"alexnet": 9, "alexnet_svm": 3, "cnn_gru": 12}
-"""Two epochs and an end of each of three fits; features and an end of each of two folds; two epochs
-of both networks of three fits.
+FEWEST_CHECKPOINTS = {"alexnet": 9, "alexnet_svm": 3, "cnn_gru": 6}
+"""Two epochs and an end of each of three fits; features and an end of each of two folds; an epoch
+of both networks of three fits, each of which compiles anew after a stop.
 """
 
 
