@@ -12,7 +12,14 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from tests.conftest import make_user
-from tests.webapp.admin.conftest import EXPLORATION, add_dataset, add_version
+from tests.webapp.admin.conftest import (
+    EXPLORATION,
+    a_card,
+    add_dataset,
+    add_run,
+    add_version,
+    figure,
+)
 from tests.webapp.conftest import acts
 from tests.webapp.test_api import add_scan, add_verdict, problem_of
 from webapp.extensions import db, utc_now
@@ -88,6 +95,83 @@ def test_a_run_is_launched_once_with_settings_that_there_are(app: Flask, boss: F
     assert boss.post(f"/api/v1/runs/{run.id}/cancel").json["status"] == "cancelled"
     assert boss.post(f"/api/v1/runs/{run.id}/retry").json["status"] == "queued"
     assert acts(app) == ["run launched", "run cancelled", "run retried"]
+
+
+def test_a_run_is_named_tagged_and_described_when_it_is_launched_and_later(
+    app: Flask, boss: FlaskClient
+) -> None:
+    with app.app_context():
+        ready = add_dataset("ready")
+    body = {"architecture": "alexnet_svm", "dataset_ids": [ready], "initial_weights": "random"}
+    for change, sentence in (
+        ({"tags": ["two words"]}, "tags: The tag 'two words' must have"),
+        ({"notes": "a\0b"}, "notes: Please use printable"),
+        ({"name": "x" * 81}, "name: Longer than maximum length 80."),
+    ):
+        answer = boss.post("/api/v1/runs", json={**body, **change})
+        assert problem_of(answer, 422).startswith(sentence)
+    told = {"name": " Baseline ", "tags": ["b", "A", "a"], "notes": "One.\r\nTwo."}
+    run = boss.post("/api/v1/runs", json={**body, **told}).json
+    assert (run["name"], run["tags"], run["notes"]) == ("Baseline", ["a", "b"], "One.\nTwo.")
+    address = f"/api/v1/runs/{run['id']}"
+    changed = {"name": None, "tags": ["c", "a"], "notes": None}
+    assert "tags: " in problem_of(boss.put(f"{address}/description", json={"name": "x"}), 422)
+    described = boss.put(f"{address}/description", json=changed)
+    assert described.json == {**run, **changed, "tags": ["a", "c"]}
+    assert boss.get(address).json["tags"] == ["a", "c"]
+    assert acts(app) == ["run launched", "run described"]
+
+    assert boss.get(f"{address}/log").text == ""
+    with app.app_context():
+        db.session.get_one(TrainingRun, run["id"]).log = "12:00:00 Reading.\n12:00:01 Fitting."
+        db.session.commit()
+    log = boss.get(f"{address}/log")
+    assert (log.mimetype, log.text.splitlines()[1]) == ("text/plain", "12:00:01 Fitting.")
+
+
+def test_runs_are_filtered_and_sorted_as_on_the_page(app: Flask, boss: FlaskClient) -> None:
+    with app.app_context():
+        heads = add_dataset("heads")
+        made = {
+            "old": add_run(JobStatus.DONE, name="b", notes="the 5% baseline"),
+            "good": add_run(JobStatus.DONE, architecture="cnn_gru", name="a"),
+            "unnamed": add_run(JobStatus.FAILED),
+            "better": add_run(JobStatus.DONE, name="c"),
+        }
+        run = db.session.get_one(TrainingRun, made["good"])
+        run.tags.append("wide")
+        run.datasets.append(db.session.get_one(Dataset, heads))
+        for name, area in (("old", 0.9), ("good", 0.9), ("better", 0.95)):
+            card = a_card(id=name)
+            card["metrics"] = {**card["metrics"], "auroc": figure(area)}
+            add_version(name, run_id=made[name], card=card)
+        db.session.commit()
+    names = {run_id: name for name, run_id in made.items()}
+
+    def listed(**query: Any) -> list[str]:
+        found = boss.get("/api/v1/runs", query_string={**query, "limit": 1})
+        items = []
+        while True:
+            items += found.json["items"]
+            if not found.json["next"]:
+                return [names[each["id"]] for each in items]
+            found = boss.get(found.json["next"])
+
+    assert listed() == listed(sort="newest") == ["better", "unnamed", "good", "old"]
+    assert listed(sort="oldest") == ["old", "good", "unnamed", "better"]
+    assert listed(sort="auroc") == ["better", "good", "old", "unnamed"]
+    assert listed(sort="name") == ["good", "old", "better", "unnamed"]
+    assert listed(sort="architecture") == ["better", "unnamed", "old", "good"]
+    assert listed(sort="state") == ["better", "good", "old", "unnamed"]
+    for query in (
+        {"architecture": "cnn_gru"},
+        {"dataset": heads},
+        {"tag": "Wide"},
+        {"text": "A", "tag": "wide", "status": "done"},
+    ):
+        assert listed(**query) == ["good"]
+    assert listed(text="5% base") == ["old"] and listed(status="failed") == ["unnamed"]
+    assert problem_of(boss.get("/api/v1/runs?sort=luck"), 422).startswith("sort: ")
 
 
 def test_what_the_launch_form_says_first_is_shown_to_programs_too(

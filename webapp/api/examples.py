@@ -217,8 +217,10 @@ _setting = {
     "high": 500.0,
     "choices": [],
 }
+_description = {"name": "Baseline", "tags": ["2026", "baseline"], "notes": "Five folds."}
 _run = {
     **work(RUN_ID),
+    **_description,
     "architecture": "googlenet_unet_series",
     "is_calibration": False,
     "seed": 0,
@@ -471,7 +473,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             "initial_weights": ["starter-series", "random"],
         },
     ),
+    "Describe": _description,
     "Launch": {
+        **_description,
         "architecture": "googlenet_unet_series",
         "dataset_ids": [DATASET_ID],
         "settings": {"epochs": 20},

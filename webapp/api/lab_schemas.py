@@ -12,6 +12,8 @@ from ml.catalogue import ARCHITECTURES
 from ml.named_points import POINTS
 from webapp.admin.operating_points import AS_TRAINED
 from webapp.admin.promotion_checks import SUMMARIES
+from webapp.admin.run_form import LONGEST_NAME, LONGEST_NOTES, LONGEST_TAG, MOST_TAGS
+from webapp.admin.run_query import LONGEST_TEXT, SORTS
 from webapp.api.lists import PageQuerySchema, PageSchema
 from webapp.api.schemas import A_ID, COUNT, PRINTABLE, SHARE, SiteFiguresSchema, moment
 from webapp.confirmed import MAX_DATASET_NAME
@@ -322,9 +324,68 @@ class ArchitecturesPageSchema(PageSchema):
     items = fields.List(fields.Nested(ArchitectureSchema), required=True)
 
 
+class RunsQuerySchema(PageQuerySchema):
+    """Which training runs are listed, and in which order."""
+
+    status = fields.Enum(JobStatus, by_value=fields.String, load_default=None)
+    architecture = fields.String(load_default=None, validate=validate.OneOf(list(ARCHITECTURES)))
+    dataset = fields.String(
+        load_default=None, validate=A_ID, metadata={"description": "One that it learned from."}
+    )
+    tag = fields.String(load_default=None, validate=[PRINTABLE, validate.Length(1, LONGEST_TAG)])
+    text = fields.String(
+        load_default=None,
+        validate=[PRINTABLE, validate.Length(1, LONGEST_TEXT)],
+        metadata={"description": "Part of the name or of the notes."},
+    )
+    sort = fields.String(
+        load_default="newest",
+        validate=validate.OneOf(list(SORTS)),
+        metadata={"description": "auroc: the best first; otherwise in alphabetical order."},
+    )
+
+
+def run_name(**arguments: Any) -> fields.String:
+    """Return the field of the name of a run."""
+    limits = [PRINTABLE, validate.Length(max=LONGEST_NAME)]
+    return fields.String(allow_none=True, validate=limits, **arguments)
+
+
+def run_tags(**arguments: Any) -> fields.List[str]:
+    """Return the field of the tags of a run."""
+    description = "Words of letters, digits, points, hyphens, plus signs and underscores."
+    return fields.List(
+        fields.String(validate=validate.Length(1, LONGEST_TAG)),
+        validate=validate.Length(max=MOST_TAGS),
+        metadata={"description": description},
+        **arguments,
+    )
+
+
+def run_notes(**arguments: Any) -> fields.String:
+    """Return the field of the notes on a run."""
+    return fields.String(
+        allow_none=True,
+        validate=validate.Length(max=LONGEST_NOTES),
+        metadata={"description": "Lines of text."},
+        **arguments,
+    )
+
+
+class DescribeSchema(Schema):
+    """Name, tags and notes of a run, in place of those that it had."""
+
+    name = run_name(required=True)
+    tags = run_tags(required=True)
+    notes = run_notes(required=True)
+
+
 class LaunchSchema(Schema):
     """A training run to launch; what is left out has the architecture's default."""
 
+    name = run_name(load_default=None)
+    tags = run_tags(load_default=[])
+    notes = run_notes(load_default=None)
     architecture = fields.String(required=True, validate=validate.OneOf(list(ARCHITECTURES)))
     dataset_ids = fields.List(
         fields.String(validate=A_ID),
@@ -357,6 +418,9 @@ class NamedDatasetSchema(Schema):
 class RunSummarySchema(WorkSchema):
     """A training run, or a calibration of a version to a data set of this site."""
 
+    name = fields.String(required=True, allow_none=True)
+    tags = fields.List(fields.String(), required=True)
+    notes = fields.String(required=True, allow_none=True)
     architecture = fields.String(required=True)
     is_calibration = fields.Boolean(required=True)
     seed = fields.Integer(required=True)
@@ -400,7 +464,7 @@ class RunSchema(RunSummarySchema):
 
 
 class RunsPageSchema(PageSchema):
-    """One page of training runs, the newest first."""
+    """One page of training runs."""
 
     items = fields.List(fields.Nested(RunSummarySchema), required=True)
 
