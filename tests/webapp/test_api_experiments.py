@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select, update
 
 from tests.conftest import make_user
 from tests.webapp.admin.conftest import add_dataset, add_version
 from tests.webapp.admin.test_accuracy import a_graph
 from tests.webapp.admin.test_images import indexed
+from tests.webapp.admin.test_promotions import answered_scan, promoted
 from tests.webapp.admin.test_shadows import shadow_answers
 from tests.webapp.conftest import acts
 from tests.webapp.test_api import add_scan, add_verdict, make_token, problem_of
-from webapp.extensions import db
+from webapp.extensions import db, utc_now
 from webapp.models import (
     DatasetAnalysis,
     DatasetImage,
@@ -26,7 +27,9 @@ from webapp.models import (
     ReceivedStudy,
     Replay,
     ResultDelivery,
+    Shadow,
     ShadowAnswer,
+    User,
     promote,
 )
 
@@ -93,6 +96,53 @@ def test_a_shadow_is_started_once_read_and_stopped(app: Flask, boss: FlaskClient
     with app.app_context():
         db.session.execute(delete(ShadowAnswer))
         db.session.commit()
+
+
+def test_what_a_promotion_changed_is_read_and_found_out(app: Flask, boss: FlaskClient) -> None:
+    theirs = make_user(app, "ann")
+    with app.app_context():
+        old, new = add_version("old"), add_version("new")
+        first, second = promoted(old, "the first"), promoted(new, "finds more")
+        mine = db.session.scalars(select(User.id).where(User.username == "boss")).one()
+        scans = [
+            answered_scan(user_id, new, probability)
+            for user_id, probability in ((mine, 0.9), (theirs, 0.8), (mine, 0.7), (mine, 0.6))
+        ]
+        ended = utc_now()
+        shadow = Shadow(version_id=old, against_id=new, reads="slice", ended_at=ended)
+        db.session.add(shadow)
+        db.session.flush()
+        for scan_id, probability in zip(scans, (0.1, 0.2, 0.6), strict=False):
+            (answer,) = shadow_answers(shadow.id, [scan_id])
+            answer.probability, answer.threshold = probability, 0.41
+            db.session.add(answer)
+        db.session.commit()
+
+    address = f"/api/v1/promotions/{second}"
+    effect = boss.get(address).json
+    assert (effect["reason"], effect["before"]["id"]) == ("finds more", first)
+    assert effect["before"]["until"] == effect["at"] and not effect["is_point_only"]
+    names = ("scans", "known", "missing", "changed", "suspected_with_only")
+    assert [effect[name] for name in names] == [4, 3, 1, 2, 2]
+    apart = followed(boss, f"{address}/changed?limit=1")
+    assert [(one["scan_id"], one["without_probability"]) for one in apart] == [
+        (None, 0.2), (scans[0], 0.1)
+    ]  # fmt: skip
+    assert {(one["state"], one["without_state"]) for one in apart} == {("suspected", "not found")}
+
+    begun = [boss.post(f"{address}/find-out", headers=KEY) for _ in range(2)]
+    assert [answer.status_code for answer in begun] == [202, 202]
+    assert begun[0].json == begun[1].json and begun[0].json["version_id"] == old
+    assert boss.get(address).json["shadow_id"] == begun[0].json["id"]
+    refused = boss.post(f"{address}/find-out")
+    assert "in shadow already" in problem_of(refused, 409)
+    alone = f"/api/v1/promotions/{first}"
+    assert boss.get(alone).json["before"] is None
+    assert "Nothing was live before" in problem_of(boss.post(f"{alone}/find-out"), 409)
+    for unknown in ("99", "9" * 20):
+        problem = problem_of(boss.get(f"/api/v1/promotions/{unknown}"), 404)
+        assert problem == "Promotion not found."
+    assert acts(app) == ["shadow started"]
 
 
 def test_answers_are_drawn_and_computed_again_and_those_that_differ_are_listed(

@@ -190,6 +190,12 @@ _promotion = {
     "operating_point": "balanced: series from 0.41, single slices from 0.38",
     "evidence": {"verdict": "better", "typed": None},
 }
+_compared = {
+    "source": "our scanner, 2026",
+    "verdict": "better",
+    "sentence": "Better: AUROC by patient +0.021 (+0.004 to +0.043) on 75 patients, 41 with"
+    " hemorrhage.",
+}
 _evaluation = {
     **work(EVALUATION_ID, "done"),
     "version_id": VERSION_ID,
@@ -422,14 +428,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                 "sentence": "AUROC by patient 0.954, n = 75.",
             }
         ],
-        "compared": [
-            {
-                "source": "our scanner, 2026",
-                "verdict": "better",
-                "sentence": "Better: AUROC by patient +0.021 (+0.004 to +0.043) on 75 patients, 41"
-                " with hemorrhage.",
-            }
-        ],
+        "compared": [_compared],
         "operating_points": [_point],
     },
     "Promote": {
@@ -441,6 +440,31 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "slice_threshold": None,
     },
     "Promotion": _promotion,
+    "Effect": {
+        **_promotion,
+        "before": {**_promotion, "id": 11, "version_id": OTHER_ID, "until": NOON},
+        "is_point_only": False,
+        "scans": 240,
+        "is_cut": False,
+        "known": 200,
+        "missing": 40,
+        "changed": 3,
+        "suspected_with_only": 2,
+        "suspected_without_only": 1,
+        "shadow_id": SHADOW_ID,
+        "compared": [_compared],
+    },
+    "ChangedResultsPage": page(
+        "/promotions/12/changed",
+        {
+            "scan_id": SCAN_ID,
+            "state": "suspected",
+            "probability": 0.72,
+            "without_state": "not found",
+            "without_probability": 0.31,
+            "answered_at": LATER,
+        },
+    ),
     "PromotionsPage": page("/promotions", _promotion),
     "Threshold": {
         "threshold": 0.41,

@@ -10,6 +10,7 @@ from marshmallow import Schema, fields, validate
 
 from ml.catalogue import ARCHITECTURES
 from ml.named_points import POINTS
+from ml.verdict import STATES
 from webapp.admin.operating_points import AS_TRAINED
 from webapp.admin.promotion_checks import SUMMARIES
 from webapp.admin.run_form import LONGEST_NAME, LONGEST_NOTES, LONGEST_TAG, MOST_TAGS
@@ -28,6 +29,11 @@ MOST_OPINIONS = 10
 def an_id(**arguments: Any) -> fields.String:
     """Return the field of the id of a row that has to be there."""
     return fields.String(required=True, validate=A_ID, **arguments)
+
+
+def a_count(description: str) -> fields.Integer:
+    """Return the field of a number of things."""
+    return fields.Integer(required=True, validate=COUNT, metadata={"description": description})
 
 
 class WorkSchema(Schema):
@@ -181,6 +187,61 @@ class PromotionsPageSchema(PageSchema):
     """One page of the timeline, the newest promotion first."""
 
     items = fields.List(fields.Nested(PromotionSchema), required=True)
+
+
+class EffectSchema(PromotionSchema):
+    """A promotion with what it changed: the results of the scans analyzed while it was in force
+    beside those that the previous version (`before`) would have given.
+    """
+
+    before = fields.Nested(
+        PromotionSchema,
+        required=True,
+        allow_none=True,
+        metadata={"description": "What was live before; null: nothing."},
+    )
+    is_point_only = fields.Boolean(
+        required=True,
+        metadata={"description": "It changed the operating point only, so that all is known."},
+    )
+    scans = a_count("Scans of that time, the newest of them if there are many.")
+    is_cut = fields.Boolean(required=True, metadata={"description": "Whether there are more."})
+    known = a_count("Scans for which the previous version's answer is known.")
+    missing = a_count("Scans that it has not answered; find_out_promotion has it do so.")
+    changed = a_count("Scans that would have another result; list_changed_results has them.")
+    suspected_with_only = a_count("Scans suspected with the promotion only.")
+    suspected_without_only = a_count("Scans suspected without the promotion only.")
+    shadow_id = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "The shadow in which the previous version is answering them."},
+    )
+    compared = fields.List(
+        fields.Nested(ComparedSchema),
+        required=True,
+        metadata={"description": "On labeled images, beside the previous version."},
+    )
+
+
+class ChangedResultSchema(Schema):
+    """A scan whose result would have been another one without a promotion (`without`)."""
+
+    scan_id = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "null: neither yours nor shared with you."},
+    )
+    state = fields.String(required=True, validate=validate.OneOf(STATES))
+    probability = fields.Float(required=True, validate=SHARE)
+    without_state = fields.String(required=True, validate=validate.OneOf(STATES))
+    without_probability = fields.Float(required=True, validate=SHARE)
+    answered_at = fields.AwareDateTime(required=True)
+
+
+class ChangedResultsPageSchema(PageSchema):
+    """One page of the results that would have been others, the newest first."""
+
+    items = fields.List(fields.Nested(ChangedResultSchema), required=True)
 
 
 class TimelineQuerySchema(PageQuerySchema):

@@ -10,7 +10,7 @@ from typing import Any
 from flask import g
 from sqlalchemy import func, select
 from sqlalchemy.orm import aliased, contains_eager, defer, joinedload
-from werkzeug.exceptions import Conflict, UnprocessableEntity
+from werkzeug.exceptions import Conflict, NotFound, UnprocessableEntity
 
 from webapp.admin.comparisons import both_at
 from webapp.admin.operating_points import (
@@ -21,11 +21,15 @@ from webapp.admin.operating_points import (
     requested_point,
 )
 from webapp.admin.promotion_checks import SUMMARIES, Decision, checklist_of, mark_of_live
+from webapp.admin.promotion_effects import effect_of, promotion_with_version
+from webapp.admin.promotions import begin_finding_out
 from webapp.admin.versions import KINDS, make_live
 from webapp.api.access import blueprint, operation, row_of
 from webapp.api.lab_schemas import (
+    ChangedResultsPageSchema,
     ChecklistSchema,
     EarlierQuerySchema,
+    EffectSchema,
     PromoteSchema,
     PromotionSchema,
     PromotionsPageSchema,
@@ -37,6 +41,7 @@ from webapp.api.lab_schemas import (
 )
 from webapp.api.lists import PageQuerySchema, listed, page_of, part_of
 from webapp.api.schemas import LiveModelsQuerySchema, LiveModelsSchema
+from webapp.api.shadows import ShadowSummarySchema, shadow_as_json
 from webapp.display import name_of_version
 from webapp.extensions import db, utc_now
 from webapp.models import (
@@ -45,12 +50,16 @@ from webapp.models import (
     OperatingPoint,
     Promotion,
     PromotionRefused,
+    Scan,
     Scope,
+    Shadow,
+    ShadowRefused,
     earlier_promotions,
     live_version,
     promotion_after,
     promotion_at,
 )
+from webapp.sharing import visible_to
 
 GET, POST = HTTPMethod.GET, HTTPMethod.POST
 
@@ -251,6 +260,85 @@ def list_earlier(query: Mapping[str, Any]) -> dict[str, Any]:
     earlier = part_of(earlier_promotions(live) if live else [], lambda each: str(each.id), query)
     ends = {each.id: promotion_after(each) for each in earlier}
     return listed([promotion_as_json(each, end_of(ends[each.id])) for each in earlier])
+
+
+@operation(GET, "/promotions/<int:promotion_id>", "read_promotion", Scope.ADMIN, 404)
+@blueprint.response(200, EffectSchema)
+def read_promotion(promotion_id: int) -> dict[str, Any]:
+    """Get a promotion with what it changed: how many results would have been others without it."""
+    effect = effect_of(promotion_of(promotion_id))
+    return {
+        **promotion_as_json(effect.promotion, effect.until),
+        "before": effect.before and promotion_as_json(effect.before, effect.promotion.at),
+        "is_point_only": effect.is_point_only,
+        "scans": len(effect.results),
+        "is_cut": effect.is_cut,
+        "known": len(effect.beside),
+        "missing": effect.missing,
+        "changed": len(effect.changed),
+        "suspected_with_only": effect.suspected_with_only,
+        "suspected_without_only": effect.suspected_without_only,
+        "shadow_id": effect.running and effect.running.id,
+        "compared": effect.compared,
+    }
+
+
+@operation(
+    GET,
+    "/promotions/<int:promotion_id>/changed",
+    "list_changed_results",
+    Scope.ADMIN,
+    404,
+    422,
+)
+@blueprint.arguments(PageQuerySchema, location="query")
+@blueprint.response(200, ChangedResultsPageSchema)
+def list_changed_results(query: Mapping[str, Any], promotion_id: int) -> dict[str, Any]:
+    """List the results that would have been others without a promotion, as far as it is known."""
+    changed = effect_of(promotion_of(promotion_id)).changed
+    shown = part_of(changed, lambda pair: pair.result.scan_id, query)
+    ids = [pair.result.scan_id for pair in shown]
+    visible = select(Scan.id).where(Scan.id.in_(ids), visible_to(g.token_owner_id))
+    seen = set(db.session.scalars(visible))
+    return listed(
+        [
+            {
+                "scan_id": pair.result.scan_id if pair.result.scan_id in seen else None,
+                "state": pair.result.state,
+                "probability": pair.result.probability,
+                "without_state": pair.state,
+                "without_probability": pair.probability,
+                "answered_at": pair.result.at,
+            }
+            for pair in shown
+        ]
+    )
+
+
+@operation(POST, "/promotions/<int:promotion_id>/find-out", "find_out_promotion", Scope.ADMIN, 404)
+@blueprint.response(202, ShadowSummarySchema)
+def find_out_promotion(promotion_id: int) -> dict[str, Any]:
+    """Have the previous version answer, after everything else, the scans of a promotion's time that
+    it has not answered; as in a shadow, which `stop_shadow` ends.
+    """
+    try:
+        shadow, _ = begin_finding_out(promotion_of(promotion_id), g.token_owner_id)
+    except ShadowRefused as err:
+        raise Conflict(str(err)) from err
+    return shadow_as_json(row_of(Shadow, shadow.id))
+
+
+def promotion_of(promotion_id: int) -> Promotion:
+    """Return a promotion.
+
+    Raises:
+        NotFound: there is none.
+    """
+    # Larger numbers are no database's integers.
+    promotion = promotion_with_version(promotion_id) if promotion_id < 2**31 else None
+    if promotion is None:
+        raise NotFound("Promotion not found.")
+    return promotion
 
 
 def end_of(following: Promotion | None) -> datetime | None:
