@@ -20,6 +20,7 @@ from tests.webapp.admin.conftest import (
     add_version,
     figure,
 )
+from tests.webapp.admin.test_operating_points import named_points_of_card
 from tests.webapp.conftest import acts
 from tests.webapp.test_api import add_scan, add_verdict, problem_of
 from webapp.extensions import db, utc_now
@@ -70,6 +71,33 @@ def test_a_version_is_promoted_rolled_back_and_the_timeline_says_so(
         version = live_version("slice")
         assert version is not None and live == [first] == [version.id]
     assert acts(app) == ["version promoted"] * 3
+
+
+def test_a_threshold_is_judged_by_patient_and_by_slice_at_any_prevalence(
+    app: Flask, boss: FlaskClient
+) -> None:
+    curve = [
+        {"threshold": threshold, "sensitivity": 1 - threshold, "specificity": threshold}
+        for threshold in (0.0, 0.2, 0.4, 1.0)
+    ]
+    with app.app_context():
+        card = a_card(points=named_points_of_card(), scan_threshold=0.2)
+        by_slice = add_version("slices", card={**card, "curves": {"slice": curve}})
+    address = f"/api/v1/models/{by_slice}/threshold?at=0.35"
+    found = boss.get(f"{address}&level=slice&prevalence=20").json
+    assert (found["level"], found["prevalence"], found["both"]) == ("slice", 20.0, [])
+    figures = found["figures"]
+    assert (figures["sensitivity"], figures["specificity"]) == (0.6, 0.4)
+    assert (figures["positive"], figures["negative"]) == (40, 40)
+    per_100 = {"alarms": 60.0, "true_alarms": 12.0, "false_alarms": 48.0, "missed": 8.0}
+    assert {name: figures[name] for name in per_100} == pytest.approx(per_100)
+    assert (figures["ppv"], figures["npv"]) == (pytest.approx(0.2), pytest.approx(0.8))
+    by_patient = boss.get(address).json
+    assert (by_patient["level"], by_patient["prevalence"]) == ("patient", 10.0)
+    assert by_patient["figures"] is None, "the card has no curve by patient"
+    for query, name in (("&prevalence=0", "prevalence"), ("&level=head", "level")):
+        assert problem_of(boss.get(address + query), 422).startswith(f"{name}: ")
+    assert problem_of(boss.get(f"/api/v1/models/{by_slice}/threshold?at=nan"), 422)
 
 
 def test_a_run_is_launched_once_with_settings_that_there_are(app: Flask, boss: FlaskClient) -> None:

@@ -468,7 +468,21 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "PromotionsPage": page("/promotions", _promotion),
     "Threshold": {
         "threshold": 0.41,
+        "level": "patient",
+        "prevalence": 10.0,
         "meaning": _point["by_scan"],
+        "figures": {
+            "sensitivity": 0.9,
+            "specificity": 0.94,
+            "positive": 118,
+            "negative": 122,
+            "ppv": 0.625,
+            "npv": 0.988,
+            "alarms": 14.4,
+            "true_alarms": 9.0,
+            "false_alarms": 5.4,
+            "missed": 1.0,
+        },
         "both": [
             {
                 "source": "our scanner, 2026",

@@ -15,6 +15,7 @@ from webapp.admin.operating_points import AS_TRAINED
 from webapp.admin.promotion_checks import SUMMARIES
 from webapp.admin.run_form import LONGEST_NAME, LONGEST_NOTES, LONGEST_TAG, MOST_TAGS
 from webapp.admin.run_query import LONGEST_TEXT, SORTS
+from webapp.admin.version_figures import LEVELS, PREVALENCES, USUAL_PREVALENCE
 from webapp.api.lists import PageQuerySchema, PageSchema
 from webapp.api.schemas import A_ID, COUNT, PRINTABLE, SHARE, SiteFiguresSchema, moment
 from webapp.confirmed import MAX_DATASET_NAME
@@ -258,9 +259,19 @@ class EarlierQuerySchema(PageQuerySchema):
 
 
 class ThresholdQuerySchema(Schema):
-    """A threshold for series."""
+    """A threshold, for series or for single slices."""
 
     at = fields.Float(required=True, validate=SHARE)
+    level = fields.String(
+        load_default="patient",
+        validate=validate.OneOf(LEVELS),
+        metadata={"description": "patient: of series; slice: of single slices."},
+    )
+    prevalence = fields.Float(
+        load_default=USUAL_PREVALENCE,
+        validate=validate.Range(*PREVALENCES),
+        metadata={"description": "How many of 100 have a hemorrhage."},
+    )
 
 
 class AtThresholdSchema(Schema):
@@ -273,12 +284,59 @@ class AtThresholdSchema(Schema):
     meaning = fields.String(required=True)
 
 
+class ThresholdFiguresSchema(Schema):
+    """What a threshold finds, and its alarms per 100 at a prevalence."""
+
+    sensitivity = fields.Float(required=True, validate=SHARE)
+    specificity = fields.Float(required=True, validate=SHARE)
+    positive = fields.Integer(
+        required=True,
+        allow_none=True,
+        validate=COUNT,
+        metadata={"description": "How many with hemorrhage it was measured on; null: unknown."},
+    )
+    negative = fields.Integer(
+        required=True,
+        allow_none=True,
+        validate=COUNT,
+        metadata={"description": "How many without; null: unknown."},
+    )
+    ppv = fields.Float(
+        required=True,
+        allow_none=True,
+        validate=SHARE,
+        metadata={"description": "null: nothing is flagged."},
+    )
+    npv = fields.Float(
+        required=True,
+        allow_none=True,
+        validate=SHARE,
+        metadata={"description": "null: everything is flagged."},
+    )
+    alarms = fields.Float(required=True, validate=COUNT)
+    true_alarms = fields.Float(required=True, validate=COUNT)
+    false_alarms = fields.Float(required=True, validate=COUNT)
+    missed = fields.Float(required=True, validate=COUNT)
+
+
 class ThresholdSchema(Schema):
-    """What a threshold for series means, and finds beside the live version (`other`)."""
+    """What a threshold means, and finds beside the live version (`other`)."""
 
     threshold = fields.Float(required=True, validate=SHARE)
+    level = fields.String(required=True, validate=validate.OneOf(LEVELS))
+    prevalence = fields.Float(required=True, validate=validate.Range(*PREVALENCES))
     meaning = fields.String(required=True, metadata={"description": "Empty if not known."})
-    both = fields.List(fields.Nested(AtThresholdSchema), required=True)
+    figures = fields.Nested(
+        ThresholdFiguresSchema,
+        required=True,
+        allow_none=True,
+        metadata={"description": "null: the version has no curve at this level."},
+    )
+    both = fields.List(
+        fields.Nested(AtThresholdSchema),
+        required=True,
+        metadata={"description": "By patient only: on the patients that both judged."},
+    )
 
 
 class EvaluateSchema(Schema):

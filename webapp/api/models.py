@@ -23,6 +23,7 @@ from webapp.admin.operating_points import (
 from webapp.admin.promotion_checks import SUMMARIES, Decision, checklist_of, mark_of_live
 from webapp.admin.promotion_effects import effect_of, promotion_with_version
 from webapp.admin.promotions import begin_finding_out
+from webapp.admin.version_figures import requested_threshold
 from webapp.admin.versions import KINDS, make_live
 from webapp.api.access import blueprint, operation, row_of
 from webapp.api.lab_schemas import (
@@ -212,14 +213,23 @@ def chosen_point(version: ModelVersion, body: Mapping[str, Any]) -> OperatingPoi
 @blueprint.arguments(ThresholdQuerySchema, location="query")
 @blueprint.response(200, ThresholdSchema)
 def read_threshold(query: Mapping[str, Any], version_id: str) -> dict[str, Any]:
-    """Get what a threshold for series means, and what it finds with the version and with the live
-    one on the same patients.
+    """Get what a threshold means and finds, at a prevalence; by patient also what it finds with the
+    version and with the live one on the same patients.
     """
     version = row_of(ModelVersion, version_id)
-    at = query["at"]
-    point = described(version.card, OperatingPoint(OWN_THRESHOLDS, None, at))
-    both = both_at(checklist_of(version).compared, at)
-    return {"threshold": at, "meaning": point.by_scan, "both": both}
+    at, level = query["at"], query["level"]
+    of_patients = level == "patient"
+    thresholds = (None, at) if of_patients else (at, None)
+    point = described(version.card, OperatingPoint(OWN_THRESHOLDS, *thresholds))
+    texts = {"level": level, "at": repr(at), "prevalence": repr(query["prevalence"])}
+    return {
+        "threshold": at,
+        "level": level,
+        "prevalence": query["prevalence"],
+        "meaning": point.by_scan if of_patients else point.by_slice,
+        "figures": requested_threshold(version, texts),
+        "both": both_at(checklist_of(version).compared, at) if of_patients else [],
+    }
 
 
 @operation(GET, "/promotions", "list_promotions", Scope.ADMIN, 422)
