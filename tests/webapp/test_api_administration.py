@@ -12,6 +12,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from tests.conftest import make_user
+from tests.ml.conftest import named_points_of_card
 from tests.webapp.admin.conftest import (
     EXPLORATION,
     a_card,
@@ -20,7 +21,6 @@ from tests.webapp.admin.conftest import (
     add_version,
     figure,
 )
-from tests.webapp.admin.test_operating_points import named_points_of_card
 from tests.webapp.conftest import acts
 from tests.webapp.test_api import add_scan, add_verdict, problem_of
 from webapp.extensions import db, utc_now

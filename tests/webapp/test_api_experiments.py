@@ -12,6 +12,7 @@ from sqlalchemy import delete, select, update
 from tests.conftest import make_user
 from tests.webapp.admin.conftest import add_dataset, add_version
 from tests.webapp.admin.test_accuracy import a_graph
+from tests.webapp.admin.test_evaluations import A_MISTAKE, evaluated
 from tests.webapp.admin.test_images import indexed
 from tests.webapp.admin.test_promotions import answered_scan, promoted
 from tests.webapp.admin.test_shadows import shadow_answers
@@ -24,6 +25,7 @@ from webapp.models import (
     JobStatus,
     ModelVersion,
     PaperExperiment,
+    Preview,
     ReceivedStudy,
     Replay,
     ResultDelivery,
@@ -32,6 +34,7 @@ from webapp.models import (
     User,
     promote,
 )
+from webapp.storage import storage
 
 KEY = {"Idempotency-Key": "once"}
 
@@ -227,6 +230,64 @@ def test_images_are_filtered_corrected_and_the_corrections_applied(
     ]
     assert made[0].json == made[1].json and made[0].json["name"] == "mine v2"
     assert acts(app).count("data set corrected") == 1
+
+
+def test_an_image_is_shown_at_full_size_in_a_window_with_and_without_its_outline(
+    app: Flask, boss: FlaskClient
+) -> None:
+    with app.app_context():
+        dataset_id = add_dataset("mine")
+        indexed(dataset_id)
+    address = f"/api/v1/datasets/{dataset_id}/images/1/picture.png"
+    waits = boss.get(f"{address}?window=bone")
+    assert (waits.status_code, waits.headers["Retry-After"]) == (202, "1")
+    with app.app_context():
+        preview = db.session.scalars(select(Preview)).one()
+        assert preview.what == {"dataset": dataset_id, "image": 1}
+        assert preview.settings == {"kind": "picture", "level": 600, "width": 2800}
+        preview.status, preview.finished_at = JobStatus.DONE, utc_now()
+        preview.result = [
+            {"name": "picture", "pictures": [[0, 5]], "notes": ["hu"]},
+            {"name": "outline", "pictures": [[5, 8]], "notes": []},
+        ]
+        storage.put(preview.file_key, b"plainoutlined")
+        db.session.commit()
+    shown = boss.get(f"{address}?window=bone")
+    assert (shown.mimetype, shown.data) == ("image/png", b"outlined")
+    assert boss.get(f"{address}?window=bone&outline=no").data == b"plain"
+    assert boss.get(address).status_code == 202, "another window is another picture"
+    with app.app_context():
+        failed = {"status": JobStatus.FAILED, "error": "No.", "finished_at": utc_now()}
+        db.session.execute(update(Preview).values(**failed))
+        db.session.commit()
+    assert problem_of(boss.get(address), 404) == "No."
+    assert problem_of(boss.get(f"{address}?window=lung"), 422).startswith("window: ")
+    unread = boss.get(f"/api/v1/datasets/{dataset_id}/images/5/picture.png")
+    assert "could not be read" in problem_of(unread, 404)
+
+
+def test_the_worst_mistakes_of_a_version_and_of_an_evaluation_are_shown(
+    app: Flask, boss: FlaskClient
+) -> None:
+    with app.app_context():
+        version_id, plain = add_version("one"), add_version("plain")
+        version = db.session.get_one(ModelVersion, version_id)
+        version.mistakes = [A_MISTAKE]
+        storage.put(version.mistake_key(0), b"of the version")
+        storage.put(version.mistake_key(0, "-heat"), b"its heat")
+        db.session.commit()
+        evaluation_id = evaluated(version_id, add_dataset("heads"))
+    for address, picture, heat in (
+        (f"/api/v1/models/{version_id}", b"of the version", b"its heat"),
+        (f"/api/v1/evaluations/{evaluation_id}", b"a picture", b"a layer"),
+    ):
+        assert boss.get(address).json["mistakes"] == [A_MISTAKE]
+        shown = boss.get(f"{address}/mistakes/0.png")
+        assert (shown.mimetype, shown.data) == ("image/png", picture)
+        assert boss.get(f"{address}/mistakes/0/heatmap.png").data == heat
+        for name in ("1.png", "1/heatmap.png"):
+            assert "no such mistake" in problem_of(boss.get(f"{address}/mistakes/{name}"), 404)
+    assert boss.get(f"/api/v1/models/{plain}").json["mistakes"] is None
 
 
 def test_a_question_about_data_sets_is_asked_once_and_again_where_it_failed(

@@ -190,6 +190,13 @@ _promotion = {
     "operating_point": "balanced: series from 0.41, single slices from 0.38",
     "evidence": {"verdict": "better", "typed": None},
 }
+_mistake = {
+    "filename": "site_b/0042.png",
+    "patient": "17",
+    "label": 1,
+    "probability": 0.02,
+    "heat": True,
+}
 _compared = {
     "source": "our scanner, 2026",
     "verdict": "better",
@@ -413,7 +420,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "SiteFiguresRequest": work(OTHER_ID),
     "RegistryPage": page("/models", _registered),
-    "Version": {**_registered, "operating_point": _point, "card": {"id": "5e2b7f90c1d4"}},
+    "Version": {
+        **_registered,
+        "operating_point": _point,
+        "card": {"id": "5e2b7f90c1d4"},
+        "mistakes": [_mistake],
+    },
     "Checklist": {
         "is_live": False,
         "live_id": OTHER_ID,
@@ -495,7 +507,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "Evaluate": {"version_id": VERSION_ID, "dataset_id": DATASET_ID},
     "EvaluationSummary": _evaluation,
-    "Evaluation": {**_evaluation, "curves": {}, "mistakes": []},
+    "Evaluation": {**_evaluation, "curves": {}, "mistakes": [_mistake]},
     "EvaluationsPage": page("/evaluations", _evaluation),
     "Compare": {"version_id": VERSION_ID},
     "Comparison": _comparison,

@@ -89,10 +89,18 @@ class RegistryPageSchema(PageSchema):
 
 
 class VersionSchema(RegisteredSchema):
-    """A model version with its card and its operating point."""
+    """A model version with its card, its operating point, and its worst mistakes out of fold, each
+    of which has a picture.
+    """
 
     operating_point = fields.Nested(OperatingPointSchema, required=True)
     card = fields.Dict(required=True)
+    mistakes = fields.List(
+        fields.Dict(),
+        required=True,
+        allow_none=True,
+        metadata={"description": "null: its training kept none."},
+    )
 
 
 class CheckSchema(Schema):

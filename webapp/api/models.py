@@ -7,7 +7,7 @@ from datetime import datetime
 from http import HTTPMethod
 from typing import Any
 
-from flask import g
+from flask import Response, g
 from sqlalchemy import func, select
 from sqlalchemy.orm import aliased, contains_eager, defer, joinedload
 from werkzeug.exceptions import Conflict, NotFound, UnprocessableEntity
@@ -24,7 +24,7 @@ from webapp.admin.promotion_checks import SUMMARIES, Decision, checklist_of, mar
 from webapp.admin.promotion_effects import effect_of, promotion_with_version
 from webapp.admin.promotions import begin_finding_out
 from webapp.admin.version_figures import requested_threshold
-from webapp.admin.versions import KINDS, make_live
+from webapp.admin.versions import KINDS, make_live, stored_mistake
 from webapp.api.access import blueprint, operation, row_of
 from webapp.api.lab_schemas import (
     ChangedResultsPageSchema,
@@ -41,6 +41,7 @@ from webapp.api.lab_schemas import (
     VersionSchema,
 )
 from webapp.api.lists import PageQuerySchema, listed, page_of, part_of
+from webapp.api.pictures import BINARY
 from webapp.api.schemas import LiveModelsQuerySchema, LiveModelsSchema
 from webapp.api.shadows import ShadowSummarySchema, shadow_as_json
 from webapp.display import name_of_version
@@ -112,13 +113,42 @@ def list_models(query: Mapping[str, Any]) -> dict[str, Any]:
 @operation(GET, "/models/<version_id>", "read_model", Scope.ADMIN, 404)
 @blueprint.response(200, VersionSchema)
 def read_model(version_id: str) -> dict[str, Any]:
-    """Get a model version with its card."""
+    """Get a model version with its card and its worst mistakes."""
     version = row_of(ModelVersion, version_id)
     return {
         **version_as_json(version, version.card.get("metrics")),
         "operating_point": point_as_json(chosen_for(version)),
         "card": version.card,
+        "mistakes": version.mistakes,
     }
+
+
+@operation(
+    GET,
+    "/models/<version_id>/mistakes/<int:index>.png",
+    "read_version_mistake",
+    Scope.ADMIN,
+    404,
+)
+@blueprint.response(200, BINARY, content_type="image/png")
+def read_version_mistake(version_id: str, index: int) -> Response:
+    """Download the picture of one of a version's worst mistakes out of fold."""
+    return stored_mistake(row_of(ModelVersion, version_id), index)
+
+
+@operation(
+    GET,
+    "/models/<version_id>/mistakes/<int:index>/heatmap.png",
+    "read_version_mistake_heatmap",
+    Scope.ADMIN,
+    404,
+)
+@blueprint.response(200, BINARY, content_type="image/png")
+def read_version_mistake_heatmap(version_id: str, index: int) -> Response:
+    """Download the heat map of a mistake, with the outline of versions that draw one, as an overlay
+    for its picture.
+    """
+    return stored_mistake(row_of(ModelVersion, version_id), index, "-heat")
 
 
 @operation(GET, "/models/<version_id>/checklist", "read_checklist", Scope.ADMIN, 404)
