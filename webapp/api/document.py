@@ -6,7 +6,7 @@ from typing import Any
 
 from apispec import APISpec, BasePlugin
 
-from webapp.api.examples import EXAMPLES, PROBLEMS
+from webapp.api.examples import EXAMPLES, FORMS, PROBLEMS
 from webapp.api.idempotency import HEADER, REPLAYED
 from webapp.models.idempotency import KEEP_H
 
@@ -111,7 +111,11 @@ class Conventions(BasePlugin):
             scopes = operation["security"][0]["token"]
             needs = f"Needs the scope `{scopes[0]}`." if scopes else "Any valid token will do."
             operation["description"] = f"{operation.get('description', '')}\n\n{needs}".strip()
-            add_example(operation.get("requestBody", {}), EXAMPLES)
+            body = operation.get("requestBody", {})
+            add_example(body, EXAMPLES)
+            for media, content in body.get("content", {}).items():
+                if media == "multipart/form-data":
+                    content["example"] = FORMS[operation["operationId"]]
             for status, response in operation["responses"].items():
                 complete(str(status), response)
 

@@ -696,3 +696,15 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "EventsPage": page("/audit", _event),
 }
 """By the name of a schema in the document."""
+FORMS: dict[str, dict[str, Any]] = {
+    "submit_scans": {
+        "file": ["1.dcm", "2.dcm"],
+        "title": "Monday, second reading",
+        "stat": "1",
+        "together": "0",
+        "keep_names": "0",
+        "uncut": "0",
+    },
+    "import_dataset": {"name": "our scanner, 2026", "archive": "labeled.zip"},
+}
+"""By the name of an operation whose body is multipart/form-data; files by their names."""
