@@ -51,6 +51,7 @@ GROUPS = {
     "reports": "results as PDF and DICOM objects",
     "opinions": "opinions, sharing, and the review queue",
     "tokens": "what your token may do",
+    "notifications": "of which results you are notified, and how",
     "models": "model versions, promotions and comparisons with the live version",
     "shadows": "candidates that silently answer live scans",
     "replays": "past answers, computed again",
@@ -69,9 +70,9 @@ Brain hemorrhage detection on head CT. Research use, never a diagnosis.
 
 **Tokens.** Send `Authorization: Bearer TOKEN`. Create a token on your account page, or with
 `flask --app webapp create-token`. It expires, and has *scopes*: `read` (scans, results, reports),
-`submit` (send scans; change, share and delete your own), `review` (opinions, the review queue) and
-`admin` (models, data sets, training, users; administrators only). Each operation says which scope
-it needs; without it the answer is 403.
+`submit` (send scans; change, share and delete your own; choose notifications), `review` (opinions,
+the review queue) and `admin` (models, data sets, training, users; administrators only). Each
+operation says which scope it needs; without it the answer is 403.
 
 **Errors** are `application/problem+json` (RFC 9457); `detail` is a sentence for people.
 

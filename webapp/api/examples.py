@@ -316,6 +316,14 @@ _correction = {
     "by": "reader",
     "at": NOON,
 }
+_choice = {"channel": "email", "wanted": "suspicious"}
+_message = {
+    **work(SHADOW_ID, "done"),
+    "channel": "email",
+    "scan_id": SCAN_ID,
+    "tries": 1,
+    "retry_at": None,
+}
 _delivery = {
     **work(EVALUATION_ID),
     "error": "The destination’s certificate has expired.",
@@ -419,6 +427,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "opinions_since": 3,
     },
     "SiteFiguresRequest": work(OTHER_ID),
+    "Choice": _choice,
+    "Wanted": {"wanted": "suspicious"},
+    "ChoicesPage": page("/notifications", _choice),
+    "MessagesPage": page("/notifications/messages", _message),
+    "QueuedMessages": {"queued": 1},
     "RegistryPage": page("/models", _registered),
     "Version": {
         **_registered,
