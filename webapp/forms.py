@@ -243,7 +243,7 @@ class DeleteAccountForm(PostedForm):
 TOKEN_DAYS = (7, 30, 90, 180, 365)
 SCOPE_LABELS = {
     Scope.READ: "Read scans, results and reports",
-    Scope.SUBMIT: "Submit scans; change, share and delete your own",
+    Scope.SUBMIT: "Submit scans; change, share and delete your own; choose notifications",
     Scope.REVIEW: "Give opinions and read the review queue",
     Scope.ADMIN: "Administer: models, data sets, training, users",
 }

@@ -13,10 +13,9 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 from webapp.auth import account_page
 from webapp.extensions import db
 from webapp.forms import NotificationsForm
-from webapp.models import Channel, Wanted, choose
-from webapp.models.accounts import lock_person
-from webapp.notifications import channels_offered, news_since, queue_test
-from webapp.rates import per_person, within_settings_rate
+from webapp.models import Channel, Wanted
+from webapp.notifications import channels_offered, news_since, queue_test, save_choices
+from webapp.rates import within_settings_rate, within_test_rate
 
 blueprint = Blueprint("notifications", __name__)
 
@@ -30,17 +29,15 @@ def save() -> str | tuple[str, int] | WerkzeugResponse:
     if not form.validate_on_submit():
         return account_page(notifications_form=form)
     chosen = {Channel(field.name): Wanted(field.data) for field in form.channels}
-    if lock_person(current_user.id) is None:
+    if not save_choices(current_user.id, chosen):
         abort(404)  # The account was deleted meanwhile.
-    choose(current_user.id, chosen)
-    db.session.commit()
     flash("Your notifications have been saved.", "success")
     return _back()
 
 
 @blueprint.post("/account/notifications/test")
 @login_required
-@per_person("6 per minute", "test messages")
+@within_test_rate
 def send_test() -> WerkzeugResponse:
     """Queue a test message for each channel that the person chose."""
     queued = queue_test(current_user.id)

@@ -19,8 +19,10 @@ from webapp.models import (
     Scan,
     Wanted,
     choices_of,
+    choose,
     new_id,
 )
+from webapp.models.accounts import lock_person
 
 MOST_NEWS = 200
 """The most results that a page is notified of at once."""
@@ -60,6 +62,17 @@ def queue_notifications(scan_ids: Collection[str]) -> None:
     rows = [{"id": new_id(), **row} for row in db.session.execute(who).mappings()]
     if rows:
         db.session.execute(insert(Notification).values(rows))
+
+
+def save_choices(user_id: str, chosen: dict[Channel, Wanted]) -> bool:
+    """Replace what a person chose for these channels, and commit; return False if their account was
+    deleted or disabled meanwhile.
+    """
+    if lock_person(user_id) is None:
+        return False
+    choose(user_id, chosen)
+    db.session.commit()
+    return True
 
 
 def queue_test(user_id: str) -> int:

@@ -26,3 +26,5 @@ within_change_rate = per_person("600 per minute", "changes")
 """Decorates what queues, cancels and deletes scans, one by one or a selection."""
 within_settings_rate = per_person("20 per minute", "settings")
 """Decorates what a person sets for themselves."""
+within_test_rate = per_person("6 per minute", "test messages")
+"""Decorates what sends test messages."""

@@ -12,7 +12,15 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from tests.conftest import make_user
-from tests.webapp.admin.conftest import EXPLORATION, add_dataset, add_version
+from tests.ml.conftest import named_points_of_card
+from tests.webapp.admin.conftest import (
+    EXPLORATION,
+    a_card,
+    add_dataset,
+    add_run,
+    add_version,
+    figure,
+)
 from tests.webapp.conftest import acts
 from tests.webapp.test_api import add_scan, add_verdict, problem_of
 from webapp.extensions import db, utc_now
@@ -65,6 +73,33 @@ def test_a_version_is_promoted_rolled_back_and_the_timeline_says_so(
     assert acts(app) == ["version promoted"] * 3
 
 
+def test_a_threshold_is_judged_by_patient_and_by_slice_at_any_prevalence(
+    app: Flask, boss: FlaskClient
+) -> None:
+    curve = [
+        {"threshold": threshold, "sensitivity": 1 - threshold, "specificity": threshold}
+        for threshold in (0.0, 0.2, 0.4, 1.0)
+    ]
+    with app.app_context():
+        card = a_card(points=named_points_of_card(), scan_threshold=0.2)
+        by_slice = add_version("slices", card={**card, "curves": {"slice": curve}})
+    address = f"/api/v1/models/{by_slice}/threshold?at=0.35"
+    found = boss.get(f"{address}&level=slice&prevalence=20").json
+    assert (found["level"], found["prevalence"], found["both"]) == ("slice", 20.0, [])
+    figures = found["figures"]
+    assert (figures["sensitivity"], figures["specificity"]) == (0.6, 0.4)
+    assert (figures["positive"], figures["negative"]) == (40, 40)
+    per_100 = {"alarms": 60.0, "true_alarms": 12.0, "false_alarms": 48.0, "missed": 8.0}
+    assert {name: figures[name] for name in per_100} == pytest.approx(per_100)
+    assert (figures["ppv"], figures["npv"]) == (pytest.approx(0.2), pytest.approx(0.8))
+    by_patient = boss.get(address).json
+    assert (by_patient["level"], by_patient["prevalence"]) == ("patient", 10.0)
+    assert by_patient["figures"] is None, "the card has no curve by patient"
+    for query, name in (("&prevalence=0", "prevalence"), ("&level=head", "level")):
+        assert problem_of(boss.get(address + query), 422).startswith(f"{name}: ")
+    assert problem_of(boss.get(f"/api/v1/models/{by_slice}/threshold?at=nan"), 422)
+
+
 def test_a_run_is_launched_once_with_settings_that_there_are(app: Flask, boss: FlaskClient) -> None:
     with app.app_context():
         ready, waiting = add_dataset("ready"), add_dataset("waiting", JobStatus.QUEUED)
@@ -88,6 +123,83 @@ def test_a_run_is_launched_once_with_settings_that_there_are(app: Flask, boss: F
     assert boss.post(f"/api/v1/runs/{run.id}/cancel").json["status"] == "cancelled"
     assert boss.post(f"/api/v1/runs/{run.id}/retry").json["status"] == "queued"
     assert acts(app) == ["run launched", "run cancelled", "run retried"]
+
+
+def test_a_run_is_named_tagged_and_described_when_it_is_launched_and_later(
+    app: Flask, boss: FlaskClient
+) -> None:
+    with app.app_context():
+        ready = add_dataset("ready")
+    body = {"architecture": "alexnet_svm", "dataset_ids": [ready], "initial_weights": "random"}
+    for change, sentence in (
+        ({"tags": ["two words"]}, "tags: The tag 'two words' must have"),
+        ({"notes": "a\0b"}, "notes: Please use printable"),
+        ({"name": "x" * 81}, "name: Longer than maximum length 80."),
+    ):
+        answer = boss.post("/api/v1/runs", json={**body, **change})
+        assert problem_of(answer, 422).startswith(sentence)
+    told = {"name": " Baseline ", "tags": ["b", "A", "a"], "notes": "One.\r\nTwo."}
+    run = boss.post("/api/v1/runs", json={**body, **told}).json
+    assert (run["name"], run["tags"], run["notes"]) == ("Baseline", ["a", "b"], "One.\nTwo.")
+    address = f"/api/v1/runs/{run['id']}"
+    changed = {"name": None, "tags": ["c", "a"], "notes": None}
+    assert "tags: " in problem_of(boss.put(f"{address}/description", json={"name": "x"}), 422)
+    described = boss.put(f"{address}/description", json=changed)
+    assert described.json == {**run, **changed, "tags": ["a", "c"]}
+    assert boss.get(address).json["tags"] == ["a", "c"]
+    assert acts(app) == ["run launched", "run described"]
+
+    assert boss.get(f"{address}/log").text == ""
+    with app.app_context():
+        db.session.get_one(TrainingRun, run["id"]).log = "12:00:00 Reading.\n12:00:01 Fitting."
+        db.session.commit()
+    log = boss.get(f"{address}/log")
+    assert (log.mimetype, log.text.splitlines()[1]) == ("text/plain", "12:00:01 Fitting.")
+
+
+def test_runs_are_filtered_and_sorted_as_on_the_page(app: Flask, boss: FlaskClient) -> None:
+    with app.app_context():
+        heads = add_dataset("heads")
+        made = {
+            "old": add_run(JobStatus.DONE, name="b", notes="the 5% baseline"),
+            "good": add_run(JobStatus.DONE, architecture="cnn_gru", name="a"),
+            "unnamed": add_run(JobStatus.FAILED),
+            "better": add_run(JobStatus.DONE, name="c"),
+        }
+        run = db.session.get_one(TrainingRun, made["good"])
+        run.tags.append("wide")
+        run.datasets.append(db.session.get_one(Dataset, heads))
+        for name, area in (("old", 0.9), ("good", 0.9), ("better", 0.95)):
+            card = a_card(id=name)
+            card["metrics"] = {**card["metrics"], "auroc": figure(area)}
+            add_version(name, run_id=made[name], card=card)
+        db.session.commit()
+    names = {run_id: name for name, run_id in made.items()}
+
+    def listed(**query: Any) -> list[str]:
+        found = boss.get("/api/v1/runs", query_string={**query, "limit": 1})
+        items = []
+        while True:
+            items += found.json["items"]
+            if not found.json["next"]:
+                return [names[each["id"]] for each in items]
+            found = boss.get(found.json["next"])
+
+    assert listed() == listed(sort="newest") == ["better", "unnamed", "good", "old"]
+    assert listed(sort="oldest") == ["old", "good", "unnamed", "better"]
+    assert listed(sort="auroc") == ["better", "good", "old", "unnamed"]
+    assert listed(sort="name") == ["good", "old", "better", "unnamed"]
+    assert listed(sort="architecture") == ["better", "unnamed", "old", "good"]
+    assert listed(sort="state") == ["better", "good", "old", "unnamed"]
+    for query in (
+        {"architecture": "cnn_gru"},
+        {"dataset": heads},
+        {"tag": "Wide"},
+        {"text": "A", "tag": "wide", "status": "done"},
+    ):
+        assert listed(**query) == ["good"]
+    assert listed(text="5% base") == ["old"] and listed(status="failed") == ["unnamed"]
+    assert problem_of(boss.get("/api/v1/runs?sort=luck"), 422).startswith("sort: ")
 
 
 def test_what_the_launch_form_says_first_is_shown_to_programs_too(

@@ -7,28 +7,34 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select, update
 
 from tests.conftest import make_user
 from tests.webapp.admin.conftest import add_dataset, add_version
 from tests.webapp.admin.test_accuracy import a_graph
+from tests.webapp.admin.test_evaluations import A_MISTAKE, evaluated
 from tests.webapp.admin.test_images import indexed
+from tests.webapp.admin.test_promotions import answered_scan, promoted
 from tests.webapp.admin.test_shadows import shadow_answers
 from tests.webapp.conftest import acts
 from tests.webapp.test_api import add_scan, add_verdict, make_token, problem_of
-from webapp.extensions import db
+from webapp.extensions import db, utc_now
 from webapp.models import (
     DatasetAnalysis,
     DatasetImage,
     JobStatus,
     ModelVersion,
     PaperExperiment,
+    Preview,
     ReceivedStudy,
     Replay,
     ResultDelivery,
+    Shadow,
     ShadowAnswer,
+    User,
     promote,
 )
+from webapp.storage import storage
 
 KEY = {"Idempotency-Key": "once"}
 
@@ -93,6 +99,53 @@ def test_a_shadow_is_started_once_read_and_stopped(app: Flask, boss: FlaskClient
     with app.app_context():
         db.session.execute(delete(ShadowAnswer))
         db.session.commit()
+
+
+def test_what_a_promotion_changed_is_read_and_found_out(app: Flask, boss: FlaskClient) -> None:
+    theirs = make_user(app, "ann")
+    with app.app_context():
+        old, new = add_version("old"), add_version("new")
+        first, second = promoted(old, "the first"), promoted(new, "finds more")
+        mine = db.session.scalars(select(User.id).where(User.username == "boss")).one()
+        scans = [
+            answered_scan(user_id, new, probability)
+            for user_id, probability in ((mine, 0.9), (theirs, 0.8), (mine, 0.7), (mine, 0.6))
+        ]
+        ended = utc_now()
+        shadow = Shadow(version_id=old, against_id=new, reads="slice", ended_at=ended)
+        db.session.add(shadow)
+        db.session.flush()
+        for scan_id, probability in zip(scans, (0.1, 0.2, 0.6), strict=False):
+            (answer,) = shadow_answers(shadow.id, [scan_id])
+            answer.probability, answer.threshold = probability, 0.41
+            db.session.add(answer)
+        db.session.commit()
+
+    address = f"/api/v1/promotions/{second}"
+    effect = boss.get(address).json
+    assert (effect["reason"], effect["before"]["id"]) == ("finds more", first)
+    assert effect["before"]["until"] == effect["at"] and not effect["is_point_only"]
+    names = ("scans", "known", "missing", "changed", "suspected_with_only")
+    assert [effect[name] for name in names] == [4, 3, 1, 2, 2]
+    apart = followed(boss, f"{address}/changed?limit=1")
+    assert [(one["scan_id"], one["without_probability"]) for one in apart] == [
+        (None, 0.2), (scans[0], 0.1)
+    ]  # fmt: skip
+    assert {(one["state"], one["without_state"]) for one in apart} == {("suspected", "not found")}
+
+    begun = [boss.post(f"{address}/find-out", headers=KEY) for _ in range(2)]
+    assert [answer.status_code for answer in begun] == [202, 202]
+    assert begun[0].json == begun[1].json and begun[0].json["version_id"] == old
+    assert boss.get(address).json["shadow_id"] == begun[0].json["id"]
+    refused = boss.post(f"{address}/find-out")
+    assert "in shadow already" in problem_of(refused, 409)
+    alone = f"/api/v1/promotions/{first}"
+    assert boss.get(alone).json["before"] is None
+    assert "Nothing was live before" in problem_of(boss.post(f"{alone}/find-out"), 409)
+    for unknown in ("99", "9" * 20):
+        problem = problem_of(boss.get(f"/api/v1/promotions/{unknown}"), 404)
+        assert problem == "Promotion not found."
+    assert acts(app) == ["shadow started"]
 
 
 def test_answers_are_drawn_and_computed_again_and_those_that_differ_are_listed(
@@ -177,6 +230,64 @@ def test_images_are_filtered_corrected_and_the_corrections_applied(
     ]
     assert made[0].json == made[1].json and made[0].json["name"] == "mine v2"
     assert acts(app).count("data set corrected") == 1
+
+
+def test_an_image_is_shown_at_full_size_in_a_window_with_and_without_its_outline(
+    app: Flask, boss: FlaskClient
+) -> None:
+    with app.app_context():
+        dataset_id = add_dataset("mine")
+        indexed(dataset_id)
+    address = f"/api/v1/datasets/{dataset_id}/images/1/picture.png"
+    waits = boss.get(f"{address}?window=bone")
+    assert (waits.status_code, waits.headers["Retry-After"]) == (202, "1")
+    with app.app_context():
+        preview = db.session.scalars(select(Preview)).one()
+        assert preview.what == {"dataset": dataset_id, "image": 1}
+        assert preview.settings == {"kind": "picture", "level": 600, "width": 2800}
+        preview.status, preview.finished_at = JobStatus.DONE, utc_now()
+        preview.result = [
+            {"name": "picture", "pictures": [[0, 5]], "notes": ["hu"]},
+            {"name": "outline", "pictures": [[5, 8]], "notes": []},
+        ]
+        storage.put(preview.file_key, b"plainoutlined")
+        db.session.commit()
+    shown = boss.get(f"{address}?window=bone")
+    assert (shown.mimetype, shown.data) == ("image/png", b"outlined")
+    assert boss.get(f"{address}?window=bone&outline=no").data == b"plain"
+    assert boss.get(address).status_code == 202, "another window is another picture"
+    with app.app_context():
+        failed = {"status": JobStatus.FAILED, "error": "No.", "finished_at": utc_now()}
+        db.session.execute(update(Preview).values(**failed))
+        db.session.commit()
+    assert problem_of(boss.get(address), 404) == "No."
+    assert problem_of(boss.get(f"{address}?window=lung"), 422).startswith("window: ")
+    unread = boss.get(f"/api/v1/datasets/{dataset_id}/images/5/picture.png")
+    assert "could not be read" in problem_of(unread, 404)
+
+
+def test_the_worst_mistakes_of_a_version_and_of_an_evaluation_are_shown(
+    app: Flask, boss: FlaskClient
+) -> None:
+    with app.app_context():
+        version_id, plain = add_version("one"), add_version("plain")
+        version = db.session.get_one(ModelVersion, version_id)
+        version.mistakes = [A_MISTAKE]
+        storage.put(version.mistake_key(0), b"of the version")
+        storage.put(version.mistake_key(0, "-heat"), b"its heat")
+        db.session.commit()
+        evaluation_id = evaluated(version_id, add_dataset("heads"))
+    for address, picture, heat in (
+        (f"/api/v1/models/{version_id}", b"of the version", b"its heat"),
+        (f"/api/v1/evaluations/{evaluation_id}", b"a picture", b"a layer"),
+    ):
+        assert boss.get(address).json["mistakes"] == [A_MISTAKE]
+        shown = boss.get(f"{address}/mistakes/0.png")
+        assert (shown.mimetype, shown.data) == ("image/png", picture)
+        assert boss.get(f"{address}/mistakes/0/heatmap.png").data == heat
+        for name in ("1.png", "1/heatmap.png"):
+            assert "no such mistake" in problem_of(boss.get(f"{address}/mistakes/{name}"), 404)
+    assert boss.get(f"/api/v1/models/{plain}").json["mistakes"] is None
 
 
 def test_a_question_about_data_sets_is_asked_once_and_again_where_it_failed(

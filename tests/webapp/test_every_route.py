@@ -309,6 +309,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "share_id": share.id,
             "token_id": str(of_owner[ApiToken]),
             "login_id": str(of_owner[LoginSession]),
+            "channel": "browser",
             "index": "0",
             "kind": "pdf",
             "study_uid": scan.study_uid,

@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from tests.conftest import make_user
+from tests.webapp.test_api import client_of, problem_of
 from tests.webapp.test_scans import add_scan
 from webapp.extensions import db, utc_now
 from webapp.models import (
@@ -89,6 +90,32 @@ def test_a_test_message_is_queued_for_each_chosen_channel_and_shown(
         db.session.commit()
     page = ann.get("/account").text
     assert "There was no answer within 15 seconds." in page
+
+
+def test_a_program_chooses_notifications_and_follows_messages(app: Flask) -> None:
+    app.config.update(NOTIFY_EMAIL_URL="mailto://x", NOTIFY_CHAT_URL="json://x")
+    ann, bob = client_of(app, "ann"), client_of(app, "bob")
+    address = "/api/v1/notifications"
+    nothing = problem_of(ann.post(f"{address}/test"), 409)
+    assert nothing == "You chose no channel that messages are sent by."
+    chosen = ann.put(f"{address}/email", json={"wanted": "stat"})
+    assert chosen.json == {"channel": "email", "wanted": "stat"}
+    assert ann.get(address).json["items"] == [
+        {"channel": "browser", "wanted": "all"},
+        {"channel": "email", "wanted": "stat"},
+        {"channel": "chat", "wanted": "none"},
+    ]
+    assert bob.get(f"{address}?limit=2").json["items"][1]["wanted"] == "none"
+    for channel in ("webhook", "pigeon"):
+        refused = ann.put(f"{address}/{channel}", json={"wanted": "all"})
+        assert problem_of(refused, 404) == "This service offers no such channel."
+    wrong = ann.put(f"{address}/email", json={"wanted": "ALL"})
+    assert problem_of(wrong, 422).startswith("wanted: ")
+    queued = ann.post(f"{address}/test")
+    assert (queued.status_code, queued.json) == (202, {"queued": 1})
+    (message,) = ann.get(f"{address}/messages").json["items"]
+    assert (message["channel"], message["scan_id"], message["status"]) == ("email", None, "queued")
+    assert bob.get(f"{address}/messages").json["items"] == []
 
 
 def test_an_administrator_sees_what_was_not_sent_and_no_name(

@@ -41,6 +41,7 @@ from webapp.models import (
     DatasetPair,
     JobStatus,
     LabelCorrection,
+    Preview,
     analysis_of,
     thumbnails_file,
 )
@@ -136,14 +137,11 @@ def show_image(dataset_id: str, number: int, form: LabelForm, status: int = 200)
     chosen = ImageFilterForm(dataset, request.args).chosen
     previous, following = neighbors_of(dataset_id, number, chosen)
     window = request.args.get("window", "brain")
-    level, width = WINDOWS.get(window, WINDOWS["brain"])
     preview = None
     if image.thumbnail_at is not None:
-        preview = preview_of(
-            {"dataset": dataset_id, "image": number},
-            {"kind": "picture", "level": level, "width": width},
-            may_retry=not request.path.endswith("/progress"),
-        )
+        may_retry = not request.path.endswith("/progress")
+        preview = picture_of(image, window, may_retry=may_retry)
+    shows_outline = request.args.get("outline") != "no"
     correction = db.session.get(LabelCorrection, (dataset_id, number))
     if form.label.data is None:
         form.label.data = LABEL_NAMES[correction.label if correction else image.label]
@@ -155,7 +153,8 @@ def show_image(dataset_id: str, number: int, form: LabelForm, status: int = 200)
         dataset=dataset,
         image=image,
         preview=preview,
-        shows_outline=request.args.get("outline") != "no",
+        step=step_shown(preview, with_outline=shows_outline) if preview else 0,
+        shows_outline=shows_outline,
         window=window if window in WINDOWS else "brain",
         windows=WINDOWS,
         previous=previous,
@@ -167,6 +166,26 @@ def show_image(dataset_id: str, number: int, form: LabelForm, status: int = 200)
         form=form,
         label_names=LABEL_NAMES,
     )
+
+
+def picture_of(image: DatasetImage, window: str, *, may_retry: bool) -> Preview | None:
+    """Return the picture of an image that could be read, in a window of `WINDOWS` (the brain's for
+    another name), and with its outline; the first time it is queued (`preview_of`).
+    """
+    level, width = WINDOWS.get(window, WINDOWS["brain"])
+    return preview_of(
+        {"dataset": image.dataset_id, "image": image.number},
+        {"kind": "picture", "level": level, "width": width},
+        may_retry=may_retry,
+    )
+
+
+def step_shown(preview: Preview, *, with_outline: bool) -> int:
+    """Return which step of a finished `picture_of` is shown: 1, the outlined one, if it is wanted
+    and there is one.
+    """
+    outlined = (preview.result or [])[1:]
+    return int(with_outline and bool(outlined) and bool(outlined[0]["pictures"]))
 
 
 def image_of(dataset_id: str, number: int) -> DatasetImage:

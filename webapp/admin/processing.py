@@ -210,6 +210,11 @@ def preview_picture(preview_id: str, step: int, index: int) -> Response:
         query = select(Scan.id).where(Scan.id == preview.scan_id, Scan.user_id == current_user.id)
         if db.session.scalar(query) is None:
             abort(404)
+    return stored_picture(preview, step, index)
+
+
+def stored_picture(preview: Preview, step: int, index: int) -> Response:
+    """Return a picture of a preview; 404 if there is none."""
     try:
         start, length = (preview.result or [])[step]["pictures"][index]
     except IndexError:

@@ -20,7 +20,7 @@ from webapp.admin.promotion_effects import (
 from webapp.audit import record
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import Act, Promotion, Scan, ShadowRefused
+from webapp.models import Act, Promotion, Scan, Shadow, ShadowRefused
 from webapp.paging import requested_page
 from webapp.sharing import visible_to
 
@@ -62,18 +62,30 @@ def promotion(promotion_id: int) -> Response:
 @blueprint.post("/promotions/<int:promotion_id>/find-out")
 def find_out_effect(promotion_id: int) -> ResponseReturnValue:
     """Let the previous version answer the scans of the time that a promotion was in force."""
-    row = _promotion(promotion_id)
     try:
-        shadow = find_out(row, current_user.id)
-    except ShadowRefused as err:
-        db.session.rollback()
-        flash(str(err), "warning")
-    else:
-        record(Act.SHADOW_STARTED, shadow.version_id)
-        db.session.commit()
-        if not nudge(PREDICT_SCANS):
+        _, was_nudged = begin_finding_out(_promotion(promotion_id), current_user.id)
+        if not was_nudged:
             warn_of_delay()
+    except ShadowRefused as err:
+        flash(str(err), "warning")
     return redirect(url_for("admin.promotion", promotion_id=promotion_id))
+
+
+def begin_finding_out(promotion: Promotion, by_id: str) -> tuple[Shadow, bool]:
+    """Let the previous version answer the scans of the time that a promotion was in force, and
+    commit; return the shadow, and whether a worker could be notified.
+
+    Raises:
+        ShadowRefused: as `find_out`.
+    """
+    try:
+        shadow = find_out(promotion, by_id)
+    except ShadowRefused:
+        db.session.rollback()
+        raise
+    record(Act.SHADOW_STARTED, shadow.version_id)
+    db.session.commit()
+    return shadow, nudge(PREDICT_SCANS)
 
 
 def _promotion(promotion_id: int) -> Promotion:

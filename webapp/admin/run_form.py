@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, cast
 
 from flask import current_app
@@ -44,31 +45,54 @@ from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun
 LARGEST_SEED = 2**31 - 1
 VERSIONS_OFFERED = 50
 MOST_TAGS = 10
-TAG = re.compile(r"[\w.+-]{1,30}")
+LONGEST_NAME, LONGEST_NOTES = 80, 5000
+LONGEST_TAG = 30
+TAG = re.compile(rf"[\w.+-]{{1,{LONGEST_TAG}}}")
 
 
 def tags_in(text: str) -> list[str]:
     """Return the tags in a text, in lower case and each once.
 
     Raises:
+        ValueError: as `tags_of`.
+    """
+    return tags_of(tag for tag in re.split(r"[,\s]+", text) if tag)
+
+
+def tags_of(words: Iterable[str]) -> list[str]:
+    """Return words as tags, in lower case and each once.
+
+    Raises:
         ValueError: one is no word, or there are too many; the text is a sentence.
     """
-    tags = sorted({tag.lower() for tag in re.split(r"[,\s]+", text) if tag})
+    tags = sorted({word.lower() for word in words})
     for tag in tags:
         if not TAG.fullmatch(tag):
             raise ValueError(
-                f"The tag {tag[:40]!r} must have at most 30 letters, digits, points, hyphens or"
-                " underscores."
+                f"The tag {tag[:40]!r} must have at most {LONGEST_TAG} letters, digits, points,"
+                " hyphens or underscores."
             )
     if len(tags) > MOST_TAGS:
         raise ValueError(f"A run has at most {MOST_TAGS} tags.")
     return tags
 
 
+def describe(run: TrainingRun, name: str, tags: Iterable[str], notes: str) -> None:
+    """Write name, tags (`tags_of`) and notes into the row of a run; the caller commits."""
+    run.name = name or None
+    run.notes = notes or None
+    wanted = list(tags)
+    for tag in set(run.tags) - set(wanted):
+        run.tags.remove(tag)
+    for tag in wanted:
+        if tag not in run.tags:
+            run.tags.append(tag)
+
+
 class DescribeForm(PostedForm):
     """Name, tags and notes of a run."""
 
-    name = TextField("Name", validators=[at_most(80)])
+    name = TextField("Name", validators=[at_most(LONGEST_NAME)])
     tags = TextField(
         "Tags",
         description="Keywords for finding runs, separated by commas, such as: baseline, 2026.",
@@ -82,19 +106,13 @@ class DescribeForm(PostedForm):
             raise ValidationError(str(err)) from err
 
     def validate_notes(self, field: Field) -> None:
-        if problem := lines_problem(field.data or "", longest=5000):
+        if problem := lines_problem(field.data or "", longest=LONGEST_NOTES):
             raise ValidationError(problem)
 
     def describe(self, run: TrainingRun) -> None:
         """Write the form's values into the row; the caller commits."""
-        run.name = self.name.data or None
-        run.notes = self.notes.data or None
-        wanted = tags_in(self.tags.data or "")
-        for tag in set(run.tags) - set(wanted):
-            run.tags.remove(tag)
-        for tag in wanted:
-            if tag not in run.tags:
-                run.tags.append(tag)
+        tags = tags_in(self.tags.data or "")
+        describe(run, self.name.data or "", tags, self.notes.data or "")
 
 
 class LaunchForm(DescribeForm):
@@ -157,7 +175,7 @@ def launch_form(architecture: Architecture, **shown: Any) -> Any:
 def shown_for_clone(run: TrainingRun) -> dict[str, Any]:
     """Return the values of the form for a run like that one."""
     return {
-        "name": f"{run.name} (copy)"[:80] if run.name else None,
+        "name": f"{run.name} (copy)"[:LONGEST_NAME] if run.name else None,
         "tags": ", ".join(run.tags),
         "notes": run.notes,
         "datasets": [dataset.id for dataset in run.datasets],

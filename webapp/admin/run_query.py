@@ -18,7 +18,7 @@ _NEWEST = (TrainingRun.created_at.desc(), TrainingRun.id)
 SORTS: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "newest": ("newest first", _NEWEST),
     "oldest": ("oldest first", (TrainingRun.created_at, TrainingRun.id)),
-    "auroc": ("best AUROC first", (_AUROC.desc().nulls_last(), *_NEWEST)),
+    "auroc": ("best AUROC first", (_AUROC.is_(None), _AUROC.desc(), *_NEWEST)),
     "name": ("by name", (TrainingRun.name.is_(None), TrainingRun.name, *_NEWEST)),
     "architecture": ("by architecture", (TrainingRun.architecture, *_NEWEST)),
     "state": ("by state", (TrainingRun.status, *_NEWEST)),

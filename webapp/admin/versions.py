@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
 
-from flask import abort, flash, redirect, render_template, request, send_file, url_for
+from flask import Response, abort, flash, redirect, render_template, request, send_file, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
 from sqlalchemy import select, update
@@ -294,9 +294,13 @@ def threshold(version_id: str) -> ResponseReturnValue:
 def version_mistake(version_id: str, index: int) -> ResponseReturnValue:
     """Send the picture of one of a version's worst mistakes out of fold, or its heat map."""
     version = db.get_or_404(ModelVersion, version_id)
+    return stored_mistake(version, index, "-heat" if request.path.endswith("-heat.png") else "")
+
+
+def stored_mistake(version: ModelVersion, index: int, layer: str = "") -> Response:
+    """Return the picture of a mistake, or its heat map ("-heat"); 404 if there is none."""
     if index >= len(version.mistakes or ()):
-        abort(404)
-    layer = "-heat" if request.path.endswith("-heat.png") else ""
+        abort(404, "The version has no such mistake.")
     try:
         content = storage.get(version.mistake_key(index, layer))
     except MissingFile:

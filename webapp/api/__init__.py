@@ -18,6 +18,7 @@ from webapp.api import (  # noqa: F401 - they add the operations.
     deliveries,
     evaluations,
     models,
+    notifications,
     operations,
     opinions,
     papers,

@@ -21,7 +21,8 @@ from webapp.admin.dataset_questions import (
     source_comparison,
     split_preview,
 )
-from webapp.admin.images import same_as
+from webapp.admin.images import picture_of, same_as, step_shown
+from webapp.admin.processing import stored_picture
 from webapp.api.access import blueprint, operation, row_of
 from webapp.api.datasets import dataset_as_json
 from webapp.api.explorer_schemas import (
@@ -32,12 +33,13 @@ from webapp.api.explorer_schemas import (
     DatasetImageSchema,
     DatasetImagesPageSchema,
     DatasetImagesQuerySchema,
+    DatasetPictureQuerySchema,
     DatasetQuestionSchema,
     SplitQuestionSchema,
 )
 from webapp.api.lab_schemas import DatasetSummarySchema
 from webapp.api.lists import PageQuerySchema, listed, page_of, part_of
-from webapp.api.pictures import BINARY
+from webapp.api.pictures import BINARY, NotYet, may_come
 from webapp.api.work import work_as_json
 from webapp.corrections import CorrectionRefused, apply_corrections, correct, corrections_of
 from webapp.dataset_images import LABELS, SORTS, ImageFilterForm, images_of
@@ -124,6 +126,33 @@ def read_dataset_thumbnail(dataset_id: str, number: int) -> Response:
         raise NotFound("This image has no thumbnail, since it could not be read.")
     content = storage.get(thumbnails_file(dataset_id), start, start + length)
     return Response(content, content_type="image/jpeg")
+
+
+@operation(
+    GET,
+    "/datasets/<dataset_id>/images/<int:number>/picture.png",
+    "read_dataset_picture",
+    Scope.ADMIN,
+    404,
+    422,
+)
+@may_come
+@blueprint.arguments(DatasetPictureQuerySchema, location="query")
+@blueprint.response(200, BINARY, content_type="image/png")
+def read_dataset_picture(query: Mapping[str, Any], dataset_id: str, number: int) -> Response:
+    """Download an image at full size, in a window and with its outline; a worker makes the picture
+    when it is first asked for.
+    """
+    image = image_of(dataset_id, number)
+    if image.thumbnail_at is None:
+        raise NotFound("This image has no picture, since it could not be read.")
+    preview = picture_of(image, query["window"], may_retry=True)
+    if preview is None or not JobStatus(preview.status).is_final:
+        raise NotYet("The picture is not ready yet.")
+    if preview.status != JobStatus.DONE:
+        raise NotFound(preview.error or "The picture was not made.")
+    step = step_shown(preview, with_outline=query["outline"] == "yes")
+    return stored_picture(preview, step, 0)
 
 
 @operation(

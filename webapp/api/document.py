@@ -6,7 +6,7 @@ from typing import Any
 
 from apispec import APISpec, BasePlugin
 
-from webapp.api.examples import EXAMPLES, PROBLEMS
+from webapp.api.examples import EXAMPLES, FORMS, PROBLEMS
 from webapp.api.idempotency import HEADER, REPLAYED
 from webapp.models.idempotency import KEEP_H
 
@@ -51,6 +51,7 @@ GROUPS = {
     "reports": "results as PDF and DICOM objects",
     "opinions": "opinions, sharing, and the review queue",
     "tokens": "what your token may do",
+    "notifications": "of which results you are notified, and how",
     "models": "model versions, promotions and comparisons with the live version",
     "shadows": "candidates that silently answer live scans",
     "replays": "past answers, computed again",
@@ -69,9 +70,9 @@ Brain hemorrhage detection on head CT. Research use, never a diagnosis.
 
 **Tokens.** Send `Authorization: Bearer TOKEN`. Create a token on your account page, or with
 `flask --app webapp create-token`. It expires, and has *scopes*: `read` (scans, results, reports),
-`submit` (send scans; change, share and delete your own), `review` (opinions, the review queue) and
-`admin` (models, data sets, training, users; administrators only). Each operation says which scope
-it needs; without it the answer is 403.
+`submit` (send scans; change, share and delete your own; choose notifications), `review` (opinions,
+the review queue) and `admin` (models, data sets, training, users; administrators only). Each
+operation says which scope it needs; without it the answer is 403.
 
 **Errors** are `application/problem+json` (RFC 9457); `detail` is a sentence for people.
 
@@ -111,7 +112,11 @@ class Conventions(BasePlugin):
             scopes = operation["security"][0]["token"]
             needs = f"Needs the scope `{scopes[0]}`." if scopes else "Any valid token will do."
             operation["description"] = f"{operation.get('description', '')}\n\n{needs}".strip()
-            add_example(operation.get("requestBody", {}), EXAMPLES)
+            body = operation.get("requestBody", {})
+            add_example(body, EXAMPLES)
+            for media, content in body.get("content", {}).items():
+                if media == "multipart/form-data":
+                    content["example"] = FORMS[operation["operationId"]]
             for status, response in operation["responses"].items():
                 complete(str(status), response)
 

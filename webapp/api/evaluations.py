@@ -137,10 +137,33 @@ def read_evaluation_answers(evaluation_id: str) -> Response:
 @blueprint.response(200, BINARY, content_type="image/png")
 def read_mistake(evaluation_id: str, index: int) -> Response:
     """Download the picture of one of the worst mistakes."""
+    return mistake_of(evaluation_id, index)
+
+
+@operation(
+    GET,
+    "/evaluations/<evaluation_id>/mistakes/<int:index>/heatmap.png",
+    "read_mistake_heatmap",
+    Scope.ADMIN,
+    404,
+)
+@blueprint.response(200, BINARY, content_type="image/png")
+def read_mistake_heatmap(evaluation_id: str, index: int) -> Response:
+    """Download the heat map of a mistake as an overlay for its picture."""
+    return mistake_of(evaluation_id, index, "-heat")
+
+
+def mistake_of(evaluation_id: str, index: int, layer: str = "") -> Response:
+    """Return the picture of a mistake of an evaluation, or its heat map ("-heat").
+
+    Raises:
+        NotFound: there is none.
+    """
     evaluation = row_of(Evaluation, evaluation_id)
     if index >= len(evaluation.mistakes or ()):
         raise NotFound("The evaluation has no such mistake.")
-    return file_of(evaluation_id, evaluation.mistake_key(index).rsplit("/", 1)[-1], "image/png")
+    name = evaluation.mistake_key(index, layer).rsplit("/", 1)[-1]
+    return file_of(evaluation_id, name, "image/png")
 
 
 def file_of(evaluation_id: str, name: str, media: str) -> Response:

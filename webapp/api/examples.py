@@ -190,6 +190,19 @@ _promotion = {
     "operating_point": "balanced: series from 0.41, single slices from 0.38",
     "evidence": {"verdict": "better", "typed": None},
 }
+_mistake = {
+    "filename": "site_b/0042.png",
+    "patient": "17",
+    "label": 1,
+    "probability": 0.02,
+    "heat": True,
+}
+_compared = {
+    "source": "our scanner, 2026",
+    "verdict": "better",
+    "sentence": "Better: AUROC by patient +0.021 (+0.004 to +0.043) on 75 patients, 41 with"
+    " hemorrhage.",
+}
 _evaluation = {
     **work(EVALUATION_ID, "done"),
     "version_id": VERSION_ID,
@@ -217,8 +230,10 @@ _setting = {
     "high": 500.0,
     "choices": [],
 }
+_description = {"name": "Baseline", "tags": ["2026", "baseline"], "notes": "Five folds."}
 _run = {
     **work(RUN_ID),
+    **_description,
     "architecture": "googlenet_unet_series",
     "is_calibration": False,
     "seed": 0,
@@ -300,6 +315,14 @@ _correction = {
     "reason": "Calcified pineal gland.",
     "by": "reader",
     "at": NOON,
+}
+_choice = {"channel": "email", "wanted": "suspicious"}
+_message = {
+    **work(SHADOW_ID, "done"),
+    "channel": "email",
+    "scan_id": SCAN_ID,
+    "tries": 1,
+    "retry_at": None,
 }
 _delivery = {
     **work(EVALUATION_ID),
@@ -404,8 +427,18 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "opinions_since": 3,
     },
     "SiteFiguresRequest": work(OTHER_ID),
+    "Choice": _choice,
+    "Wanted": {"wanted": "suspicious"},
+    "ChoicesPage": page("/notifications", _choice),
+    "MessagesPage": page("/notifications/messages", _message),
+    "QueuedMessages": {"queued": 1},
     "RegistryPage": page("/models", _registered),
-    "Version": {**_registered, "operating_point": _point, "card": {"id": "5e2b7f90c1d4"}},
+    "Version": {
+        **_registered,
+        "operating_point": _point,
+        "card": {"id": "5e2b7f90c1d4"},
+        "mistakes": [_mistake],
+    },
     "Checklist": {
         "is_live": False,
         "live_id": OTHER_ID,
@@ -420,14 +453,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                 "sentence": "AUROC by patient 0.954, n = 75.",
             }
         ],
-        "compared": [
-            {
-                "source": "our scanner, 2026",
-                "verdict": "better",
-                "sentence": "Better: AUROC by patient +0.021 (+0.004 to +0.043) on 75 patients, 41"
-                " with hemorrhage.",
-            }
-        ],
+        "compared": [_compared],
         "operating_points": [_point],
     },
     "Promote": {
@@ -439,10 +465,49 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "slice_threshold": None,
     },
     "Promotion": _promotion,
+    "Effect": {
+        **_promotion,
+        "before": {**_promotion, "id": 11, "version_id": OTHER_ID, "until": NOON},
+        "is_point_only": False,
+        "scans": 240,
+        "is_cut": False,
+        "known": 200,
+        "missing": 40,
+        "changed": 3,
+        "suspected_with_only": 2,
+        "suspected_without_only": 1,
+        "shadow_id": SHADOW_ID,
+        "compared": [_compared],
+    },
+    "ChangedResultsPage": page(
+        "/promotions/12/changed",
+        {
+            "scan_id": SCAN_ID,
+            "state": "suspected",
+            "probability": 0.72,
+            "without_state": "not found",
+            "without_probability": 0.31,
+            "answered_at": LATER,
+        },
+    ),
     "PromotionsPage": page("/promotions", _promotion),
     "Threshold": {
         "threshold": 0.41,
+        "level": "patient",
+        "prevalence": 10.0,
         "meaning": _point["by_scan"],
+        "figures": {
+            "sensitivity": 0.9,
+            "specificity": 0.94,
+            "positive": 118,
+            "negative": 122,
+            "ppv": 0.625,
+            "npv": 0.988,
+            "alarms": 14.4,
+            "true_alarms": 9.0,
+            "false_alarms": 5.4,
+            "missed": 1.0,
+        },
         "both": [
             {
                 "source": "our scanner, 2026",
@@ -455,7 +520,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "Evaluate": {"version_id": VERSION_ID, "dataset_id": DATASET_ID},
     "EvaluationSummary": _evaluation,
-    "Evaluation": {**_evaluation, "curves": {}, "mistakes": []},
+    "Evaluation": {**_evaluation, "curves": {}, "mistakes": [_mistake]},
     "EvaluationsPage": page("/evaluations", _evaluation),
     "Compare": {"version_id": VERSION_ID},
     "Comparison": _comparison,
@@ -471,7 +536,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             "initial_weights": ["starter-series", "random"],
         },
     ),
+    "Describe": _description,
     "Launch": {
+        **_description,
         "architecture": "googlenet_unet_series",
         "dataset_ids": [DATASET_ID],
         "settings": {"epochs": 20},
@@ -642,3 +709,15 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "EventsPage": page("/audit", _event),
 }
 """By the name of a schema in the document."""
+FORMS: dict[str, dict[str, Any]] = {
+    "submit_scans": {
+        "file": ["1.dcm", "2.dcm"],
+        "title": "Monday, second reading",
+        "stat": "1",
+        "together": "0",
+        "keep_names": "0",
+        "uncut": "0",
+    },
+    "import_dataset": {"name": "our scanner, 2026", "archive": "labeled.zip"},
+}
+"""By the name of an operation whose body is multipart/form-data; files by their names."""

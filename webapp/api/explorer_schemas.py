@@ -14,6 +14,7 @@ from webapp.api.schemas import COUNT, PRINTABLE, SHARE
 from webapp.corrections import MAX_NAME
 from webapp.dataset_images import KINDS, LABELS, SORTS
 from webapp.models import AnalysisKind
+from webapp.stored_volume import WINDOWS
 
 A_LABEL = validate.OneOf(list(LABELS))
 
@@ -47,6 +48,21 @@ class DatasetImagesQuerySchema(PageQuerySchema):
         load_default=None,
         validate=validate.OneOf([name for name in SORTS if name]),
         metadata={"description": "As in the data set, if left out."},
+    )
+
+
+class DatasetPictureQuerySchema(Schema):
+    """How an image of a data set is shown."""
+
+    window = fields.String(
+        load_default="brain",
+        validate=validate.OneOf(list(WINDOWS)),
+        metadata={"description": "Without meaning for images without Hounsfield units."},
+    )
+    outline = fields.String(
+        load_default="yes",
+        validate=validate.OneOf(("yes", "no")),
+        metadata={"description": "Whether the hemorrhage is outlined, where the data set does."},
     )
 
 

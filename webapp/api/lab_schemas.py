@@ -10,8 +10,12 @@ from marshmallow import Schema, fields, validate
 
 from ml.catalogue import ARCHITECTURES
 from ml.named_points import POINTS
+from ml.verdict import STATES
 from webapp.admin.operating_points import AS_TRAINED
 from webapp.admin.promotion_checks import SUMMARIES
+from webapp.admin.run_form import LONGEST_NAME, LONGEST_NOTES, LONGEST_TAG, MOST_TAGS
+from webapp.admin.run_query import LONGEST_TEXT, SORTS
+from webapp.admin.version_figures import LEVELS, PREVALENCES, USUAL_PREVALENCE
 from webapp.api.lists import PageQuerySchema, PageSchema
 from webapp.api.schemas import A_ID, COUNT, PRINTABLE, SHARE, SiteFiguresSchema, moment
 from webapp.confirmed import MAX_DATASET_NAME
@@ -26,6 +30,11 @@ MOST_OPINIONS = 10
 def an_id(**arguments: Any) -> fields.String:
     """Return the field of the id of a row that has to be there."""
     return fields.String(required=True, validate=A_ID, **arguments)
+
+
+def a_count(description: str) -> fields.Integer:
+    """Return the field of a number of things."""
+    return fields.Integer(required=True, validate=COUNT, metadata={"description": description})
 
 
 class WorkSchema(Schema):
@@ -80,10 +89,18 @@ class RegistryPageSchema(PageSchema):
 
 
 class VersionSchema(RegisteredSchema):
-    """A model version with its card and its operating point."""
+    """A model version with its card, its operating point, and its worst mistakes out of fold, each
+    of which has a picture.
+    """
 
     operating_point = fields.Nested(OperatingPointSchema, required=True)
     card = fields.Dict(required=True)
+    mistakes = fields.List(
+        fields.Dict(),
+        required=True,
+        allow_none=True,
+        metadata={"description": "null: its training kept none."},
+    )
 
 
 class CheckSchema(Schema):
@@ -181,6 +198,61 @@ class PromotionsPageSchema(PageSchema):
     items = fields.List(fields.Nested(PromotionSchema), required=True)
 
 
+class EffectSchema(PromotionSchema):
+    """A promotion with what it changed: the results of the scans analyzed while it was in force
+    beside those that the previous version (`before`) would have given.
+    """
+
+    before = fields.Nested(
+        PromotionSchema,
+        required=True,
+        allow_none=True,
+        metadata={"description": "What was live before; null: nothing."},
+    )
+    is_point_only = fields.Boolean(
+        required=True,
+        metadata={"description": "It changed the operating point only, so that all is known."},
+    )
+    scans = a_count("Scans of that time, the newest of them if there are many.")
+    is_cut = fields.Boolean(required=True, metadata={"description": "Whether there are more."})
+    known = a_count("Scans for which the previous version's answer is known.")
+    missing = a_count("Scans that it has not answered; find_out_promotion has it do so.")
+    changed = a_count("Scans that would have another result; list_changed_results has them.")
+    suspected_with_only = a_count("Scans suspected with the promotion only.")
+    suspected_without_only = a_count("Scans suspected without the promotion only.")
+    shadow_id = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "The shadow in which the previous version is answering them."},
+    )
+    compared = fields.List(
+        fields.Nested(ComparedSchema),
+        required=True,
+        metadata={"description": "On labeled images, beside the previous version."},
+    )
+
+
+class ChangedResultSchema(Schema):
+    """A scan whose result would have been another one without a promotion (`without`)."""
+
+    scan_id = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "null: neither yours nor shared with you."},
+    )
+    state = fields.String(required=True, validate=validate.OneOf(STATES))
+    probability = fields.Float(required=True, validate=SHARE)
+    without_state = fields.String(required=True, validate=validate.OneOf(STATES))
+    without_probability = fields.Float(required=True, validate=SHARE)
+    answered_at = fields.AwareDateTime(required=True)
+
+
+class ChangedResultsPageSchema(PageSchema):
+    """One page of the results that would have been others, the newest first."""
+
+    items = fields.List(fields.Nested(ChangedResultSchema), required=True)
+
+
 class TimelineQuerySchema(PageQuerySchema):
     """Which promotions are listed."""
 
@@ -195,9 +267,19 @@ class EarlierQuerySchema(PageQuerySchema):
 
 
 class ThresholdQuerySchema(Schema):
-    """A threshold for series."""
+    """A threshold, for series or for single slices."""
 
     at = fields.Float(required=True, validate=SHARE)
+    level = fields.String(
+        load_default="patient",
+        validate=validate.OneOf(LEVELS),
+        metadata={"description": "patient: of series; slice: of single slices."},
+    )
+    prevalence = fields.Float(
+        load_default=USUAL_PREVALENCE,
+        validate=validate.Range(*PREVALENCES),
+        metadata={"description": "How many of 100 have a hemorrhage."},
+    )
 
 
 class AtThresholdSchema(Schema):
@@ -210,12 +292,59 @@ class AtThresholdSchema(Schema):
     meaning = fields.String(required=True)
 
 
+class ThresholdFiguresSchema(Schema):
+    """What a threshold finds, and its alarms per 100 at a prevalence."""
+
+    sensitivity = fields.Float(required=True, validate=SHARE)
+    specificity = fields.Float(required=True, validate=SHARE)
+    positive = fields.Integer(
+        required=True,
+        allow_none=True,
+        validate=COUNT,
+        metadata={"description": "How many with hemorrhage it was measured on; null: unknown."},
+    )
+    negative = fields.Integer(
+        required=True,
+        allow_none=True,
+        validate=COUNT,
+        metadata={"description": "How many without; null: unknown."},
+    )
+    ppv = fields.Float(
+        required=True,
+        allow_none=True,
+        validate=SHARE,
+        metadata={"description": "null: nothing is flagged."},
+    )
+    npv = fields.Float(
+        required=True,
+        allow_none=True,
+        validate=SHARE,
+        metadata={"description": "null: everything is flagged."},
+    )
+    alarms = fields.Float(required=True, validate=COUNT)
+    true_alarms = fields.Float(required=True, validate=COUNT)
+    false_alarms = fields.Float(required=True, validate=COUNT)
+    missed = fields.Float(required=True, validate=COUNT)
+
+
 class ThresholdSchema(Schema):
-    """What a threshold for series means, and finds beside the live version (`other`)."""
+    """What a threshold means, and finds beside the live version (`other`)."""
 
     threshold = fields.Float(required=True, validate=SHARE)
+    level = fields.String(required=True, validate=validate.OneOf(LEVELS))
+    prevalence = fields.Float(required=True, validate=validate.Range(*PREVALENCES))
     meaning = fields.String(required=True, metadata={"description": "Empty if not known."})
-    both = fields.List(fields.Nested(AtThresholdSchema), required=True)
+    figures = fields.Nested(
+        ThresholdFiguresSchema,
+        required=True,
+        allow_none=True,
+        metadata={"description": "null: the version has no curve at this level."},
+    )
+    both = fields.List(
+        fields.Nested(AtThresholdSchema),
+        required=True,
+        metadata={"description": "By patient only: on the patients that both judged."},
+    )
 
 
 class EvaluateSchema(Schema):
@@ -322,9 +451,68 @@ class ArchitecturesPageSchema(PageSchema):
     items = fields.List(fields.Nested(ArchitectureSchema), required=True)
 
 
+class RunsQuerySchema(PageQuerySchema):
+    """Which training runs are listed, and in which order."""
+
+    status = fields.Enum(JobStatus, by_value=fields.String, load_default=None)
+    architecture = fields.String(load_default=None, validate=validate.OneOf(list(ARCHITECTURES)))
+    dataset = fields.String(
+        load_default=None, validate=A_ID, metadata={"description": "One that it learned from."}
+    )
+    tag = fields.String(load_default=None, validate=[PRINTABLE, validate.Length(1, LONGEST_TAG)])
+    text = fields.String(
+        load_default=None,
+        validate=[PRINTABLE, validate.Length(1, LONGEST_TEXT)],
+        metadata={"description": "Part of the name or of the notes."},
+    )
+    sort = fields.String(
+        load_default="newest",
+        validate=validate.OneOf(list(SORTS)),
+        metadata={"description": "auroc: the best first; otherwise in alphabetical order."},
+    )
+
+
+def run_name(**arguments: Any) -> fields.String:
+    """Return the field of the name of a run."""
+    limits = [PRINTABLE, validate.Length(max=LONGEST_NAME)]
+    return fields.String(allow_none=True, validate=limits, **arguments)
+
+
+def run_tags(**arguments: Any) -> fields.List[str]:
+    """Return the field of the tags of a run."""
+    description = "Words of letters, digits, points, hyphens, plus signs and underscores."
+    return fields.List(
+        fields.String(validate=validate.Length(1, LONGEST_TAG)),
+        validate=validate.Length(max=MOST_TAGS),
+        metadata={"description": description},
+        **arguments,
+    )
+
+
+def run_notes(**arguments: Any) -> fields.String:
+    """Return the field of the notes on a run."""
+    return fields.String(
+        allow_none=True,
+        validate=validate.Length(max=LONGEST_NOTES),
+        metadata={"description": "Lines of text."},
+        **arguments,
+    )
+
+
+class DescribeSchema(Schema):
+    """Name, tags and notes of a run, in place of those that it had."""
+
+    name = run_name(required=True)
+    tags = run_tags(required=True)
+    notes = run_notes(required=True)
+
+
 class LaunchSchema(Schema):
     """A training run to launch; what is left out has the architecture's default."""
 
+    name = run_name(load_default=None)
+    tags = run_tags(load_default=[])
+    notes = run_notes(load_default=None)
     architecture = fields.String(required=True, validate=validate.OneOf(list(ARCHITECTURES)))
     dataset_ids = fields.List(
         fields.String(validate=A_ID),
@@ -357,6 +545,9 @@ class NamedDatasetSchema(Schema):
 class RunSummarySchema(WorkSchema):
     """A training run, or a calibration of a version to a data set of this site."""
 
+    name = fields.String(required=True, allow_none=True)
+    tags = fields.List(fields.String(), required=True)
+    notes = fields.String(required=True, allow_none=True)
     architecture = fields.String(required=True)
     is_calibration = fields.Boolean(required=True)
     seed = fields.Integer(required=True)
@@ -400,7 +591,7 @@ class RunSchema(RunSummarySchema):
 
 
 class RunsPageSchema(PageSchema):
-    """One page of training runs, the newest first."""
+    """One page of training runs."""
 
     items = fields.List(fields.Nested(RunSummarySchema), required=True)
 

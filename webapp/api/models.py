@@ -7,10 +7,10 @@ from datetime import datetime
 from http import HTTPMethod
 from typing import Any
 
-from flask import g
+from flask import Response, g
 from sqlalchemy import func, select
 from sqlalchemy.orm import aliased, contains_eager, defer, joinedload
-from werkzeug.exceptions import Conflict, UnprocessableEntity
+from werkzeug.exceptions import Conflict, NotFound, UnprocessableEntity
 
 from webapp.admin.comparisons import both_at
 from webapp.admin.operating_points import (
@@ -21,11 +21,16 @@ from webapp.admin.operating_points import (
     requested_point,
 )
 from webapp.admin.promotion_checks import SUMMARIES, Decision, checklist_of, mark_of_live
-from webapp.admin.versions import KINDS, make_live
+from webapp.admin.promotion_effects import effect_of, promotion_with_version
+from webapp.admin.promotions import begin_finding_out
+from webapp.admin.version_figures import requested_threshold
+from webapp.admin.versions import KINDS, make_live, stored_mistake
 from webapp.api.access import blueprint, operation, row_of
 from webapp.api.lab_schemas import (
+    ChangedResultsPageSchema,
     ChecklistSchema,
     EarlierQuerySchema,
+    EffectSchema,
     PromoteSchema,
     PromotionSchema,
     PromotionsPageSchema,
@@ -36,7 +41,9 @@ from webapp.api.lab_schemas import (
     VersionSchema,
 )
 from webapp.api.lists import PageQuerySchema, listed, page_of, part_of
+from webapp.api.pictures import BINARY
 from webapp.api.schemas import LiveModelsQuerySchema, LiveModelsSchema
+from webapp.api.shadows import ShadowSummarySchema, shadow_as_json
 from webapp.display import name_of_version
 from webapp.extensions import db, utc_now
 from webapp.models import (
@@ -45,12 +52,16 @@ from webapp.models import (
     OperatingPoint,
     Promotion,
     PromotionRefused,
+    Scan,
     Scope,
+    Shadow,
+    ShadowRefused,
     earlier_promotions,
     live_version,
     promotion_after,
     promotion_at,
 )
+from webapp.sharing import visible_to
 
 GET, POST = HTTPMethod.GET, HTTPMethod.POST
 
@@ -102,13 +113,42 @@ def list_models(query: Mapping[str, Any]) -> dict[str, Any]:
 @operation(GET, "/models/<version_id>", "read_model", Scope.ADMIN, 404)
 @blueprint.response(200, VersionSchema)
 def read_model(version_id: str) -> dict[str, Any]:
-    """Get a model version with its card."""
+    """Get a model version with its card and its worst mistakes."""
     version = row_of(ModelVersion, version_id)
     return {
         **version_as_json(version, version.card.get("metrics")),
         "operating_point": point_as_json(chosen_for(version)),
         "card": version.card,
+        "mistakes": version.mistakes,
     }
+
+
+@operation(
+    GET,
+    "/models/<version_id>/mistakes/<int:index>.png",
+    "read_version_mistake",
+    Scope.ADMIN,
+    404,
+)
+@blueprint.response(200, BINARY, content_type="image/png")
+def read_version_mistake(version_id: str, index: int) -> Response:
+    """Download the picture of one of a version's worst mistakes out of fold."""
+    return stored_mistake(row_of(ModelVersion, version_id), index)
+
+
+@operation(
+    GET,
+    "/models/<version_id>/mistakes/<int:index>/heatmap.png",
+    "read_version_mistake_heatmap",
+    Scope.ADMIN,
+    404,
+)
+@blueprint.response(200, BINARY, content_type="image/png")
+def read_version_mistake_heatmap(version_id: str, index: int) -> Response:
+    """Download the heat map of a mistake, with the outline of versions that draw one, as an overlay
+    for its picture.
+    """
+    return stored_mistake(row_of(ModelVersion, version_id), index, "-heat")
 
 
 @operation(GET, "/models/<version_id>/checklist", "read_checklist", Scope.ADMIN, 404)
@@ -203,14 +243,23 @@ def chosen_point(version: ModelVersion, body: Mapping[str, Any]) -> OperatingPoi
 @blueprint.arguments(ThresholdQuerySchema, location="query")
 @blueprint.response(200, ThresholdSchema)
 def read_threshold(query: Mapping[str, Any], version_id: str) -> dict[str, Any]:
-    """Get what a threshold for series means, and what it finds with the version and with the live
-    one on the same patients.
+    """Get what a threshold means and finds, at a prevalence; by patient also what it finds with the
+    version and with the live one on the same patients.
     """
     version = row_of(ModelVersion, version_id)
-    at = query["at"]
-    point = described(version.card, OperatingPoint(OWN_THRESHOLDS, None, at))
-    both = both_at(checklist_of(version).compared, at)
-    return {"threshold": at, "meaning": point.by_scan, "both": both}
+    at, level = query["at"], query["level"]
+    of_patients = level == "patient"
+    thresholds = (None, at) if of_patients else (at, None)
+    point = described(version.card, OperatingPoint(OWN_THRESHOLDS, *thresholds))
+    texts = {"level": level, "at": repr(at), "prevalence": repr(query["prevalence"])}
+    return {
+        "threshold": at,
+        "level": level,
+        "prevalence": query["prevalence"],
+        "meaning": point.by_scan if of_patients else point.by_slice,
+        "figures": requested_threshold(version, texts),
+        "both": both_at(checklist_of(version).compared, at) if of_patients else [],
+    }
 
 
 @operation(GET, "/promotions", "list_promotions", Scope.ADMIN, 422)
@@ -251,6 +300,85 @@ def list_earlier(query: Mapping[str, Any]) -> dict[str, Any]:
     earlier = part_of(earlier_promotions(live) if live else [], lambda each: str(each.id), query)
     ends = {each.id: promotion_after(each) for each in earlier}
     return listed([promotion_as_json(each, end_of(ends[each.id])) for each in earlier])
+
+
+@operation(GET, "/promotions/<int:promotion_id>", "read_promotion", Scope.ADMIN, 404)
+@blueprint.response(200, EffectSchema)
+def read_promotion(promotion_id: int) -> dict[str, Any]:
+    """Get a promotion with what it changed: how many results would have been others without it."""
+    effect = effect_of(promotion_of(promotion_id))
+    return {
+        **promotion_as_json(effect.promotion, effect.until),
+        "before": effect.before and promotion_as_json(effect.before, effect.promotion.at),
+        "is_point_only": effect.is_point_only,
+        "scans": len(effect.results),
+        "is_cut": effect.is_cut,
+        "known": len(effect.beside),
+        "missing": effect.missing,
+        "changed": len(effect.changed),
+        "suspected_with_only": effect.suspected_with_only,
+        "suspected_without_only": effect.suspected_without_only,
+        "shadow_id": effect.running and effect.running.id,
+        "compared": effect.compared,
+    }
+
+
+@operation(
+    GET,
+    "/promotions/<int:promotion_id>/changed",
+    "list_changed_results",
+    Scope.ADMIN,
+    404,
+    422,
+)
+@blueprint.arguments(PageQuerySchema, location="query")
+@blueprint.response(200, ChangedResultsPageSchema)
+def list_changed_results(query: Mapping[str, Any], promotion_id: int) -> dict[str, Any]:
+    """List the results that would have been others without a promotion, as far as it is known."""
+    changed = effect_of(promotion_of(promotion_id)).changed
+    shown = part_of(changed, lambda pair: pair.result.scan_id, query)
+    ids = [pair.result.scan_id for pair in shown]
+    visible = select(Scan.id).where(Scan.id.in_(ids), visible_to(g.token_owner_id))
+    seen = set(db.session.scalars(visible))
+    return listed(
+        [
+            {
+                "scan_id": pair.result.scan_id if pair.result.scan_id in seen else None,
+                "state": pair.result.state,
+                "probability": pair.result.probability,
+                "without_state": pair.state,
+                "without_probability": pair.probability,
+                "answered_at": pair.result.at,
+            }
+            for pair in shown
+        ]
+    )
+
+
+@operation(POST, "/promotions/<int:promotion_id>/find-out", "find_out_promotion", Scope.ADMIN, 404)
+@blueprint.response(202, ShadowSummarySchema)
+def find_out_promotion(promotion_id: int) -> dict[str, Any]:
+    """Have the previous version answer, after everything else, the scans of a promotion's time that
+    it has not answered; as in a shadow, which `stop_shadow` ends.
+    """
+    try:
+        shadow, _ = begin_finding_out(promotion_of(promotion_id), g.token_owner_id)
+    except ShadowRefused as err:
+        raise Conflict(str(err)) from err
+    return shadow_as_json(row_of(Shadow, shadow.id))
+
+
+def promotion_of(promotion_id: int) -> Promotion:
+    """Return a promotion.
+
+    Raises:
+        NotFound: there is none.
+    """
+    # Larger numbers are no database's integers.
+    promotion = promotion_with_version(promotion_id) if promotion_id < 2**31 else None
+    if promotion is None:
+        raise NotFound("Promotion not found.")
+    return promotion
 
 
 def end_of(following: Promotion | None) -> datetime | None:

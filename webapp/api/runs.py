@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from http import HTTPMethod
 from typing import Any
 
-from flask import g
+from flask import Response, g
 from sqlalchemy import select
-from sqlalchemy.orm import joinedload, selectinload
+from sqlalchemy.orm import contains_eager, joinedload, selectinload
 from werkzeug.exceptions import Conflict, UnprocessableEntity
 
 from ml.catalogue import ARCHITECTURES, Architecture, architecture_named
@@ -16,26 +16,32 @@ from ml.errors import SettingError
 from webapp.admin.evaluations import NOT_READY
 from webapp.admin.launching import add_run
 from webapp.admin.outlook import outlook_of
-from webapp.admin.run_form import initial_weights
+from webapp.admin.run_form import LONGEST_NAME, LONGEST_NOTES, describe, initial_weights, tags_of
+from webapp.admin.run_query import requested_runs
 from webapp.admin.runs import NOT_RELAUNCHED, restart_run, stop_run
 from webapp.api.access import blueprint, operation, row_of
 from webapp.api.idempotency import keep_answer
 from webapp.api.lab_schemas import (
     ArchitecturesPageSchema,
     CalibrateSchema,
+    DescribeSchema,
     LaunchSchema,
     RunSchema,
     RunsPageSchema,
+    RunsQuerySchema,
     RunSummarySchema,
 )
 from webapp.api.lists import PageQuerySchema, listed, page_of, part_of
 from webapp.api.work import work_as_json
+from webapp.audit import record
 from webapp.confirmed import RequestRefused, request_calibration
 from webapp.corrections import versions_of_one
 from webapp.display import listed as and_listed
 from webapp.extensions import db
+from webapp.forms import lines_problem, text_problem
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.models import (
+    Act,
     Dataset,
     JobStatus,
     ModelVersion,
@@ -44,7 +50,7 @@ from webapp.models import (
     TrainingRun,
 )
 
-GET, POST = HTTPMethod.GET, HTTPMethod.POST
+GET, POST, PUT = HTTPMethod.GET, HTTPMethod.POST, HTTPMethod.PUT
 HOW_TO_ACCEPT = "To launch it anyway, set accept_overruled."
 
 
@@ -75,17 +81,24 @@ def weights_of(architecture: Architecture) -> list[str]:
 
 
 @operation(GET, "/runs", "list_runs", Scope.ADMIN, 422)
-@blueprint.arguments(PageQuerySchema, location="query")
+@blueprint.arguments(RunsQuerySchema, location="query")
 @blueprint.response(200, RunsPageSchema)
 def list_runs(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the training runs, the newest first."""
-    rows = select(TrainingRun).options(
-        selectinload(TrainingRun.datasets).load_only(Dataset.name),
-        joinedload(TrainingRun.launched_by),
-        joinedload(TrainingRun.version).load_only(ModelVersion.id),
+    """List the training runs that filters let through, in the order asked for."""
+    named = {**query, "state": query["status"]}
+    names = ("state", "architecture", "dataset", "tag", "text", "sort")
+    chosen = requested_runs({name: named[name] for name in names if named[name] is not None})
+    rows = (
+        select(TrainingRun)
+        .outerjoin(TrainingRun.version)
+        .options(
+            selectinload(TrainingRun.datasets).load_only(Dataset.name),
+            joinedload(TrainingRun.launched_by),
+            contains_eager(TrainingRun.version).load_only(ModelVersion.id),
+        )
+        .where(*chosen.where)
     )
-    page = page_of(rows, (TrainingRun.created_at.desc(), TrainingRun.id), query)
-    return listed([run_as_json(row[0]) for row in page])
+    return listed([run_as_json(row[0]) for row in page_of(rows, chosen.order, query)])
 
 
 @operation(POST, "/runs", "launch_run", Scope.ADMIN)
@@ -97,6 +110,7 @@ def launch_run(body: Mapping[str, Any]) -> dict[str, Any]:
     As on the page, a run that could not be tested is refused, and anything that would differ from
     the request is reported first.
     """
+    described = description_in(body)
     architecture = architecture_named(body["architecture"])
     offered = weights_of(architecture)
     weights = body["initial_weights"] or offered[0]
@@ -119,10 +133,31 @@ def launch_run(body: Mapping[str, Any]) -> dict[str, Any]:
     if outlook.overruled and not body["accept_overruled"]:
         raise Conflict(f"{' '.join(outlook.overruled)} {HOW_TO_ACCEPT}")
     run = add_run(g.token_owner_id, architecture, settings, list(ids), weights, body["seed"])
+    describe(run, *described)
     keep_run(run)
     db.session.commit()
     nudge(TRAIN_MODEL)
     return run_as_json(run)
+
+
+def description_in(body: Mapping[str, Any]) -> tuple[str, list[str], str]:
+    """Return name, tags and notes in a body (`DescribeSchema`), stripped as those of a form.
+
+    Raises:
+        UnprocessableEntity: the page would refuse one of them.
+    """
+    name = (body["name"] or "").strip()
+    notes = (body["notes"] or "").replace("\r\n", "\n").replace("\r", "\n").strip()
+    for field, problem in (
+        ("name", text_problem(name, LONGEST_NAME)),
+        ("notes", lines_problem(notes, LONGEST_NOTES)),
+    ):
+        if problem:
+            raise UnprocessableEntity(f"{field}: {problem}")
+    try:
+        return name, tags_of(body["tags"]), notes
+    except ValueError as err:
+        raise UnprocessableEntity(f"tags: {err}") from err
 
 
 def keep_run(run: TrainingRun) -> None:
@@ -147,6 +182,27 @@ def read_run(run_id: str) -> dict[str, Any]:
         "curves": list(points),
         "earlier_attempts": run.history,
     }
+
+
+@operation(PUT, "/runs/<run_id>/description", "describe_run", Scope.ADMIN, 400, 404, 422)
+@blueprint.arguments(DescribeSchema, location="json")
+@blueprint.response(200, RunSummarySchema)
+def describe_run(body: Mapping[str, Any], run_id: str) -> dict[str, Any]:
+    """Change name, tags and notes of a run."""
+    run = row_of(TrainingRun, run_id)
+    describe(run, *description_in(body))
+    record(Act.RUN_DESCRIBED, run.id)
+    db.session.commit()
+    return run_as_json(row_of(TrainingRun, run_id))
+
+
+@operation(GET, "/runs/<run_id>/log", "read_run_log", Scope.ADMIN, 404)
+@blueprint.response(200, {"type": "string"}, content_type="text/plain")
+def read_run_log(run_id: str) -> Response:
+    """Download the last lines of a run's log, each with the UTC time at which it was written; empty
+    until there are any.
+    """
+    return Response(row_of(TrainingRun, run_id).log or "", content_type="text/plain; charset=utf-8")
 
 
 @operation(POST, "/runs/<run_id>/cancel", "cancel_run", Scope.ADMIN, 404)
@@ -189,6 +245,9 @@ def run_as_json(run: TrainingRun) -> dict[str, Any]:
     """Return a run as the API shows it (`RunSummarySchema`)."""
     return {
         **work_as_json(run),
+        "name": run.name,
+        "tags": sorted(run.tags),
+        "notes": run.notes,
         "architecture": run.architecture,
         "is_calibration": run.is_calibration,
         "seed": run.seed,

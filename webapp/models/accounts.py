@@ -60,7 +60,8 @@ class Scope(StrEnum):
 
     Attributes:
         READ: scans, results, images and reports.
-        SUBMIT: submitting scans, and changing, sharing and deleting one's own.
+        SUBMIT: submitting scans, changing, sharing and deleting one's own, and choosing
+            notifications.
         REVIEW: opinions and the review queue.
         ADMIN: what the administration pages do; for administrators only.
     """
