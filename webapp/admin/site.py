@@ -29,6 +29,7 @@ from webapp.confirmed import (
     request_dataset,
     request_figures,
 )
+from webapp.display import display_name, name_of_version
 from webapp.extensions import db
 from webapp.forms import PostedForm, TextField, at_most, is_id
 from webapp.models import Dataset, JobStatus, ModelVersion, live_version
@@ -148,8 +149,11 @@ def show_site(form: ConfirmedForm, status: int = 200) -> Response:
 
 
 def _with_rows(version: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of a version with `rows`: those of all its scans, then month by month."""
-    return {**version, "rows": [{**version["all"], "month": "All"}, *version["months"]]}
+    """Return the figures of a version with its `name` and `rows`: of all scans, then by month."""
+    row = db.session.get(ModelVersion, version["version_id"])
+    name = name_of_version(row) if row else display_name(version["architecture"])
+    rows = [{**version["all"], "month": "All"}, *version["months"]]
+    return {**version, "name": name, "rows": rows}
 
 
 @blueprint.post("/site/figures")
