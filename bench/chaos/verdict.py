@@ -31,6 +31,7 @@ from webapp.models import (
     ModelVersion,
     Prediction,
     Preview,
+    Report,
     Scan,
     TrainingRun,
 )
@@ -251,7 +252,7 @@ def orphans(stack: Stack) -> set[str]:
     }
     ids = {
         row_id
-        for table in (Scan, Heatmap, Dataset, Evaluation, ModelVersion)
+        for table in (Scan, Heatmap, Report, Dataset, Evaluation, ModelVersion, Preview)
         for row_id in db.session.scalars(select(table.id))
     }
     named = named_files()
