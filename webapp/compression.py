@@ -11,8 +11,8 @@ from flask import Flask, Response, request
 COMPRESSED = ("text/javascript", "application/javascript", "text/css", "image/svg+xml")
 SMALLEST_BYTES = 2_000
 
-_compressed: dict[str, tuple[str | None, bytes]] = {}
-"""By address, of which there are few: the ETag of a file and its compressed content."""
+_compressed: dict[str, bytes] = {}
+"""By ETag: an address may be written in any number of ways, a file has one."""
 
 
 def init_compression(app: Flask) -> None:
@@ -28,12 +28,13 @@ def _compress(response: Response) -> Response:
     if (response.content_length or 0) < SMALLEST_BYTES or not request.accept_encodings["gzip"]:
         return response
     etag, _ = response.get_etag()
+    if not etag:
+        return response
     response.direct_passthrough = False
     content = response.get_data()  # Also where it is known, so that the file is closed.
-    if _compressed.get(request.path, ("", b""))[0] != etag:
-        _compressed[request.path] = etag, gzip.compress(content, mtime=0)
-    response.set_data(_compressed[request.path][1])
+    if etag not in _compressed:
+        _compressed[etag] = gzip.compress(content, mtime=0)
+    response.set_data(_compressed[etag])
     response.content_encoding = "gzip"
-    if etag:
-        response.set_etag(etag, weak=True)  # The bytes differ, what they mean does not.
+    response.set_etag(etag, weak=True)  # The bytes differ, what they mean does not.
     return response

@@ -7,6 +7,8 @@ import gzip
 import pytest
 from flask import Flask
 
+from webapp import compression
+
 NIIVUE = "/static/vendor/niivue/niivue.umd.js"
 ACCEPTS = {"Accept-Encoding": "br, gzip"}
 
@@ -35,3 +37,13 @@ def test_pages_and_pictures_are_sent_as_they_are(app: Flask, address: str) -> No
     with app.test_client().get(address, headers=ACCEPTS) as response:
         assert response.status_code == 200
         assert "Content-Encoding" not in response.headers
+
+
+def test_a_file_is_held_once_however_its_address_is_written(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compression, "_compressed", {})
+    for path in ("hemoscan.css", "vendor/../hemoscan.css", "nowhere/../hemoscan.css"):
+        with app.test_client().get(f"/static/{path}", headers=ACCEPTS) as response:
+            assert response.headers["Content-Encoding"] == "gzip"
+    assert len(compression._compressed) == 1
