@@ -9,14 +9,12 @@ machine; the exit status is 1 where one exceeds its limit.
 
 from __future__ import annotations
 
-import shutil
 import sys
 
-from playwright.sync_api import Browser, Page, StorageState, sync_playwright
+from playwright.sync_api import Browser, Page, StorageState
 
 from bench.alone import Figures, report
-from bench.screenshots import DESK, PHANTOMS, sign_up, submit
-from bench.service import running_service
+from bench.screenshots import DESK, PHANTOMS, service_in_browser, sign_up, submit
 
 QUIET_MS = 1500
 """Scripts that load more when the page is shown have done so after that time."""
@@ -34,13 +32,7 @@ TRANSFERRED = """() => performance.getEntriesByType("navigation")
 
 def main() -> int:
     """Submit a slice and a series, open the pages, and print what each transfers."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        sys.stderr.write("There is no Chromium here.\n")
-        return 1
-    with running_service() as service, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        base = f"http://127.0.0.1:{service.port}"
+    with service_in_browser() as (base, browser):
         page = browser.new_page(base_url=base, viewport=DESK)
         sign_up(page)
         addresses = {
@@ -55,7 +47,6 @@ def main() -> int:
         page.get_by_role("button", name="Coronal").click()
         page.wait_for_timeout(2 * QUIET_MS)
         figures |= transferred(page, "volume")
-        browser.close()
     return report(figures, LIMITS)
 
 

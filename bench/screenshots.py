@@ -11,9 +11,11 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
 from bench.service import running_service
 from webapp.config import PROJECT_ROOT
@@ -29,15 +31,8 @@ VERDICT_MS = 60_000
 
 def main() -> int:
     """Start the service on an empty folder, submit the phantoms, and write the pictures."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        sys.stderr.write("There is no Chromium here.\n")
-        return 1
-    with running_service() as service, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(
-            base_url=f"http://127.0.0.1:{service.port}", viewport=DESK, color_scheme="light"
-        )
+    with service_in_browser() as (base, browser):
+        page = browser.new_page(base_url=base, viewport=DESK, color_scheme="light")
         sign_up(page)
         addresses = [submit(page, file) for file in sorted(PHANTOMS.glob("phantom-*.*"))]
         page.goto("/scans")
@@ -50,8 +45,23 @@ def main() -> int:
         page.goto(addresses[0])
         page.keyboard.press("o")
         picture(page, "screenshot.png")
-        browser.close()
     return 0
+
+
+@contextmanager
+def service_in_browser() -> Iterator[tuple[str, Browser]]:
+    """Give the address of a service on an empty folder, and a browser to visit it.
+
+    Raises:
+        SystemExit: there is no Chromium here.
+    """
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        sys.exit("There is no Chromium here.")
+    with running_service() as service, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield f"http://127.0.0.1:{service.port}", browser
+        browser.close()
 
 
 def sign_up(page: Page) -> None:
