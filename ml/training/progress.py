@@ -33,6 +33,10 @@ LEAST_MEASURED = 0.01
 ROUNDING = 1e-9
 ENOUGH_MEASURED = 0.15
 """The share of a part from which on its own speed counts for the rest of it."""
+ENOUGH_OF_FIRST_FIT_S = 60.0
+"""From then on the speed of the first fit is known even before its end. Until its first batch a fit
+loads and traces what it needs, so its beginning says little.
+"""
 
 
 class Meter:
@@ -159,15 +163,16 @@ class Meter:
         return left
 
     def _overall(self) -> float:
-        """Return the slowness that holds for parts that have not begun: that of the fits or, until
-        the first of them has ended, that of reading. Before its first batch a fit loads and traces
-        what it needs, so its beginning says little.
+        """Return the slowness that holds for parts that have not begun: that of the fits or, at the
+        beginning of the first of them, that of reading.
         """
         others = [name for name in self._parts if name != READING]
         begin = self._ends[others[0]] - self._parts[others[0]].seconds / self._whole
         first_end = begin + self._parts[others[0]].steps[0] / self._whole
+        in_first = self._fraction < first_end - ROUNDING
+        fits_took = sum(self._measured[name][1] for name in others)
         of_fits, of_reading = self._slowness(others), None
-        if READING in self._parts and self._fraction < first_end - ROUNDING:
+        if READING in self._parts and in_first and fits_took < ENOUGH_OF_FIRST_FIT_S:
             of_reading = self._slowness([READING])
         for slowness in (of_reading, of_fits, self._slowness(self._parts)):
             if slowness is not None:

@@ -88,6 +88,13 @@ def test_the_time_left_is_right_on_faster_and_slower_machines(
     require_right(reports_of(parts, steps), steps[-1][0])
 
 
+def test_the_time_left_of_a_long_first_fit_follows_the_speed_of_that_fit() -> None:
+    parts = [Part("reading", (100.0,)), Part("folds", (1000.0,) * 4), Part("final", (1000.0,))]
+    steps = timeline(parts, {"": 3.0, "reading": 0.5}, pieces=200)
+
+    require_right(reports_of(parts, steps), steps[-1][0])
+
+
 def test_fits_of_few_images_take_as_long_against_their_heat_maps_as_was_recorded() -> None:
     settings = architecture_named("alexnet").parse_settings(
         {"folds": 3, "epochs": 4, "controls": "none"}
