@@ -167,6 +167,8 @@ def tiles_of(version: ModelVersion) -> list[Tile]:
         tiles.append(Tile(f"{title}, {point}", figure, of, is_share=True))
     area, error = metrics.get("auroc"), metrics.get("ece")
     of_all = f"{area['n']:,} {noun}" if area else noun
+    if level == "patient" and any("several slices" in tile.what for tile in tiles):
+        of_all += ", those with a single image included"
     tiles.append(Tile("AUROC", area, of_all))
     tiles.append(Tile("Calibration error", error, "mean distance of probabilities; 0 is perfect"))
     return tiles
@@ -174,13 +176,16 @@ def tiles_of(version: ModelVersion) -> list[Tile]:
 
 def _at_point(version: ModelVersion, level: str, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return sensitivity and specificity at the operating point that workers use."""
-    if version.point is None:
-        return metrics
-    if version.point != OWN_THRESHOLDS:
-        points = with_widths(version.card.get("points") or {})
-        return dict((points.get(level) or {}).get(version.point) or {})
+    points = with_widths((version.card.get("points") or {}).get(level) or {})
     chosen = chosen_for(version)
     threshold = chosen.scan_threshold if level == "patient" else chosen.slice_threshold
+    if version.point is None:
+        # The trained threshold is usually that of a named point, which is judged on what the
+        # threshold is for: scans of several slices, without patients of one picture.
+        same = (point for point in points.values() if point.get("threshold") == threshold)
+        return dict(next(same, metrics))
+    if version.point != OWN_THRESHOLDS:
+        return dict(points.get(version.point) or {})
     curve = curve_of(version, level)
     if not curve:
         return {}
