@@ -219,8 +219,9 @@ def test_a_tile_says_how_few_series_its_operating_point_was_judged_on(app: Flask
         version = db.session.get_one(
             ModelVersion, add_version("starter", card=to_json(card), reads="series")
         )
-        for version.point in (None, "sensitive", "own thresholds"):
-            version.slice_threshold = version.scan_threshold = 0.4
+        for point, threshold in ((None, None), ("sensitive", 0.4), ("own thresholds", 0.4)):
+            version.point = point
+            version.slice_threshold = version.scan_threshold = threshold
             tiles = tiles_of(version)
             assert tiles[0].what == f"{series} scans of several slices with hemorrhage"
             of_all = f"{card.patient_metrics.auroc.n:,} patients"
