@@ -66,7 +66,7 @@ def test_a_shadow_is_started_once_read_and_stopped(app: Flask, boss: FlaskClient
     assert started[0].json == started[1].json
     shadow = started[0].json
     assert (shadow["against_id"], shadow["started_by"]) == (live, "boss")
-    assert "in shadow already" in problem_of(
+    assert "already in shadow mode" in problem_of(
         boss.post("/api/v1/shadows", json={"version_id": candidate}), 409
     )
     with app.app_context():
@@ -138,7 +138,7 @@ def test_what_a_promotion_changed_is_read_and_found_out(app: Flask, boss: FlaskC
     assert begun[0].json == begun[1].json and begun[0].json["version_id"] == old
     assert boss.get(address).json["shadow_id"] == begun[0].json["id"]
     refused = boss.post(f"{address}/find-out")
-    assert "in shadow already" in problem_of(refused, 409)
+    assert "already in shadow mode" in problem_of(refused, 409)
     alone = f"/api/v1/promotions/{first}"
     assert boss.get(alone).json["before"] is None
     assert "Nothing was live before" in problem_of(boss.post(f"{alone}/find-out"), 409)

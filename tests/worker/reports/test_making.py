@@ -110,7 +110,7 @@ def test_an_outline_is_drawn_measured_and_made_a_segmentation(
     files = {kind: storage.get(report_of(one).file_key) for kind, one in made.items()}
     text = text_of(files[ReportKind.PDF])
     assert "Outline: where the model suspects hemorrhage" in text and "Heat map:" not in text
-    assert "The volume of what the model outlines is about" in " ".join(text.split())
+    assert "The volume outlined by the model is about" in " ".join(text.split())
     for kind in (ReportKind.STRUCTURED_REPORT, ReportKind.SEGMENTATION):
         path = tmp_path / f"{kind}.dcm"
         path.write_bytes(files[kind])
