@@ -517,10 +517,11 @@ def test_the_slice_that_shows_a_type_most_is_named_and_a_card_without_types_says
 @pytest.mark.parametrize(
     ("testable", "sentence"),
     [
-        (("epidural",), "does not report a type: on test data it could not tell epidural"),
+        (("epidural",), "does not report the type because it could not reliably tell epidural"),
         (
             ("epidural", "subdural", "subarachnoid"),
-            "could not tell epidural, subdural, and subarachnoid hemorrhage apart reliably.",
+            "could not reliably tell epidural, subdural, and subarachnoid hemorrhage apart on"
+            " test data.",
         ),
     ],
 )
@@ -614,7 +615,7 @@ def test_nothing_else_can_be_scored_anyway(
     scan_id = add_scan(app, **columns)
     assert "Analyze anyway" not in ann.get(f"/scans/{scan_id}").text
     assert (
-        "nothing to override"
+        "does not need an override"
         in ann.post(f"/scans/{scan_id}/score-anyway", follow_redirects=True).text
     )
     with app.app_context():
@@ -749,11 +750,11 @@ def test_a_scan_whose_original_is_not_kept_says_so_and_cannot_be_tried_again(
 ) -> None:
     scan_id = add_scan(app, status=status, not_head_ct=0.9, original_removed_at=utc_now())
     page = ann.get(f"/scans/{scan_id}").text
-    assert "no longer stored; deleted <time" in page
+    assert "<dd>deleted <time" in page
     assert "/retry" not in page and "/score-anyway" not in page
     for what, sentence in (
         ("retry", ORIGINAL_REMOVED),
-        ("score-anyway", "there is nothing to override"),
+        ("score-anyway", "does not need an override"),
     ):
         assert sentence in ann.post(f"/scans/{scan_id}/{what}", follow_redirects=True).text
     with app.app_context():

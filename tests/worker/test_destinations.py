@@ -231,7 +231,7 @@ def test_orthanc_behind_nginx_with_tls_and_a_token_takes_what_is_sent(tmp_path: 
         ("https://a/b secret", "after the address, only these are allowed: token, token_file"),
         ("https://a/b token=", "after the address, only these are allowed:"),
         ("https://a/b token=secret token=secret", "each once"),
-        ("https://a/b token=sec,ret", "entry 2 must be a name of its own"),
+        ("https://a/b token=sec,ret", "entry 2 must be a unique name"),
         ("https://a/b token=sec§ret", "token= has characters that no bearer token has"),
         ("https://me:secret@a/b token=secret", "a token or a password is enough"),
         ("https://a/b token=secret token_file=/x", "a token or a password is enough"),

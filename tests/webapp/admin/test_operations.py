@@ -169,7 +169,7 @@ def test_what_came_by_dicom_and_what_did_not_go_back_is_listed_and_can_be_acted_
         assert (row.status, row.retry_at) == (JobStatus.QUEUED, None)
     assert admin.post(f"{address}/cancel").status_code == 302
     assert (
-        "was sent or canceled meanwhile"
+        "sent or canceled in the meantime"
         in admin.post(f"{address}/cancel", follow_redirects=True).text
     )
     assert "It is down." not in admin.get("/admin").text

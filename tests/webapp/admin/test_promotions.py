@@ -92,7 +92,7 @@ def test_a_promotion_tells_which_results_would_have_been_others(
     page = admin.get(f"/admin/promotions/{second}").text
     assert "Without this promotion, 2 of 3 scans would have a different result" in page
     assert "2 suspected hemorrhages would not have been suspected" in page
-    assert "has not answered 1 of the 4 scans" in page and "finds more" in page
+    assert "has not analyzed 1 of the 4 scans" in page and "finds more" in page
     assert "Mine" in page and "Theirs" not in page and "not shared with you" in page
     assert "no slice model would have been live" in admin.get(f"/admin/promotions/{first}").text
     assert admin.get("/admin/promotions/999").status_code == 404
@@ -119,4 +119,4 @@ def test_another_operating_point_needs_no_computation(app: Flask, admin: FlaskCl
     assert "and 1 other scan would have been" in page
     assert "Analyze them with the previous version" not in page and "needs no comparison" in page
     answer = admin.post(f"/admin/promotions/{changed}/find-out", follow_redirects=True).text
-    assert "changed the operating point only" in answer
+    assert "changed only the operating point" in answer

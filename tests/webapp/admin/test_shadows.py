@@ -102,8 +102,7 @@ def test_a_shadow_is_started_once_for_each_kind_and_stopped(app: Flask, admin: F
         assert sentence in answer.text
     stopped = admin.post(f"{started.location}/stop", follow_redirects=True)
     assert (
-        "An administrator stopped it." in stopped.text
-        and "It did not analyze any scan" in stopped.text
+        "An administrator stopped it." in stopped.text and "No scans were analyzed" in stopped.text
     )
     again = admin.post(f"{started.location}/stop", follow_redirects=True)
     assert "Shadow mode has already ended." in again.text
@@ -126,7 +125,7 @@ def test_pictures_are_of_scans_that_the_administrator_sees_elsewhere_too(
         db.session.commit()
     page = admin.get(f"/admin/shadows/{shadow_id}").text
     assert "1 of 4 scans with the same result" in page and "25.0% (95% Wilson interval" in page
-    assert "the live version alone 3." in page
+    assert "by the live version only: 3." in page
     for scan_id, title in ((own, "Mine"), (shared, "Shared")):
         assert title in page and f"/scans/{scan_id}/thumbnail.png" in page
     assert "Hidden" not in page and "Agreed" not in page

@@ -818,7 +818,7 @@ def test_whoever_has_stored_as_much_as_one_may_deletes_first(
     with pytest.raises(
         UploadRejected,
         match=(
-            r"With this upload your scans would use 4 MB, but you may store 2 MB; please delete"
+            r"With this upload your scans would use 4 MB, but you may store 2 MB. Please delete"
             r" some."
         ),
     ):

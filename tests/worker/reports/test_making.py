@@ -171,7 +171,7 @@ def test_one_person_may_have_so_many_reports_waiting(worker_app: Flask) -> None:
     tasks.predict_scans()
     for scan_id in ids[:MAX_OPEN]:
         requested(scan_of(scan_id), ReportKind.PDF)
-    with pytest.raises(ReportRefused, match="waiting already"):
+    with pytest.raises(ReportRefused, match="already waiting"):
         ask_for_report(scan_of(ids[-1]), ReportKind.PDF)
 
 
