@@ -38,8 +38,8 @@ def main() -> int:
         config = settings(os.environ)
         if not config["DICOM_PEERS"]:
             raise CannotStart(
-                "DICOM_PEERS is empty, so nobody may send. Set it to, say,"
-                " “CT1@10.1.2.3 account=USERNAME”; docs/operations.md says more."
+                "DICOM_PEERS is empty, so no sender is allowed. Set it to, say,"
+                " “CT1@10.1.2.3 account=USERNAME”; see docs/operations.md."
             )
         os.umask(0o077)
         set_up_logs(config)

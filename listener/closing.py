@@ -46,8 +46,8 @@ MOST_FAILURES = 5
 SWEEP_S = 600
 GIVEN_UP = "The study could not be stored because of an internal error; see the log."
 WAITS_FOR_ROOM = (
-    "The study is waiting: its account has reached its storage limit. Delete some of its scans,"
-    " or raise QUOTA_MB."
+    "The study is waiting because its account has reached its storage limit. Delete some of its"
+    " scans or raise QUOTA_MB."
 )
 NO_ACCOUNT = "The account “{}” does not exist or is disabled."
 OF_PATIENT_AND_STUDY = (

@@ -131,7 +131,7 @@ PREPROCESSING: tuple[Setting, ...] = (
         "window_level",
         "float",
         40.0,
-        "Window level in HU; 40 for brain. Pictures are already windowed.",
+        "Window level in HU; 40 for brain. PNG and JPEG images are already windowed.",
         -500,
         1000,
     ),
@@ -139,7 +139,7 @@ PREPROCESSING: tuple[Setting, ...] = (
         "window_width",
         "float",
         80.0,
-        "Window width in HU; 80 for brain, 200 for subdural blood, 2800 for bone.",
+        "Window width in HU; 80 for brain, 200 for subdural, 2800 for bone.",
         1,
         4000,
     ),
@@ -147,7 +147,7 @@ PREPROCESSING: tuple[Setting, ...] = (
         "crop_to_head",
         "choice",
         "yes",
-        "Crop to the head and blacken everything around it: table, annotations, margins.",
+        "Crop to the head and black out everything around it: table, annotations, margins.",
         choices=("yes", "no"),
     ),
     Setting(
@@ -162,8 +162,8 @@ PREPROCESSING: tuple[Setting, ...] = (
         "skull_stripping",
         "choice",
         "no",
-        "Keep only the intracranial space where a closed skull is found. Blood as bright as bone"
-        " along the inner table is lost with the bone.",
+        "Keep only the intracranial space if a closed skull is found. Blood as bright as bone"
+        " along the inner table is removed with the bone.",
         choices=("yes", "no"),
     ),
     Setting(
@@ -177,7 +177,7 @@ PREPROCESSING: tuple[Setting, ...] = (
         "segmentation",
         "choice",
         "none",
-        "Keep the region that this method selects and dim the rest to half: Otsu's threshold,"
+        "Keep the region selected by this method and dim the rest to half: Otsu's threshold,"
         " GrabCut or watershed; or overlay Canny edges.",
         choices=("none", "otsu", "grabcut", "watershed", "edges"),
     ),
@@ -218,7 +218,7 @@ EVALUATION_SETTINGS = (
         "target_sensitivity",
         "float",
         0.95,
-        "The sensitivity on held-out data that the sensitive operating point reaches.",
+        "The sensitivity of the sensitive operating point on held-out data.",
         low=0.5,
         high=0.999,
     ),
@@ -248,8 +248,8 @@ ENRICHMENT = (
         "restructure",
         "choice",
         "none",
-        "autoencoder: add the features of each image's reconstruction by an autoencoder, which is"
-        " trained in every training part, to those of the image.",
+        "autoencoder: to each image's features, add those of its reconstruction by an autoencoder,"
+        " which is trained on each training part.",
         choices=("none", "autoencoder"),
     ),
     AUGMENTATION,
@@ -315,7 +315,7 @@ INITIAL_SHARE = Setting(
     "initial_share",
     "float",
     0.2,
-    "Share of the pretrained weights in a weighted average with the fine-tuned ones; it improves"
+    "Weight of the pretrained weights in an average with the fine-tuned ones; it improves"
     " results on scans from other hospitals. Not applied to random initial weights.",
     low=0,
     high=0.9,
@@ -382,7 +382,7 @@ RECURRENT = (
         "dropout",
         "float",
         0.4,
-        "Dropout: the share of units that are left out in each training step.",
+        "Dropout: the fraction of units left out in each training step.",
         low=0,
         high=0.9,
     ),
@@ -430,7 +430,7 @@ GOOGLENET_CELLS = (
         "epochs",
         "int",
         20,
-        "Each draws 1,024 pictures and takes about a minute on two cores.",
+        "Each draws 1,024 images and takes about a minute on two cores.",
         low=1,
         high=200,
     ),
@@ -490,7 +490,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                     "dropout",
                     "float",
                     0.5,
-                    "Dropout: the share of units that are left out in each training step.",
+                    "Dropout: the fraction of units left out in each training step.",
                     low=0,
                     high=0.9,
                 ),
@@ -553,7 +553,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                     "epochs",
                     "int",
                     0,
-                    "Epochs of the autoencoder; 0: as many as it takes to show it 8,000 images.",
+                    "Epochs of the autoencoder; 0: as many as needed to process 8,000 images.",
                     low=0,
                     high=500,
                 ),
@@ -567,7 +567,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             title="AlexNet cells",
             summary=(
                 "Fine-tuned AlexNet with a hemorrhage score for each of 13 x 13 cells, trained"
-                " with lesion outlines where a data set has them. Not from the paper: always"
+                " with lesion outlines if a data set has them. Not from the paper: always"
                 " augmented, never restructured."
             ),
             reads="slice",
@@ -588,7 +588,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             title="GoogLeNet cells",
             summary=(
                 "GoogLeNet's inception modules with a pyramid; a decision for each of 28 x 28"
-                " cells. Ours, not the paper's."
+                " cells. Not from the paper."
             ),
             reads="slice",
             settings=GOOGLENET_CELLS,
@@ -599,7 +599,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             title="GoogLeNet cells for series",
             summary=(
                 "The same over the slices of a scan in anatomical order, each averaged with its two"
-                " neighbors. Ours, not the paper's."
+                " neighbors. Not from the paper."
             ),
             reads="series",
             settings=GOOGLENET_CELLS,
@@ -610,7 +610,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             title="GoogLeNet U-Net",
             summary=(
                 "GoogLeNet, cell by cell, with a decoder that outlines the hemorrhage in each"
-                " slice, from which its volume follows. Ours, not the paper's."
+                " slice, from which its volume follows. Not from the paper."
             ),
             reads="slice",
             settings=GOOGLENET_CELLS,
@@ -621,7 +621,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             title="GoogLeNet U-Net for series",
             summary=(
                 "The same over the slices of a scan in anatomical order, each decision averaged"
-                " with its two neighbors'. Ours, not the paper's."
+                " with its two neighbors'. Not from the paper."
             ),
             reads="series",
             settings=GOOGLENET_CELLS,
@@ -679,8 +679,8 @@ def presets_of(architecture: Architecture) -> tuple[Preset, ...]:
         Preset(
             "quick",
             "Quick look",
-            "Three folds, few epochs, no controls: a quick check that training works. Not for a"
-            " model that is to be promoted.",
+            "Three folds, few epochs, no controls: a quick check that training works. Do not"
+            " promote models trained this way.",
             quick,
         )
     ]
@@ -695,7 +695,7 @@ def presets_of(architecture: Architecture) -> tuple[Preset, ...]:
                 "paper",
                 "The paper’s",
                 "As the paper describes: restructured by an autoencoder, ten copies of each image,"
-                " positive from a probability of one half; but with folds by patient.",
+                " positive from a probability of one half, but with folds by patient.",
                 {**known(paper), **OF_THE_PAPER[architecture.name], "controls": "cheap"},
             )
         )
@@ -703,8 +703,8 @@ def presets_of(architecture: Architecture) -> tuple[Preset, ...]:
         Preset(
             "careful",
             "Careful",
-            "Five folds, repeated where fits are cheap, with all controls: for a model that is to"
-            " be promoted.",
+            "Five folds, repeated where fits are cheap, with all controls. Use this for a model"
+            " that you plan to promote.",
             known({"folds": 5, "repeats": 1 if epochs else 3, "controls": "all"}),
         )
     )

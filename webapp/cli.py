@@ -101,8 +101,8 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
             user.email, user.email_key = email, email.lower()
         end_access(user)
         done = (
-            f"The existing account {user.username} is now an administrator's, with the new"
-            " password. All its sessions were logged out and its API tokens revoked."
+            f"The existing account {user.username} is now an administrator account with the"
+            " new password. All its sessions were logged out and its API tokens revoked."
         )
     try:
         db.session.flush()
@@ -163,7 +163,7 @@ def create_token(username: str, name: str, scopes: tuple[str, ...], days: int | 
 def reset_second_factor(username: str) -> None:
     """Take away the second factor of USERNAME, who lost it, and end their logins.
 
-    The password alone logs in until a new one is set up.
+    Until a new one is set up, the password alone is enough to log in.
     """
     user = db.session.scalar(select(User).where(User.username_key == username.lower()))
     if user is None:
@@ -194,7 +194,7 @@ def set_role(username: str, role: str) -> None:
             f"{user.username} is the only administrator. Create another one first."
         )
     if user.role == role:
-        raise click.ClickException(f"{user.username} is a {role} already.")
+        raise click.ClickException(f"{user.username} is already a {role}.")
     record(Act.ROLE_CHANGED, user.id, detail=f"{user.role} → {role}")
     user.role = Role(role)
     db.session.commit()
@@ -205,8 +205,7 @@ def set_role(username: str, role: str) -> None:
 @click.option(
     "--head",
     default=None,
-    help="A head that was printed earlier, as POSITION:HASH; fail if the"
-    " chain no longer contains it.",
+    help="A head printed earlier, as POSITION:HASH; fail if the chain no longer contains it.",
 )
 @with_appcontext
 def audit_verify(head: str | None) -> None:
@@ -239,18 +238,20 @@ def audit_verify(head: str | None) -> None:
 @click.command("replay-sample")
 @click.argument("count", type=click.IntRange(1, MOST_SAMPLED), default=100)
 @click.option(
-    "--wait", is_flag=True, help="Wait for the outcome; fail unless all answers are identical."
+    "--wait",
+    is_flag=True,
+    help="Wait for the outcome; exit with an error unless all results are identical.",
 )
 @with_appcontext
 def replay_sample(count: int, wait: bool) -> None:
     """Have COUNT past answers, drawn at random, computed again by predict workers."""
     sample, drawn = sample_answers(count, None)
     if not drawn:
-        raise click.ClickException("There is no result whose submitted file is still stored.")
+        raise click.ClickException("No result has a submitted file that is still stored.")
     record(Act.REPLAY_REQUESTED, sample.id, detail=f"{drawn} answers")
     db.session.commit()
     nudge(PREDICT_SCANS)
-    click.echo(f"{drawn} answers are queued to be computed again; see Models, Replays.")
+    click.echo(f"{drawn} results are queued for replay; see Models, Replays.")
     if wait:
         wait_for_sample(sample.id, drawn)
 
@@ -267,7 +268,7 @@ def wait_for_sample(sample_id: str, drawn: int) -> None:
         view = replay_view(row)
         click.echo(f"scan {row.scan_id}: {' '.join([view.headline, *view.details])}")
     db.session.commit()
-    summary = f"{drawn - len(unlike)} of {drawn} answers were reproduced exactly."
+    summary = f"{drawn - len(unlike)} of {drawn} results were reproduced exactly."
     if unlike:
         raise click.ClickException(summary)
     click.echo(summary)

@@ -77,8 +77,7 @@ def correct(dataset: Dataset, image: DatasetImage, label: int | None, reason: st
     if waiting_corrections(dataset.id) >= MOST_CORRECTIONS:
         db.session.rollback()
         raise CorrectionRefused(
-            f"{MOST_CORRECTIONS:,} corrections are already pending; apply them before you add"
-            " others."
+            f"{MOST_CORRECTIONS:,} corrections are already pending. Apply them before you add more."
         )
     db.session.add(
         LabelCorrection(

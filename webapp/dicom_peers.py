@@ -137,7 +137,7 @@ def destinations_of(text: str) -> dict[str, Destination]:
         name, (url, *words) = name.strip(), rest.split() or [""]
         if not is_named or not re.fullmatch(NAME, name) or name in by_name:
             raise ValueError(
-                f"DICOM_DESTINATIONS: entry {number} must be a name of its own, = and an address."
+                f"DICOM_DESTINATIONS: entry {number} must be a unique name, = and an address."
             )
         if not _is_address(url):
             raise ValueError(
@@ -154,7 +154,8 @@ def _destination(name: str, url: str, words: list[str]) -> Destination:
     if options.keys() - SAID_OF_DESTINATION or len(options) < len(words) or "" in options.values():
         # What is not understood may be part of a secret, and so is not repeated.
         raise ValueError(
-            f"{where}: after the address there are only {', '.join(SAID_OF_DESTINATION)}, each"
+            f"{where}: after the address, only these are allowed:"
+            f" {', '.join(SAID_OF_DESTINATION)}, each"
             " once, followed by = and a value without spaces or commas."
         )
     destination = Destination(name, url, **options)
@@ -168,7 +169,9 @@ def _destination(name: str, url: str, words: list[str]) -> Destination:
     if destination.password_file and not destination.parts.username:
         raise ValueError(f"{where}: password_file= needs the user in the address, https://user@….")
     if secrets and not destination.has_tls and destination.host not in LOOPBACK:
-        raise ValueError(f"{where}: a token or password needs https://, or anybody could read it.")
+        raise ValueError(
+            f"{where}: a token or password needs https://; otherwise anyone could read it."
+        )
     if destination.ca and not destination.has_tls:
         raise ValueError(f"{where}: ca= needs https:// or dimses://.")
     return destination

@@ -69,7 +69,7 @@ DISPLAY_NAMES = {
     "token revoked": "API token revoked",
     "admin made": "administrator created",
     "scan cancelled": "scan canceled",
-    "scan forced": "scan scored anyway",
+    "scan forced": "scan analyzed anyway",
     "import cancelled": "import canceled",
     "evaluation cancelled": "evaluation canceled",
     "replay requested": "result reproduced",

@@ -455,8 +455,8 @@ class NotificationsForm(PostedForm):
 
     browser = SelectField("In this browser, while a page is open")
     email = SelectField("By email", description="To the address of your account.")
-    chat = SelectField("In the chat", description="Everyone’s messages go to the same chat.")
-    webhook = SelectField("By webhook", description="To the program that your operator set up.")
+    chat = SelectField("In the chat", description="All users’ messages go to the same chat.")
+    webhook = SelectField("By webhook", description="To the service that your operator set up.")
 
     def __init__(self, offered: Collection[Channel], **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -109,9 +109,9 @@ def remove_share(scan_id: str, share_id: str) -> ResponseReturnValue:
     scan = own_scan(scan_id)
     if not is_id(share_id) or not end_share(scan.id, share_id):
         db.session.rollback()
-        abort(404, "This scan is no longer shared like that.")
+        abort(404, "This share no longer exists.")
     db.session.commit()
-    flash("Sharing stopped. Existing opinions remain.", "success")
+    flash("Sharing has been stopped. Existing opinions remain.", "success")
     return redirect(url_for("scans.show", scan_id=scan_id, _anchor="opinions"))
 
 
@@ -144,7 +144,7 @@ def _require_reviewer() -> None:
 def _next(saved: str = "") -> ResponseReturnValue:
     """Go to the next scan of the queue, and say what was `saved` of the one before."""
     scan_id = next_in_queue(current_user.id)
-    sentences = [saved] * bool(saved) + ["That was the last one in the queue."] * (scan_id is None)
+    sentences = [saved] * bool(saved) + ["That was the last scan in the queue."] * (scan_id is None)
     if sentences:
         flash(" ".join(sentences), "success")
     address = (

@@ -18,7 +18,7 @@ from webapp.models.accounts import lock_person
 from webapp.review import sampling_for
 from webapp.sharing import shares_of, visible_to
 
-GONE = "This scan was deleted, or is no longer shared with you, so your opinion was not saved."
+GONE = "Your opinion was not saved because this scan was deleted or is no longer shared with you."
 REGION = ("x", "y", "rx", "ry")
 DIGITS = 4
 
@@ -54,24 +54,23 @@ class NewOpinion:
         """
         if self.slice_index is not None and not 0 <= self.slice_index < slice_count:
             raise OpinionRefused(
-                f"The scan has no such slice; its slices are numbered from 1 to {slice_count}."
+                f"There is no such slice. The slices are numbered from 1 to {slice_count}."
             )
         if unknown := sorted(set(self.types) - set(BLEEDING_TYPES)):
             raise OpinionRefused(f"“{unknown[0][:40]}” is not a type of hemorrhage.")
         if self.types and self.finding != Finding.PRESENT:
             raise OpinionRefused(
-                "Types can be chosen only where hemorrhage is present; please choose “present” or"
-                " no type."
+                "Types apply only if hemorrhage is present. Please choose “present” or no type."
             )
         if problem := lines_problem(self.comment, MAX_COMMENT):
             raise OpinionRefused(problem)
         if self.region is None:
             return
         if self.slice_index is None and slice_count > 1:
-            raise OpinionRefused("A mark belongs to one slice; please choose the slice.")
+            raise OpinionRefused("A mark applies to one slice. Please choose the slice.")
         center_in = 0 <= self.region["x"] <= 1 and 0 <= self.region["y"] <= 1
         if not center_in or not all(0 < self.region[name] <= 1 for name in ("rx", "ry")):
-            raise OpinionRefused("The mark does not lie on the picture.")
+            raise OpinionRefused("The mark is outside the image.")
 
 
 @dataclass(frozen=True)

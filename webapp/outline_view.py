@@ -13,7 +13,7 @@ from sqlalchemy import select
 from webapp.extensions import db
 from webapp.models import ModelVersion, Prediction
 
-NOT_COMPARED = "How well the outlines of this model agree with annotated ones was not measured."
+NOT_COMPARED = "The agreement of this model’s outlines with annotated ones was not measured."
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def volume_sentence(prediction: Prediction) -> str:
     if prediction.outlined_slices is None:
         return ""
     if prediction.volume_ml is not None:
-        return f"The volume of what the model outlines is {volume_text(prediction.volume_ml)}."
+        return f"The volume outlined by the model is {volume_text(prediction.volume_ml)}."
     because = prediction.no_volume_because
     return f"No volume: {because[0].lower()}{because[1:]}" if because else ""
 
@@ -84,6 +84,6 @@ def agreement(measured: Mapping[str, Mapping[str, Any]]) -> str:
     if not overlaps:
         return NOT_COMPARED
     return (
-        "On patients that the model had not seen, the overlap with annotated outlines (Dice’s"
-        f" coefficient, 1 at best) was {'; '.join(overlaps)}."
+        "On patients that the model had not seen, the overlap with annotated outlines (Dice"
+        f" coefficient, 1 is perfect) was {'; '.join(overlaps)}."
     )

@@ -24,7 +24,7 @@ from webapp.sharing import visible_to
 from webapp.storage import storage
 from webapp.stored_volume import WINDOWS, Window, open_volume
 
-NO_OUTLINE = "Nothing is outlined in this slice."
+NO_OUTLINE = "This slice has no outline."
 OUTLINE = (
     Scan.outline_key,
     Prediction.outlined_slices,

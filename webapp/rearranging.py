@@ -36,7 +36,7 @@ def join() -> tuple[str, int] | WerkzeugResponse:
             "scans/join.html", scans=scans, places=places, title=title, error=str(err)
         )
         return page, 400
-    flash(f"{series.slice_count} pictures were joined; the series is being reanalyzed.", "success")
+    flash(f"{series.slice_count} images were joined. The series is being reanalyzed.", "success")
     return redirect(url_for("scans.show", scan_id=series.id))
 
 
@@ -54,7 +54,7 @@ def split() -> WerkzeugResponse:
         except NotRearranged as err:
             flash(str(err), "warning")
     if pictures:
-        flash(f"{pictures} pictures are being reanalyzed, each as a separate scan.", "success")
+        flash(f"{pictures} images are being reanalyzed, each as a separate scan.", "success")
     return redirect(url_for("worklist.show"))
 
 
@@ -68,8 +68,8 @@ def _in_order(ids: list[str], places: list[str]) -> list[str]:
     if len(entered) != len(ids) or not all(
         place.isascii() and place.isdigit() and len(place) < 7 for place in entered
     ):
-        raise NotRearranged("Please enter each picture’s position as a whole number.")
+        raise NotRearranged("Please enter each image’s position as a whole number.")
     numbers = [int(place) for place in entered]
     if len(set(numbers)) < len(numbers):
-        raise NotRearranged("Two pictures have the same position.")
+        raise NotRearranged("Two images have the same position.")
     return [each for _, each in sorted(zip(numbers, ids, strict=True))]

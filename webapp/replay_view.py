@@ -11,15 +11,15 @@ from webapp.models import JobStatus, Replay
 
 PARTS = {
     "probability": "the probability",
-    "state": "the verdict",
-    "slices": "probabilities of slices",
-    "types": "types of hemorrhage",
+    "state": "the result",
+    "slices": "the slice probabilities",
+    "types": "the types of hemorrhage",
     "outlines": "the outline",
 }
 """The parts of an answer, as `worker.replay` compares them."""
 RECORDED_SINCE = (
-    "The software and the machine that produced this answer were not recorded; they have been"
-    " since version 0.1.0."
+    "The software and machine that produced this result were not recorded. They have been"
+    " recorded since version 0.1.0."
 )
 
 
@@ -42,17 +42,19 @@ def replay_view(replay: Replay) -> ReplayView:
     """Return what a replay found."""
     version = name_of_version(replay.version)
     if not JobStatus(replay.status).is_final:
-        return ReplayView("waiting", f"Being computed again with {version}, after all new scans.")
+        return ReplayView(
+            "waiting", f"Waiting to be recomputed with {version}, after all new scans."
+        )
     if replay.status == JobStatus.CANCELLED:
-        return ReplayView("canceled", "Canceled before it was computed again.")
+        return ReplayView("canceled", "Canceled before it was recomputed.")
     if replay.status == JobStatus.FAILED or replay.result is None:
-        return ReplayView("failed", f"Could not be computed again: {replay.error}")
+        return ReplayView("failed", f"Could not be recomputed: {replay.error}")
     result = replay.result
     if replay.is_same:
         return ReplayView("same", f"Reproduced exactly with {version}.", _not_known(result))
     return ReplayView(
         "different",
-        f"Computed again with {version}, this differs: {_parts(result['differs'])}.",
+        f"Not reproduced with {version}. Different: {_parts(result['differs'])}.",
         [*_differences(result), *_reasons(result), *_not_known(result)],
     )
 
@@ -66,7 +68,7 @@ def _differences(result: dict[str, Any]) -> list[str]:
     for name in ("probability", "threshold"):
         before, now = result[name]
         if before != now:
-            sentences.append(f"{name.capitalize()}: {before!r} then, {now!r} now.")
+            sentences.append(f"{name.capitalize()}: {before!r} before, {now!r} now.")
     if result["slices_apart"]:
         numbers = [str(slice_["index"] + 1) for slice_ in result["slices"]]
         more = result["slices_apart"] - len(numbers)
@@ -81,14 +83,14 @@ def _reasons(result: dict[str, Any]) -> list[str]:
     if result["changes"] is None:
         return []  # `_not_known` says so.
     if not result["changes"]:
-        return ["Software and machine are recorded as the same, so something else has changed."]
-    return [f"{name}: {before} then, {now} now." for name, before, now in result["changes"]]
+        return ["The recorded software and machine are the same, so something else has changed."]
+    return [f"{name}: {before} before, {now} now." for name, before, now in result["changes"]]
 
 
 def _not_known(result: dict[str, Any]) -> list[str]:
     sentences = []
     if result["not_kept"]:
-        sentences.append(f"Not stored, so not compared: {_parts(result['not_kept'])}.")
+        sentences.append(f"Not compared because they are not stored: {_parts(result['not_kept'])}.")
     if result["changes"] is None:
         sentences.append(RECORDED_SINCE)
     return sentences

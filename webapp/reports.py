@@ -27,7 +27,7 @@ from webapp.storage import storage
 WAIT_S = 2.0
 """How long a request waits for a report; most are made within a second."""
 LOOK_S = 0.1
-NO_SUCH_REPORT = "This report does not exist any more; please request it again."
+NO_SUCH_REPORT = "This report no longer exists. Please request it again."
 within_report_rate = per_person("60 per minute", "reports")
 """Decorates what asks for reports."""
 
@@ -96,4 +96,4 @@ def _known_kind(kind: str) -> ReportKind:
     try:
         return ReportKind(kind)
     except ValueError:
-        abort(404, "There is no report of this kind.")
+        abort(404, "There is no such report.")

@@ -36,8 +36,8 @@ NOT_REJECTED = (
 )
 ALREADY_FINISHED = "This scan has already finished."
 NOT_UNANSWERED = "Only failed or canceled scans can be retried."
-NOT_ANSWERED = "Only scans that have a result can be scored again."
-IS_COMPUTED = "It is being computed already."
+NOT_ANSWERED = "Only scans that have a result can be analyzed again."
+IS_COMPUTED = "It is already being computed."
 NO_SHEET = "This scan is not a film sheet, or its file is no longer stored."
 
 
@@ -114,7 +114,7 @@ CHANGES = {
     "again": Change(
         score_scan_again,
         "queued again",
-        "had no result to replace, or no file that is still stored",
+        "had no result to replace, or their file is no longer stored",
         queues=True,
     ),
     "stat": Change(

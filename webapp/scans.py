@@ -70,7 +70,7 @@ blueprint = Blueprint("scans", __name__)
 
 NAMED = (ModelVersion.architecture, ModelVersion.card_id, ModelVersion.number)
 """What the name of a version is made of."""
-NO_SUCH_SCAN = "There is no scan at this address, or it is not shared with you."
+NO_SUCH_SCAN = "This scan does not exist or is not shared with you."
 STOP_POLLING = 286
 """htmx shows the response and stops polling."""
 
@@ -96,7 +96,7 @@ def show(scan_id: str) -> str | WerkzeugResponse:
         successor = successor_of(scan_id, current_user.id)
         if successor is None:
             abort(404, why_gone(scan_id, current_user.id) or NO_SUCH_SCAN)
-        flash("The scan of this link was replaced; here is the one in its place.")
+        flash("The scan you opened was replaced by this one.")
         return _to_scan(successor)
     _note_opened(scan)
     return scan_page(scan)
@@ -167,7 +167,7 @@ def progress(scan_id: str) -> Response:
 def score_anyway(scan_id: str) -> WerkzeugResponse:
     """Score a scan that was rejected because it does not look like a head CT."""
     queued = score_scan_anyway(own_scan(scan_id))
-    return _queued(scan_id, queued, "This scan was not rejected, so there is nothing to override.")
+    return _queued(scan_id, queued, "This scan was not rejected, so it does not need an override.")
 
 
 @blueprint.post("/scans/<scan_id>/cut")

@@ -68,7 +68,7 @@ def why_gone(scan_id: str, user_id: str) -> str | None:
     if done.intersection(REARRANGED):
         return "This scan was deleted, or replaced by one that was deleted."
     if is_own:
-        return "This scan was deleted automatically: scans are stored for a limited time here."
+        return "This scan was deleted automatically because scans are stored for a limited time."
     return "This scan was deleted, automatically or with its owner’s account."
 
 

@@ -106,14 +106,14 @@ def quota_problem(user_id: str, more: int = 0) -> str | None:
     stored = totals_of(user_id).size
     if stored >= quota_mb * 2**20:
         return (
-            f"Your scans use {stored >> 20} of the {quota_mb} MB that you may store; please delete"
+            f"Your scans use {stored >> 20} of the {quota_mb} MB that you may store. Please delete"
             " some."
         )
     if stored + more > quota_mb * 2**20:
         total_mb = -(-(stored + more) >> 20)
         return (
-            f"With this upload your scans would use {total_mb} MB, but you may store {quota_mb} MB;"
-            " please delete some."
+            f"With this upload your scans would use {total_mb} MB, but you may store {quota_mb} MB."
+            " Please delete some."
         )
     return None
 

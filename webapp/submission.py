@@ -68,15 +68,15 @@ class ScanForm(PostedForm):
         description="Optional. Please do not enter patient names.",
     )
     pictures = SelectField(
-        "PNG and JPEG pictures",
+        "PNG and JPEG images",
         choices=[
-            SelectChoice(Pictures.AS_NUMBERED.value, "Series if numbered alike"),
-            SelectChoice(Pictures.TOGETHER.value, "All are one series"),
-            SelectChoice(Pictures.APART.value, "Each is a separate scan"),
+            SelectChoice(Pictures.AS_NUMBERED.value, "Series if numbered in sequence"),
+            SelectChoice(Pictures.TOGETHER.value, "All images are one series"),
+            SelectChoice(Pictures.APART.value, "Each image is a separate scan"),
         ],
         default=Pictures.AS_NUMBERED.value,
         description=(
-            "Pictures of one folder and one size whose names are numbered look like the slices of"
+            "Images of one folder and one size whose names are numbered look like the slices of"
             " one scan, unless the number counts people (“patient 3.png”). You can join"
             " and split them later."
         ),
@@ -86,7 +86,7 @@ class ScanForm(PostedForm):
         choices=[
             SelectChoice(Studies.AS_SENT.value, "By examination"),
             SelectChoice(Studies.ONE.value, "Everything is one examination"),
-            SelectChoice(Studies.NONE.value, "Each series by itself"),
+            SelectChoice(Studies.NONE.value, "Each series on its own"),
         ],
         default=Studies.AS_SENT.value,
         description="How series are grouped in the worklist.",

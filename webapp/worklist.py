@@ -205,8 +205,8 @@ def _ask(action: str, scans: list[Scan]) -> str | WerkzeugResponse:
 
 CONFIRMED_FIRST: dict[str, tuple[Callable[[Scan], bool], str]] = {
     "delete": (lambda _: True, ""),
-    "join": (may_be_joined, "only single PNG or JPEG pictures can be joined, at least two."),
-    "split": (may_be_split, "only series of PNG or JPEG pictures can be split."),
+    "join": (may_be_joined, "only single PNG or JPEG images can be joined, at least two."),
+    "split": (may_be_split, "only series of PNG or JPEG images can be split."),
 }
 """By action: to which scans it can be applied, and the message where others were selected."""
 

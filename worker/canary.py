@@ -72,5 +72,5 @@ def require_same_answer(version: ModelVersion, predictor: Predictor) -> None:
     elif abs(answer - recorded) > MOST_APART:
         raise ArtifactError(
             f"The model's probability for the test phantom is {answer:.4f}; it was {recorded:.4f}"
-            " when the model was made."
+            " when the model was created."
         )

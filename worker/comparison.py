@@ -35,7 +35,7 @@ NO_PREDICTIONS = {
     "own": "This version has no stored out-of-fold predictions.",
     "other": "The other version has no stored out-of-fold predictions.",
 }
-UNEXPECTED = "An unexpected error occurred in this comparison; see the log for details."
+UNEXPECTED = "An unexpected error occurred during this comparison; see the log for details."
 FIGURES = ("auroc", "accuracy", "sensitivity", "specificity")
 
 

@@ -87,14 +87,14 @@ def make_archive(
         rows += retry_disk(lambda labeled=labeled: write_scan(root, labeled))  # type: ignore[misc]
         _require_fewer_bytes(root)
     if not rows:
-        raise DatasetError("None of the confirmed scans can still be read.")
+        raise DatasetError("None of the confirmed scans can be read anymore.")
     write_manifest(root, rows)
     archive = retry_disk(lambda: _packed(root, folder / "confirmed.zip"))
     shutil.rmtree(root)
     in_transaction(lambda: _leave_out(dataset.id, unreadable))
     retry_storage(lambda: storage.put(dataset.archive_key, archive))
     archive.unlink()
-    return [f"{count} confirmed scans are left out: {why}" for why, count in left_out.items()]
+    return [f"{count} confirmed scans were excluded: {why}" for why, count in left_out.items()]
 
 
 def _choose(dataset: Dataset) -> tuple[list[Scan], dict[str, Labels]]:
@@ -184,7 +184,7 @@ def _require_fewer_bytes(root: Path) -> None:
     size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     if size > most_mb * 2**20:
         raise DatasetError(
-            f"The confirmed scans take more than {most_mb:,} MB, the limit for data sets; please"
+            f"The confirmed scans take more than {most_mb:,} MB, the limit for data sets. Please"
             " choose fewer."
         )
 

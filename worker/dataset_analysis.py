@@ -40,7 +40,7 @@ from worker.scan_files import is_passing
 log = logging.getLogger(__name__)
 
 PARTS = (UNPACKING, READING, MEASURING, STORING)
-NOT_INDEXED = "The images of {} are not indexed yet; open its page of images first."
+NOT_INDEXED = "The images of {} are not indexed yet. Open its Images page first."
 UNEXPECTED = "An unexpected error occurred; see the log for details."
 
 

@@ -109,7 +109,7 @@ def prepared(notification: Notification) -> tuple[Callable[[], None], list[str]]
     # Outside the time limit: the first call loads all of Apprise's services.
     service = apprise.Apprise.instantiate(address)
     if service is None:
-        raise NotAllowed("The operator's address of this channel is not valid.")
+        raise NotAllowed("The address that the operator configured for this channel is invalid.")
     return partial(send_by_apprise, service, f"{sentence}\n{link}"), together
 
 

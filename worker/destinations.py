@@ -41,7 +41,7 @@ CONNECT_S, ANSWER_S = 10.0, 30.0
 DUPLICATE = 0x0111
 """The destination has this instance already, so an earlier attempt succeeded."""
 NOT_SUPPORTED = 0x0122
-"""The destination does not take objects of this kind."""
+"""The destination does not accept objects of this kind."""
 WARNINGS = range(0xB000, 0xC000)
 """Warning statuses: the instance was stored."""
 MOST_OF_ANSWER = 2**20
@@ -59,11 +59,11 @@ OF_CERTIFICATE = {
 OF_ANOTHER_NAME = (62, 64)
 # The first class that matches an error decides.
 NO_ANSWER = {
-    NameResolutionError: "The name of the destination’s host is unknown.",
+    NameResolutionError: "The destination’s host name cannot be resolved.",
     NewConnectionError: "The destination cannot be reached.",
     ConnectTimeoutError: f"The destination cannot be reached within {CONNECT_S:g} seconds.",
-    ReadTimeoutError: f"The destination gave no answer within {ANSWER_S:g} seconds.",
-    ProtocolError: "The connection was cut before the destination had answered.",
+    ReadTimeoutError: f"The destination did not respond within {ANSWER_S:g} seconds.",
+    ProtocolError: "The connection was lost before the destination responded.",
 }
 
 
@@ -83,7 +83,7 @@ def send(
     store = _store_by_dimse if destination.is_dimse else _store_by_web
     stored = store(destination, objects, config)
     if not stored:
-        raise NotDelivered("The destination takes none of the kinds of objects that there are.")
+        raise NotDelivered("The destination accepts none of these kinds of objects.")
     return stored
 
 
@@ -126,7 +126,7 @@ def _tls_sentence(err: Exception, host: str) -> str:
         )
     if "ALERT" in reason:
         return f"The destination refused the encryption ({reason.replace('_', ' ').lower()})."
-    return "The destination does not speak TLS at this port."
+    return "The destination does not use TLS on this port."
 
 
 def _store_by_dimse(
@@ -184,9 +184,11 @@ def _store_one(association: Association, dataset: Dataset) -> None:
     try:
         answer = association.send_c_store(dataset)
     except RuntimeError as err:
-        raise NotDelivered("The destination ended the association before all was sent.") from err
+        raise NotDelivered(
+            "The destination ended the association before everything was sent."
+        ) from err
     if "Status" not in answer:
-        raise NotDelivered("The connection was cut, or there was no answer in time.")
+        raise NotDelivered("The connection was lost, or the destination did not respond in time.")
     if answer.Status and answer.Status != DUPLICATE and answer.Status not in WARNINGS:
         raise NotDelivered(
             f"The destination refused {dataset.SOPClassUID.name} with status 0x{answer.Status:04X}."
@@ -227,7 +229,7 @@ def _store_by_web(
         raise NotDelivered(_tls_sentence(cause, destination.host)) from err
     except HTTPError as err:
         sentences = [NO_ANSWER[kind] for kind in NO_ANSWER if isinstance(err, kind)]
-        plain = f"The destination gave no answer ({type(err).__name__})."
+        plain = f"The destination did not respond ({type(err).__name__})."
         raise NotDelivered((*sentences, plain)[0]) from err
     if answer.status in (401, 403):
         raise NotDelivered(_refusal_of(authorization))
@@ -287,9 +289,9 @@ def _stored_of(objects: Sequence[Dataset], status: int, answer_body: bytes) -> l
         NotDelivered: one was refused for another reason than its kind.
     """
     if 300 <= status < 400:
-        raise NotDelivered("The destination answered with a redirection, which is not followed.")
+        raise NotDelivered("The destination responded with a redirect, which is not followed.")
     if status not in (200, 202, 409):
-        raise NotDelivered(f"The destination answered with status {status}.")
+        raise NotDelivered(f"The destination responded with status {status}.")
     failed = _failures_in(answer_body)
     if status == 409 and not failed:
         raise NotDelivered("The destination did not accept the objects (status 409).")

@@ -118,7 +118,9 @@ class Evaluating:
                 self._fail(str(err))
         except Exception:
             log.error("evaluation=%s failed unexpectedly", self.row.id)
-            self._fail("An unexpected error occurred in this evaluation; see the log for details.")
+            self._fail(
+                "An unexpected error occurred during this evaluation; see the log for details."
+            )
             raise
 
     def _score(self) -> dict[str, Any]:

@@ -109,7 +109,9 @@ class Experimenting:
                 self._fail(str(err))
         except Exception:
             log.error("experiment=%s failed unexpectedly", self.row.id)
-            self._fail("An unexpected error occurred in this experiment; see the log for details.")
+            self._fail(
+                "An unexpected error occurred during this experiment; see the log for details."
+            )
             raise
 
     def _run(self) -> PaperResults:

@@ -152,7 +152,7 @@ def _picture(slice_: Slice, mask: FloatArray | None, settings: dict[str, Any]) -
             small = cv2.resize((mask > 0).astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
             steps.append(Step("outline", [with_outline(shown, small >= 0.5)]))
         else:
-            steps.append(Step("outline", [], ["The outline has another size than the image."]))
+            steps.append(Step("outline", [], ["The outline and the image differ in size."]))
     return steps
 
 

@@ -91,7 +91,7 @@ def _result_of(row: Replay) -> dict[str, Any]:
     """Return the recorded answer, the new one, and what has changed since."""
     answer = row.prediction or row.earlier
     if answer is None:
-        raise MissingFile("The answer was replaced while it waited.")
+        raise MissingFile("The result was replaced in the meantime.")
     redact = None if answer.settings is None else answer.settings["masks_outside_head"]
     series = read_original(row.scan, redact=redact)
     predictor = _as_it_was(row, answer, series)

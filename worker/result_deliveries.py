@@ -122,7 +122,9 @@ def deliver(delivery: ResultDelivery) -> list[ReportKind]:
     kinds: list[ReportKind] = [*report_kinds(scan)]
     kinds.remove(ReportKind.PDF)
     if not kinds:
-        raise NotAllowed("The scan’s DICOM files are no longer stored, so no object can be made.")
+        raise NotAllowed(
+            "The scan’s DICOM files are no longer stored, so no object can be created."
+        )
     link = link_of(scan.id)
     # Imported here because they take a second and 60 MB, which workers do without until a result
     # is to be sent.

@@ -75,7 +75,7 @@ def within(limit_s: float, deliver: Callable[[], None]) -> None:
     try:
         failure = ended.get(timeout=limit_s)
     except queue.Empty:
-        raise NotDelivered(f"There was no answer within {limit_s:g} seconds.") from None
+        raise NotDelivered(f"There was no response within {limit_s:g} seconds.") from None
     if isinstance(failure, NotDelivered):
         raise failure
     if failure is not None:

@@ -194,22 +194,22 @@ def _notes(answered: Answered) -> list[str]:
     )
     if missing:
         notes.append(
-            "No scan of the random share has been reviewed yet for"
-            f" {', '.join(missing)}, so the figures there are those of unusual scans."
+            "No scan from the random sample has been reviewed yet for"
+            f" {', '.join(missing)}, so these figures describe only unusual scans."
         )
     if by_choice:
         notes.append(
-            f"{by_choice} of the {len(answered.scans)} confirmed scans were read by choice; they"
-            " count once, scans of the random share for all that were not drawn."
+            f"{by_choice} of the {len(answered.scans)} confirmed scans were chosen by readers and"
+            " count once. Scans from the random sample also stand for those that were not drawn."
         )
     if answered.seen:
         notes.append(
-            f"{answered.seen} confirmed scans are left out because this version, or the one it"
+            f"{answered.seen} confirmed scans are excluded because this version, or the one it"
             " was initialized from, was trained on them."
         )
     if answered.unconfirmed:
         notes.append(
-            f"{answered.unconfirmed} scans that this version answered and that are shared with the"
-            f" reviewers are not confirmed. The random share is {random_share():.0%} of them."
+            f"{answered.unconfirmed} scans that this version analyzed and that are shared with the"
+            f" reviewers are not confirmed. The random sample is {random_share():.0%} of them."
         )
     return notes

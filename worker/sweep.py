@@ -44,10 +44,10 @@ log = logging.getLogger(__name__)
 DOING: dict[type[Leased], str] = {
     Scan: "was analyzing this scan",
     Heatmap: "was generating this heat map",
-    Report: "was making this report",
+    Report: "was creating this report",
     Replay: "was reproducing this result",
-    ShadowAnswer: "was answering this scan in shadow",
-    Preview: "was making these pictures",
+    ShadowAnswer: "was analyzing this scan in shadow mode",
+    Preview: "was generating these images",
     Notification: "was sending this notification",
     ResultDelivery: "was sending this result",
     Dataset: "was importing this data set",

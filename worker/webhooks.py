@@ -39,7 +39,7 @@ def post(
     target = urlsplit(url)
     addresses = looked_up(target)
     if not allows_private and not all(map(is_public, addresses)):
-        raise NotAllowed("The webhook leads to a private address, which is not allowed here.")
+        raise NotAllowed("The webhook points to a private address, which is not allowed here.")
     for address in addresses:
         try:
             status = _post_to(address, target, body, headers)
@@ -47,13 +47,13 @@ def post(
         except (ConnectTimeoutError, NewConnectionError):
             continue
         except HTTPError as err:
-            raise NotDelivered(f"The webhook gave no answer ({type(err).__name__}).") from err
+            raise NotDelivered(f"The webhook did not respond ({type(err).__name__}).") from err
     else:
         raise NotDelivered("The webhook's host cannot be reached.")
     if 300 <= status < 400:
-        raise NotDelivered("The webhook answered with a redirection, which is not followed.")
+        raise NotDelivered("The webhook responded with a redirect, which is not followed.")
     if not 200 <= status < 300:
-        raise NotDelivered(f"The webhook answered with status {status}.")
+        raise NotDelivered(f"The webhook responded with status {status}.")
 
 
 def _post_to(address: Address, target: SplitResult, body: bytes, headers: Mapping[str, str]) -> int:
@@ -92,7 +92,7 @@ def looked_up(target: SplitResult) -> list[Address]:
     try:
         addresses = socket.getaddrinfo(target.hostname, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as err:
-        raise NotDelivered("The webhook's host is not known.") from err
+        raise NotDelivered("The webhook's host name cannot be resolved.") from err
     return [ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in addresses]
 
 

@@ -56,7 +56,7 @@ def _use(card: Card) -> Iterator[str]:
             " inconclusive."
         )
     if card.blocked_because:
-        yield f"- **Not to be promoted.** {card.blocked_because}"
+        yield f"- **Cannot be promoted.** {card.blocked_because}"
     yield ""
 
 
@@ -84,15 +84,15 @@ def _results(card: Card) -> Iterator[str]:
     yield from _table(_columns(card.metrics, card.metrics_by_dataset))
     if card.patient_metrics:
         yield ""
-        yield "By patient (a picture without a patient counts as one):"
+        yield "By patient (an image without a patient ID counts as one patient):"
         yield ""
         yield from _table(_columns(card.patient_metrics, card.patient_metrics_by_dataset))
     counts = card.confusion
     yield ""
     yield (
-        f"At the thresholds of the folds {counts.tp} hemorrhages were found and {counts.fn} missed;"
+        f"At each fold's threshold, {counts.tp} hemorrhages were detected and {counts.fn} missed;"
     )
-    yield f"of those without, {counts.tn} were called negative and {counts.fp} positive."
+    yield f"of the slices without, {counts.tn} were called negative and {counts.fp} positive."
     yield from _points(card.points)
     yield from _band(card.band)
     yield from _heat_maps(card.heat_maps)
@@ -101,14 +101,14 @@ def _results(card: Card) -> Iterator[str]:
     check = card.export_check
     yield ""
     yield (
-        f"Exported graphs and what was trained differ by at most {check.largest_difference:.1e}"
+        f"Exported graphs and trained model differ by at most {check.largest_difference:.1e}"
         f" (limit {check.limit:.0e})."
     )
     yield ""
 
 
 def _making(card: Card) -> Iterator[str]:
-    yield "## How it was made"
+    yield "## How it was trained"
     yield ""
     yield f"Settings: {_named(card.settings)}, seed {card.seed}."
     yield f"Preprocessing: {_named(card.preprocessing)}."
@@ -155,8 +155,8 @@ def _points(points: Mapping[str, Mapping[str, PointFigures]]) -> Iterator[str]:
     if points:
         yield ""
         yield (
-            "Figures at thresholds that were fitted to the other folds, with 95% intervals;"
-            " predictive values (PPV, NPV) where 2, 10 or 50% have a hemorrhage."
+            "Figures at thresholds fitted to the other folds, with 95% intervals;"
+            " predictive values (PPV, NPV) at a prevalence of 2, 10 and 50%."
         )
 
 
@@ -168,8 +168,8 @@ def _band(band: Mapping[str, BandFigures]) -> Iterator[str]:
     for level, figures in band.items():
         yield ""
         yield (
-            f"By {level}, out of fold: right below the inconclusive band (NPV)"
-            f" {_share(figures.npv)}, right above it (PPV) {_share(figures.ppv)},"
+            f"By {level}, out of fold: correct below the inconclusive band (NPV)"
+            f" {_share(figures.npv)}, correct above it (PPV) {_share(figures.ppv)},"
         )
         yield f"in the band {figures.uncertain.value or 0:.1%}."
 
@@ -194,8 +194,8 @@ def _outlines(outlines: Mapping[str, OutlineFigures]) -> Iterator[str]:
         return
     yield ""
     yield (
-        "Outlines of the hemorrhage beside annotated ones, held out; of patients: all their"
-        " annotated slices together:"
+        "Agreement of outlines with annotated ones in the held-out folds; for patients, over all"
+        " their annotated slices:"
     )
     yield ""
     yield (
@@ -247,13 +247,13 @@ def _types(types: Mapping[str, TypeFigures]) -> Iterator[str]:
     for name, of_type in types.items():
         if of_type.scores:
             scores = ", ".join(
-                "no answer"
+                "no result"
                 if score.rank is None
                 else f"{score.probability:.3f} (rank {score.rank} of {score.of})"
                 for score in of_type.scores
             )
             yield ""
-            yield f"Patients with {name} bleeding: {scores}."
+            yield f"Patients with {name} hemorrhage: {scores}."
 
 
 def _controls(card: Card) -> Iterator[str]:
@@ -290,7 +290,7 @@ def _failures(card: Card) -> Iterator[str]:
         return
     counts = card.confusion
     yield f"- Of {counts.tp + counts.fn} slices with hemorrhage {counts.fn} were missed;"
-    yield f"  of {counts.tn + counts.fp} without, {counts.fp} raised a false alarm."
+    yield f"  of {counts.tn + counts.fp} without, {counts.fp} were false alarms."
     ranked = {
         name: metrics.auroc.value
         for name, metrics in card.metrics_by_dataset.items()
@@ -333,14 +333,14 @@ def _origin(initial: InitialWeights | None) -> Iterator[str]:
         return
     if initial.kind == "model":
         yield (
-            f"Its features are those of model {initial.id}, trained on"
+            f"Its features come from model {initial.id}, trained on"
             f" {', '.join(initial.datasets or [])}."
         )
         yield from _origin(initial.initial_weights)
     elif initial.kind == "file":
         yield (
-            f"The first weights are those of `{initial.name}` (SHA-256"
+            f"Training started from the weights in `{initial.name}` (SHA-256"
             f" `{(initial.sha256 or '')[:16]}…`)."
         )
     elif initial.kind == "random":
-        yield "The first weights were drawn at random."
+        yield "Training started from random weights."

@@ -15,7 +15,7 @@ from ml.scans.slices import BoolArray, FloatArray, Slice, gray_of
 
 COPIES = 10
 """The paper's augmentation: each image and nine altered copies of it."""
-NO_UNITS = "This picture has no Hounsfield units, so the window changes nothing."
+NO_UNITS = "This image has no Hounsfield units, so the window changes nothing."
 NO_HEAD = "No head was found, so the whole image is used."
 ORIGINAL, INPUT = "original", "input"
 STEPS: Mapping[str, Mapping[str, object]] = {

@@ -294,7 +294,7 @@ def _as_gray(sample: Numbers, claim: Claim) -> tuple[Scale, list[str]] | None:
     # rounding of the slope may yield slightly more than 1
     if claim.container == NIFTI and (claim.bits > 8 or rescales) and low >= 0 and high < 1.001:
         return replace(from_tags, unit="display"), [
-            "The NIfTI file's values range from 0 to 1, so it was read as pictures without"
+            "The NIfTI file's values range from 0 to 1, so it was read as images without"
             " Hounsfield units."
         ]
     if claim.bits > 8:
@@ -309,9 +309,9 @@ def _as_gray(sample: Numbers, claim: Claim) -> tuple[Scale, list[str]] | None:
     if claim.container == NIFTI and (rescales or claim.signed):
         return None
     kind = (
-        "pixels, so it was read as a picture"
+        "pixels, so it was read as an image"
         if claim.container == DICOM
-        else ("voxels, so it was read as pictures")
+        else ("voxels, so it was read as images")
     )
     return (
         Scale("display", 1 / 255, inverted_from=255.0 if claim.white_is_low else None),

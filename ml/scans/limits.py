@@ -51,16 +51,16 @@ def require_a_picture(pixels: FloatArray) -> None:
     height, width = pixels.shape
     if min(height, width) < MIN_SIDE_PX:
         raise ImageError(
-            f"The picture is too small: {width} x {height} pixels, at least {MIN_SIDE_PX} x"
+            f"The image is too small: {width} x {height} pixels, at least {MIN_SIDE_PX} x"
             f" {MIN_SIDE_PX} are needed."
         )
     if max(height, width) > MOST_ELONGATED * min(height, width):
         raise ImageError(
-            f"The picture is {width} x {height} pixels; a slice is at most {MOST_ELONGATED} times"
+            f"The image is {width} x {height} pixels; a slice is at most {MOST_ELONGATED} times"
             " as long as it is wide."
         )
     if not np.isfinite(pixels).all():
-        raise ImageError("The picture contains values that are not numbers.")
+        raise ImageError("The image contains values that are not numbers.")
 
 
 def require_fewer_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -71,7 +71,7 @@ def require_fewer_pixels(width: int, height: int, max_pixels: int) -> None:
     """
     if width * height > max_pixels:
         raise ImageError(
-            f"The picture is too large: {width} x {height} pixels, at most {max_pixels / 1e6:g}"
+            f"The image is too large: {width} x {height} pixels, at most {max_pixels / 1e6:g}"
             " million are supported."
         )
 
@@ -122,7 +122,7 @@ def require_contrast(series: Series) -> None:
         ImageError: the scan is blank, has no soft tissue or no Hounsfield units.
     """
     if all(slice_.pixels.min() == slice_.pixels.max() for slice_ in series.slices):
-        raise BareImageError("The picture is blank: all its pixels have the same value.")
+        raise BareImageError("The image is blank: all its pixels have the same value.")
     lowest, highest = (
         min(float(slice_.pixels.min()) for slice_ in series.slices),
         max(float(slice_.pixels.max()) for slice_ in series.slices),
@@ -130,8 +130,7 @@ def require_contrast(series: Series) -> None:
     if series.slices[0].unit == "display":
         if _has_few_grays(series):
             raise BareImageError(
-                f"The picture has fewer than {FEWEST_GRAYS} shades of gray, so it is not a CT"
-                " slice."
+                f"The image has fewer than {FEWEST_GRAYS} shades of gray, so it is not a CT slice."
             )
     elif highest < 0 or lowest > 80:
         raise BareImageError(
@@ -144,7 +143,7 @@ def require_contrast(series: Series) -> None:
     ):
         raise ImageError(
             f"The scan has no Hounsfield units: its values range from {lowest:g} to {highest:g},"
-            " like those of a picture."
+            " like those of an ordinary image."
         )
     elif highest - lowest < NARROWEST_HU or _is_gray_with_noise(series, lowest, highest):
         raise ImageError(

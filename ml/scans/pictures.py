@@ -22,7 +22,7 @@ COLOR_SPREAD = 24  # of 255 between a pixel's channels; JPEG chroma noise stays 
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow's
 BIT_DEPTH_AT = 24  # in a PNG; the color type follows
 OPAQUE = 65535  # of 16 bits
-TRANSPARENT = "The picture had transparent parts, which were made black."
+TRANSPARENT = "The image had transparent parts, which were made black."
 COLOR_SHARE = 0.001  # share of pixels: a color cast or a colored mark, not a few stray pixels
 
 
@@ -37,7 +37,7 @@ def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
                 frames = int(getattr(picture, "n_frames", 1))
                 if frames > 1 and picture.format == "PNG":
                     raise ImageError(
-                        f"The picture is animated: it contains {frames} pictures; please send each"
+                        f"The image is animated: it contains {frames} images; please send each"
                         " slice as a separate file."
                     )
                 picture.load()
@@ -45,16 +45,16 @@ def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
                 pixels, unit, more = _to_slice(ImageOps.exif_transpose(gray or picture))
                 notes += more
                 if frames > 1:  # cameras add a preview or a map of brightness
-                    notes.append("The file contains several pictures; only the first was read.")
+                    notes.append("The file contains several images; only the first was read.")
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as err:
         raise ImageError(
-            f"The picture is too large: at most {max_pixels / 1e6:g} million pixels are supported."
+            f"The image is too large: at most {max_pixels / 1e6:g} million pixels are supported."
         ) from err
     # a damaged file makes a decoder raise anything from SyntaxError to struct.error
     except Exception as err:
-        raise ImageError("The picture is damaged or incomplete and cannot be decoded.") from err
+        raise ImageError("The image is damaged or incomplete and cannot be decoded.") from err
     require_a_picture(pixels)
     return Slice(pixels, unit), notes
 
@@ -85,7 +85,7 @@ def _color_note(channels: NDArray[Any], white: int) -> list[str]:
     """Return a note if a picture (height, width, 3) with values up to `white` is in color."""
     spread = channels.max(axis=2) - channels.min(axis=2)
     is_colored = np.count_nonzero(spread > COLOR_SPREAD / 255 * white) > COLOR_SHARE * spread.size
-    return ["The picture was in color and was converted to gray."] if is_colored else []
+    return ["The image was in color and was converted to gray."] if is_colored else []
 
 
 def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"], list[str]]:
@@ -102,17 +102,17 @@ def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"
             return (
                 fit.scale.pixels(stored),
                 "hu",
-                ["The 16-bit picture contains CT values; they were read as Hounsfield units."],
+                ["The 16-bit image contains CT values; they were read as Hounsfield units."],
             )
         if fit.is_ambiguous:
             raise ImageError(
-                "The 16-bit picture contains CT values with an unknown offset; send the DICOM file."
+                "The 16-bit image contains CT values with an unknown offset; send the DICOM file."
             )
     gray, notes = _to_gray(picture)
     shown, note = on_black(gray)
     if shown is None:
         raise ImageError(
-            "The picture has a white background; CT slices must have black air around the head."
+            "The image has a white background; CT slices must have black air around the head."
         )
     return shown, "display", [*notes, note] if note else notes
 
@@ -125,13 +125,13 @@ def _to_gray(picture: Image.Image) -> tuple[FloatArray, list[str]]:
         values = np.asarray(picture).astype(np.float32)
         if values.max(initial=0) < 256:
             return values / np.float32(255), [
-                "The 16-bit picture uses only 8 bits; they were read as its full range."
+                "The 16-bit image uses only 8 bits; they were read as its full range."
             ]
         # CT has 12 bits; a 16-bit file that uses only these would be black if its full range were
         # shown.
         if values.max(initial=0) < 4096:
             return values / np.float32(4095), [
-                "The 16-bit picture uses only 12 bits; they were read as its full range."
+                "The 16-bit image uses only 12 bits; they were read as its full range."
             ]
         return np.clip(values / np.float32(65535), 0, 1), []
     if picture.mode in ("1", "L") and not picture.has_transparency_data:

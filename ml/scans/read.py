@@ -29,7 +29,7 @@ from ml.scans.pictures import read_picture
 from ml.scans.sheets import slices_on
 from ml.scans.slices import Series, Slice
 
-ORDER_GIVEN = "Pictures have no position; they were read in the order given."
+ORDER_GIVEN = "PNG and JPEG images have no position, so they were read in the order given."
 
 DARK = 0.5  # 99th percentile relative to white; bone is white in the brain window
 
@@ -37,8 +37,8 @@ DARK = 0.5  # 99th percentile relative to white; bone is white in the brain wind
 HEAD_BYTES = 16 * 1024
 
 DARK_NOTE = (
-    "The picture is darker than a CT slice in a brain window; the models were not trained on"
-    " such pictures."
+    "The image is darker than a CT slice in a brain window; the models were not trained on"
+    " such images."
 )
 
 
@@ -164,7 +164,7 @@ def _read_pictures(
         notes.append(DARK_NOTE)
     if len({slice_.unit for slice_ in slices}) > 1:
         raise ImageError(
-            "Some pictures of the scan have Hounsfield units and some do not; please send them as"
+            "Some images of the scan have Hounsfield units and some do not; please send them as"
             " separate scans."
         )
     return Series(tuple(slices), tuple(dict.fromkeys(notes)))

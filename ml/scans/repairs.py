@@ -34,7 +34,7 @@ def on_black(gray: FloatArray) -> tuple[FloatArray | None, str]:
     if _rim_median(gray[inner]) < 0.5:
         framed = np.zeros_like(gray)
         framed[inner] = gray[inner]
-        return framed, "The picture had a white margin, which was made black."
+        return framed, "The image had a white margin, which was made black."
     outlines, _ = cv2.findContours(
         (gray < WHITE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
     )
@@ -51,7 +51,7 @@ def on_black(gray: FloatArray) -> tuple[FloatArray | None, str]:
     if black.sum() > SKULL_SHARE * zone.sum() and bone_is_black:
         return np.asarray(
             1 - gray, np.float32
-        ), "The picture's gray levels were inverted; this was corrected."
+        ), "The image's gray levels were inverted; this was corrected."
     return None, ""
 
 

@@ -61,23 +61,23 @@ def slices_on(
         cells = _cells(alike, gray)
         if not cuts:
             return [gray], [
-                f"The picture is a sheet of {len(cells)} slices; it was read as a single slice, as"
-                " requested. The models were not trained on such pictures."
+                f"The image is a sheet of {len(cells)} slices; it was read as a single slice, as"
+                " requested. The models were not trained on such images."
             ]
         return cells, [
-            f"The picture is a sheet of {len(cells)} slices; it was cut into slices, row by row"
+            f"The image is a sheet of {len(cells)} slices; it was cut into slices, row by row"
             " from the upper left."
         ]
     if len(alike) > 1:
         return [gray], [
-            f"The picture shows several heads ({len(alike)}); please send each slice as a"
-            " separate picture."
+            f"The image shows several heads ({len(alike)}); please send each slice as a"
+            " separate image."
         ]
     head = _head_around(skulls[0], gray) if crops and len(skulls) == 1 else None
     if head is None:
         return [gray], []
     return [_cut(gray, head.middle, max(head.width, head.height) / HEAD_ON_CANVAS)], [
-        "The slice fills only a small part of the picture; the rest was cropped."
+        "The slice fills only a small part of the image; the rest was cropped."
     ]
 
 

@@ -197,9 +197,7 @@ def test_what_is_dropped_is_submitted_from_the_worklist(
 
     page.route("**/scans/files", answer)
     bar(page, "folder-input").set_input_files(folder)
-    expect(bar(page, "series")).to_contain_text(
-        "40 pictures in “head” look like slices of one scan"
-    )
+    expect(bar(page, "series")).to_contain_text("40 images in “head” look like slices of one scan")
     page.fill("#submit-title", "Forty")
     bar(page, "send").click()
     expect(bar(page, "list")).to_contain_text("The server is busy; trying again in 1 s")

@@ -22,7 +22,7 @@ def test_an_ellipse_stays_on_its_slice_and_keys_answer_without_leaving_the_pictu
     address = a_series(service)
     page.goto(address)
     page.get_by_text("Comment, type, slice or mark").click()
-    page.get_by_role("button", name="Mark on the picture").click()
+    page.get_by_role("button", name="Mark on the image").click()
     box = part(page, "image").bounding_box()
     assert box is not None
     left, top = box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"]

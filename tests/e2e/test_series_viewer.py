@@ -163,7 +163,7 @@ def test_keys_reach_everything_without_a_click(
     page.keyboard.press("1")
     expect(part(page, "window")).to_have_text("Level 40, width 80 HU")
 
-    keys = page.get_by_role("dialog", name="Keys")
+    keys = page.get_by_role("dialog", name="Keyboard shortcuts")
     expect(keys).to_be_hidden()
     page.keyboard.press("?")
     expect(keys).to_be_visible()
@@ -266,7 +266,7 @@ def test_a_picture_is_enlarged_and_moved(service: Service, visit: Callable[..., 
             place = ((box["x"] - whole["x"]) / whole["width"], box["width"] / whole["width"])
             return place == pytest.approx((left, width), abs=0.02)
 
-        service.eventually(is_there, f"The picture is at {left}, {width} wide", 5)
+        service.eventually(is_there, f"The image is at {left}, {width} wide", 5)
 
     page.keyboard.press("+")
     expect_box(-0.2, 1.4)

@@ -466,7 +466,7 @@ def test_the_listener_does_not_start_without_peers(
 ) -> None:
     monkeypatch.setenv("HEMOSCAN_HOME", str(tmp_path))
     assert main() == 1
-    assert capsys.readouterr().err.startswith("DICOM_PEERS is empty, so nobody may send.")
+    assert capsys.readouterr().err.startswith("DICOM_PEERS is empty, so no sender is allowed.")
     monkeypatch.setenv("DICOM_PEERS", "CT1@127.0.0.1 acount=ann")
     assert main() == 1
     assert "'acount' is not understood" in capsys.readouterr().err

@@ -323,12 +323,12 @@ def test_a_queued_scan_has_no_result(app: Flask, ann: FlaskClient) -> None:
 
 def test_a_failed_scan_tells_why(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(
-        app, status=JobStatus.FAILED, error="The picture is empty.", finished_at=utc_now()
+        app, status=JobStatus.FAILED, error="The image is empty.", finished_at=utc_now()
     )
     body = ann.get(f"/api/v1/scans/{scan_id}").json
     assert (body["status"], body["error"], body["result"]) == (
         "failed",
-        "The picture is empty.",
+        "The image is empty.",
         None,
     )
 
@@ -344,7 +344,7 @@ def test_a_scan_that_looks_like_no_head_ct_can_be_scored_anyway_once(
     }
     scan_id, other = (
         add_scan(app, **refused),
-        add_scan(app, status=JobStatus.FAILED, error="The picture is empty."),
+        add_scan(app, status=JobStatus.FAILED, error="The image is empty."),
     )
     url = ann.get(f"/api/v1/scans/{scan_id}").json["score_anyway_url"]
     assert url.endswith(f"/api/v1/scans/{scan_id}/score-anyway")

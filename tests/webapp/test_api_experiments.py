@@ -66,7 +66,7 @@ def test_a_shadow_is_started_once_read_and_stopped(app: Flask, boss: FlaskClient
     assert started[0].json == started[1].json
     shadow = started[0].json
     assert (shadow["against_id"], shadow["started_by"]) == (live, "boss")
-    assert "in shadow already" in problem_of(
+    assert "already in shadow mode" in problem_of(
         boss.post("/api/v1/shadows", json={"version_id": candidate}), 409
     )
     with app.app_context():
@@ -138,10 +138,10 @@ def test_what_a_promotion_changed_is_read_and_found_out(app: Flask, boss: FlaskC
     assert begun[0].json == begun[1].json and begun[0].json["version_id"] == old
     assert boss.get(address).json["shadow_id"] == begun[0].json["id"]
     refused = boss.post(f"{address}/find-out")
-    assert "in shadow already" in problem_of(refused, 409)
+    assert "already in shadow mode" in problem_of(refused, 409)
     alone = f"/api/v1/promotions/{first}"
     assert boss.get(alone).json["before"] is None
-    assert "Nothing was live before" in problem_of(boss.post(f"{alone}/find-out"), 409)
+    assert "No version was live before" in problem_of(boss.post(f"{alone}/find-out"), 409)
     for unknown in ("99", "9" * 20):
         problem = problem_of(boss.get(f"/api/v1/promotions/{unknown}"), 404)
         assert problem == "Promotion not found."
@@ -152,7 +152,7 @@ def test_answers_are_drawn_and_computed_again_and_those_that_differ_are_listed(
     app: Flask, boss: FlaskClient
 ) -> None:
     nothing = boss.post("/api/v1/replays", json={"count": 5})
-    assert "no result" in problem_of(nothing, 409)
+    assert "No result" in problem_of(nothing, 409)
     ann = make_user(app, "ann")
     scan_id = add_scan(app)
     add_verdict(app, scan_id)
@@ -307,7 +307,7 @@ def test_a_question_about_data_sets_is_asked_once_and_again_where_it_failed(
     ]
     assert apart[0] == apart[1]
     alone = boss.post(f"{address}/differences", json={"other_id": one})
-    assert "Two data sets" in problem_of(alone, 409)
+    assert "two data sets" in problem_of(alone, 409)
     question = f"/api/v1/questions/{apart[0]}"
     assert "failed" in problem_of(boss.post(f"{question}/retry"), 409)
     with app.app_context():
@@ -339,10 +339,12 @@ def test_results_on_their_way_are_listed_hurried_and_given_up(
     assert (done["destination"], done["sent"]) == ("pacs", ["sr", "sc"])
     (study,) = followed(boss, "/api/v1/received-studies")
     assert (study["sent_by"], study["sentence"]) == ("CT1", "No images.")
-    assert "was sent" in problem_of(boss.post(f"/api/v1/deliveries/{last}/retry"), 409)
+    assert "been sent" in problem_of(boss.post(f"/api/v1/deliveries/{last}/retry"), 409)
     assert boss.post(f"/api/v1/deliveries/{first}/retry").json["status"] == "queued"
     assert boss.post(f"/api/v1/deliveries/{first}/cancel").json["status"] == "cancelled"
-    assert "canceled meanwhile" in problem_of(boss.post(f"/api/v1/deliveries/{first}/cancel"), 409)
+    assert "canceled in the meantime" in problem_of(
+        boss.post(f"/api/v1/deliveries/{first}/cancel"), 409
+    )
     assert acts(app) == ["result sent again", "result cancelled"]
 
 
@@ -392,4 +394,4 @@ def test_the_accuracy_graph_and_its_experiment_are_the_page_s(
         db.session.execute(update(PaperExperiment).values(status=JobStatus.DONE))
         db.session.commit()
     newest = f"{experiments}/{launched[0].json['id']}"
-    assert "canceled or has failed" in problem_of(boss.post(f"{newest}/resume"), 409)
+    assert "canceled or failed" in problem_of(boss.post(f"{newest}/resume"), 409)

@@ -181,7 +181,7 @@ def test_pages_and_metrics_tell_of_a_broken_chain_and_export_it(
         db.session.execute(update(AuditEvent).where(AuditEvent.id == 1).values(address="x"))
         verify_and_note()
         db.session.commit()
-    assert "The log was tampered with. Event 1" in admin.get("/admin").text
+    assert "The audit log was tampered with. Event 1" in admin.get("/admin").text
     assert "hemoscan_audit_log_intact 0.0" in app.test_client().get("/metrics", headers=token).text
 
 

@@ -469,7 +469,7 @@ def test_who_could_see_a_scan_is_told_why_it_is_gone_and_nobody_else_that_it_exi
         return scan_id
 
     nothing = told("ann", "0" * 32)
-    assert nothing.startswith("There is no scan at this address")
+    assert nothing.startswith("This scan does not exist")
     deleted, expired, there = submitted(), submitted(), submitted()
     assert told("carl", there) == nothing, "it is not shared with him any more"
     browsers["ann"].post(f"/scans/{deleted}/delete")

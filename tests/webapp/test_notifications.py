@@ -85,11 +85,11 @@ def test_a_test_message_is_queued_for_each_chosen_channel_and_shown(
     with app.app_context():
         (message,) = db.session.scalars(select(Notification)).all()
         assert (message.channel, message.scan_id) == (Channel.EMAIL, None)
-        message.tries, message.error = 2, "There was no answer within 15 seconds."
+        message.tries, message.error = 2, "There was no response within 15 seconds."
         message.retry_at = utc_now() + timedelta(seconds=60)
         db.session.commit()
     page = ann.get("/account").text
-    assert "There was no answer within 15 seconds." in page
+    assert "There was no response within 15 seconds." in page
 
 
 def test_a_program_chooses_notifications_and_follows_messages(app: Flask) -> None:
@@ -97,7 +97,7 @@ def test_a_program_chooses_notifications_and_follows_messages(app: Flask) -> Non
     ann, bob = client_of(app, "ann"), client_of(app, "bob")
     address = "/api/v1/notifications"
     nothing = problem_of(ann.post(f"{address}/test"), 409)
-    assert nothing == "You chose no channel that messages are sent by."
+    assert nothing == "You have not turned on any channel that sends messages."
     chosen = ann.put(f"{address}/email", json={"wanted": "stat"})
     assert chosen.json == {"channel": "email", "wanted": "stat"}
     assert ann.get(address).json["items"] == [
@@ -108,7 +108,7 @@ def test_a_program_chooses_notifications_and_follows_messages(app: Flask) -> Non
     assert bob.get(f"{address}?limit=2").json["items"][1]["wanted"] == "none"
     for channel in ("webhook", "pigeon"):
         refused = ann.put(f"{address}/{channel}", json={"wanted": "all"})
-        assert problem_of(refused, 404) == "This service offers no such channel."
+        assert problem_of(refused, 404) == "There is no such channel here."
     wrong = ann.put(f"{address}/email", json={"wanted": "ALL"})
     assert problem_of(wrong, 422).startswith("wanted: ")
     queued = ann.post(f"{address}/test")

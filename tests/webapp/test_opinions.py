@@ -177,7 +177,7 @@ class TestGiving:
         assert "deleted" in ann.get("/scans").text
         gone = ann.post(path, data={"finding": "present"}, headers=json)
         assert gone.status_code == 404 and gone.json
-        assert "so your opinion was not saved" in gone.json["detail"]
+        assert "Your opinion was not saved" in gone.json["detail"]
         assert 'class="messages"' not in ann.get("/scans").text  # Nothing is told twice.
 
     def test_the_buttons_change_the_finding_alone(self, app: Flask, ann: FlaskClient) -> None:
@@ -215,11 +215,11 @@ class TestGiving:
             ({"finding": "perhaps"}, "Please choose whether hemorrhage is present."),
             ({"finding": "present", "slice": "4"}, "numbered from 1 to 3"),
             ({"finding": "present", "slice": "0"}, "numbered from 1 to 3"),
-            ({"finding": "absent", "types": "subdural"}, "only where hemorrhage is present"),
+            ({"finding": "absent", "types": "subdural"}, "only if hemorrhage is present"),
             ({"finding": "present", "types": "bruise"}, "not a valid choice"),
             ({"finding": "present", "comment": "x" * 1001}, "at most 1000 characters"),
-            ({"finding": "present", "region": "0.5,0.5,0.1,0.1"}, "please choose the slice"),
-            ({"finding": "present", "slice": "1", "region": "2,0,1,1"}, "lie on the picture"),
+            ({"finding": "present", "region": "0.5,0.5,0.1,0.1"}, "Please choose the slice"),
+            ({"finding": "present", "slice": "1", "region": "2,0,1,1"}, "outside the image"),
             ({"finding": "present", "slice": "1", "region": "nan,0,1,1"}, "not four numbers"),
         ],
     )
@@ -245,7 +245,7 @@ class TestGiving:
         scan_id = add_done(app)
         ann.post(f"/scans/{scan_id}/delete")
         answer = ann.post(f"/scans/{scan_id}/opinions", data={"finding": "present"})
-        assert answer.status_code == 404 and "was deleted, or is no longer shared" in answer.text
+        assert answer.status_code == 404 and "was deleted or is no longer shared" in answer.text
 
     def test_a_scan_without_a_result_takes_no_opinion(self, app: Flask, ann: FlaskClient) -> None:
         scan_id = add_done(app)

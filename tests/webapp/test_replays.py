@@ -82,10 +82,10 @@ def test_the_page_of_a_scan_says_whether_its_result_was_reproduced(
     assert page.count("Reproduce this") == 2 and 'hx-trigger="every 1s"' not in page
     ann.post(f"/scans/{scan_id}/reproduce", data={"answer": ""})
     page = ann.get(f"/scans/{scan_id}").text
-    assert "Being computed again with AlexNet SVM · v1" in page
+    assert "Waiting to be recomputed with AlexNet SVM · v1" in page
     assert 'hx-trigger="every 1s"' in page  # It will change.
     again = ann.post(f"/scans/{scan_id}/reproduce", follow_redirects=True)
-    assert "It is being computed already." in again.text
+    assert "It is already being computed." in again.text
     end(app, is_same=True, result=SAME)
     page = ann.get(f"/scans/{scan_id}").text
     assert "Reproduced exactly with AlexNet SVM · v1." in page
@@ -93,10 +93,10 @@ def test_the_page_of_a_scan_says_whether_its_result_was_reproduced(
     page = ann.get(f"/scans/{scan_id}").text
     for sentence in (
         "this differs: the probability and probabilities of slices.",
-        "Probability: 0.9 then, 0.91 now.",
+        "Probability: 0.9 before, 0.91 now.",
         "3 of 24 slices differ: 3 and 2 more.",
-        "ONNX Runtime: 1.0 then, 1.32.0 now.",
-        "Not stored, so not compared: the outline.",
+        "ONNX Runtime: 1.0 before, 1.32.0 now.",
+        "Not compared because they are not stored: the outline.",
     ):
         assert sentence in page
     end(app, JobStatus.FAILED, error="It is damaged.")
@@ -115,7 +115,7 @@ def test_an_earlier_answer_is_reproduced_too_and_a_wrong_one_is_refused(
     ann.post(f"/scans/{scan_id}/reproduce", data={"answer": str(earlier)})
     end(app, is_same=True, result={**SAME, "not_kept": ["slices"], "changes": None})
     page = ann.get(f"/scans/{scan_id}").text
-    assert "Not stored, so not compared: probabilities of slices." in page
+    assert "Not compared because they are not stored: the slice probabilities." in page
     assert "the machine that produced this answer were not recorded" in page
     with app.app_context():
         db.session.execute(update(Scan).values(original_removed_at=Scan.created_at))
@@ -146,7 +146,7 @@ def test_a_random_sample_is_followed_and_canceled(
 ) -> None:
     admin = logged_in("root", Role.ADMIN)
     none = admin.post("/admin/replays", data={"count": "5"}, follow_redirects=True)
-    assert "There is no result whose submitted file is still stored." in none.text
+    assert "No result has a submitted file that is still stored." in none.text
     assert "from 1 to 1000" in admin.post("/admin/replays", data={"count": "2000"}).text
     answered(app, "root")
     response = admin.post("/admin/replays", data={"count": "5"})
@@ -162,7 +162,7 @@ def test_a_random_sample_is_followed_and_canceled(
     assert "0 of 1 results reproduced exactly" in page and "ONNX Runtime: 1.0 then" in page
     end(app, JobStatus.QUEUED, is_same=None, result=None)
     admin.post(f"/admin/replays/{sample_id}/cancel")
-    assert "Nothing was computed again" in admin.get("/admin/replays").text
+    assert "No results were recomputed" in admin.get("/admin/replays").text
     for unknown in (NOBODY, "x"):
         assert admin.get(f"/admin/replays?sample={unknown}").status_code == 404
 
@@ -171,7 +171,7 @@ def test_the_command_line_fails_unless_all_are_the_same(
     app: Flask, logged_in: Callable[..., FlaskClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = app.test_cli_runner()
-    assert "no result whose" in runner.invoke(args=["replay-sample"]).output
+    assert "No result has a submitted file" in runner.invoke(args=["replay-sample"]).output
     logged_in("ann")
     answered(app)
     outcome: dict[str, Any] = {"is_same": True, "result": SAME}
@@ -184,9 +184,9 @@ def test_the_command_line_fails_unless_all_are_the_same(
     same = runner.invoke(args=["replay-sample", "10", "--wait"])
     assert (same.exit_code, same.output.splitlines()[-1]) == (
         0,
-        "1 of 1 answers were reproduced exactly.",
+        "1 of 1 results were reproduced exactly.",
     )
     outcome = {"is_same": False, "result": OTHER}
     other = runner.invoke(args=["replay-sample", "--wait"])
-    assert other.exit_code == 1 and "0 of 1 answers were reproduced exactly." in other.output
-    assert "Probability: 0.9 then, 0.91 now." in other.output
+    assert other.exit_code == 1 and "0 of 1 results were reproduced exactly." in other.output
+    assert "Probability: 0.9 before, 0.91 now." in other.output

@@ -142,7 +142,7 @@ def test_who_has_many_reports_waiting_is_asked_to_wait(app: Flask, ann: FlaskCli
     for scan_id in ids[:-1]:
         assert ann.post(f"/api/v1/scans/{scan_id}/reports/pdf").status_code == 202
     refused = ann.post(f"/api/v1/scans/{ids[-1]}/reports/pdf")
-    assert refused.status_code == 409 and "waiting already" in refused.json["detail"]
+    assert refused.status_code == 409 and "already waiting" in refused.json["detail"]
 
 
 def test_the_json_of_a_scan_is_what_the_api_tells(app: Flask, ann: FlaskClient) -> None:

@@ -352,13 +352,13 @@ def test_polling_stops_without_a_heat_map_too(
 
 def test_a_verdict_is_reported_with_all_that_belongs_to_it(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(app, title="Monday", created_at=utc_now().replace(2026, 3, 4, 5, 6, 7))
-    add_verdict(app, scan_id, warnings=["The picture was in color and was converted to gray."])
+    add_verdict(app, scan_id, warnings=["The image was in color and was converted to gray."])
     page = ann.get(f"/scans/{scan_id}").text
     for text in (
         "<h1>Brain Hemorrhage Detected.</h1>",
         "97.3%",
         "threshold 41.2%",
-        "The picture was in color and was converted to gray.",
+        "The image was in color and was converted to gray.",
         "0123456789ab",
         ">AlexNet SVM · v1<",
         "2026-03-04 05:06:07 UTC",
@@ -406,12 +406,12 @@ def test_the_picture_comes_before_everything_but_the_verdict(app: Flask, ann: Fl
             "<h1>Brain Hemorrhage Detected.</h1>",
             f'src="/scans/{scan_id}/image.png"',
             "The picture has colors.",
-            "Where this scan lies",
+            "Probability and threshold",
             "Possible types of hemorrhage",
             "Notes on the images (1)",
             "One file was left out.",
             "About this scan",
-            "Score again with the live model",
+            "Analyze again with the live model",
             "Delete this scan",
         )
     ]
@@ -517,10 +517,11 @@ def test_the_slice_that_shows_a_type_most_is_named_and_a_card_without_types_says
 @pytest.mark.parametrize(
     ("testable", "sentence"),
     [
-        (("epidural",), "does not report a type: on test data it could not tell epidural"),
+        (("epidural",), "does not report the type because it could not reliably tell epidural"),
         (
             ("epidural", "subdural", "subarachnoid"),
-            "could not tell epidural, subdural, and subarachnoid hemorrhage apart reliably.",
+            "could not reliably tell epidural, subdural, and subarachnoid hemorrhage apart on"
+            " test data.",
         ),
     ],
 )
@@ -588,7 +589,7 @@ def test_a_scan_that_looks_like_no_head_ct_can_be_scored_anyway_once(
         answer = browser.post(f"/scans/{scan_id}/score-anyway", follow_redirects=True)
         assert answer.status_code == 200
     assert (
-        "This scan was not rejected, so there is nothing to override." in answer.text
+        "This scan was not rejected, so it does not need an override." in answer.text
         and "Analyze anyway" not in answer.text
     )
     assert nudged == [PREDICT_SCANS]
@@ -605,7 +606,7 @@ def test_a_scan_that_looks_like_no_head_ct_can_be_scored_anyway_once(
     "columns",
     [
         {"status": JobStatus.QUEUED},
-        {"status": JobStatus.FAILED, "error": "The picture is damaged."},
+        {"status": JobStatus.FAILED, "error": "The image is damaged."},
     ],
 )
 def test_nothing_else_can_be_scored_anyway(
@@ -614,7 +615,7 @@ def test_nothing_else_can_be_scored_anyway(
     scan_id = add_scan(app, **columns)
     assert "Analyze anyway" not in ann.get(f"/scans/{scan_id}").text
     assert (
-        "nothing to override"
+        "does not need an override"
         in ann.post(f"/scans/{scan_id}/score-anyway", follow_redirects=True).text
     )
     with app.app_context():
@@ -749,11 +750,11 @@ def test_a_scan_whose_original_is_not_kept_says_so_and_cannot_be_tried_again(
 ) -> None:
     scan_id = add_scan(app, status=status, not_head_ct=0.9, original_removed_at=utc_now())
     page = ann.get(f"/scans/{scan_id}").text
-    assert "no longer stored; deleted <time" in page
+    assert "<dd>deleted <time" in page
     assert "/retry" not in page and "/score-anyway" not in page
     for what, sentence in (
         ("retry", ORIGINAL_REMOVED),
-        ("score-anyway", "there is nothing to override"),
+        ("score-anyway", "does not need an override"),
     ):
         assert sentence in ann.post(f"/scans/{scan_id}/{what}", follow_redirects=True).text
     with app.app_context():
@@ -974,7 +975,7 @@ def test_a_scan_is_scored_again_and_keeps_its_earlier_answer(app: Flask, ann: Fl
     # While it waits there is nothing to score again.
     assert "/score-again" not in page
     answer = ann.post(f"/scans/{scan_id}/score-again", follow_redirects=True)
-    assert "Only scans that have a result can be scored again." in answer.text
+    assert "Only scans that have a result can be analyzed again." in answer.text
     add_verdict(app, scan_id, positive=False, probability=0.1)
     page = ann.get(f"/scans/{scan_id}").text
     assert "No Brain Hemorrhage Detected." in page and page.count('<ul class="answers">') == 1

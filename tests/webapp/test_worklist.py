@@ -423,7 +423,7 @@ def test_nobody_sees_a_study_of_others_and_nonsense_is_reported(
     bob.post("/login", data={"username": "bob", "password": PASSWORD})
     assert places_on(bob.get(f"/scans?study={studies[0]}").text) == []
     page = ann.get("/scans?study=x").text
-    assert "Unknown study; all scans are shown." in page and "[old]" in places_on(page)
+    assert "There is no such study. All scans are shown." in page and "[old]" in places_on(page)
 
 
 # --- filters

@@ -277,7 +277,7 @@ def test_a_webhook_that_hangs_holds_no_other_channel_up(
     by_webhook = [one for one in waiting() if one.channel == Channel.WEBHOOK]
     assert {one.status for one in by_webhook} == {JobStatus.QUEUED}
     assert [one.error for one in by_webhook if one.tries] == [
-        "There was no answer within 0.3 seconds."
+        "There was no response within 0.3 seconds."
     ]
     soon = utc_now().timestamp() + PAUSE_S + 5
     assert all(one.retry_at and one.retry_at.timestamp() < soon for one in by_webhook)
@@ -345,7 +345,7 @@ def test_a_webhook_to_a_private_address_is_refused_unless_the_operator_allows_it
     send_due()
     assert receiver.requests == []
     assert (
-        waiting()[0].error == "The webhook leads to a private address, which is not allowed here."
+        waiting()[0].error == "The webhook points to a private address, which is not allowed here."
     )
     assert waiting()[0].status == JobStatus.FAILED
 

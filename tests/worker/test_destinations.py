@@ -179,7 +179,7 @@ def test_what_is_wrong_with_a_certificate_is_one_sentence(tmp_path: Path) -> Non
         )
     with web_server(None) as at:
         assert outcome(f"https://{at} {token}") == (
-            "The destination does not speak TLS at this port."
+            "The destination does not use TLS on this port."
         )
         assert outcome(f"http://{at} {token}") == ""
     with web_server(ours, asks_ours=True) as at:
@@ -191,7 +191,7 @@ def test_what_is_wrong_with_a_certificate_is_one_sentence(tmp_path: Path) -> Non
         "The destination cannot be reached."
     )
     assert outcome(f"https://nowhere.invalid {token}") == (
-        "The name of the destination’s host is unknown."
+        "The destination’s host name cannot be resolved."
     )
 
 
@@ -228,10 +228,10 @@ def test_orthanc_behind_nginx_with_tls_and_a_token_takes_what_is_sent(tmp_path: 
 @pytest.mark.parametrize(
     ("entry", "sentence"),
     [
-        ("https://a/b secret", "after the address there are only token, token_file"),
-        ("https://a/b token=", "after the address there are only"),
+        ("https://a/b secret", "after the address, only these are allowed: token, token_file"),
+        ("https://a/b token=", "after the address, only these are allowed:"),
         ("https://a/b token=secret token=secret", "each once"),
-        ("https://a/b token=sec,ret", "entry 2 must be a name of its own"),
+        ("https://a/b token=sec,ret", "entry 2 must be a unique name"),
         ("https://a/b token=sec§ret", "token= has characters that no bearer token has"),
         ("https://me:secret@a/b token=secret", "a token or a password is enough"),
         ("https://a/b token=secret token_file=/x", "a token or a password is enough"),

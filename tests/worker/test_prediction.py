@@ -262,7 +262,7 @@ def test_a_bad_picture_fails_alone_with_its_sentence(worker_app: Flask) -> None:
     ]
     assert [scan(scan_id).error for scan_id in ids[1::2]] == [
         "The file is not a PNG, JPEG, DICOM or NIfTI image.",
-        "The picture is damaged or incomplete and cannot be decoded.",
+        "The image is damaged or incomplete and cannot be decoded.",
     ]
     assert scan(ids[4]).error == "The file is empty."
 

@@ -292,8 +292,8 @@ def test_an_archive_that_is_down_slow_refusing_or_cut_off_gets_the_result_later_
     assert errors == [
         "The destination cannot be reached, or does not speak DICOM.",
         "The destination refused Secondary Capture Image Storage with status 0xA700.",
-        "The connection was cut, or there was no answer in time.",
-        "The connection was cut, or there was no answer in time.",
+        "The connection was lost, or the destination did not respond in time.",
+        "The connection was lost, or the destination did not respond in time.",
     ]
     assert (delivery().status, delivery().error, delivery().sent) == (
         JobStatus.DONE,
@@ -484,7 +484,7 @@ def test_a_dicomweb_server_gets_results_too(routed: Running, tmp_path: Path) -> 
     assert requests == [
         "The destination answered with status 503.",
         "The destination refused the user and password.",
-        "The destination answered with a redirection, which is not followed.",
+        "The destination responded with a redirect, which is not followed.",
         "The destination did not store 1 of the objects (reason 0xA700).",
         "The destination did not store 1 of the objects (reason 0x0110).",
         None,

@@ -132,7 +132,7 @@ def test_it_ends_after_some_failures_in_a_row_and_no_verdict_suffers(
     tasks.predict_scans()
     row = the_shadow()
     sentence = (
-        "It failed on 5 scans in a row; the last error was: The candidate failed (ValueError)."
+        "It failed on 5 scans in a row. The last error was: The candidate failed (ValueError)."
     )
     assert row.ended_because == sentence and row.ended_at
     assert sorted(one.status for one in answers()) == [*["cancelled"] * 3, "done", *["failed"] * 5]
@@ -203,7 +203,10 @@ def test_a_worker_that_dies_three_times_fails_the_answer_alone(worker_app: Flask
     sweep.sweep()
     (row,) = answers()
     assert row.status == "failed" and the_shadow().ended_at is None
-    assert row.error == "The worker stopped three times while it was answering this scan in shadow."
+    assert (
+        row.error == "The worker stopped three times while it was analyzing this scan in"
+        " shadow mode."
+    )
 
 
 def test_what_a_worker_queues_while_the_shadow_ends_is_not_answered(

@@ -52,7 +52,7 @@ def audit() -> ResponseReturnValue:
     for name in ("since", "until"):
         if filters[name] and day_of(filters[name]) is None:
             flash(
-                f"“{printable(filters[name][:40])}” is not a date; write it like 2026-01-31.",
+                f"“{printable(filters[name][:40])}” is not a date. Use the form 2026-01-31.",
                 "warning",
             )
     events = filtered(filters)

@@ -185,7 +185,10 @@ def _verdict_on(result: Mapping[str, Any]) -> tuple[str, str]:
     if difference["value"] is None:
         return NOT_COMPARABLE, f"AUROC by patient: {difference['reason']}."
     if positive is None or negative is None:
-        return NOT_COMPARABLE, "It was compared by an earlier version; please compare again."
+        return (
+            NOT_COMPARABLE,
+            "This comparison was made by an earlier version of Hemoscan. Please compare again.",
+        )
     if min(positive, negative) < FEWEST_PATIENTS or difference["low"] is None:
         return NOT_COMPARABLE, (
             f"Only {positive} patients with hemorrhage and {negative} without are in common; at"

@@ -111,7 +111,7 @@ def import_dataset() -> ResponseReturnValue:
                 form.form_errors.append(str(err))
             else:
                 flash(
-                    f"The data set {dataset.name} has been uploaded and is waiting for import.",
+                    f"The data set {dataset.name} has been uploaded and is queued for import.",
                     "success",
                 )
                 return redirect(url_for("admin.dataset", dataset_id=dataset.id))

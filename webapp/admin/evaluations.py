@@ -44,7 +44,7 @@ from webapp.models import (
 )
 from webapp.storage import MissingFile, storage
 
-GONE = "The data set was deleted, and its evaluations with it."
+GONE = "The data set and its evaluations were deleted."
 NOT_READY = "Choose a data set that is ready."
 ENDED = "This evaluation has already ended."
 NOT_RESTARTED = "Only failed or canceled evaluations can be started again."

@@ -241,7 +241,7 @@ def correct_label(dataset_id: str, number: int) -> ResponseReturnValue:
             form.form_errors.append(str(err))
         else:
             flash(
-                "The correction is saved. It takes effect once you apply it as a new version."
+                "The correction has been saved. It takes effect when you apply it as a new version."
                 if waits
                 else "This image has no pending correction.",
                 "success",

@@ -61,7 +61,7 @@ SECONDS_IN_VIEW = 24 * 3600
 STUCK_S = 300
 """A job queued for longer has no worker, or too few."""
 MOST_SHOWN = 50
-SENT_MEANWHILE = "This result was sent or canceled meanwhile."
+SENT_MEANWHILE = "This result has been sent or canceled in the meantime."
 MOST_RECEIVED = 20
 
 

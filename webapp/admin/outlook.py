@@ -120,7 +120,7 @@ def speed_here(architecture: str) -> Speed:
     of_architecture = [slowness for name, slowness in slownesses if name == architecture]
     measured = of_architecture or [slowness for _, slowness in slownesses]
     if not measured:
-        return Speed(1.0, "a rough default for two cores, since no run has finished here yet")
+        return Speed(1.0, "a rough default for two cores because no run has finished here yet")
     runs = "1 earlier run" if len(measured) == 1 else f"{len(measured)} earlier runs"
     which = f"of {display_name(architecture)}" if of_architecture else "of other architectures"
     return Speed(statistics.median(measured), f"measured in {runs} {which} here")
@@ -149,22 +149,22 @@ def what_a_data_set_allows(exploration: Mapping[str, Any] | None) -> str:
     wholes = (exploration.get("scan_labels") or {}).get("as_wholes", 0)
     if not positive and not negative:
         return (
-            "Labeled by scan only: it cannot be trained on alone, as no slice could be tested."
-            " Beside a data set with labeled slices, the LSTM and GRU learn from its scans, and"
-            " other architectures calibrate the answer by scan with them. It can be evaluated on by"
-            " patient."
+            "This data set has only scan-level labels. It cannot be trained on alone because no"
+            " slice could be tested. Together with a data set with labeled slices, the LSTM and GRU"
+            " learn from its scans, and other architectures use them to calibrate the scan-level"
+            " probability. It can be used for evaluation by patient."
         )
     if not positive or not negative:
         own, missing = ("with", "without") if positive else ("without", "with")
         figure = "sensitivity" if positive else "specificity"
         return (
-            f"Only images {own} hemorrhage: it cannot be trained on alone. Add a data set with"
-            f" images {missing}, or evaluate on it, which gives the {figure} and no AUROC."
+            f"This data set has only images {own} hemorrhage, so it cannot be trained on alone. Add"
+            f" a data set with images {missing}. Evaluating on it gives the {figure} but no AUROC."
         )
     if wholes:
         return (
-            f"{wholes} scans have scan-level labels only: their slices are excluded from figures"
-            " by slice, and only the LSTM and GRU learn from them."
+            f"{wholes} scans have only scan-level labels. Their slices are excluded from figures by"
+            " slice, and only the LSTM and GRU learn from them."
         )
     return ""
 
@@ -179,8 +179,8 @@ def _refused(settings: Mapping[str, Any], datasets: Sequence[Dataset]) -> Iterat
     for label, noun in (("positive", "with"), ("negative", "without")):
         if not sum(counts[label] for counts in explored):
             yield (
-                f"The chosen data have no labeled images {noun} hemorrhage; add a data set that"
-                " has."
+                f"The chosen data have no labeled images {noun} hemorrhage. Add a data set that has"
+                " some."
             )
             return
     folds = _folds(settings, datasets)
@@ -188,7 +188,7 @@ def _refused(settings: Mapping[str, Any], datasets: Sequence[Dataset]) -> Iterat
         groups = _groups(datasets, "", label)
         if groups is not None and groups < 2 * folds:
             yield (
-                f"Only {groups} groups (patients) show {noun}; {folds} folds need at least"
+                f"Only {groups} groups (patients) have {noun}; {folds} folds need at least"
                 f" {2 * folds}. Choose fewer folds or add a data set."
             )
 
@@ -210,9 +210,10 @@ def _overruled(
         both = sorted(dataset.name for dataset in datasets if dataset.id in seen)
         if both:
             yield (
-                f"That version learned from {', '.join(both)}: its patients are used for"
-                " training only and excluded from all figures. If no other data of both classes"
-                " are left, the run will fail."
+                f"That version was trained on {', '.join(both)}, so these patients are used"
+                " only for"
+                " training and excluded from all figures. If no other data of both classes are"
+                " left, the run will fail."
             )
 
 
@@ -239,18 +240,18 @@ def _starter_overruled(
             return
     if is_unknown:
         yield (
-            f"Whether the starter model has seen {names} is not known, since an earlier version"
-            " imported them. If it has, the training would begin from random weights."
+            f"It is unknown whether the starter model was trained on {names} because an earlier"
+            " version imported them. If it was, training would begin from random weights."
         )
     elif kind == "starter":
         yield (
-            f"The starter model has seen {names}, so training would begin from random weights."
-            " ImageNet weights, where they are offered, would be better."
+            f"The starter model was trained on {names}, so training would begin from random"
+            " weights. ImageNet weights, if available, would be better."
         )
     else:
         yield (
-            f"The starter model for series has seen {names}, so too few patients are left for"
-            " testing, and the run would fail. Choose other weights."
+            f"The starter model for series was trained on {names}, so too few patients are left"
+            " for testing, and the run would fail. Choose other weights."
         )
 
 
@@ -260,8 +261,8 @@ def _partly_seen(card_id: str, datasets: Sequence[Dataset]) -> Iterator[str]:
         seen += (_groups(datasets, "", label) or 0) - (_groups(datasets, card_id, label) or 0)
     if seen > 0:
         yield (
-            f"The starter model has seen {seen} groups (patients) of these data; they are used"
-            " for training only and excluded from all figures."
+            f"The starter model was trained on {seen} groups (patients) of these data. They are"
+            " used only for training and excluded from all figures."
         )
 
 

@@ -31,10 +31,10 @@ from webapp.forms import PostedForm
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.models import Act, Dataset, JobStatus, PaperExperiment, new_id
 
-OPEN_ALREADY = "The paper’s experiment is queued or running on this data set already."
+OPEN_ALREADY = "The paper’s experiment is already queued or running on this data set."
 NOT_IMPORTED = "This data set has not been imported yet."
 HAS_ENDED = "This experiment has already ended."
-NOT_RESUMED = "Only the newest experiment can be resumed, once it was canceled or has failed."
+NOT_RESUMED = "Only the newest experiment can be resumed, and only after it was canceled or failed."
 
 EARLIER_EXPERIMENTS = 5
 """Among so many finished ones, one of all architectures is looked for that says how long it took.

@@ -142,14 +142,14 @@ def _comparison_check(verdict: str) -> Check:
 
 
 def _patient_check(card: Mapping[str, Any]) -> Check:
-    name = "Judged by patient"
+    name = "Evaluated by patient"
     area = (card.get("patient_metrics") or {}).get("auroc") or {}
     if area.get("value") is None:
         reason = area.get("reason") or "its card has figures by slice only"
         return Check(name, False, f"No AUROC by patient: {reason}.")
     data = card["data"]
     if data.get("scans") is not None and data["scans"] == data.get("judged"):
-        return Check(name, None, "No image names its patient, so each counts as a patient.")
+        return Check(name, None, "No image has a patient ID, so each counts as a separate patient.")
     return Check(name, True, f"AUROC by patient {area['value']:.3f}, n = {area['n']}.")
 
 
@@ -160,7 +160,7 @@ def _controls_check(version: ModelVersion) -> Check:
     run = {control["name"] for control in version.card.get("controls") or () if _was_run(control)}
     if PERMUTED not in run:
         return Check(
-            name, None, "The control with shuffled labels was not run, so a leak is not ruled out."
+            name, None, "The control with shuffled labels was not run, so leakage is not ruled out."
         )
     return Check(name, True, f"{len(run)} controls were run; shuffled labels give no signal.")
 
@@ -172,7 +172,7 @@ def _was_run(control: Mapping[str, Any]) -> bool:
 def _export_check(card: Mapping[str, Any]) -> Check:
     check = card["export_check"]
     difference = check.get("largest_difference")
-    shown = "an amount that was not measured" if difference is None else _written_out(difference)
+    shown = "an unknown amount" if difference is None else _written_out(difference)
     sentence = f"The exported model’s probabilities differ from the trained one’s by {shown}"
     limit = _written_out(check["limit"])
     return Check("Export parity", bool(check["passed"]), f"{sentence}; the limit is {limit}.")
@@ -186,23 +186,23 @@ def _written_out(small: float) -> str:
 def _point_check(version: ModelVersion, live: ModelVersion | None) -> Check:
     name, point = "Operating point", chosen_for(version)
     if not point.meaning:
-        return Check(name, None, f"{point.name.capitalize()}. No figures per 100 scans are known.")
+        return Check(name, None, f"{point.name.capitalize()}. There are no figures per 100 scans.")
     beside = chosen_for(live).in_short if live else ""
     now = f" The live version: {beside}" if beside else ""
     return Check(name, True, f"{point.name.capitalize()}. {point.in_short}{now}")
 
 
 def _shadow_check(version: ModelVersion, live: ModelVersion | None) -> Check:
-    name = "In shadow of the live version"
+    name = "In shadow mode beside the live version"
     seen = seen_in_shadow(version, live) if live else None
     if seen is None or seen.share is None:
-        return Check(name, None, "It has not analyzed any live scan in shadow of the live version.")
+        return Check(name, None, "It has not analyzed any live scan in shadow mode.")
     return Check(
         name,
         True,
-        f"Of {seen.n} live scans, {percent(seen.share)} are in the same state (Wilson’s"
-        f" 95% interval {percent(seen.low)} to {percent(seen.high)}). The candidate alone suspects"
-        f" {seen.only_candidate}, the live version alone {seen.only_live}.",
+        f"Of {seen.n} live scans, {percent(seen.share)} have the same result (95% Wilson"
+        f" interval {percent(seen.low)} to {percent(seen.high)}). Hemorrhage suspected by the"
+        f" candidate only: {seen.only_candidate}; by the live version only: {seen.only_live}.",
     )
 
 

@@ -34,8 +34,8 @@ from webapp.models.shadows import MOST_WAITING
 
 MOST_SCANS = MOST_WAITING
 """Maximum number of scans that are compared, the newest ones."""
-NOTHING_BEFORE = "Nothing was live before this promotion, so there is nothing to answer with."
-SAME_VERSION = "This promotion changed the operating point only; nothing has to be computed."
+NOTHING_BEFORE = "No version was live before this promotion, so there is nothing to compare with."
+SAME_VERSION = "This promotion changed only the operating point, so nothing needs to be computed."
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from webapp.replay_view import ReplayView, replay_view
 
 SAMPLES_SHOWN = 20
 ROWS_SHOWN = 50
-NOTHING_TO_DRAW = "There is no result whose submitted file is still stored."
+NOTHING_TO_DRAW = "No result has a submitted file that is still stored."
 
 
 class SampleForm(PostedForm):

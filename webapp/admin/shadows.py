@@ -31,7 +31,7 @@ from webapp.paging import PageNumbers, requested_page
 from webapp.shadow_figures import agreement_of, cost_of, disagreements, drift_of
 from webapp.sharing import visible_to
 
-HAS_ENDED = "This shadow has already ended."
+HAS_ENDED = "Shadow mode has already ended."
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class ConfirmedForm(PostedForm):
             NumberRange(1, MOST_OPINIONS, f"Enter a number from 1 to {MOST_OPINIONS}."),
         ],
         default=1,
-        description="A scan with fewer is left out.",
+        description="Scans with fewer are excluded.",
     )
 
     @property

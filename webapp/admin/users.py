@@ -127,7 +127,7 @@ def reset_second_factor(user_id: str) -> ResponseReturnValue:
         record(Act.SECOND_FACTOR_REMOVED, user.id)
         flash(
             f"The second factor of {user.username} has been removed, and all sessions were logged"
-            " out. The password alone logs in until a new one is set up.",
+            " out. Until a new one is set up, the password alone is enough to log in.",
             "success",
         )
     db.session.commit()

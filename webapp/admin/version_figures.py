@@ -156,7 +156,7 @@ def tiles_of(version: ModelVersion) -> list[Tile]:
     tiles = []
     for name, title, which in (
         ("sensitivity", "Sensitivity", "with hemorrhage"),
-        ("specificity", "Specificity", "without"),
+        ("specificity", "Specificity", "without hemorrhage"),
     ):
         figure = at_point.get(name)
         count = (figure or {}).get("n")
@@ -170,7 +170,9 @@ def tiles_of(version: ModelVersion) -> list[Tile]:
     if level == "patient" and any("several slices" in tile.what for tile in tiles):
         of_all += ", those with a single image included"
     tiles.append(Tile("AUROC", area, of_all))
-    tiles.append(Tile("Calibration error", error, "mean distance of probabilities; 0 is perfect"))
+    tiles.append(
+        Tile("Calibration error", error, "mean gap between predicted and observed; 0 is perfect")
+    )
     return tiles
 
 
@@ -239,7 +241,7 @@ def requested_threshold(version: ModelVersion, arguments: Mapping[str, str]) -> 
         arguments.get("prevalence"),
         USUAL_PREVALENCE,
         PREVALENCES,
-        f"The prevalence must be a number of percent from {lowest:g} to {highest:g}.",
+        f"The prevalence must be a percentage from {lowest:g} to {highest:g}.",
     )
     return _at_threshold(version, level, threshold, prevalence)
 

@@ -66,7 +66,7 @@ CHECK_WAIT_S, CHECK_LOOK_S = 20.0, 0.2
 CHECK_HOLDS_S = 600
 """A version that a worker loaded this recently is not loaded again."""
 NOT_CHECKED = (
-    "No predict worker has loaded this version yet, so it was not promoted: each version has to"
+    "This version was not promoted because no predict worker has loaded it yet: each version has to"
     " score a test phantom first. Please try again in a minute."
 )
 
@@ -300,7 +300,7 @@ def version_mistake(version_id: str, index: int) -> ResponseReturnValue:
 def stored_mistake(version: ModelVersion, index: int, layer: str = "") -> Response:
     """Return the picture of a mistake, or its heat map ("-heat"); 404 if there is none."""
     if index >= len(version.mistakes or ()):
-        abort(404, "The version has no such mistake.")
+        abort(404, "This version has no such mistake.")
     try:
         content = storage.get(version.mistake_key(index, layer))
     except MissingFile:

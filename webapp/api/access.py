@@ -205,7 +205,7 @@ def require_scope(scope: Scope) -> None:
     if scope is Scope.ADMIN and not token.user.is_admin:
         with noting():
             record_seldom(Act.ACCESS_REFUSED, None, AuditEvent.actor_id == token.user_id)
-        raise InsufficientScope(scope, "This is for administrators.")
+        raise InsufficientScope(scope, "Only administrators can do this.")
     if scope not in token.granted:
         has = ", ".join(token.granted) or "none"
         raise InsufficientScope(
@@ -231,7 +231,7 @@ def require_bearer_still() -> None:
     """
     token = select(ApiToken.id).where(ApiToken.id == g.api_token.id).with_for_update(read=True)
     if db.session.scalar(token) is None:
-        raise invalid_token("This API token was revoked while the request came in.")
+        raise invalid_token("This API token was revoked during the request.")
 
 
 @blueprint.after_request

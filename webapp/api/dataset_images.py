@@ -61,8 +61,8 @@ GET, POST = HTTPMethod.GET, HTTPMethod.POST
 LABEL_NAMES = {label: name for name, label in LABELS.items()}
 NO_SUCH_IMAGE = "Image not found."
 NOT_READY = "This data set is not ready."
-NOT_INDEXED = "The images of this data set are not indexed yet; index_images has a worker do it."
-NOT_FAILED = "Only questions whose answer failed can be asked again."
+NOT_INDEXED = "The images of this data set are not indexed yet. Call index_images first."
+NOT_FAILED = "Only failed analyses can be requested again."
 
 
 @operation(POST, "/datasets/<dataset_id>/images", "index_images", Scope.ADMIN, 404)
@@ -123,7 +123,7 @@ def read_dataset_thumbnail(dataset_id: str, number: int) -> Response:
     image = image_of(dataset_id, number)
     start, length = image.thumbnail_at, image.thumbnail_bytes
     if start is None or length is None:
-        raise NotFound("This image has no thumbnail, since it could not be read.")
+        raise NotFound("This image has no thumbnail because it could not be read.")
     content = storage.get(thumbnails_file(dataset_id), start, start + length)
     return Response(content, content_type="image/jpeg")
 
@@ -145,12 +145,12 @@ def read_dataset_picture(query: Mapping[str, Any], dataset_id: str, number: int)
     """
     image = image_of(dataset_id, number)
     if image.thumbnail_at is None:
-        raise NotFound("This image has no picture, since it could not be read.")
+        raise NotFound("This image cannot be shown because it could not be read.")
     preview = picture_of(image, query["window"], may_retry=True)
     if preview is None or not JobStatus(preview.status).is_final:
-        raise NotYet("The picture is not ready yet.")
+        raise NotYet("The image is not ready yet.")
     if preview.status != JobStatus.DONE:
-        raise NotFound(preview.error or "The picture was not made.")
+        raise NotFound(preview.error or "The image could not be generated.")
     step = step_shown(preview, with_outline=query["outline"] == "yes")
     return stored_picture(preview, step, 0)
 
@@ -211,7 +211,7 @@ def preview_split(body: Mapping[str, Any], dataset_id: str) -> dict[str, Any]:
 def compare_datasets(body: Mapping[str, Any], dataset_id: str) -> dict[str, Any]:
     """Ask how well simple features tell two data sets apart, and which images both have."""
     if body["other_id"] == dataset_id:
-        raise Conflict("Two data sets are needed.")
+        raise Conflict("Choose two data sets.")
     one, other = indexed(dataset_id), indexed(body["other_id"])
     return question_as_json(_existing(source_comparison(one, other)))
 

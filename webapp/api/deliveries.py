@@ -29,7 +29,7 @@ class DeliverySchema(WorkSchema):
         required=True, metadata={"description": "Its name in `DICOM_DESTINATIONS`."}
     )
     tries = fields.Integer(
-        required=True, validate=COUNT, metadata={"description": "How often sending failed."}
+        required=True, validate=COUNT, metadata={"description": "The number of failed attempts."}
     )
     retry_at = fields.AwareDateTime(required=True, allow_none=True)
     sent = fields.List(

@@ -15,75 +15,75 @@ PARAMETERS = {
         "name": "If-None-Match",
         "schema": {"type": "string"},
         "example": '"c1f0d9a3"',
-        "description": "The `ETag` of an earlier answer: 304 while it would be the same.",
+        "description": "The `ETag` of an earlier response; 304 if nothing has changed.",
     },
     "IdempotencyKey": {
         "name": HEADER,
         "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
         "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
         "description": (
-            "A unique text of your choice, such as a UUID, for one operation. A request that"
-            f" is sent again with its key within {KEEP_H} hours is done once and gets the first"
-            f" answer, with the header `{REPLAYED}`. 409 with `Retry-After` while the first is"
-            " still being answered; 422 where the key was used for another request."
+            "A unique string of your choice, such as a UUID, for one operation. If a request is"
+            f" resent with its key within {KEEP_H} hours, it is executed only once and returns"
+            f" the first response, with the header `{REPLAYED}`. 409 with `Retry-After` while the"
+            " first is still being processed; 422 if the key was used for another request."
         ),
     },
 }
 LINK = {
     "schema": {"type": "string"},
-    "description": 'The next page, `<…>; rel="next"`; missing on the last one.',
+    "description": 'The next page, `<…>; rel="next"`; absent on the last page.',
 }
 RETRY_AFTER = {
     "schema": {"type": "integer"},
-    "description": "Seconds after which it is worth trying again.",
+    "description": "Seconds to wait before trying again.",
 }
 ALWAYS = {
-    "X-RateLimit-Limit": {"schema": {"type": "integer"}, "description": "Requests of a minute."},
-    "X-RateLimit-Remaining": {"schema": {"type": "integer"}, "description": "Those left of it."},
+    "X-RateLimit-Limit": {"schema": {"type": "integer"}, "description": "Requests per minute."},
+    "X-RateLimit-Remaining": {"schema": {"type": "integer"}, "description": "Requests left."},
     "X-RateLimit-Reset": {
         "schema": {"type": "integer"},
-        "description": "When it is over, in seconds since 1970.",
+        "description": "When the minute ends, in seconds since 1970.",
     },
 }
 GROUPS = {
-    "scans": "submit, follow, change and read",
+    "scans": "submit, track, change and read",
     "pictures": "images, volumes, heat maps and outlines of a scan",
     "reports": "results as PDF and DICOM objects",
     "opinions": "opinions, sharing, and the review queue",
     "tokens": "what your token may do",
-    "notifications": "of which results you are notified, and how",
+    "notifications": "which results you are notified of, and how",
     "models": "model versions, promotions and comparisons with the live version",
-    "shadows": "candidates that silently answer live scans",
-    "replays": "past answers, computed again",
-    "evaluations": "versions scored on data sets, and compared",
+    "shadows": "candidate versions that analyze live scans in shadow mode",
+    "replays": "past results, recomputed",
+    "evaluations": "versions tested on data sets and compared",
     "runs": "training and calibration",
     "datasets": "labeled images",
     "dataset_images": "their images one by one, corrected labels, splits and differences",
     "papers": "accuracy graphs, and the paper's experiment",
-    "site": "confirmed scans, and figures on them",
-    "deliveries": "studies that came by DICOM, and results sent to archives",
+    "site": "confirmed scans and the figures on them",
+    "deliveries": "studies received over DICOM and results sent to archives",
     "operations": "queues, workers, users and the audit log",
 }
 """The groups of operations, by the name of their module, in the order in which people read."""
 INTRODUCTION = f"""\
-Brain hemorrhage detection on head CT. Research use, never a diagnosis.
+Brain hemorrhage detection on head CT. Research use only, never a diagnosis.
 
 **Tokens.** Send `Authorization: Bearer TOKEN`. Create a token on your account page, or with
 `flask --app webapp create-token`. It expires, and has *scopes*: `read` (scans, results, reports),
 `submit` (send scans; change, share and delete your own; choose notifications), `review` (opinions,
 the review queue) and `admin` (models, data sets, training, users; administrators only). Each
-operation says which scope it needs; without it the answer is 403.
+operation states the scope it needs; without it, the response is 403.
 
-**Errors** are `application/problem+json` (RFC 9457); `detail` is a sentence for people.
+**Errors** are `application/problem+json` (RFC 9457); `detail` is a sentence to show to users.
 
 **Lists** have `items` and `next`, the address of the next page (null on the last one), also as
 `Link: <…>; rel="next"`. `limit` sets the length of a page.
 
-**Sending again.** Give each POST an `{HEADER}`. If no answer arrives, send it again with the same
-key: it is done once, and the answer is the same.
+**Retries.** Give each POST an `{HEADER}`. If no response arrives, resend the request with the same
+key: it is executed only once and returns the same response.
 
-**Polling.** Answers to GETs have an `ETag`. Send it as `If-None-Match`, and get 304 while nothing
-changes.
+**Polling.** Responses to GETs have an `ETag`. Send it as `If-None-Match` to get 304 while nothing
+has changed.
 
 **Limits.** `X-RateLimit-Limit`, `X-RateLimit-Remaining` and `X-RateLimit-Reset` say how many
 requests are left. 429 and 503 come with `Retry-After`.

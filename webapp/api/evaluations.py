@@ -161,7 +161,7 @@ def mistake_of(evaluation_id: str, index: int, layer: str = "") -> Response:
     """
     evaluation = row_of(Evaluation, evaluation_id)
     if index >= len(evaluation.mistakes or ()):
-        raise NotFound("The evaluation has no such mistake.")
+        raise NotFound("This evaluation has no such mistake.")
     name = evaluation.mistake_key(index, layer).rsplit("/", 1)[-1]
     return file_of(evaluation_id, name, "image/png")
 
@@ -170,7 +170,7 @@ def file_of(evaluation_id: str, name: str, media: str) -> Response:
     """Return a file of an evaluation that is done."""
     evaluation = row_of(Evaluation, evaluation_id)
     if evaluation.status != JobStatus.DONE:
-        raise NotFound("The evaluation is not done.")
+        raise NotFound("The evaluation has not finished.")
     return current_app.make_response(stored_file(evaluation, name, media))
 
 
@@ -201,7 +201,7 @@ def compare_with_live(body: Mapping[str, Any]) -> dict[str, Any]:
     live = live_version(version.reads)
     comparison = comparison_of(version, live) if live else None
     if comparison is None:
-        raise Conflict("Another version was promoted at this moment; please try again.")
+        raise Conflict("Another version was promoted at the same time. Please try again.")
     return comparison_as_json(comparison)
 
 

@@ -448,7 +448,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "confirmation": None,
         "checks": [
             {
-                "name": "Judged by patient",
+                "name": "Evaluated by patient",
                 "passed": True,
                 "sentence": "AUROC by patient 0.954, n = 75.",
             }

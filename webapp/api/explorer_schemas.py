@@ -47,7 +47,7 @@ class DatasetImagesQuerySchema(PageQuerySchema):
     sort = fields.String(
         load_default=None,
         validate=validate.OneOf([name for name in SORTS if name]),
-        metadata={"description": "As in the data set, if left out."},
+        metadata={"description": "If omitted, as in the data set."},
     )
 
 
@@ -57,12 +57,12 @@ class DatasetPictureQuerySchema(Schema):
     window = fields.String(
         load_default="brain",
         validate=validate.OneOf(list(WINDOWS)),
-        metadata={"description": "Without meaning for images without Hounsfield units."},
+        metadata={"description": "Ignored for images without Hounsfield units."},
     )
     outline = fields.String(
         load_default="yes",
         validate=validate.OneOf(("yes", "no")),
-        metadata={"description": "Whether the hemorrhage is outlined, where the data set does."},
+        metadata={"description": "Whether to draw the outline, if the data set has one."},
     )
 
 
@@ -96,7 +96,7 @@ class DatasetImagesPageSchema(PageSchema):
     unmatched = fields.List(
         fields.String(),
         required=True,
-        metadata={"description": "Filters with a size or source that this data set has not."},
+        metadata={"description": "Filters with a size or source that this data set does not have."},
     )
 
 
@@ -139,7 +139,9 @@ class CorrectLabelSchema(Schema):
     reason = fields.String(
         load_default="",
         validate=[PRINTABLE, validate.Length(max=200)],
-        metadata={"description": "Kept with the new version; please no patient names."},
+        metadata={
+            "description": "Stored with the new version. Please do not include patient names."
+        },
     )
 
 
@@ -169,5 +171,7 @@ class DatasetQuestionSchema(WorkSchema):
     dataset_id = fields.String(required=True)
     other_id = fields.String(required=True, allow_none=True)
     result = fields.Dict(
-        required=True, allow_none=True, metadata={"description": "The answer, once it is there."}
+        required=True,
+        allow_none=True,
+        metadata={"description": "The result, once it is available."},
     )

@@ -75,7 +75,7 @@ class RegisteredSchema(Schema):
     blocked_because = fields.String(
         required=True,
         allow_none=True,
-        metadata={"description": "Why it may not be promoted, a sentence; null if it may."},
+        metadata={"description": "A sentence that says why it cannot be promoted; null if it can."},
     )
     metrics = fields.Dict(
         required=True, metadata={"description": "Figures by slice, with intervals, by name."}
@@ -99,7 +99,7 @@ class VersionSchema(RegisteredSchema):
         fields.Dict(),
         required=True,
         allow_none=True,
-        metadata={"description": "null: its training kept none."},
+        metadata={"description": "null: none were kept in training."},
     )
 
 
@@ -140,7 +140,7 @@ class ChecklistSchema(Schema):
     confirmation = fields.String(
         required=True,
         allow_none=True,
-        metadata={"description": "What `confirmation` has to say; null if nothing."},
+        metadata={"description": "The phrase to send as `confirmation`; null if none is needed."},
     )
     checks = fields.List(fields.Nested(CheckSchema), required=True)
     compared = fields.List(fields.Nested(ComparedSchema), required=True)
@@ -153,7 +153,7 @@ class PromoteSchema(Schema):
     reason = fields.String(
         required=True,
         validate=[PRINTABLE, validate.Length(1, 500)],
-        metadata={"description": "Kept in the history."},
+        metadata={"description": "Recorded in the history."},
     )
     seen = fields.String(
         required=True,
@@ -163,13 +163,13 @@ class PromoteSchema(Schema):
     confirmation = fields.String(
         load_default="",
         validate=[PRINTABLE, validate.Length(max=100)],
-        metadata={"description": "The phrase that the checklist asks for, if it does."},
+        metadata={"description": "The phrase that the checklist asks for, if any."},
     )
     operating_point = fields.String(
         load_default=None,
         allow_none=True,
         validate=validate.OneOf((AS_TRAINED, *POINTS, OWN_THRESHOLDS)),
-        metadata={"description": "null: the version's present one."},
+        metadata={"description": "null: the version's current one."},
     )
     scan_threshold = fields.Float(load_default=None, allow_none=True, validate=SHARE)
     slice_threshold = fields.Float(load_default=None, allow_none=True, validate=SHARE)
@@ -211,24 +211,26 @@ class EffectSchema(PromotionSchema):
     )
     is_point_only = fields.Boolean(
         required=True,
-        metadata={"description": "It changed the operating point only, so that all is known."},
+        metadata={
+            "description": "It changed only the operating point, so its whole effect is known."
+        },
     )
-    scans = a_count("Scans of that time, the newest of them if there are many.")
+    scans = a_count("Scans from that period; only the newest if there are many.")
     is_cut = fields.Boolean(required=True, metadata={"description": "Whether there are more."})
-    known = a_count("Scans for which the previous version's answer is known.")
-    missing = a_count("Scans that it has not answered; find_out_promotion has it do so.")
-    changed = a_count("Scans that would have another result; list_changed_results has them.")
-    suspected_with_only = a_count("Scans suspected with the promotion only.")
-    suspected_without_only = a_count("Scans suspected without the promotion only.")
+    known = a_count("Scans for which the previous version's result is known.")
+    missing = a_count("Scans it has not analyzed; call find_out_promotion to have it analyze them.")
+    changed = a_count("Scans that would have a different result; list_changed_results lists them.")
+    suspected_with_only = a_count("Scans suspected only with the promotion.")
+    suspected_without_only = a_count("Scans suspected only without the promotion.")
     shadow_id = fields.String(
         required=True,
         allow_none=True,
-        metadata={"description": "The shadow in which the previous version is answering them."},
+        metadata={"description": "The shadow run in which the previous version is analyzing them."},
     )
     compared = fields.List(
         fields.Nested(ComparedSchema),
         required=True,
-        metadata={"description": "On labeled images, beside the previous version."},
+        metadata={"description": "Compared with the previous version on labeled images."},
     )
 
 
@@ -278,7 +280,7 @@ class ThresholdQuerySchema(Schema):
     prevalence = fields.Float(
         load_default=USUAL_PREVALENCE,
         validate=validate.Range(*PREVALENCES),
-        metadata={"description": "How many of 100 have a hemorrhage."},
+        metadata={"description": "The prevalence of hemorrhage in percent."},
     )
 
 
@@ -301,13 +303,13 @@ class ThresholdFiguresSchema(Schema):
         required=True,
         allow_none=True,
         validate=COUNT,
-        metadata={"description": "How many with hemorrhage it was measured on; null: unknown."},
+        metadata={"description": "The number of positives it was measured on; null: unknown."},
     )
     negative = fields.Integer(
         required=True,
         allow_none=True,
         validate=COUNT,
-        metadata={"description": "How many without; null: unknown."},
+        metadata={"description": "The number of negatives; null: unknown."},
     )
     ppv = fields.Float(
         required=True,
@@ -343,7 +345,7 @@ class ThresholdSchema(Schema):
     both = fields.List(
         fields.Nested(AtThresholdSchema),
         required=True,
-        metadata={"description": "By patient only: on the patients that both judged."},
+        metadata={"description": "By patient only: on the patients that both analyzed."},
     )
 
 
@@ -361,7 +363,9 @@ class EvaluationSummarySchema(WorkSchema):
     dataset_id = fields.String(required=True)
     dataset = fields.String(required=True, metadata={"description": "Its name."})
     result = fields.Dict(
-        required=True, allow_none=True, metadata={"description": "Figures, once it is done."}
+        required=True,
+        allow_none=True,
+        metadata={"description": "The figures, once it has finished."},
     )
 
 
@@ -402,7 +406,7 @@ class ComparisonSchema(WorkSchema):
         fields.Dict(),
         required=True,
         allow_none=True,
-        metadata={"description": "For each source of answers, once it was computed."},
+        metadata={"description": "For each source of predictions, once it has been computed."},
     )
 
 
@@ -441,7 +445,7 @@ class ArchitectureSchema(Schema):
     reads = fields.String(required=True, validate=validate.OneOf(KINDS))
     settings = fields.List(fields.Nested(SettingSchema), required=True)
     initial_weights = fields.List(
-        fields.String(), required=True, metadata={"description": "The usual choice first."}
+        fields.String(), required=True, metadata={"description": "The default first."}
     )
 
 
@@ -457,7 +461,7 @@ class RunsQuerySchema(PageQuerySchema):
     status = fields.Enum(JobStatus, by_value=fields.String, load_default=None)
     architecture = fields.String(load_default=None, validate=validate.OneOf(list(ARCHITECTURES)))
     dataset = fields.String(
-        load_default=None, validate=A_ID, metadata={"description": "One that it learned from."}
+        load_default=None, validate=A_ID, metadata={"description": "One that it was trained on."}
     )
     tag = fields.String(load_default=None, validate=[PRINTABLE, validate.Length(1, LONGEST_TAG)])
     text = fields.String(
@@ -521,7 +525,7 @@ class LaunchSchema(Schema):
     )
     settings = fields.Dict(keys=fields.String(), load_default={})
     initial_weights = fields.String(
-        load_default=None, allow_none=True, metadata={"description": "null: the usual choice."}
+        load_default=None, allow_none=True, metadata={"description": "null: the default."}
     )
     seed = fields.Integer(load_default=0, strict=True, validate=validate.Range(0, LARGEST_SEED))
     accept_overruled = fields.Boolean(
@@ -556,9 +560,7 @@ class RunSummarySchema(WorkSchema):
         required=True, allow_none=True, metadata={"description": "A username."}
     )
     datasets = fields.List(fields.Nested(NamedDatasetSchema), required=True)
-    eta_s = fields.Float(
-        required=True, allow_none=True, metadata={"description": "Seconds until the end."}
-    )
+    eta_s = fields.Float(required=True, allow_none=True, metadata={"description": "Seconds left."})
     current_metrics = fields.Dict(required=True)
     version_id = fields.String(
         required=True, allow_none=True, metadata={"description": "What it produced."}
@@ -675,7 +677,7 @@ class SiteSchema(Schema):
     opinions_since = fields.Integer(
         required=True,
         validate=COUNT,
-        metadata={"description": "Opinions given or changed since the figures were asked for."},
+        metadata={"description": "Opinions given or changed since the figures were requested."},
     )
 
 
@@ -690,7 +692,7 @@ class QueueSchema(Schema):
     oldest_s = fields.Float(
         required=True,
         allow_none=True,
-        metadata={"description": "The age of the oldest queued one, in seconds."},
+        metadata={"description": "The age of the oldest queued job, in seconds."},
     )
 
 
@@ -757,7 +759,7 @@ class AuditQuerySchema(PageQuerySchema):
     object = fields.String(
         load_default=None,
         validate=[PRINTABLE, validate.Length(max=64)],
-        metadata={"description": "The id of what it was done to, or a username."},
+        metadata={"description": "The id of the object, or a username."},
     )
     address = fields.String(load_default=None, validate=[PRINTABLE, validate.Length(max=45)])
     since = fields.Date(load_default=None, metadata={"description": "The first day, in UTC."})

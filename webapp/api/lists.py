@@ -93,7 +93,8 @@ def part_of(
         places = [number for number, item in enumerate(items) if key(item) == after]
         if not places:
             _refuse(
-                "The item at which the previous page ended no longer exists; please start again."
+                "The last item of the previous page no longer exists. Please start from the"
+                " first page."
             )
         first = places[0] + 1
     shown = list(items[first : first + query["limit"]])

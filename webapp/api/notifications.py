@@ -51,7 +51,7 @@ class MessageSchema(WorkSchema):
     )
     tries = fields.Integer(required=True, validate=COUNT)
     retry_at = fields.AwareDateTime(
-        required=True, allow_none=True, metadata={"description": "When it is sent again."}
+        required=True, allow_none=True, metadata={"description": "The next attempt."}
     )
 
 
@@ -92,9 +92,9 @@ def list_notification_choices(query: Mapping[str, Any]) -> dict[str, Any]:
 def choose_notifications(body: Mapping[str, Any], channel: str) -> dict[str, Any]:
     """Choose of which results you want to be notified by a channel."""
     if channel not in channels_offered():
-        raise NotFound("This service offers no such channel.")
+        raise NotFound("There is no such channel here.")
     if not save_choices(g.token_owner_id, {Channel(channel): body["wanted"]}):
-        raise NotFound("The account was deleted meanwhile.")
+        raise NotFound("The account was deleted in the meantime.")
     return {"channel": Channel(channel), "wanted": body["wanted"]}
 
 
@@ -121,7 +121,7 @@ def send_test_messages() -> dict[str, Any]:
     queued = queue_test(g.token_owner_id)
     db.session.commit()
     if not queued:
-        raise Conflict("You chose no channel that messages are sent by.")
+        raise Conflict("You have not turned on any channel that sends messages.")
     return {"queued": queued}
 
 

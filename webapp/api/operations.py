@@ -113,7 +113,9 @@ def delete_user(user_id: str) -> None:
     """
     user = row_of(User, user_id)
     if user.id == g.token_owner_id:
-        raise Conflict("Your own account is deleted on the account page, with your password.")
+        raise Conflict(
+            "To delete your own account, use the account page; it asks for your password."
+        )
     try:
         delete_account(user.id)
     except StillNeeded as err:

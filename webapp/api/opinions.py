@@ -152,7 +152,7 @@ def stop_sharing(scan_id: str, share_id: str) -> None:
     """Take back what your scan was shared with; opinions that were given remain."""
     require_own(scan_id)
     if not is_id(share_id) or not end_share(scan_id, share_id):
-        _refuse("The scan is not shared like this.")
+        _refuse("There is no such share.")
     db.session.commit()
 
 
@@ -167,7 +167,7 @@ def review_queue(query: Mapping[str, Any]) -> dict[str, Any]:
     """
     reviewer = db.session.scalars(select(User).where(User.id == g.token_owner_id)).one()
     if not reviewer.is_reviewer:
-        raise NotFound("The review queue is for reviewers.")
+        raise NotFound("Only reviewers can use the review queue.")
     rows, order = queue_rows(reviewer.id)
     return listed(
         [

@@ -46,20 +46,22 @@ class AccuracyFigureSchema(Schema):
         required=True,
         validate=validate.OneOf(PROTOCOLS),
         metadata={
-            "description": "honest: no patient on both sides of a split. leaked: images and copies"
-            " split at random; inflated, not a result."
+            "description": "honest: each patient on one side of every split only. leaked:"
+            " images and their copies split at random, so figures are inflated and not a result."
         },
     )
     level = fields.String(required=True, validate=validate.OneOf(LEVELS))
     metric = fields.String(required=True, validate=validate.OneOf(METRICS))
     value = fields.Float(required=True)
     low = fields.Float(
-        required=True, allow_none=True, metadata={"description": "Of the 95% interval."}
+        required=True, allow_none=True, metadata={"description": "A limit of the 95% interval."}
     )
     high = fields.Float(required=True, allow_none=True)
     n = fields.Integer(required=True, allow_none=True, validate=COUNT)
     version_id = fields.String(
-        required=True, allow_none=True, metadata={"description": "null: of the paper's experiment."}
+        required=True,
+        allow_none=True,
+        metadata={"description": "null: from the paper's experiment."},
     )
     evaluation_id = fields.String(required=True, allow_none=True)
 
@@ -90,7 +92,7 @@ class LaunchPaperSchema(Schema):
         load_default=None,
         allow_none=True,
         validate=validate.Length(max=200),
-        metadata={"description": "One of those that `alexnet` offers; null: the usual ones."},
+        metadata={"description": "One of those that `alexnet` offers; null: the default."},
     )
 
 
@@ -127,7 +129,9 @@ class PaperExperimentsQuerySchema(PageQuerySchema):
     """Which experiments to list."""
 
     dataset = fields.String(
-        load_default=None, validate=A_ID, metadata={"description": "Only those on this data set."}
+        load_default=None,
+        validate=A_ID,
+        metadata={"description": "Only experiments on this data set."},
     )
 
 
@@ -151,7 +155,7 @@ def draw_accuracy_graph(query: Mapping[str, Any], dataset_id: str) -> Response:
     """Download the accuracy graph of a data set, honest beside leaked."""
     drawn = graph_file(row_of(Dataset, dataset_id), query["metric"], query["level"])
     if drawn is None:
-        raise NotFound("No model has been tested on this data set in this way.")
+        raise NotFound("No model has been tested on this data set this way.")
     return drawn
 
 

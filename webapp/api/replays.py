@@ -39,7 +39,7 @@ OUTCOMES = ("waiting", "same", "different", "failed", "canceled")
 
 
 class ReplaySchema(Schema):
-    """An answer of a scan that is computed again."""
+    """A result of a scan that is recomputed."""
 
     id = fields.String(required=True)
     scan_id = fields.String(
@@ -50,7 +50,7 @@ class ReplaySchema(Schema):
     earlier_answer_id = fields.Integer(
         required=True,
         allow_none=True,
-        metadata={"description": "From `earlier_answers` of the scan; null: the present answer."},
+        metadata={"description": "From `earlier_answers` of the scan; null: the current result."},
     )
     outcome = fields.String(required=True, validate=validate.OneOf(OUTCOMES))
     headline = fields.String(required=True, metadata={"description": "A sentence."})
@@ -66,30 +66,30 @@ class ReplaysPageSchema(PageSchema):
 
 
 class ReproduceSchema(Schema):
-    """Which answer of a scan is to be computed again."""
+    """Which result of a scan to recompute."""
 
     earlier_answer_id = fields.Integer(
         load_default=None,
         allow_none=True,
         validate=validate.Range(1, 2**31 - 1),
-        metadata={"description": "From `earlier_answers` of the scan; null: the present answer."},
+        metadata={"description": "From `earlier_answers` of the scan; null: the current result."},
     )
 
 
 class DrawSchema(Schema):
-    """How many answers are to be drawn at random."""
+    """The number of results to draw at random."""
 
     count = fields.Integer(load_default=100, validate=validate.Range(1, MOST_SAMPLED))
 
 
 class ReplaySampleSchema(Schema):
-    """Answers drawn at random, and how computing them again ended."""
+    """Results drawn at random, and the outcome of recomputing them."""
 
     id = fields.String(required=True)
     created_at = fields.AwareDateTime(required=True)
     requested_by = fields.String(required=True, allow_none=True)
     same = fields.Integer(
-        required=True, validate=COUNT, metadata={"description": "Reproduced to the bit."}
+        required=True, validate=COUNT, metadata={"description": "Reproduced to the last bit."}
     )
     different = fields.Integer(required=True, validate=COUNT)
     failed = fields.Integer(required=True, validate=COUNT)
@@ -98,7 +98,7 @@ class ReplaySampleSchema(Schema):
 
 
 class ReplaySamplesPageSchema(PageSchema):
-    """One page of samples, the newest first."""
+    """One page of samples, newest first."""
 
     items = fields.List(fields.Nested(ReplaySampleSchema), required=True)
 
@@ -110,8 +110,8 @@ class ReplaySamplesPageSchema(PageSchema):
 @blueprint.arguments(ReproduceSchema, location="json")
 @blueprint.response(202, ReplaySchema)
 def reproduce_scan(body: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
-    """Have an answer of a scan computed again with the version that gave it, to see whether it is
-    the same to the bit; for the scan's owner, and for administrators who see the scan.
+    """Recompute a result of a scan with the version that produced it, to check that it is identical
+    to the last bit. For the scan's owner and for administrators who can see the scan.
     """
     scan = seen_scan(scan_id)
     if scan.user_id != g.token_owner_id and not g.api_token.user.is_admin:
@@ -132,7 +132,7 @@ def reproduce_scan(body: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, ReplaysPageSchema)
 def list_scan_replays(query: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
-    """List what computing the answers of a scan again found, the last time of each."""
+    """List the latest replay of each result of a scan."""
     page = part_of(list(replays_of(seen_scan(scan_id)).values()), lambda row: row.id, query)
     return listed([replay_as_json(row, is_seen=True) for row in page])
 
@@ -141,7 +141,7 @@ def list_scan_replays(query: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, ReplaySamplesPageSchema)
 def list_replay_samples(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the samples of answers that were computed again, the newest first."""
+    """List the samples of recomputed results, newest first."""
     rows = select(ReplaySample).options(joinedload(ReplaySample.requested_by))
     page = page_of(rows, (ReplaySample.created_at.desc(), ReplaySample.id), query)
     return listed(samples_as_json([row[0] for row in page]))
@@ -151,7 +151,7 @@ def list_replay_samples(query: Mapping[str, Any]) -> dict[str, Any]:
 @blueprint.arguments(DrawSchema, location="json")
 @blueprint.response(202, ReplaySampleSchema)
 def draw_replays(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Draw answers at random and have them computed again, after everything else."""
+    """Draw results at random and recompute them at the lowest priority."""
     drawn = draw_sample(body["count"], g.token_owner_id)
     if drawn is None:
         raise Conflict(NOTHING_TO_DRAW)
@@ -162,7 +162,7 @@ def draw_replays(body: Mapping[str, Any]) -> dict[str, Any]:
 @operation(GET, "/replays/<sample_id>", "read_replay_sample", Scope.ADMIN, 404)
 @blueprint.response(200, ReplaySampleSchema)
 def read_replay_sample(sample_id: str) -> dict[str, Any]:
-    """Get a sample with how its answers ended."""
+    """Get a sample with the outcomes of its results."""
     return samples_as_json([row_of(ReplaySample, sample_id)])[0]
 
 
@@ -170,7 +170,7 @@ def read_replay_sample(sample_id: str) -> dict[str, Any]:
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, ReplaysPageSchema)
 def list_unlike_replays(query: Mapping[str, Any], sample_id: str) -> dict[str, Any]:
-    """List the answers of a sample that were not reproduced: those that differ or failed."""
+    """List the results of a sample that were not reproduced: those that differ or failed."""
     rows = unlike(row_of(ReplaySample, sample_id))
     replays = [row[0] for row in page_of(rows, (Replay.finished_at, Replay.id), query)]
     ids = [row.scan_id for row in replays]
@@ -183,7 +183,7 @@ def list_unlike_replays(query: Mapping[str, Any], sample_id: str) -> dict[str, A
 @operation(POST, "/replays/<sample_id>/cancel", "cancel_replays", Scope.ADMIN, 404)
 @blueprint.response(200, ReplaySampleSchema)
 def cancel_replays(sample_id: str) -> dict[str, Any]:
-    """Cancel what was not computed yet of a sample."""
+    """Cancel the results of a sample that have not been recomputed yet."""
     sample = row_of(ReplaySample, sample_id)
     drop_sample(sample)
     return samples_as_json([sample])[0]

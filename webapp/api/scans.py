@@ -140,7 +140,7 @@ def submit() -> dict[str, Any]:
 
     The response is immediate; poll `url` for the result. A scan's `notes` report anything unusual
     about the upload, such as files that were skipped. With an `Idempotency-Key`, an upload that is
-    sent again, because its answer was lost, is one upload.
+    resent because its response was lost counts as one upload.
     """
     if request.mimetype not in ("", "multipart/form-data"):
         raise UnsupportedMediaType("Send the files as multipart/form-data, in the field “file”.")
@@ -232,8 +232,8 @@ def export(query: Mapping[str, Any]) -> Response:
 @blueprint.arguments(ChangeSchema, location="json")
 @blueprint.response(200, ChangedSchema)
 def change(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Do one thing to several of your scans: cancel or retry them, score them again, make them STAT
-    or routine, share them with the reviewers, or delete them.
+    """Change several of your scans at once: cancel, retry or reanalyze them, make them STAT or
+    routine, share them with the reviewers, or delete them.
     """
     ids, action = list(dict.fromkeys(body["ids"])), body["action"]
     scans = own_scans(g.token_owner_id, ids)
@@ -257,7 +257,7 @@ def change(body: Mapping[str, Any]) -> dict[str, Any]:
 @blueprint.arguments(JoinSchema, location="json")
 @blueprint.response(202, JobSchema)
 def join(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Make one series of single PNG or JPEG pictures of yours, which takes their place and is
+    """Join single PNG or JPEG images of yours into one series, which replaces them and is
     analyzed.
     """
     try:
@@ -272,9 +272,9 @@ def join(body: Mapping[str, Any]) -> dict[str, Any]:
 def show(scan_id: str) -> dict[str, Any]:
     """Get a scan and its result.
 
-    A scan is replaced when more of its DICOM series arrives, and when pictures are joined or split.
-    Its id then leads to the scan in its place, of split pictures the first: `id` in the response
-    is another, which all other operations need.
+    A scan is replaced when more of its DICOM series arrives, and when images are joined or split.
+    Its id then returns the scan that replaced it (for split images, the first one). `id` in the
+    response is the new id, which all other operations need.
     """
     scan = _visible_with_result(scan_id)
     if scan is None and (successor := successor_of(scan_id, g.token_owner_id)):
@@ -299,7 +299,7 @@ def _visible_with_result(scan_id: str) -> Scan | None:
 )
 @blueprint.response(202, JobSchema)
 def score_anyway(scan_id: str) -> dict[str, Any]:
-    """Score a scan that was rejected because it does not look like a head CT.
+    """Analyze a scan that was rejected because it does not look like a head CT.
 
     The result will include a warning.
     """
@@ -334,15 +334,17 @@ def retry_scan(scan_id: str) -> dict[str, Any]:
 )
 @blueprint.response(202, JobSchema)
 def request_heatmap(scan_id: str) -> dict[str, Any]:
-    """Generate the heat maps of a scan whose model outlines the hemorrhage, for which none are
-    generated otherwise.
+    """Generate the heat maps of a scan. If a model outlines the hemorrhage, they are generated only
+    on request.
     """
     removed_at = require_own(scan_id)
     drawn = draw_heatmap(scan_id, g.token_owner_id)
     db.session.commit()
     if not drawn:
         raise Conflict(
-            ORIGINAL_REMOVED if removed_at else "This scan has heat maps, or has no result yet."
+            ORIGINAL_REMOVED
+            if removed_at
+            else "This scan already has heat maps or has no result yet."
         )
     nudge(PREDICT_SCANS)
     return job(scan_id, JobStatus.DONE)
@@ -358,7 +360,7 @@ def request_heatmap(scan_id: str) -> dict[str, Any]:
 )
 @blueprint.response(202, JobSchema)
 def score_scan_again(scan_id: str) -> dict[str, Any]:
-    """Score a scan that has a result with the live model; the result joins `earlier_answers`."""
+    """Reanalyze a scan with the live model; its current result moves to `earlier_answers`."""
     scan = own_scan(scan_id)
     refusal = ORIGINAL_REMOVED if scan.original_removed_at else NOT_ANSWERED
     return queued(scan, score_own_again(scan), refusal)
@@ -375,9 +377,9 @@ def score_scan_again(scan_id: str) -> dict[str, Any]:
 )
 @blueprint.response(202, SubmissionSchema)
 def cut(scan_id: str) -> dict[str, Any]:
-    """Submit a film sheet again: cut into its slices if it was read as one, as one if it was cut.
+    """Submit a film sheet again: cut into slices if it was read as one slice, and vice versa.
 
-    The scan itself stays.
+    The scan itself is kept.
     """
     scan = own_scan(scan_id)
     if (reading := other_reading(scan)) is None:
@@ -397,7 +399,7 @@ def cut(scan_id: str) -> dict[str, Any]:
 )
 @blueprint.response(202, SubmissionSchema)
 def split(scan_id: str) -> dict[str, Any]:
-    """Make single pictures of a series of PNG or JPEG pictures; they take its place and are
+    """Split a series of PNG or JPEG images into single images, which replace it and are
     analyzed.
     """
     require_own(scan_id)

@@ -92,7 +92,7 @@ class TokenSchema(Schema):
     """The token of a request: what it may be used for, and how long."""
 
     name = fields.String(required=True)
-    username = fields.String(required=True, metadata={"description": "Who it acts for."})
+    username = fields.String(required=True, metadata={"description": "The user it belongs to."})
     role = fields.String(required=True, validate=validate.OneOf([role.value for role in Role]))
     scopes = fields.List(fields.Enum(Scope, by_value=fields.String), required=True)
     created_at = fields.AwareDateTime(required=True)
@@ -124,7 +124,7 @@ class ChangedSchema(Schema):
     not_found = fields.List(
         fields.String(),
         required=True,
-        metadata={"description": "Ids that are not those of your scans."},
+        metadata={"description": "Ids that do not belong to your scans."},
     )
 
 
@@ -206,7 +206,7 @@ class ResultSchema(Schema):
         metadata={
             "description": (
                 "suspected, not found, or inconclusive: the probability lies in the band around the"
-                " threshold within which neither answer is reliable."
+                " threshold within which neither result is reliable."
             )
         },
     )
@@ -251,7 +251,7 @@ class ResultSchema(Schema):
         required=True,
         allow_none=True,
         validate=COUNT,
-        metadata={"description": "The volume of what is outlined, in mL; null if it is not known."},
+        metadata={"description": "The outlined volume in mL; null if unknown."},
     )
     no_volume_because = fields.String(
         required=True,
@@ -286,7 +286,7 @@ class EarlierAnswerSchema(Schema):
     """What an earlier model version, or the same one, answered before the scan was scored again."""
 
     id = fields.Integer(
-        required=True, metadata={"description": "By which `reproduce_scan` calls it."}
+        required=True, metadata={"description": "The id to pass to `reproduce_scan`."}
     )
     answered_at = fields.AwareDateTime(required=True)
     verdict = fields.String(required=True)
@@ -318,7 +318,7 @@ class ScanSchema(Schema):
     notes = fields.List(
         fields.String(),
         required=True,
-        metadata={"description": "Remarks about the upload, such as files that were skipped."},
+        metadata={"description": "Notes about the upload, such as skipped files."},
     )
     created_at = fields.AwareDateTime(required=True)
     finished_at = fields.AwareDateTime(required=True, allow_none=True)
@@ -341,7 +341,7 @@ class ScanSchema(Schema):
         fields.Nested(EarlierAnswerSchema),
         required=True,
         metadata={
-            "description": "Earlier results, from before the scan was scored again; newest first."
+            "description": "Earlier results, from before the scan was reanalyzed; newest first."
         },
     )
     result = fields.Nested(ResultSchema, required=True, allow_none=True)
@@ -354,7 +354,7 @@ class ScansQuerySchema(PageQuerySchema):
         load_default=False,
         truthy={"1", "true"},
         falsy={"0", "false"},
-        metadata={"description": "true: the scans of others that are shared with you."},
+        metadata={"description": "true: other users' scans that are shared with you."},
     )
     submitter = fields.String(
         load_default=None,
@@ -410,7 +410,7 @@ class LiveModelsQuerySchema(Schema):
     """The time that a question about live models is about."""
 
     at = moment(
-        "A time such as 2026-01-31T12:00:00Z, in UTC unless it says otherwise; now if left out."
+        "A time such as 2026-01-31T12:00:00Z, in UTC unless it says otherwise; defaults to now."
     )
 
 
@@ -519,7 +519,7 @@ class OpinionSchema(Schema):
         metadata={
             "description": (
                 "The version whose result its author saw. It may be an earlier one than that of the"
-                " scan's result, if the scan was scored again."
+                " scan's result, if the scan was reanalyzed."
             )
         },
     )
@@ -579,7 +579,7 @@ class NewShareSchema(Schema):
         required=True,
         allow_none=True,
         validate=validate.Length(max=MAX_USERNAME),
-        metadata={"description": "A person; null for all reviewers."},
+        metadata={"description": "A user; null for all reviewers."},
     )
 
 
@@ -646,7 +646,7 @@ class ConfirmedFiguresSchema(Schema):
     scans = fields.Integer(required=True, validate=COUNT)
     with_hemorrhage = fields.Integer(required=True, validate=COUNT)
     represented = fields.Float(
-        required=True, metadata={"description": "How many scans they stand for."}
+        required=True, metadata={"description": "The number of scans they represent."}
     )
     metrics = fields.Dict(keys=fields.String(), values=fields.Nested(EstimateSchema), required=True)
     bins = fields.List(fields.Nested(CalibrationBinSchema), required=True)

@@ -29,13 +29,13 @@ A_STATE = validate.OneOf(STATES)
 
 
 class StartShadowSchema(Schema):
-    """The version that is to answer live scans in shadow."""
+    """The version to run in shadow mode."""
 
     version_id = an_id()
 
 
 class ShadowSummarySchema(Schema):
-    """A shadow: a candidate (`version`) beside the version that is live (`against`)."""
+    """A shadow run: a candidate (`version`) compared with the live version (`against`)."""
 
     id = fields.String(required=True)
     version_id = fields.String(required=True)
@@ -52,18 +52,20 @@ class ShadowSummarySchema(Schema):
     skipped = fields.Integer(
         required=True,
         validate=COUNT,
-        metadata={"description": "Scans that were not answered: too many waited, or no file."},
+        metadata={
+            "description": "Scans skipped because too many were waiting or the file was gone."
+        },
     )
 
 
 class ShadowsPageSchema(PageSchema):
-    """One page of shadows, the newest first."""
+    """One page of shadow runs, newest first."""
 
     items = fields.List(fields.Nested(ShadowSummarySchema), required=True)
 
 
 class StatesSchema(Schema):
-    """How many scans were in these two states."""
+    """The number of scans with these two results."""
 
     live = fields.String(required=True, validate=A_STATE)
     candidate = fields.String(required=True, validate=A_STATE)
@@ -71,7 +73,7 @@ class StatesSchema(Schema):
 
 
 class AgreementSchema(Schema):
-    """How far candidate and live version agree; the interval is that of Wilson, 95%."""
+    """Agreement of candidate and live version, with a 95% Wilson interval."""
 
     n = fields.Integer(required=True, validate=COUNT)
     same = fields.Integer(required=True, validate=COUNT)
@@ -79,16 +81,16 @@ class AgreementSchema(Schema):
     low = fields.Float(required=True, allow_none=True, validate=SHARE)
     high = fields.Float(required=True, allow_none=True, validate=SHARE)
     only_candidate = fields.Integer(
-        required=True, validate=COUNT, metadata={"description": "Suspected by it alone."}
+        required=True, validate=COUNT, metadata={"description": "Suspected by this version only."}
     )
     only_live = fields.Integer(
-        required=True, validate=COUNT, metadata={"description": "Suspected by it alone."}
+        required=True, validate=COUNT, metadata={"description": "Suspected by this version only."}
     )
     states = fields.List(fields.Nested(StatesSchema), required=True)
 
 
 class SpreadSchema(Schema):
-    """Probabilities of a version in a period: percentiles, and the share suspected."""
+    """A version's probabilities in a period: percentiles, and the fraction suspected."""
 
     p10 = fields.Float(required=True, validate=SHARE)
     p50 = fields.Float(required=True, validate=SHARE)
@@ -97,7 +99,7 @@ class SpreadSchema(Schema):
 
 
 class PeriodSchema(Schema):
-    """A day, or a week where there are many days."""
+    """A day, or a week if there are many days."""
 
     begins = fields.Date(required=True)
     n = fields.Integer(required=True, validate=COUNT)
@@ -106,7 +108,7 @@ class PeriodSchema(Schema):
 
 
 class ShadowCostSchema(Schema):
-    """Scans by how they ended, and the time that predict workers took."""
+    """Scans by outcome, and the time that predict workers took."""
 
     answered = fields.Integer(required=True, validate=COUNT)
     failed = fields.Integer(required=True, validate=COUNT)
@@ -116,7 +118,7 @@ class ShadowCostSchema(Schema):
 
 
 class ShadowSchema(ShadowSummarySchema):
-    """A shadow, with what it has seen."""
+    """A shadow run with its agreement, drift and cost."""
 
     agreement = fields.Nested(AgreementSchema, required=True)
     drift = fields.List(fields.Nested(PeriodSchema), required=True)
@@ -139,13 +141,15 @@ class DisagreementSchema(Schema):
 
 
 class DisagreementsPageSchema(PageSchema):
-    """One page of disagreements, the newest first."""
+    """One page of disagreements, newest first."""
 
     items = fields.List(fields.Nested(DisagreementSchema), required=True)
 
 
 class DisagreementsQuerySchema(PageQuerySchema):
-    """Which answers are listed: all in other states, or those in two states, also in the same."""
+    """Which scans are listed: all with different results, or those with two given results (which
+    may be the same).
+    """
 
     live = fields.String(load_default=None, validate=A_STATE)
     candidate = fields.String(load_default=None, validate=A_STATE)
@@ -155,7 +159,7 @@ class DisagreementsQuerySchema(PageQuerySchema):
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, ShadowsPageSchema)
 def list_shadows(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the shadows, the newest first."""
+    """List the shadow runs, newest first."""
     rows = select(Shadow).options(
         joinedload(Shadow.started_by),
         joinedload(Shadow.version).options(defer(ModelVersion.card)),
@@ -169,8 +173,8 @@ def list_shadows(query: Mapping[str, Any]) -> dict[str, Any]:
 @blueprint.arguments(StartShadowSchema, location="json")
 @blueprint.response(201, ShadowSummarySchema)
 def launch_shadow(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Have a version answer live scans in shadow, after everything else; one for slices and one for
-    series at a time.
+    """Start shadow mode: a version also analyzes live scans, at the lowest priority. At most one
+    version for slices and one for series at a time.
     """
     try:
         shadow = begin_shadow(row_of(ModelVersion, body["version_id"]), g.token_owner_id)
@@ -182,7 +186,7 @@ def launch_shadow(body: Mapping[str, Any]) -> dict[str, Any]:
 @operation(GET, "/shadows/<shadow_id>", "read_shadow", Scope.ADMIN, 404)
 @blueprint.response(200, ShadowSchema)
 def read_shadow(shadow_id: str) -> dict[str, Any]:
-    """Get a shadow with what it has seen: agreement, drift and cost."""
+    """Get a shadow run with its agreement, drift and cost."""
     shadow = row_of(Shadow, shadow_id)
     agreement = agreement_of(shadow.id)
     return {
@@ -216,7 +220,7 @@ def read_shadow(shadow_id: str) -> dict[str, Any]:
 @operation(POST, "/shadows/<shadow_id>/stop", "stop_shadow", Scope.ADMIN, 404)
 @blueprint.response(200, ShadowSummarySchema)
 def stop_shadow(shadow_id: str) -> dict[str, Any]:
-    """End a shadow; what it has not answered is canceled."""
+    """Stop shadow mode; scans still waiting for it are canceled."""
     if not finish_shadow(row_of(Shadow, shadow_id)):
         raise Conflict(HAS_ENDED)
     return shadow_as_json(row_of(Shadow, shadow_id))
@@ -226,7 +230,7 @@ def stop_shadow(shadow_id: str) -> dict[str, Any]:
 @blueprint.arguments(DisagreementsQuerySchema, location="query")
 @blueprint.response(200, DisagreementsPageSchema)
 def list_disagreements(query: Mapping[str, Any], shadow_id: str) -> dict[str, Any]:
-    """List the scans that candidate and live version see in other states, the newest first."""
+    """List the scans on which candidate and live version differ, newest first."""
     which = disagreements(row_of(Shadow, shadow_id).id, query["live"], query["candidate"])
     rows = select(ShadowAnswer).where(*which)
     page = page_of(rows, (ShadowAnswer.queued_at.desc(), ShadowAnswer.id), query)

@@ -66,7 +66,7 @@ def compute_site_figures() -> dict[str, Any]:
     request_figures(g.token_owner_id)
     newest = newest_figures()
     if newest is None:
-        raise Conflict("The request was deleted meanwhile.")
+        raise Conflict("The request was deleted in the meantime.")
     return work_as_json(newest)
 
 

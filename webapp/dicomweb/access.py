@@ -200,7 +200,7 @@ def require_json_accepted() -> None:
         NotAcceptable: it does not.
     """
     if not any(media.includes(kind) for media in _whole() for kind in (DICOM_JSON, JSON)):
-        raise NotAcceptable(f"This is answered as {DICOM_JSON} only.")
+        raise NotAcceptable(f"Only {DICOM_JSON} is available here.")
 
 
 def require_model_accepted() -> None:
@@ -213,7 +213,7 @@ def require_model_accepted() -> None:
     if not of_xml and not any(
         media.includes(kind) for media in _whole() for kind in (DICOM_JSON, JSON)
     ):
-        raise NotAcceptable(f"This is answered as {DICOM_JSON} or {DICOM_XML}.")
+        raise NotAcceptable(f"Only {DICOM_JSON} and {DICOM_XML} are available here.")
 
 
 def _whole() -> list[Acceptable]:

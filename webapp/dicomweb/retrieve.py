@@ -105,7 +105,7 @@ def retrieve_rendered(
             if acceptable.includes(media_type) and not acceptable.is_multipart:
                 key = next(key for key in report.file_keys if key.endswith(suffix))
                 return Response(storage.get(key), content_type=media_type)
-    raise NotAcceptable("Pictures are sent as image/jpeg or image/png.")
+    raise NotAcceptable("Images are sent as image/jpeg or image/png.")
 
 
 def required(study_uid: str, series_uid: str = "", instance_uid: str = "") -> Sequence[Report]:
@@ -139,7 +139,7 @@ def _nothing(study_uid: str, *, is_study: bool) -> NotFound | ServiceUnavailable
             "The results of this study are still being created. Please try again in a few seconds.",
             retry_after=BEING_MADE_S,
         )
-    return NotFound("There are no results of this study as DICOM objects.")
+    return NotFound("This study has no results as DICOM objects.")
 
 
 def _is_being_made(scans: Sequence[Scan]) -> bool:

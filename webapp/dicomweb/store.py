@@ -36,7 +36,7 @@ CANNOT_UNDERSTAND, OTHER_STUDY = 0xC000, 0xA900
 UNKNOWN_CLASS, UNKNOWN_SYNTAX = 0x0122, 0xC122
 """Failure reasons (PS3.18, I.2.2)."""
 TRIES, BUSY_S = 10, 2
-BUSY = "Another request for the same study is being stored. Please send this one again."
+BUSY = "Another request for the same study is being stored. Please resend this one."
 NO_DICOM = "A part is not a DICOM file."
 NOT_OF_STUDY = "The instance does not belong to the study of the address."
 

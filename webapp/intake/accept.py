@@ -498,8 +498,8 @@ def _without_pictures_of_viewer(copies: Sequence[Taken], left_out: list[LeftOut]
     discs = {disc_of(file.folder) for file in copies if file.kind == "dicom"} - {None}
     of_patients = _folders_of_pictures(copies, left_out)
     reason = NoSlice(
-        "A picture beside DICOM slices; submit it by itself to have it analyzed.",
-        "pictures beside DICOM slices",
+        "PNG and JPEG images sent along with DICOM slices are skipped. Submit them separately.",
+        "PNG or JPEG images sent along with DICOM slices",
     )
 
     def is_of_viewer(folder: str | None) -> bool:

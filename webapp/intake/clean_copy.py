@@ -174,7 +174,7 @@ def _take_dicom(
         raise UploadRejected("The DICOM file is damaged or incomplete.")
     frames = frames or 1  # Some programs write 0 for a single frame.
     if header.samples != 1:
-        raise NoSlice("The DICOM file is a color image, not a CT slice.", "color pictures")
+        raise NoSlice("The DICOM file is a color image, not a CT slice.", "color images")
     if "LOCALIZER" in header.image_type:
         raise NoSlice(
             "The DICOM file is a localizer, an overview to plan the scan by; please send the"

@@ -70,12 +70,12 @@ def join_pictures(user_id: str, scan_ids: Sequence[str], title: str) -> Scan:
         raise NotRearranged(f"Invalid title. {problem}")
     scans = _own(user_id, scan_ids)
     if len(scans) < 2:
-        raise NotRearranged("Please select at least two pictures.")
+        raise NotRearranged("Please select at least two images.")
     if not all(may_be_joined(scan) for scan in scans):
-        raise NotRearranged("Only single PNG or JPEG pictures can be joined.")
+        raise NotRearranged("Only single PNG or JPEG images can be joined.")
     _require_no_opinions(scans)
     if len({scan.kind for scan in scans}) > 1:
-        raise NotRearranged("PNG and JPEG pictures cannot be joined into one series.")
+        raise NotRearranged("PNG and JPEG images cannot be joined into one series.")
     is_of_one_study = len({scan.study_id for scan in scans}) == 1
     joined = Scan(
         id=new_id(),
@@ -128,7 +128,7 @@ def split_series(user_id: str, scan_id: str) -> list[Scan]:
     """
     scans = _own(user_id, [scan_id])
     if not scans or not may_be_split(scans[0]):
-        raise NotRearranged("Only series of PNG or JPEG pictures can be split.")
+        raise NotRearranged("Only series of PNG or JPEG images can be split.")
     _require_no_opinions(scans)
     [series] = scans
     require_space(2 * series.size)
@@ -164,7 +164,7 @@ def _notes(scans: Sequence[Scan]) -> list[str]:
     """Return the notes on a joined series: the results of its pictures, and their notes."""
     answers = Counter(scan.verdict_state for scan in scans if scan.verdict_state)
     results = ", ".join(f"{state} ({count})" for state, count in answers.items())
-    joined = f"Joined from {len(scans)} pictures."
+    joined = f"Joined from {len(scans)} images."
     if results:
         joined += f" Their results before: {results}."
     return list(dict.fromkeys([joined, *(note for scan in scans for note in scan.notes or [])]))
@@ -179,7 +179,7 @@ def _fetched(scan: Scan, place: int, folder: Path) -> Taken:
         with path.open("rb") as content, _Nowhere() as nowhere:
             width, height = measure(content, nowhere)
     except DamagedFile as err:
-        raise NotRearranged("The file of one of these pictures is damaged.") from err
+        raise NotRearranged("The file of one of these images is damaged.") from err
     return Taken(path, scan.kind, place, f"{place}", pixels=width * height, size=(width, height))
 
 
@@ -195,7 +195,7 @@ def _one_of(series: Scan, place: int) -> Scan:
     """Return the row of a picture of a series."""
     scan_id, label = new_id(), f"No. {place}"
     title = f"{series.title[: MAX_TITLE - len(label) - 3]} · {label}" if series.title else label
-    note = f"Split from a series of {series.slice_count} pictures."
+    note = f"Split from a series of {series.slice_count} images."
     if series.verdict_state:
         note += f" Its result before: {series.verdict_state}."
     return Scan(

@@ -276,7 +276,9 @@ def ask_for_report(scan: Scan, kind: ReportKind) -> tuple[Report, list[str]]:
         ~is_kept(),
     )
     if (db.session.scalar(waiting) or 0) >= MAX_OPEN:
-        raise ReportRefused(f"{MAX_OPEN} of your reports are waiting already; try again later.")
+        raise ReportRefused(
+            f"{MAX_OPEN} of your reports are already waiting. Please try again later."
+        )
     replaced: list[str] = []
     if known is not None:
         replaced = known.file_keys
@@ -290,7 +292,7 @@ def ask_for_report(scan: Scan, kind: ReportKind) -> tuple[Report, list[str]]:
 
 def _refusal(scan: Scan) -> str:
     if scan.prediction is None:
-        return "A report can be created once there is a result."
+        return "A report can be created once the scan has a result."
     if scan.kind != "dicom":
         return "DICOM objects can be created only for scans that were submitted as DICOM."
     if scan.original_removed_at is None:

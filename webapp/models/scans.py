@@ -35,11 +35,11 @@ from webapp.models.leased import Attempt, JobStatus, Leased, new_id, queue_again
 IN_ITS_TURN = (
     "You already have too many STAT scans waiting; this one was queued with normal priority."
 )
-ORIGINAL_REMOVED = "The original file is no longer stored, so the scan cannot be analyzed again."
+ORIGINAL_REMOVED = "The scan cannot be analyzed again because its file is no longer stored."
 
-CUT_OFF = "The connection broke off while this study arrived, so slices may be missing."
+CUT_OFF = "Slices may be missing because the connection was lost while this study was arriving."
 CAME_EARLIER = "Other slices of this series arrived earlier and are part of another scan."
-MORE_ARRIVED = "More of this series arrived later; another scan has these slices and the new ones."
+MORE_ARRIVED = "More of this series arrived later. Another scan has these slices and the new ones."
 # Not by status: PostgreSQL would take the index for claims, which it does not sort.
 _OPEN = text("finished_at IS NULL")
 

@@ -29,8 +29,8 @@ MOST_FAILURES = 5
 """A shadow ends once so many scans in a row have failed."""
 OPEN = (JobStatus.QUEUED, JobStatus.RUNNING)
 WENT_LIVE = "This version went live."
-LIVE_CHANGED = "Another version went live, so there was nothing left to compare with."
-PAST_IS_ANSWERED = "It has answered the scans of that time."
+LIVE_CHANGED = "Another version went live, so the comparison ended."
+PAST_IS_ANSWERED = "It has analyzed all scans from that period."
 
 
 class ShadowRefused(ValueError):
@@ -107,9 +107,11 @@ def start_shadow(version: ModelVersion, by_id: str | None) -> Shadow:
     if version.blocked_because:
         raise ShadowRefused(version.blocked_because)
     if live is None:
-        raise ShadowRefused(f"No {version.reads} version is live, so there is nothing to shadow.")
+        raise ShadowRefused(
+            f"No {version.reads} version is live, so there is nothing to compare with."
+        )
     if live.id == version.id:
-        raise ShadowRefused("This version is live; a shadow compares another one with it.")
+        raise ShadowRefused("This version is live. Shadow mode compares another version with it.")
     return _begun(version, live, by_id)
 
 
@@ -131,7 +133,9 @@ def start_past_shadow(
     if version.blocked_because:
         raise ShadowRefused(version.blocked_because)
     if not answers:
-        raise ShadowRefused("No scan of that time is left to answer: their files were deleted.")
+        raise ShadowRefused(
+            "No scans from that period are left to analyze because their files were deleted."
+        )
     shadow = _begun(version, promotion.version, by_id, promotion.id)
     _queue_for(shadow.id, {answer["scan_id"]: answer for answer in answers})
     return shadow
@@ -156,7 +160,7 @@ def _begun(
             db.session.add(shadow)
     except IntegrityError as err:
         raise ShadowRefused(
-            f"Another {version.reads} version is in shadow already. Stop that shadow first."
+            f"Another {version.reads} version is already in shadow mode. Stop it first."
         ) from err
     return shadow
 
@@ -210,7 +214,7 @@ def _reason_to_end(shadow: Shadow) -> str | None:
         .limit(MOST_FAILURES)
     ).all()
     if len(last) == MOST_FAILURES and all(row.status == JobStatus.FAILED for row in last):
-        return f"It failed on {MOST_FAILURES} scans in a row; the last error was: {last[0].error}"
+        return f"It failed on {MOST_FAILURES} scans in a row. The last error was: {last[0].error}"
     left = select(ShadowAnswer.id).where(
         ShadowAnswer.shadow_id == shadow.id, ShadowAnswer.status.in_(OPEN)
     )

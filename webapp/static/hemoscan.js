@@ -128,7 +128,7 @@ document.addEventListener("change", (event) => {
   }
   const bytes = Array.from(files.files).reduce((sum, file) => sum + file.size, 0);
   const tooLarge = bytes > files.dataset.maxMb * 1024 * 1024;
-  files.setCustomValidity(tooLarge ? `These files are larger than ${files.dataset.maxMb} MB together.` : "");
+  files.setCustomValidity(tooLarge ? `Together, these files are larger than ${files.dataset.maxMb} MB.` : "");
   files.reportValidity();
 });
 

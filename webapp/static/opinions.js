@@ -82,7 +82,7 @@ function placeOf(event) {
 function setMarking(on) {
   part("mark").setAttribute("aria-pressed", on);
   document.getElementById("viewer").classList.toggle("marking", on);
-  part("mark-text").textContent = on ? "Drag an ellipse over the picture." : markText();
+  part("mark-text").textContent = on ? "Drag an ellipse over the image." : markText();
 }
 
 function isMarking() {
@@ -264,7 +264,7 @@ async function save(event) {
     }
   } catch (error) {
     const isSentence = error instanceof Error && !(error instanceof TypeError || error instanceof SyntaxError) && error.message;
-    say(isSentence ? error.message : "Your opinion was not saved: the server cannot be reached. Please try again.", true);
+    say(isSentence ? error.message : "Your opinion was not saved because the server cannot be reached. Please try again.", true);
     event.target.querySelectorAll("button").forEach((button) => { button.disabled = false; });
   }
 }

@@ -15,7 +15,7 @@ const BUSY = [429, 503];
 const SENTENCES = {
   403: "You do not have permission to do this.",
   413: "The files are too large.",
-  507: "The server has no room for these files.",
+  507: "The server has too little space for these files.",
 };
 
 const bar = document.getElementById("submit");
@@ -72,7 +72,7 @@ function stage(entered) {
   const more = entered.filter((each) => each.file && !known.has(each.path + each.file.size));
   const total = staged.length + more.length;
   if (total > mostFiles) {
-    say(`More than ${plural(mostFiles, "file")} cannot be sent at once; nothing was added. Please send them folder by folder.`, true);
+    say(`More than ${plural(mostFiles, "file")} cannot be sent at once, so nothing was added. Please send them folder by folder.`, true);
     return;
   }
   if (!staged.length && parcels.length) {
@@ -118,7 +118,7 @@ function grouped(files, keyOf) {
 
 function refusalOf({ file, path }) {
   if (OF_SYSTEM.test(path)) {
-    return "A system file or disc directory, not an image.";
+    return "This is a system file or disc directory, not an image.";
   }
   if (!file.size) {
     return "The file is empty.";
@@ -173,12 +173,12 @@ function showStaged() {
     const folder = folderOf(files[0].path);
     const where = folder ? ` in “${folder}”` : "";
     return form.elements.pictures.value === "together"
-      ? `${plural(files.length, "picture")}${where} will be one series.`
-      : `${plural(files.length, "picture")}${where} look like slices of one scan and become one series if their sizes match.`;
+      ? `${plural(files.length, "image")}${where} will be one series.`
+      : `${plural(files.length, "image")}${where} look like slices of one scan and will be one series if their sizes match.`;
   });
   part("series").replaceChildren(...lines.slice(0, 5).map((line) => element("li", line)));
   if (lines.length > 5) {
-    part("series").append(element("li", `And ${plural(lines.length - 5, "more group")} of pictures.`));
+    part("series").append(element("li", `And ${plural(lines.length - 5, "more group")} of images.`));
   }
   part("send").textContent = `Submit ${plural(staged.length, "file")}`;
 }
@@ -291,7 +291,7 @@ function outcomeOf(parcel, request) {
     return ["accepted", `Accepted: ${plural(answer.scans.length, "scan")}, ${plural(slices, "slice")}.`];
   }
   const sentence = answer?.error || answer?.detail || SENTENCES[request.status];
-  return sentence ? ["refused", sentence] : ["failed", `The server answered with an error (${request.status}).`];
+  return sentence ? ["refused", sentence] : ["failed", `The server returned an error (${request.status}).`];
 }
 
 function send(parcel) {
@@ -381,7 +381,7 @@ function showTotal() {
   }
   part("total").textContent = `${counts.join(", ")}.`;
   part("next").textContent = !isOver() ? "Keep this page open until everything is sent."
-    : scans ? "You can close this page: results appear below as soon as they are there." : "";
+    : scans ? "You can close this page. Results appear below as they come in." : "";
   part("meter").hidden = isOver();
   part("stop").hidden = isOver();
   part("again").hidden = !isOver() || !failed;
@@ -409,7 +409,7 @@ function begin() {
   parcels = [...unsent, ...fresh];
   part("list").replaceChildren(...parcels.map(showParcel));
   unsent.forEach((parcel) => end(parcel, "refused", parcel.why));
-  tooLarge.forEach((parcel) => end(parcel, "refused", `These files are larger than ${bar.dataset.maxMb} MB together; please send them in smaller batches.`));
+  tooLarge.forEach((parcel) => end(parcel, "refused", `These files are larger than ${bar.dataset.maxMb} MB together. Please send them in smaller batches.`));
   queue = fresh.filter((parcel) => !parcel.outcome);
   staged = [];
   showStaged();

@@ -54,7 +54,7 @@ export class Drawing {
       this.image.hidden = failed;
       this.part("failed").hidden = !failed;
       this.part("failed-text").textContent = this.slider
-        ? `Slice ${this.slider.value} could not be loaded.` : "The picture could not be loaded.";
+        ? `Slice ${this.slider.value} could not be loaded.` : "The image could not be loaded.";
     };
     this.image.addEventListener("error", () => tell(true));
     this.image.addEventListener("load", () => tell(false));
@@ -250,7 +250,7 @@ export class Drawing {
       }
     } catch {
       for (const button of this.viewer.querySelectorAll("[data-plane]:not([data-plane=axial])")) {
-        Object.assign(button, { disabled: true, title: "This browser cannot draw the other planes." });
+        Object.assign(button, { disabled: true, title: "This browser cannot show the other planes." });
       }
       this.onOnlyPictures();
     }

@@ -292,7 +292,7 @@ class _Page(FPDF):
             ),
         ]
         if findings:
-            self._write_block(MARGIN_MM, top, "Findings of the model", findings)
+            self._write_block(MARGIN_MM, top, "Model findings", findings)
             self.ln(1.5)
         self._write_block(
             MARGIN_MM,
@@ -363,7 +363,7 @@ class _Page(FPDF):
         self.write_line("Limits", Style(8, SOFT, is_bold=True))
         self.write_line(LIMITS, Style(7.5, most_lines=5))
         self.set_y(HEIGHT_MM - 10)
-        self.write_line(f"Made {_time(made_at)} by {content.software}", Style(7, SOFT))
+        self.write_line(f"Created {_time(made_at)} by {content.software}", Style(7, SOFT))
 
 
 def _time(at: datetime) -> str:

@@ -84,7 +84,7 @@ def test_patients_thresholds_band_and_failures_are_reported(make_card: MakeCard)
         "Of 20 slices with hemorrhage 3 were missed;\n  of 20 without, 5 raised a false alarm."
         in text
     )
-    assert "weakest on b (AUROC of slices 0.700)" in text and "Not to be promoted" not in text
+    assert "weakest on b (AUROC of slices 0.700)" in text and "Cannot be promoted" not in text
 
 
 def test_types_of_bleeding_are_reported_with_their_figures_and_few_patients_one_by_one(
@@ -98,7 +98,7 @@ def test_types_of_bleeding_are_reported_with_their_figures_and_few_patients_one_
     assert f"| epidural | yes | 12 of 80 | 12 of 40 | {figures} |" in text
     assert "| subdural | yes | 4 of 80 | 3 of 40 | few patients | – | – | – |" in text
     assert (
-        "Patients with subdural bleeding: 0.500 (rank 2 of 40), 0.500 (rank 7 of 40), no answer."
+        "Patients with subdural hemorrhage: 0.500 (rank 2 of 40), 0.500 (rank 7 of 40), no result."
         in text
     )
     assert "| intraventricular | no | 0 of 80 | 0 of 40 | few patients |" in text
@@ -106,7 +106,7 @@ def test_types_of_bleeding_are_reported_with_their_figures_and_few_patients_one_
 
 
 def test_a_blocked_model_says_so_first(make_card: MakeCard) -> None:
-    assert "- **Not to be promoted.** It leaks." in model_card(
+    assert "- **Cannot be promoted.** It leaks." in model_card(
         a_full_card(make_card, blocked_because="It leaks.")
     )
 

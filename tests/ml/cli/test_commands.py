@@ -361,7 +361,7 @@ def test_predict_names_the_file_of_a_series_that_cannot_be_read(
     output = capsys.readouterr().err
     assert (
         output
-        == f"{series}: slice_1.png: The picture is damaged or incomplete and cannot be decoded.\n"
+        == f"{series}: slice_1.png: The image is damaged or incomplete and cannot be decoded.\n"
     )
 
 

@@ -130,7 +130,7 @@ def upside_down_animation(folder: Path) -> Series:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Series], str]] = {
-    "animated PNG": (upside_down_animation, "animated: it contains 2 pictures"),
+    "animated PNG": (upside_down_animation, "animated: it contains 2 images"),
     "1 bit": (
         lambda at: read(at, Image.fromarray(GRAY).convert("1")),
         "fewer than 16 shades of gray",
@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_repaired_is_refused_with_a_sentence(
 def test_pictures_in_hu_and_in_gray_do_not_make_one_scan(tmp_path: Path) -> None:
     Image.fromarray(GRAY).save(tmp_path / "a", format="PNG")
     in_16_bits(HU.astype(np.int64) + 1024).save(tmp_path / "b", format="PNG")
-    with pytest.raises(ImageError, match="Some pictures of the scan have Hounsfield units"):
+    with pytest.raises(ImageError, match="Some images of the scan have Hounsfield units"):
         read_series([tmp_path / "a", tmp_path / "b"])
 
 

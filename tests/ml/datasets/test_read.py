@@ -332,7 +332,7 @@ def test_an_unreadable_outline_is_named_and_left_out_and_its_image_stays(manifes
     assert len(result.examples) == 8
     assert result.problems == (
         (
-            "The mask of 0.png is left out: The picture is damaged or incomplete and cannot be"
+            "The mask of 0.png is left out: The image is damaged or incomplete and cannot be"
             " decoded."
         ),
     )

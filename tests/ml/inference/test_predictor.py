@@ -95,9 +95,9 @@ def test_many_scans_get_the_answers_that_each_gets_alone(tiny_model: TinyModel) 
 def test_warnings_of_the_series_reach_the_finding(tiny_model: TinyModel) -> None:
     predictor = Predictor(tiny_model(), checks_head_ct=False)
     result = predictor.predict(
-        Series((with_bright_cell(0.9),), ("The picture was in color and was converted to gray.",))
+        Series((with_bright_cell(0.9),), ("The image was in color and was converted to gray.",))
     )
-    assert result.warnings == ("The picture was in color and was converted to gray.",)
+    assert result.warnings == ("The image was in color and was converted to gray.",)
 
 
 def test_what_is_no_head_ct_is_answered_for_and_called_so(tiny_model: TinyModel) -> None:

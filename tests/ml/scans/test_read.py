@@ -134,7 +134,7 @@ def test_16_bits_are_kept_beside_transparency_and_in_colors(
 def test_colors_are_removed_and_noted(tmp_path: Path) -> None:
     tinted = np.stack([RAMP, RAMP, RAMP + 60], axis=-1)
     series = read_series([saved(tmp_path, Image.fromarray(tinted))])
-    assert series.warnings == ("The picture was in color and was converted to gray.", DARK_NOTE)
+    assert series.warnings == ("The image was in color and was converted to gray.", DARK_NOTE)
     assert series.slices[0].pixels.shape == (64, 64)
 
 

@@ -40,7 +40,7 @@ def test_a_wide_margin_is_cut_off_with_a_note(tmp_path: Path, top: int, left: in
     series = read(tmp_path, on_canvas(640, 640, top, left))
     (slice,) = series.slices
     assert max(slice.pixels.shape) < 200
-    assert "small part of the picture" in series.warnings[0]
+    assert "small part of the image" in series.warnings[0]
     assert slice.pixels.max() == 1 and (slice.pixels > 0.9).sum() == (HEAD > 229).sum()
 
 
@@ -54,7 +54,7 @@ def test_the_window_of_a_viewer_is_cut_off(tmp_path: Path) -> None:
     canvas[:, :180] = 40
     canvas[20:340:40, 10:170] = 90
     series = read(tmp_path, canvas)
-    assert "small part of the picture" in series.warnings[0]
+    assert "small part of the image" in series.warnings[0]
     assert series.slices[0].pixels.shape[0] < 200
 
 

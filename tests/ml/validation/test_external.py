@@ -261,7 +261,7 @@ def test_an_image_that_cannot_be_read_is_named_and_its_patient_scored_with_the_r
     )
     assert "Patients without any readable image, excluded from all metrics: e." in result.notes
     assert any(
-        "blank.png is left out: The picture is blank" in problem for problem in result.problems
+        "blank.png is left out: The image is blank" in problem for problem in result.problems
     )
     rows = {row["filename"]: row for row in rows_of(tmp_path / "out" / "predictions.csv")}
     assert len(rows) == 10 and rows["blank.png"] == {
@@ -384,7 +384,7 @@ def test_a_black_slice_is_scored_with_its_patient_and_left_out_alone(
     dataset = read_dataset(patients, keeps_bare=True)
     assert [example.name for example in dataset.unread] == [
         "9.png"
-    ] and "is left out: The picture is blank" in dataset.problems[0]
+    ] and "is left out: The image is blank" in dataset.problems[0]
     result = evaluate(tiny_model(), dataset, tmp_path / "out")
     assert result.slice.auroc.n == 8 and result.patient.auroc.n == 4
     by_name = {

@@ -114,7 +114,7 @@ def test_the_paper_s_experiment_is_launched_canceled_and_resumed(
         assert db.session.get_one(PaperExperiment, failed).status == "queued"
         assert db.session.get_one(PaperExperiment, failed).results, "finished results stay"
     admin.post(f"/admin/papers/{failed}/resume")
-    assert "once it was canceled or has failed" in admin.get(address).text
+    assert "only after it was canceled or failed" in admin.get(address).text
     sent = {"architectures": ["alexnet", "alexnet_svm"], "initial_weights": "random"}
     admin.post(f"/admin/datasets/{dataset}/paper", data=sent)
     assert "queued or running on this data set already" in admin.get(address).text
@@ -139,7 +139,7 @@ def test_how_long_the_experiment_takes_is_measured_here(app: Flask, admin: Flask
     dataset, experiment = a_graph(app)
     address = f"/admin/datasets/{dataset}/accuracy"
     page = admin.get(address).text
-    assert "It waits for the other jobs" in page and "finished here" not in page
+    assert "It waits for other jobs" in page and "completed here" not in page
     with app.app_context():
         timed = {"images": 200, "cells": [{**cell("honest", 0.8), "seconds": 900.0}] * 2}
         other = add_dataset("other heads", exploration={"images": 100})
@@ -195,7 +195,7 @@ def test_tiles_of_series_models_are_by_patient_and_follow_the_operating_point(
         single = db.session.get_one(ModelVersion, add_version("single"))
         assert [tile.what for tile in tiles_of(single)][:2] == [
             "200 images with hemorrhage",
-            "200 images without",
+            "200 images without hemorrhage",
         ]
         card = a_card(patient_metrics=patients, curves={"patient": curve})
         slices = db.session.get_one(ModelVersion, add_version("slices", card=card))

@@ -213,9 +213,9 @@ def test_why_a_version_is_blocked_stands_with_its_controls(app: Flask, admin: Fl
     assert f"This version cannot be promoted. {sentence}" in text_of(
         admin.get(f"/admin/models/{id}").text
     )
-    assert (
-        f"{sentence} Therefore this version cannot be promoted. Controls Run AUROC of slices"
-    ) in text_of(admin.get(f"/admin/models/{id}?show=controls").text)
+    assert (f"This version cannot be promoted. {sentence} Controls Run AUROC of slices") in text_of(
+        admin.get(f"/admin/models/{id}?show=controls").text
+    )
 
 
 def test_differences_to_other_versions_are_seen_from_both_sides(
@@ -266,6 +266,6 @@ def test_a_version_that_was_compared_with_none_says_so(app: Flask, admin: FlaskC
     with app.app_context():
         id = add_version("alone")
     assert (
-        "nothing was available to compare this version with"
+        "there was nothing to compare this version with"
         in admin.get(f"/admin/models/{id}?show=evaluations").text
     )

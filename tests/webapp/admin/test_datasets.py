@@ -194,7 +194,7 @@ class TestDatasets:
             "1–4, median 2.5",
         )
         shown += (
-            "9: 4 with hemorrhage, 3 without, 2 without a label; 5 have scan-level labels only",
+            "9: 4 with hemorrhage, 3 without, 2 without a label; 5 have only scan-level labels",
             "6 slices, 2 patients",
         )
         for part in shown:

@@ -201,7 +201,7 @@ def test_an_image_shows_its_near_duplicates_and_no_name_in_an_address(
     assert "group=1" in page and f"{0:064x}" in page
     assert not re.search(r'(href|src)="[^"]*\d\.png', page.split("<main")[1])
     unread = admin.get(f"/admin/datasets/{explored}/images/5").text
-    assert "the file &lt;cannot&gt; be opened." in unread and "left out of the data set" in unread
+    assert "the file &lt;cannot&gt; be opened." in unread and "excluded from the data set" in unread
     assert admin.get(f"/admin/datasets/{explored}/images/6").status_code == 404
 
 
@@ -333,7 +333,7 @@ class TestQuestions:
         self, app: Flask, admin: FlaskClient, explored: str
     ) -> None:
         page = admin.get(f"/admin/datasets/{explored}/split").text
-        assert "No group is in two folds" in page and "a note" in page
+        assert "Each group is in one fold only" in page and "a note" in page
         for _ in range(2):
             page = admin.get(f"/admin/datasets/{explored}/split?folds=3&seed=7").text
             assert "A train worker computes this" in page
@@ -364,7 +364,7 @@ class TestQuestions:
             indexed(other)
         address = f"/admin/datasets/compare?set={explored}&set={other}&set={old}&set=odd"
         page = admin.get(address).text
-        assert "The images of old have to be indexed" in page
+        assert "The images of old must be indexed" in page
         with app.app_context():
             question = db.session.scalars(
                 select(DatasetAnalysis).where(DatasetAnalysis.kind == AnalysisKind.SOURCES)
@@ -446,7 +446,7 @@ class TestProcessing:
                 )
             )
         address = f"/admin/processing?scan={scan.id}"
-        assert "There is no such image or scan" in other.get(address).text
+        assert "This image or scan does not exist" in other.get(address).text
         assert "A worker is computing" in admin.get(address).text
         with app.app_context():
             preview = db.session.scalars(select(Preview)).one()
@@ -465,7 +465,7 @@ class TestProcessing:
         monkeypatch.setattr("webapp.previews.MOST_OPEN_PREVIEWS", 1)
         admin.get("/admin/processing?seed=1")
         page = admin.get("/admin/processing?seed=2").text
-        assert "Many pictures are waiting" in page and "every 1s" in page
+        assert "Many images are queued" in page and "every 1s" in page
         with app.app_context():
             assert len(db.session.scalars(select(Preview)).all()) == 1
 

@@ -219,7 +219,7 @@ def test_the_slider_says_what_any_threshold_would_have_found(
     of_slices = admin.get(f"/admin/models/{slices}").text
     assert '<option value="slice" selected>' in of_slices, "what a slice model is used for"
     assert "&amp;level=slice" in of_slices and "&amp;level=patient" not in of_slices
-    assert 'type="range"' in page and "these figures are optimistic" in page
+    assert 'type="range"' in page and "These figures are optimistic" in page
     query = "at=0.35&prevalence=10&level=patient"
     part = admin.get(f"/admin/models/{id}/threshold?{query}").text
     assert text_of(part).startswith(

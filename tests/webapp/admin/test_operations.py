@@ -161,7 +161,7 @@ def test_what_came_by_dicom_and_what_did_not_go_back_is_listed_and_can_be_acted_
     assert "Nothing is stuck." in page  # It waits for its next try.
     assert "It is down." in table(page, "unsent-results") and address in page
     assert "A bad one." in table(page, "received")
-    assert "Sent again, without changes" in table(page, "received").split("CT2")[1]
+    assert "Resent without changes" in table(page, "received").split("CT2")[1]
 
     assert admin.post(f"{address}/retry").status_code == 302
     with app.app_context():
@@ -169,7 +169,7 @@ def test_what_came_by_dicom_and_what_did_not_go_back_is_listed_and_can_be_acted_
         assert (row.status, row.retry_at) == (JobStatus.QUEUED, None)
     assert admin.post(f"{address}/cancel").status_code == 302
     assert (
-        "was sent or canceled meanwhile"
+        "sent or canceled in the meantime"
         in admin.post(f"{address}/cancel", follow_redirects=True).text
     )
     assert "It is down." not in admin.get("/admin").text

@@ -233,4 +233,4 @@ def test_the_timeline_says_what_was_live_at_any_time(app: Flask, admin: FlaskCli
     assert "no slice model was live" in at(-1) and "no series model was live" in at(3)
     for wrong in ("noon", "2026-13-01T00:00", "9999-12-31T23:59:59-23:59"):
         answer = admin.get("/admin/models", query_string={"at": wrong})
-        assert answer.status_code == 200 and "That is not a date and time" in answer.text
+        assert answer.status_code == 200 and "This is not a valid date and time" in answer.text

@@ -90,16 +90,16 @@ def test_a_promotion_tells_which_results_would_have_been_others(
     timeline = admin.get("/admin/models").text
     assert f"/admin/promotions/{second}" in timeline
     page = admin.get(f"/admin/promotions/{second}").text
-    assert "Without it, 2 of 3 scans would have another result" in page
+    assert "Without this promotion, 2 of 3 scans would have a different result" in page
     assert "2 suspected hemorrhages would not have been suspected" in page
-    assert "has not answered 1 of the 4 scans" in page and "finds more" in page
+    assert "has not analyzed 1 of the 4 scans" in page and "finds more" in page
     assert "Mine" in page and "Theirs" not in page and "not shared with you" in page
     assert "no slice model would have been live" in admin.get(f"/admin/promotions/{first}").text
     assert admin.get("/admin/promotions/999").status_code == 404
     reply = admin.post(f"/admin/promotions/{second}/find-out", follow_redirects=True).text
     assert "is answering the scans of that time, after everything else: 1 left" in reply
     refused = admin.post(f"/admin/promotions/{second}/find-out", follow_redirects=True).text
-    assert "Another slice version is in shadow already." in refused
+    assert "Another slice version is already in shadow mode." in refused
 
 
 def test_another_operating_point_needs_no_computation(app: Flask, admin: FlaskClient) -> None:
@@ -115,8 +115,8 @@ def test_another_operating_point_needs_no_computation(app: Flask, admin: FlaskCl
             row.threshold, row.positive, row.uncertain = 0.8, probability >= 0.8, uncertain
         db.session.commit()
     page = admin.get(f"/admin/promotions/{changed}").text
-    assert "Without it, 1 of 2 scans would have another result" in page
+    assert "Without this promotion, 1 of 2 scans would have a different result" in page
     assert "and 1 other scan would have been" in page
-    assert "Have it answer them" not in page and "needs no comparison" in page
+    assert "Analyze them with the previous version" not in page and "needs no comparison" in page
     answer = admin.post(f"/admin/promotions/{changed}/find-out", follow_redirects=True).text
-    assert "changed the operating point only" in answer
+    assert "changed only the operating point" in answer

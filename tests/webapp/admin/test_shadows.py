@@ -89,12 +89,12 @@ def test_a_shadow_is_started_once_for_each_kind_and_stopped(app: Flask, admin: F
         live, candidate = two_versions()
         other, blocked = add_version("other"), add_version("bad", blocked_because="It leaks.")
     page = admin.get(f"/admin/models/{candidate}").text
-    assert "Start a shadow" in page and "It has not analyzed any live scan" in page
+    assert "Start shadow mode" in page and "It has not analyzed any live scan" in page
     started = admin.post(f"/admin/models/{candidate}/shadow")
     assert "Waiting for the first live scan" in admin.get(started.location).text
     for version, sentence in (
-        (candidate, "Another slice version is in shadow already."),
-        (other, "Another slice version is in shadow already."),
+        (candidate, "Another slice version is already in shadow mode."),
+        (other, "Another slice version is already in shadow mode."),
         (live, "This version is live"),
         (blocked, "It leaks."),
     ):
@@ -102,11 +102,10 @@ def test_a_shadow_is_started_once_for_each_kind_and_stopped(app: Flask, admin: F
         assert sentence in answer.text
     stopped = admin.post(f"{started.location}/stop", follow_redirects=True)
     assert (
-        "An administrator stopped it." in stopped.text
-        and "It did not analyze any scan" in stopped.text
+        "An administrator stopped it." in stopped.text and "No scans were analyzed" in stopped.text
     )
     again = admin.post(f"{started.location}/stop", follow_redirects=True)
-    assert "This shadow has already ended." in again.text
+    assert "Shadow mode has already ended." in again.text
     with app.app_context():
         acts = db.session.scalars(select(AuditEvent.act).order_by(AuditEvent.id)).all()[-2:]
         assert acts == [Act.SHADOW_STARTED, Act.SHADOW_STOPPED]
@@ -125,8 +124,8 @@ def test_pictures_are_of_scans_that_the_administrator_sees_elsewhere_too(
         db.session.add_all(shadow_answers(shadow_id, [agreed, hidden, own, shared]))
         db.session.commit()
     page = admin.get(f"/admin/shadows/{shadow_id}").text
-    assert "1 of 4 scans in the same state" in page and "25.0%, Wilson’s 95% interval" in page
-    assert "the live version alone 3." in page
+    assert "1 of 4 scans with the same result" in page and "25.0% (95% Wilson interval" in page
+    assert "by the live version only: 3." in page
     for scan_id, title in ((own, "Mine"), (shared, "Shared")):
         assert title in page and f"/scans/{scan_id}/thumbnail.png" in page
     assert "Hidden" not in page and "Agreed" not in page
@@ -142,8 +141,7 @@ def test_pictures_are_of_scans_that_the_administrator_sees_elsewhere_too(
         db.session.commit()
     known = admin.get(f"/admin/models/{candidate}").text
     assert (
-        "Of 4 live scans, 25.0% are in the same state (Wilson’s 95% interval 4.6% to 69.9%)."
-        in known
+        "Of 4 live scans, 25.0% have the same result (95% Wilson interval 4.6% to 69.9%)." in known
     )
 
 

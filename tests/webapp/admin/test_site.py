@@ -47,7 +47,7 @@ def test_confirmed_and_disputed_scans_are_shown(confirmed: FlaskClient) -> None:
 def test_figures_are_asked_for_once_and_shown_when_done(app: Flask, admin: FlaskClient) -> None:
     for _ in range(2):
         assert admin.post("/admin/site/figures").status_code == 302
-    assert "waiting for the training worker" in admin.get("/admin/site").text
+    assert "waiting for a train worker" in admin.get("/admin/site").text
     with app.app_context():
         (row,) = db.session.scalars(select(SiteFigures))
         version_id = add_version("card-one")
@@ -69,7 +69,7 @@ def test_who_promotes_sees_the_confirmed_scans_of_the_live_version(
         db.session.commit()
     page = confirmed.get(f"/admin/models/{candidate}").text
     assert "site figures</a> of the live version" in page
-    assert "on the 1 confirmed scan," in page and "create a data set of them" in page
+    assert "on the 1 confirmed scan," in page and "create a data set from them" in page
     with app.app_context():
         figures = [site_figures_of(live)]
         add(SiteFigures(status=JobStatus.DONE, finished_at=utc_now(), figures=figures))

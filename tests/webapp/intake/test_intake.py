@@ -442,7 +442,7 @@ def test_what_a_viewer_on_a_disc_adds_decides_nothing(ann: str, nudges: list[str
     assert set(scan.notes or []) == {
         "Skipped, not slices: files that are not images (1).",
         "Skipped, not slices: archives and documents (2).",
-        "Skipped, not slices: pictures beside DICOM slices (3).",
+        "Skipped, not slices: PNG or JPEG images sent along with DICOM slices (3).",
     }
 
 
@@ -818,7 +818,7 @@ def test_whoever_has_stored_as_much_as_one_may_deletes_first(
     with pytest.raises(
         UploadRejected,
         match=(
-            r"With this upload your scans would use 4 MB, but you may store 2 MB; please delete"
+            r"With this upload your scans would use 4 MB, but you may store 2 MB. Please delete"
             r" some."
         ),
     ):
@@ -827,7 +827,7 @@ def test_whoever_has_stored_as_much_as_one_may_deletes_first(
     app.config["QUOTA_MB"] = 1
     with pytest.raises(
         UploadRejected,
-        match=r"Your scans use 1 of the 1 MB that you may store; please delete some.",
+        match=r"Your scans use 1 of the 1 MB that you may store. Please delete some.",
     ):
         accept_upload(ann, [upload(picture())])
 

@@ -94,7 +94,7 @@ def test_pictures_are_joined_in_the_chosen_order_and_split_again(
         )
         assert series.size == len(storage.get(series.original_key))
         assert series.notes == [
-            "Joined from 4 pictures. Their results before: suspected (4).",
+            "Joined from 4 images. Their results before: suspected (4).",
             "A note.",
         ]
         assert list(db.session.scalars(select(Scan.id))) == [series.id]
@@ -269,13 +269,13 @@ def test_the_pages_ask_first_and_keep_the_chosen_places(app: Flask, browser: Fla
         user_id = db.session.scalars(select(User.id)).one()
         ids = [scan.id for scan in single_pictures(user_id)]
     response = browser.post("/scans/selected", data={"id": ids[::-1], "action": "join"})
-    assert "Join 4 pictures into one series?" in response.text
+    assert "Join 4 images into one series?" in response.text
     assert response.text.index(ids[0]) < response.text.index(
         ids[1]
     )  # By the numbers in their titles.
     assert 'name="title" maxlength="80" value="Head"' in response.text
     for places, sentence in (
-        (["1", "2", "2", "3"], "Two pictures have the same position."),
+        (["1", "2", "2", "3"], "Two images have the same position."),
         (["1", "2", "", "3"], "whole number"),
         (["1", "2", "3"], "whole number"),
     ):
@@ -290,7 +290,7 @@ def test_the_pages_ask_first_and_keep_the_chosen_places(app: Flask, browser: Fla
     response = browser.post("/scans/selected", data={"id": series.id, "action": "split"})
     assert "This series will be replaced by 4 single images" in response.text
     browser.post("/scans/selected/split", data={"id": [series.id, "x"]})
-    assert "4 pictures are being reanalyzed" in browser.get("/scans").text
+    assert "4 images are being reanalyzed" in browser.get("/scans").text
     nothing = browser.post("/scans/selected", data={"id": series.id, "action": "split"})
     assert nothing.location == "/scans"
 

@@ -110,7 +110,7 @@ def test_an_outline_is_drawn_measured_and_made_a_segmentation(
     files = {kind: storage.get(report_of(one).file_key) for kind, one in made.items()}
     text = text_of(files[ReportKind.PDF])
     assert "Outline: where the model suspects hemorrhage" in text and "Heat map:" not in text
-    assert "The volume of what the model outlines is about" in " ".join(text.split())
+    assert "The volume outlined by the model is about" in " ".join(text.split())
     for kind in (ReportKind.STRUCTURED_REPORT, ReportKind.SEGMENTATION):
         path = tmp_path / f"{kind}.dcm"
         path.write_bytes(files[kind])
@@ -171,7 +171,7 @@ def test_one_person_may_have_so_many_reports_waiting(worker_app: Flask) -> None:
     tasks.predict_scans()
     for scan_id in ids[:MAX_OPEN]:
         requested(scan_of(scan_id), ReportKind.PDF)
-    with pytest.raises(ReportRefused, match="waiting already"):
+    with pytest.raises(ReportRefused, match="already waiting"):
         ask_for_report(scan_of(ids[-1]), ReportKind.PDF)
 
 
