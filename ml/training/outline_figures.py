@@ -1,8 +1,9 @@
 """How well the outlines of held-out slices agree with the annotated ones.
 
 Both are compared at the places of the masks in the model's input (`ml.models.contract.RunData`). An
-outline holds the places inside a closed skull whose probability is at least one half; nothing is
-fitted. As in serving (`ml.inference.outlines`), a slice that is called negative has no outline.
+outline holds the places inside a closed skull whose probability is at least one half, without
+specks; nothing is fitted. As in serving (`ml.inference.outlines`), a slice that is called negative
+has no outline.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ml.artifacts.card import OutlineFigures
 from ml.evaluation.answers import Answers
 from ml.evaluation.metrics import share_with_interval
 from ml.figures import Estimate
+from ml.inference.outlines import without_specks
 from ml.models.contract import Fitted
 from ml.preprocessing.skull import inside_of_skull
 from ml.training.experiment import Experiment
@@ -55,6 +57,7 @@ def overlaps(experiment: Experiment, fitted: Fitted, held_out: np.ndarray) -> li
         predicted = fitted.outlines[at] >= INSIDE
         if predicted.any():
             predicted &= _places_inside(np.asarray(experiment.images[at, ..., 0]), predicted.shape)
+            predicted = without_specks(predicted)
         drawn = mask == BLOOD
         counts = (int(places.sum()) for places in (drawn, predicted, drawn & predicted))
         measured.append(Overlap(int(at), *counts))

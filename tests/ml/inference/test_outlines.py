@@ -157,6 +157,18 @@ def test_a_slice_below_the_threshold_has_no_outline_unless_all_are_below(load: L
     assert set(lone.outlines.outlined_slices) == most
 
 
+def test_specks_beside_an_outline_are_dropped_and_a_small_hemorrhage_alone_is_kept() -> None:
+    mask = np.zeros((50, 60), bool)
+    mask[5:15, 5:15] = True
+    mask[30:35, 40:42] = True  # a tenth of the largest piece
+    with_speck = mask.copy()
+    with_speck[45:48, 20:23] = True
+    np.testing.assert_array_equal(outlines.without_specks(with_speck), mask)
+
+    alone = with_speck & ~mask
+    np.testing.assert_array_equal(outlines.without_specks(alone), alone)
+
+
 def test_a_model_without_outlines_says_so(tiny_model: Callable[..., Path]) -> None:
     predictor = Predictor(tiny_model(), checks_head_ct=False)
     result = predictor.predict(Series((Slice(np.full((64, 64), 0.9, np.float32), "display"),)))
