@@ -332,6 +332,7 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
         acquisition=number("FrameAcquisitionNumber") or number("AcquisitionNumber"),
         time=_printable(str(header.get("AcquisitionTime") or header.get("ContentTime") or "")),
         step_mm=abs(number("SpacingBetweenSlices") or number("SliceThickness") or 0.0) or None,
+        thickness_mm=number("SliceThickness"),
         aspect=(aspect[0], aspect[1]) if aspect is not None and min(aspect) > 0 else None,
         technique=_technique_of(header),
         study_uid=str(header.get("StudyInstanceUID") or ""),

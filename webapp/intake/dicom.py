@@ -108,8 +108,8 @@ class DicomHeader:
     acquisition, or the two energies of one.
 
     `position` and `orientation` are those of the slice in patient coordinates, `location` its place
-    along the table, `frame_positions` the positions of the frames of an enhanced file, all empty or
-    None where the file does not say.
+    along the table, `thickness` is in mm, `frame_positions` the positions of the frames of an
+    enhanced file, all empty or None where the file does not say.
     """
 
     transfer_syntax: str = ""
@@ -128,6 +128,7 @@ class DicomHeader:
     position: tuple[float, ...] = ()
     orientation: tuple[float, ...] = ()
     location: float | None = None
+    thickness: float | None = None
     frame_positions: tuple[tuple[float, ...], ...] = ()
     series_number: str = ""
     series_description: str = ""
@@ -424,6 +425,7 @@ class DicomFile:
             position=self._decimals(POSITION, 3),
             orientation=self._decimals(0x00200037, 6),
             location=self._decimal(0x00201041),
+            thickness=self._decimal(0x00180050),
             frame_positions=tuple(self._frame_positions()),
             series_number=self._text(0x00200011),
             series_description=self._text(0x0008103E),
