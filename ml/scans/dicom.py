@@ -296,7 +296,7 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
     if (unsigned := _as_unsigned(words, stored, claim)) is not None:
         stored = unsigned
         notes.append("The DICOM file's pixels are not signed, although its header says so.")
-    if header.get("ModalityLUTSequence"):
+    if header.get("ModalityLUTSequence") and _is_table_of_hu(header.ModalityLUTSequence[0], claim):
         stored = _looked_up(stored, header.ModalityLUTSequence[0], order)
         claim = replace(claim, slope=1.0, intercept=0.0, bits=16)
     spacing = numbers_of(header, "PixelSpacing", 2)
@@ -311,7 +311,9 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
         values = numbers_of(header, tag, 1)
         return values[0] if values is not None and abs(values[0]) < FURTHEST_MM else None
 
-    instance = numbers_of(header, "InstanceNumber", 1)
+    instance = numbers_of(header, "InStackPositionNumber", 1) or numbers_of(
+        header, "InstanceNumber", 1
+    )
     return Plane(
         stored,
         claim,
@@ -357,10 +359,7 @@ def _technique_of(header: pydicom.Dataset) -> tuple[str, ...]:
 def _claim_of(header: pydicom.Dataset, bits: int) -> Claim:
     """Return the tags of a file or frame that describe its stored numbers."""
     rescale_type = str(header.get("RescaleType") or "HU").strip().upper()
-    if rescale_type in OTHER_TYPES:
-        raise ImageError(
-            f"The DICOM file's values are {_printable(rescale_type)}, not Hounsfield units."
-        )
+    _require_hu(rescale_type)
     slope, intercept = (
         numbers_of(header, "RescaleSlope", 1),
         numbers_of(header, "RescaleIntercept", 1),
@@ -415,6 +414,25 @@ def _without_unused_bits(words: NDArray[np.generic], bits: int) -> NDArray[np.ge
     if unused <= 0:
         return words
     return np.right_shift(np.left_shift(words, unused), unused)  # type: ignore[no-any-return]
+
+
+def _require_hu(unit: str) -> None:
+    if unit in OTHER_TYPES:
+        raise ImageError(f"The DICOM file's values are {_printable(unit)}, not Hounsfield units.")
+
+
+def _is_table_of_hu(table: pydicom.Dataset, claim: Claim) -> bool:
+    """True if a modality table may give Hounsfield units; False if it gives another unit, and a
+    rescaling gives them.
+
+    Raises:
+        ImageError: it gives another unit, and there is no rescaling.
+    """
+    unit = str(table.get("ModalityLUTType") or "HU").strip().upper()
+    if unit in OTHER_TYPES and claim.slope is not None and claim.intercept is not None:
+        return False
+    _require_hu(unit)
+    return True
 
 
 def _looked_up(
