@@ -351,9 +351,10 @@ def _technique_of(header: pydicom.Dataset) -> tuple[str, ...]:
     """
     kind = "FrameType" if "FrameType" in header else "ImageType"
     kinds = [str(word) for word in values_of(header, kind)[2:]]
-    names = ("ConvolutionKernel", "KVP", "TemporalPositionIndex")
-    others = [values_of(header, name)[:1] for name in names]
-    return (*(str(*value) for value in others), *kinds)
+    kernel = [str(value) for value in values_of(header, "ConvolutionKernel")[:1]]
+    # 120 and 120.0 are one voltage
+    others = [numbers_of(header, name, 1) or () for name in ("KVP", "TemporalPositionIndex")]
+    return ("".join(kernel), *("".join(f"{value:g}" for value in some) for some in others), *kinds)
 
 
 def _claim_of(header: pydicom.Dataset, bits: int) -> Claim:

@@ -419,7 +419,12 @@ class DicomFile:
             acquisition=self._decimal(0x00200012),
             time=self._text(0x00080032) or self._text(0x00080033),
             technique=(
-                *(self._text(tag) for tag in (KERNEL, FILTER, VOLTAGE, TEMPORAL_POSITION)),
+                *(self._text(tag) for tag in (KERNEL, FILTER)),
+                # 120 and 120.0 are one voltage.
+                *(
+                    "".join(f"{number:g}" for number in self._decimals(tag, 1))
+                    for tag in (VOLTAGE, TEMPORAL_POSITION)
+                ),
                 *self._text(0x00080008).split("\\")[2:],
             ),
             position=self._decimals(POSITION, 3),

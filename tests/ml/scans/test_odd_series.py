@@ -209,10 +209,12 @@ def test_slices_of_another_acquisition_between_those_of_one_are_never_mixed_in(
         assert "another pass over the same positions" in series.warnings[0]
 
 
-def test_a_thickness_that_varies_from_slice_to_slice_makes_no_second_pass(tmp_path: Path) -> None:
+def test_a_thickness_or_voltage_that_is_written_differently_makes_no_second_pass(
+    tmp_path: Path,
+) -> None:
     paths = write_series(tmp_path / "s", 12)
     for number, path in enumerate(paths):
-        change(path, SliceThickness=[5.0, 4.9, None][number % 3])
+        change(path, SliceThickness=[5.0, 4.9, None][number % 3], KVP=["120", "120.0"][number % 2])
     assert marks(read_series(paths)) == ALL
 
 
