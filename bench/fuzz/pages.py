@@ -146,7 +146,12 @@ def _parameters(service: Service, browser: Browser, token: str) -> dict[str, str
         data={"file": (io.BytesIO(picture()), "1")},
         headers={"Authorization": f"Bearer {token}"},
     )
-    return {**ids, "scan_id": sent.json["id"], "kind": "pdf", "secret": browser.make_reset_link()}
+    return {
+        **ids,
+        "scan_id": sent.get_json()["id"],
+        "kind": "pdf",
+        "secret": browser.make_reset_link(),
+    }
 
 
 def _address(route: str, parameters: Mapping[str, str]) -> str:
