@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import unescape
+from typing import Any
 
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
 from werkzeug.datastructures import FileStorage
+from wtforms.fields.core import UnboundField
 
 from bench.fuzz.mutations import FILE_NAMES
 from bench.fuzz.service import (
@@ -21,8 +24,11 @@ from bench.fuzz.service import (
     Service,
     Tally,
 )
+from tests.webapp.intake.made import picture
+from webapp.config import PROJECT_ROOT
 from webapp.extensions import db
-from webapp.models import ModelVersion, Scan, User
+from webapp.forms import PostedForm
+from webapp.models import Dataset, ModelVersion, Scan, User
 
 MARKUP = "<script>alert(1)</script>"
 TITLES = (
@@ -41,34 +47,31 @@ TITLES = (
     "a\r\nb: c",
 )
 CHOICES = ("", "y", "n", "0", "off", "\0", MARKUP)
-FORMS = {
-    "/login": ("username", "password", "next"),
-    "/signup": ("username", "name", "email", "phone", "password"),
-    "/account": ("current_password", "password"),
-    "/account/tokens": ("name", "scopes", "days", "token_password"),
-    "/account/delete": ("your_password",),
-    "/account/second-factor": ("factor_password",),
-    "/account/second-factor/confirm": ("code",),
-    "/account/second-factor/recovery-codes": ("factor_password", "factor_code"),
-    "/account/second-factor/remove": ("factor_password", "factor_code"),
-    "/login/code": ("code",),
-    "/reset/{reset_link}": ("password",),
-    "/scans": ("file", "title", "together", "stat", "keep_names"),
-    "/scans/phantom": ("name",),
-    "/admin/datasets": ("name", "archive"),
-    "/admin/runs/new": ("architecture", "datasets", "initial_weights", "seed", "epochs"),
-    "/admin/models/{version_id}/promote": ("reason", "seen", "confirmation", "point"),
-    "/admin/models/{version_id}/evaluate": ("dataset",),
-}
-"""The fields of all forms."""
-VALUES: tuple[object, ...] = (0, -1, 1.5, True, None, [], ["a", "b"], [1], {"a": 1}, "text")
-TEXTS = ("text", "123456", "", "\0", MARKUP, "x" * 10_000)
+TEMPLATES = PROJECT_ROOT / "webapp" / "templates"
+TARGET = "fuzz-target"
+"""Whoever is disabled and deleted."""
+NAME = re.compile(r'\bname="([a-z_]+)"')
+PARAMETER = re.compile(r"<(?:\w+:)?(\w+)>")
+FOR_PROGRAMS = ("/api/", "/dicom-web/")
+WITH_BODY = {"POST", "PUT", "PATCH"}
+NOT_POSTED = ("/logout", "/account/logins/end-others")
+"""They have no fields, and end the logins that the other posts need."""
+SHARE_OF_FIELDS = 0.3
+VALUES: tuple[object, ...] = (
+    *(0, -1, 1.5, 10**30, True, None),
+    *([], ["a", "b"], [1], {"a": 1}, {"a": []}),
+    *("text", "\0", "\ud800", "x" * 10_000),
+)
+TEXTS = ("text", "123456", "", "-1", "9" * 400, "NaN", "\0", MARKUP, "x" * 10_000)
+RAW = (b"%ED%A0%80", b"%FF", b"%00", b"a&a&=&&", b"%", b"%F0%9F")
+"""Values of a form as they are sent: half characters, and what is none."""
 REFUSAL = re.compile(r'<p class="error"[^>]*>(.*?)</p>', re.DOTALL)
 
 
 def post_odd_types(service: Service, posts: int, seed: int, tally: Tally) -> None:
-    """Post so many forms with fields of odd types, as an administrator, to whom all are open: one
-    without a second factor, one with, and one who was asked for the code.
+    """Send so many bodies with fields of odd types to each route that takes one: those of pages as
+    an administrator, to whom all are open, one without a second factor, one with, and one who was
+    asked for the code; those of the API with the token of one.
     """
     rng = random.Random(f"{seed} odd types")
     browsers = [
@@ -76,12 +79,125 @@ def post_odd_types(service: Service, posts: int, seed: int, tally: Tally) -> Non
         Browser(service, ADMIN_WITH_FACTOR),
         Browser(service, ADMIN),
     ]
-    with service.app.app_context():
-        version_id = db.session.scalars(select(ModelVersion.id)).first()
-    addresses = {"version_id": version_id, "reset_link": browsers[0].make_reset_link()}
+    token = service.new_token(ADMIN)
+    parameters = _parameters(service, browsers[0], token)
     browsers[2].give_password(ADMIN_WITH_FACTOR)
+    routes, names = forms_of(service.app), field_names()
+    api, names_of_api = operations_of(service.app), property_names(service.app)
     for _ in range(posts):
-        rng.choice(browsers).post_odd_types(rng, tally, addresses)
+        for route in routes:
+            rng.choice(browsers).post_odd_types(rng, tally, route, names, parameters)
+        for method, route in api:
+            client = service.client(token)
+            _ask_odd_types(client, rng, tally, (method, route), names_of_api, parameters)
+
+
+def forms_of(app: Flask) -> list[str]:
+    """Return the routes of the pages that take a form."""
+    return sorted(
+        rule.rule
+        for rule in app.url_map.iter_rules()
+        if "POST" in (rule.methods or ())
+        and not rule.rule.startswith(FOR_PROGRAMS)
+        and rule.rule not in NOT_POSTED
+    )
+
+
+def operations_of(app: Flask) -> list[tuple[str, str]]:
+    """Return method and route of the operations of the API that take a body."""
+    return sorted(
+        (method, rule.rule)
+        for rule in app.url_map.iter_rules()
+        if rule.rule.startswith("/api/")
+        for method in WITH_BODY & set(rule.methods or ())
+    )
+
+
+def field_names() -> list[str]:
+    """Return the names of all fields of the forms and the pages."""
+    names = {name for page in TEMPLATES.rglob("*.html") for name in NAME.findall(page.read_text())}
+    kinds = [PostedForm]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        names |= {name for name in vars(kind) if isinstance(getattr(kind, name), UnboundField)}
+    return sorted(names - {"csrf_token"})
+
+
+def property_names(app: Flask) -> list[str]:
+    """Return the names of all properties of the objects that the API's document describes."""
+    document = app.test_client().get("/api/v1/openapi.json").get_json()
+    schemas = document["components"]["schemas"].values()
+    return sorted({name for schema in schemas for name in schema.get("properties", ())} | {"file"})
+
+
+def _parameters(service: Service, browser: Browser, token: str) -> dict[str, str]:
+    """Return what stands for the parameters of a route: ids of what there is, of a person of whom
+    nothing else is needed, and a link to a new password.
+    """
+    with service.app.app_context():
+        target = User(username=TARGET, password=PASSWORD)
+        dataset = Dataset(name="fuzz", archive_key="datasets/none.zip")
+        version_id = db.session.scalars(select(ModelVersion.id)).first() or ""
+        db.session.add_all([target, dataset])
+        db.session.commit()
+        ids = {"version_id": version_id, "user_id": target.id, "dataset_id": dataset.id}
+    sent = service.app.test_client().post(
+        "/api/v1/scans",
+        data={"file": (io.BytesIO(picture()), "1")},
+        headers={"Authorization": f"Bearer {token}"},
+    )
+    return {
+        **ids,
+        "scan_id": sent.get_json()["id"],
+        "kind": "pdf",
+        "secret": browser.make_reset_link(),
+    }
+
+
+def _address(route: str, parameters: Mapping[str, str]) -> str:
+    """Return an address of a route; an unknown parameter is the number 1, which is no id."""
+    return PARAMETER.sub(lambda match: parameters.get(match[1], "1"), route)
+
+
+def _odd_body(rng: random.Random, names: Sequence[str]) -> dict[str, Any]:
+    """Return a body with fields of odd types as arguments of a test client: JSON, a form in which
+    fields are texts, files or both, once or several times, or one with values that are no text.
+    """
+    fields = [name for name in names if rng.random() < SHARE_OF_FIELDS]
+    kind = rng.choice(("json", "form", "form", "raw"))
+    if kind == "json":
+        whole = {name: rng.choice(VALUES) for name in fields}
+        return {"json": rng.choice([whole, whole, rng.choice(VALUES)])}
+    if kind == "raw":
+        body = b"&".join(name.encode() + b"=" + rng.choice(RAW) for name in fields)
+        return {"data": body, "content_type": "application/x-www-form-urlencoded"}
+    form = {
+        name: [
+            FileStorage(io.BytesIO(b"text"), rng.choice(FILE_NAMES))
+            if rng.random() < 0.5
+            else rng.choice(TEXTS)
+            for _ in range(rng.choice((1, 1, 2)))
+        ]
+        for name in fields
+    }
+    return {"data": form}
+
+
+def _ask_odd_types(
+    client: FlaskClient,
+    rng: random.Random,
+    tally: Tally,
+    operation: tuple[str, str],
+    names: Sequence[str],
+    parameters: Mapping[str, str],
+) -> None:
+    """Ask for an operation of the API with a body of odd types."""
+    method, route = operation
+    address = _address(route, parameters)
+    answer = client.open(address, method=method, **_odd_body(rng, names))
+    label = f"{method} {route} (odd types)"
+    tally.statuses[label, answer.status_code] += 1
+    tally.check(answer.status_code < 500, f"{label} was answered with {answer.status_code}")
 
 
 class Browser:
@@ -162,35 +278,23 @@ class Browser:
             tally.check(answer.status_code == 200, f"a page was answered with {answer.status_code}")
 
     def post_odd_types(
-        self, rng: random.Random, tally: Tally, addresses: Mapping[str, str | None]
+        self,
+        rng: random.Random,
+        tally: Tally,
+        route: str,
+        names: Sequence[str],
+        parameters: Mapping[str, str],
     ) -> None:
-        """Post a form whose fields are of other types than a browser sends: a JSON body, or a form
-        in which fields are texts, files, or both, once or several times.
-
-        Args:
-            addresses: what stands for the parts in braces of a form's address.
-        """
-        form_at, fields = rng.choice(list(FORMS.items()))
-        path = form_at.format(**addresses)
-        headers = {"X-CSRFToken": self._csrf_token}
-        if rng.random() < 0.5:
-            body = rng.choice([{name: rng.choice(VALUES) for name in fields}, rng.choice(VALUES)])
-            answer = self.client.post(path, json=body, headers=headers)
-        else:
-            form = {
-                name: [
-                    FileStorage(io.BytesIO(b"text"), "text.txt")
-                    if rng.random() < 0.5
-                    else rng.choice(TEXTS)
-                    for _ in range(rng.choice((1, 1, 2)))
-                ]
-                for name in fields
-            }
-            answer = self.client.post(path, data=form, headers=headers)
-        self._note(f"POST {form_at} (odd types)", answer.status_code, answer.text, tally)
+        """Post a form whose fields are of other types than a browser sends."""
+        answer = self.client.post(
+            _address(route, parameters),
+            headers={"X-CSRFToken": self._csrf_token},
+            **_odd_body(rng, names),
+        )
+        self._note(f"POST {route} (odd types)", answer.status_code, answer.text, tally)
         tally.check(
             answer.status_code < 500,
-            f"odd types at {form_at} were answered with {answer.status_code}",
+            f"odd types at {route} were answered with {answer.status_code}",
         )
 
     @staticmethod

@@ -121,22 +121,27 @@ class Service:
 
     def renew_token(self) -> None:
         """Make a new API token: a posted form may have revoked the last one."""
-        self.token = new_secret()
+        self.token = self.new_token(USERNAME)
+
+    def new_token(self, username: str) -> str:
+        """Return a new API token of that person."""
+        secret = new_secret()
         with self.app.app_context():
-            user_id = db.session.scalars(select(User.id).where(User.username == USERNAME)).one()
+            user_id = db.session.scalars(select(User.id).where(User.username == username)).one()
             token = ApiToken(
                 user_id=user_id,
                 name="fuzz",
-                secret_hash=secret_hash(self.token),
+                secret_hash=secret_hash(secret),
                 scopes=" ".join(Scope),
             )
             db.session.add(token)
             db.session.commit()
+        return secret
 
-    def client(self) -> FlaskClient:
-        """Return a client of the API."""
+    def client(self, token: str = "") -> FlaskClient:
+        """Return a client of the API, with the current token or another one."""
         client = self.app.test_client()
-        client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {self.token}"
+        client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {token or self.token}"
         return client
 
     def files(self) -> set[str]:

@@ -14,6 +14,7 @@ from ml.datasets.examples import Example
 from ml.datasets.rsna import from_rsna, is_rsna
 from ml.datasets.scan_labels import add_scan_label, read_patients, with_scan_labels
 from ml.datasets.tables import (
+    LABELS,
     PATIENT_COLUMNS,
     boxes_outside,
     column_of,
@@ -156,6 +157,13 @@ class _Manifest:
         if self.label is not None and self.label not in row:
             raise DatasetError(f"{where} ({listed_name}): the label is missing.")
         label = label_of(row.get(self.label or "", ""), "label", f"{where} ({listed_name})")
+        for column in LABEL_COLUMNS:
+            other = LABELS.get(row.get(column, "").lower())
+            if self.label is not None and None not in (label, other) and other != label:
+                raise DatasetError(
+                    f"{where} ({listed_name}): the columns {self.label} and {column} contradict"
+                    " each other."
+                )
         name = self._file_of(listed_name, where)
         patient = row.get(self.patient, "") if self.patient else ""
         row_group = f"row {self.groups[listed_name]}" if listed_name in self.groups else ""

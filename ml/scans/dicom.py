@@ -296,7 +296,7 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
     if (unsigned := _as_unsigned(words, stored, claim)) is not None:
         stored = unsigned
         notes.append("The DICOM file's pixels are not signed, although its header says so.")
-    if header.get("ModalityLUTSequence"):
+    if header.get("ModalityLUTSequence") and _is_table_of_hu(header.ModalityLUTSequence[0], claim):
         stored = _looked_up(stored, header.ModalityLUTSequence[0], order)
         claim = replace(claim, slope=1.0, intercept=0.0, bits=16)
     spacing = numbers_of(header, "PixelSpacing", 2)
@@ -311,7 +311,9 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
         values = numbers_of(header, tag, 1)
         return values[0] if values is not None and abs(values[0]) < FURTHEST_MM else None
 
-    instance = numbers_of(header, "InstanceNumber", 1)
+    instance = numbers_of(header, "InStackPositionNumber", 1) or numbers_of(
+        header, "InstanceNumber", 1
+    )
     return Plane(
         stored,
         claim,
@@ -332,6 +334,7 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
         acquisition=number("FrameAcquisitionNumber") or number("AcquisitionNumber"),
         time=_printable(str(header.get("AcquisitionTime") or header.get("ContentTime") or "")),
         step_mm=abs(number("SpacingBetweenSlices") or number("SliceThickness") or 0.0) or None,
+        thickness_mm=number("SliceThickness"),
         aspect=(aspect[0], aspect[1]) if aspect is not None and min(aspect) > 0 else None,
         technique=_technique_of(header),
         study_uid=str(header.get("StudyInstanceUID") or ""),
@@ -348,18 +351,16 @@ def _technique_of(header: pydicom.Dataset) -> tuple[str, ...]:
     """
     kind = "FrameType" if "FrameType" in header else "ImageType"
     kinds = [str(word) for word in values_of(header, kind)[2:]]
-    names = ("ConvolutionKernel", "KVP", "TemporalPositionIndex")
-    others = [values_of(header, name)[:1] for name in names]
-    return (*(str(*value) for value in others), *kinds)
+    kernel = [str(value) for value in values_of(header, "ConvolutionKernel")[:1]]
+    # 120 and 120.0 are one voltage
+    others = [numbers_of(header, name, 1) or () for name in ("KVP", "TemporalPositionIndex")]
+    return ("".join(kernel), *("".join(f"{value:g}" for value in some) for some in others), *kinds)
 
 
 def _claim_of(header: pydicom.Dataset, bits: int) -> Claim:
     """Return the tags of a file or frame that describe its stored numbers."""
     rescale_type = str(header.get("RescaleType") or "HU").strip().upper()
-    if rescale_type in OTHER_TYPES:
-        raise ImageError(
-            f"The DICOM file's values are {_printable(rescale_type)}, not Hounsfield units."
-        )
+    _require_hu(rescale_type)
     slope, intercept = (
         numbers_of(header, "RescaleSlope", 1),
         numbers_of(header, "RescaleIntercept", 1),
@@ -414,6 +415,25 @@ def _without_unused_bits(words: NDArray[np.generic], bits: int) -> NDArray[np.ge
     if unused <= 0:
         return words
     return np.right_shift(np.left_shift(words, unused), unused)  # type: ignore[no-any-return]
+
+
+def _require_hu(unit: str) -> None:
+    if unit in OTHER_TYPES:
+        raise ImageError(f"The DICOM file's values are {_printable(unit)}, not Hounsfield units.")
+
+
+def _is_table_of_hu(table: pydicom.Dataset, claim: Claim) -> bool:
+    """True if a modality table may give Hounsfield units; False if it gives another unit, and a
+    rescaling gives them.
+
+    Raises:
+        ImageError: it gives another unit, and there is no rescaling.
+    """
+    unit = str(table.get("ModalityLUTType") or "HU").strip().upper()
+    if unit in OTHER_TYPES and claim.slope is not None and claim.intercept is not None:
+        return False
+    _require_hu(unit)
+    return True
 
 
 def _looked_up(

@@ -14,7 +14,11 @@ GROUPS = {
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
     "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope", "RescaleType"),
-    "FrameContentSequence": ("TemporalPositionIndex", "FrameAcquisitionNumber"),
+    "FrameContentSequence": (
+        "TemporalPositionIndex",
+        "FrameAcquisitionNumber",
+        "InStackPositionNumber",
+    ),
     "CTImageFrameTypeSequence": ("FrameType",),
 }
 

@@ -67,7 +67,7 @@ def arrange(planes: Sequence[Plane]) -> Series:
     if not_axial := _without(planes, axial):
         note_left_out(not_axial, NOT_AXIAL, notes)
     same_size = of_one_size([_size(plane) for plane in axial], names_of(axial), notes)
-    ordered = [axial[index] for index in same_size]
+    ordered = _with_spacing([axial[index] for index in same_size], notes)
     steps_mm: tuple[float, ...] = ()
     distance_mm = None
     if len(ordered) > 1:  # one slice needs no order
@@ -222,6 +222,21 @@ def _with_directions(planes: Sequence[Plane], notes: list[str]) -> list[Plane]:
     return oriented
 
 
+def _with_spacing(planes: Sequence[Plane], notes: list[str]) -> list[Plane]:
+    """Return the planes, with the most common pixel size for those that have none."""
+    known = Counter(plane.spacing_mm for plane in planes if plane.spacing_mm is not None)
+    unsized = [plane for plane in planes if plane.spacing_mm is None]
+    if not known or not unsized:
+        return list(planes)
+    [(usual, _)] = known.most_common(1)
+    notes.append(
+        f"{files_named(unsized)} not give a pixel size; that of the other slices was assumed."
+    )
+    return [
+        replace(plane, spacing_mm=usual) if plane.spacing_mm is None else plane for plane in planes
+    ]
+
+
 def _most_common_directions(directions: Sequence[Vector]) -> Vector:
     """Return the first of the directions (2, 3) that are parallel to the most others."""
     parallels = [
@@ -336,7 +351,14 @@ def _positions_of(planes: Sequence[Plane]) -> tuple[list[float | None], str]:
     ]
     locations = [plane.location_mm for plane in planes]
     numbers = [None if plane.number is None else float(plane.number) for plane in planes]
-    if _distinct(positions) >= max(_distinct(locations), 2):
+    # Files without a position do not count here: they must not decide for the others.
+    of_positioned = [
+        location
+        for location, position in zip(locations, positions, strict=True)
+        if position is not None
+    ]
+    are_usual = 2 * len(of_positioned) > len(planes)
+    if _distinct(positions) >= max(_distinct(of_positioned if are_usual else locations), 2):
         for other in (locations, numbers):
             positions = _interpolated(positions, other)
         return positions, "position"
@@ -350,12 +372,12 @@ def _positions_of(planes: Sequence[Plane]) -> tuple[list[float | None], str]:
 
 
 def _has_placeholders(positions: Sequence[Vector | None]) -> bool:
-    """True if several positions, but not all, are the zeros that some programs write instead: the
-    others lie elsewhere in the plane, too.
+    """True if some positions are the zeros that some programs write instead: the others, at least
+    two, lie elsewhere in the plane, too.
     """
     known = [position for position in positions if position is not None]
     elsewhere = [position for position in known if position.any()]
-    return len(known) - len(elsewhere) >= 2 and all(position[:2].any() for position in elsewhere)
+    return 2 <= len(elsewhere) < len(known) and all(position[:2].any() for position in elsewhere)
 
 
 def _distinct(positions: Sequence[float | None]) -> int:

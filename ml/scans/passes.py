@@ -4,29 +4,31 @@ acquisitions that repeat or continue each other.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise, zip_longest
 
 import numpy as np
 
 from ml.scans.planes import SAME_PLACE_MM, Plane, note_left_out
 
 OVERLAP = 0.2  # maximum share of overlapping positions for two acquisitions to form one pass
+THICKER = 1.5  # minimum ratio of thicknesses of two reconstructions
 
 
 def one_pass(planes: Sequence[Plane], positions: Sequence[float], notes: list[str]) -> list[int]:
     """Return the indices of the slices of the most complete pass over the head, from foot to head;
-    copies and the slices of other passes at the same positions are left out.
+    copies and the slices of other passes at the same positions, or between them, are left out.
     """
     by_position = _without_copies(planes, positions, notes)
-    if all(len(indices) == 1 for indices in by_position.values()):
-        return [indices[0] for _, indices in sorted(by_position.items())]
     longest = max(_passes(planes, by_position), key=len)
     used = set(longest.values())
     others = [
         planes[index] for indices in by_position.values() for index in indices if index not in used
     ]
-    note_left_out(others, "from another pass over the same positions.", notes)
+    if others:
+        note_left_out(others, "from another pass over the same positions.", notes)
     return [index for _, index in sorted(longest.items())]
 
 
@@ -65,19 +67,20 @@ def _passes(
     planes: Sequence[Plane], by_position: Mapping[int, Sequence[int]]
 ) -> list[dict[int, int]]:
     """Return the passes over the head, each as the index of the slice at each position. Those of
-    different techniques are one pass only if they continue each other.
+    different techniques or thicknesses are one pass only if they continue each other.
     """
-    of_techniques: dict[tuple[str, ...], dict[int, list[int]]] = {}
+    of_techniques: dict[tuple[tuple[str, ...], float], dict[int, list[int]]] = {}
     for position, indices in by_position.items():
         for index in indices:
-            by_technique = of_techniques.setdefault(planes[index].technique, {})
-            by_technique.setdefault(position, []).append(index)
+            technique = planes[index].technique, planes[index].thickness_mm or 0.0
+            of_techniques.setdefault(technique, {}).setdefault(position, []).append(index)
     return _merged_passes(
+        planes,
         [
             single_pass
             for _, positions in sorted(of_techniques.items())
-            for single_pass in _merged_passes(_split_acquisitions(planes, positions))
-        ]
+            for single_pass in _merged_passes(planes, _split_acquisitions(planes, positions))
+        ],
     )
 
 
@@ -97,20 +100,67 @@ def _split_acquisitions(
     return [part for _, part in sorted(parts.items())]
 
 
-def _merged_passes(acquisitions: Sequence[Mapping[int, int]]) -> list[dict[int, int]]:
+def _merged_passes(
+    planes: Sequence[Plane], acquisitions: Sequence[Mapping[int, int]]
+) -> list[dict[int, int]]:
     """Return passes over the head: each acquisition continues the first pass with which it shares
-    at most `OVERLAP` of its positions (the pass keeps its own slices there), or begins another.
+    at most `OVERLAP` of its positions (the pass keeps its own slices there), or begins another. It
+    does not continue one between whose slices it lies, if the two are marked as different scans.
     """
     passes: list[dict[int, int]] = []
     for acquisition in acquisitions:
         for merged in passes:
-            shared = len(acquisition.keys() & merged.keys())
-            if shared <= OVERLAP * min(len(acquisition), len(merged)):
+            few = OVERLAP * min(len(acquisition), len(merged))
+            if len(acquisition.keys() & merged.keys()) > few:
+                continue
+            if _times_parted(acquisition, merged) <= few or not _are_two_scans(
+                [planes[index] for index in acquisition.values()],
+                [planes[index] for index in merged.values()],
+            ):
                 merged.update({**acquisition, **merged})
                 break
         else:
             passes.append(dict(acquisition))
     return passes
+
+
+def _times_parted(acquisition: Mapping[int, int], other: Mapping[int, int]) -> int:
+    """Return how many neighboring slices of an acquisition have slices of the other between
+    them.
+    """
+    of_other = sorted(other)
+    return sum(
+        bisect_right(of_other, lower) < bisect_left(of_other, upper)
+        for lower, upper in pairwise(sorted(acquisition))
+    )
+
+
+def _are_two_scans(planes: Sequence[Plane], others: Sequence[Plane]) -> bool:
+    """True if the slices contradict the others in acquisition, technique or thickness; what a slice
+    does not say contradicts nothing.
+    """
+    acquisitions, of_others = (
+        {plane.acquisition for plane in some} - {None} for some in (planes, others)
+    )
+    if acquisitions and of_others and not acquisitions & of_others:
+        return True
+    thin, thick = sorted(
+        float(np.median([plane.thickness_mm for plane in some if plane.thickness_mm] or [0.0]))
+        for some in (planes, others)
+    )
+    if 0 < THICKER * thin < thick:
+        return True
+    parts, of_others_parts = (
+        [
+            set(values) - {""}
+            for values in zip_longest(*(plane.technique for plane in some), fillvalue="")
+        ]
+        for some in (planes, others)
+    )
+    return any(
+        part and of_other and not part & of_other
+        for part, of_other in zip(parts, of_others_parts, strict=False)
+    )
 
 
 def _position_ranks(positions: Sequence[float]) -> list[int]:

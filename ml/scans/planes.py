@@ -35,6 +35,7 @@ class Plane:
         technique: kernel, tube voltage and kind of reconstruction.
         aspect: height and width of a pixel relative to each other if the spacing is missing.
         step_mm: distance to the next slice, or the slice thickness if that is missing.
+        thickness_mm: the slice thickness.
         study_uid, series_uid, series_number: identifiers in the file.
         name: the file's name as the user knows it.
         notes: sentences for the user.
@@ -53,6 +54,7 @@ class Plane:
     technique: tuple[str, ...] = ()
     aspect: tuple[float, float] | None = None
     step_mm: float | None = None
+    thickness_mm: float | None = None
     study_uid: str = ""
     series_uid: str = ""
     series_number: float | None = None

@@ -28,6 +28,16 @@ PAIR = (
     " .nii.gz file."
 )
 NESTED = "The ZIP archive contains another archive. Please include the files directly."
+OTHER_ARCHIVE = "The file is an archive of another kind than ZIP; please send a ZIP archive."
+PACKED_OTHERWISE = "The file is compressed, and not a NIfTI image; please unpack it first."
+STARTS_OF_ARCHIVES = (
+    b"7z\xbc\xaf\x27\x1c",
+    b"Rar!\x1a\x07",
+    b"BZh",
+    b"\xfd7zXZ\0",
+    b"\x28\xb5\x2f\xfd",
+)
+TAR_AT = 257
 NO_IMAGE = "The file is not a PNG, JPEG, DICOM or NIfTI image."
 
 
@@ -115,6 +125,8 @@ def take(
             raise UploadRejected(PAIR)
         elif start.startswith((ZIP, EMPTY_ZIP)):  # Not opened: it might hold a third one.
             raise NoSlice(NESTED, "archives and documents")
+        elif start.startswith(STARTS_OF_ARCHIVES) or start[TAR_AT:].startswith(b"ustar"):
+            raise NoSlice(OTHER_ARCHIVE, "archives and documents")
         elif start_of_data(start) is not None:
             kind, (slices, pixels, header, digest) = (
                 "dicom",
@@ -199,7 +211,7 @@ def _take_nifti(
             if is_half_of_pair(start, 0):
                 raise UploadRejected(PAIR)
             if not is_nifti(start):
-                raise NoSlice(NO_IMAGE, "files that are not images")
+                raise NoSlice(PACKED_OTHERWISE, "archives and documents")
             content.seek(0)
             file = NiftiFile(content)
             header = file.header

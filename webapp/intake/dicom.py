@@ -108,8 +108,8 @@ class DicomHeader:
     acquisition, or the two energies of one.
 
     `position` and `orientation` are those of the slice in patient coordinates, `location` its place
-    along the table, `frame_positions` the positions of the frames of an enhanced file, all empty or
-    None where the file does not say.
+    along the table, `thickness` is in mm, `frame_positions` the positions of the frames of an
+    enhanced file, all empty or None where the file does not say.
     """
 
     transfer_syntax: str = ""
@@ -128,6 +128,7 @@ class DicomHeader:
     position: tuple[float, ...] = ()
     orientation: tuple[float, ...] = ()
     location: float | None = None
+    thickness: float | None = None
     frame_positions: tuple[tuple[float, ...], ...] = ()
     series_number: str = ""
     series_description: str = ""
@@ -418,12 +419,18 @@ class DicomFile:
             acquisition=self._decimal(0x00200012),
             time=self._text(0x00080032) or self._text(0x00080033),
             technique=(
-                *(self._text(tag) for tag in (KERNEL, FILTER, VOLTAGE, TEMPORAL_POSITION)),
+                *(self._text(tag) for tag in (KERNEL, FILTER)),
+                # 120 and 120.0 are one voltage.
+                *(
+                    "".join(f"{number:g}" for number in self._decimals(tag, 1))
+                    for tag in (VOLTAGE, TEMPORAL_POSITION)
+                ),
                 *self._text(0x00080008).split("\\")[2:],
             ),
             position=self._decimals(POSITION, 3),
             orientation=self._decimals(0x00200037, 6),
             location=self._decimal(0x00201041),
+            thickness=self._decimal(0x00180050),
             frame_positions=tuple(self._frame_positions()),
             series_number=self._text(0x00200011),
             series_description=self._text(0x0008103E),

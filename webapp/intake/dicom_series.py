@@ -9,10 +9,11 @@ them out with a note. Files are ordered by number, time and name, in whatever or
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from math import inf, sqrt
 from statistics import median
 from typing import TypeAlias
@@ -31,7 +32,8 @@ UNEVEN_MM = 0.1
 OVERLAP = 0.2
 """Maximum share of positions that an acquisition may have in common with the one that it continues.
 """
-
+THICKER = 1.5
+"""Minimum ratio of the slice thicknesses of two reconstructions."""
 
 Pass: TypeAlias = dict[int, list[Taken]]
 """The files of one pass over the head, by position; several if they are copies."""
@@ -269,7 +271,8 @@ def _passes(files: list[Taken]) -> list[Group]:
     spots = _spots(files)
     if spots is None:
         return [Group(tuple(files))]
-    units: dict[tuple[tuple[str, ...], float, int], Pass] = {}
+    units: dict[tuple[tuple[str, ...], float, str, float, int], Pass] = {}
+    folders = _folders_of_scans(files)
     times: Counter[tuple[object, ...]] = Counter()
     at_spot: dict[int, dict[bytes, list[Taken]]] = {}
     unplaced: list[Taken] = []
@@ -282,16 +285,15 @@ def _passes(files: list[Taken]) -> list[Group]:
             copies.append(file)
             continue
         acquisition = inf if file.dicom.acquisition is None else file.dicom.acquisition
-        technique = file.dicom.technique
         at_spot[spot][file.digest] = here = [file]
-        units.setdefault((technique, acquisition, times[spot, technique, acquisition]), {})[
-            spot
-        ] = here
-        times[spot, technique, acquisition] += 1
+        folder = (file.folder or "") if file.folder in folders else ""
+        unit = file.dicom.technique, file.dicom.thickness or 0.0, folder, acquisition
+        units.setdefault((*unit, times[spot, unit]), {})[spot] = here
+        times[spot, unit] += 1
     odd: list[Taken] = []
-    of_techniques: dict[tuple[str, ...], list[Pass]] = {}
-    for (technique, *_), unit in sorted(units.items(), key=lambda item: item[0]):
-        of_techniques.setdefault(technique, []).append(unit)
+    of_techniques: dict[tuple[object, ...], list[Pass]] = {}
+    for (*technique, _, _), part in sorted(units.items(), key=lambda item: item[0]):
+        of_techniques.setdefault(tuple(technique), []).append(part)
     passes = _merged(
         [pass_ for parts in of_techniques.values() for pass_ in _merged(parts, odd)], odd
     )
@@ -323,19 +325,86 @@ def _passes(files: list[Taken]) -> list[Group]:
 
 def _merged(parts: Sequence[Pass], odd: list[Taken]) -> list[Pass]:
     """Return passes over the head: each part continues the first pass with which it shares few
-    positions, or begins another. Files at shared positions are added to `odd`.
+    positions, or begins another. Files at shared positions are added to `odd`. A part does not
+    continue a pass between whose slices it lies, if the two are marked as different scans.
     """
     passes: list[Pass] = []
     for part in parts:
         for pass_ in passes:
             shared = part.keys() & pass_.keys()
-            if len(shared) <= OVERLAP * min(len(part), len(pass_)):
+            few = OVERLAP * min(len(part), len(pass_))
+            if len(shared) > few:
+                continue
+            if _times_parted(part, pass_) <= few or not _are_two_scans(
+                _flat(part.values()), _flat(pass_.values())
+            ):
                 pass_.update({spot: here for spot, here in part.items() if spot not in shared})
                 odd += _flat(here for spot, here in part.items() if spot in shared)
                 break
         else:
             passes.append(dict(part))
     return passes
+
+
+def _times_parted(part: Pass, other: Pass) -> int:
+    """Return how many neighboring slices of a part have slices of the other between them."""
+    of_other = sorted(other)
+    return sum(
+        bisect_right(of_other, lower) < bisect_left(of_other, upper)
+        for lower, upper in pairwise(sorted(part))
+    )
+
+
+def _are_two_scans(files: Sequence[Taken], others: Sequence[Taken]) -> bool:
+    """True if the files contradict the others in acquisition, technique, thickness or, as both have
+    the same numbers, folder; what a file does not say contradicts nothing.
+    """
+    acquisitions, of_others = (
+        {file.dicom.acquisition for file in some} - {None} for some in (files, others)
+    )
+    if acquisitions and of_others and not acquisitions & of_others:
+        return True
+    thin, thick = sorted(
+        median([file.dicom.thickness for file in some if file.dicom.thickness] or [0.0])
+        for some in (files, others)
+    )
+    if 0 < THICKER * thin < thick:
+        return True
+    if _numbers_of(files) & _numbers_of(others) and not (
+        {file.folder for file in files} & {file.folder for file in others}
+    ):
+        return True
+    parts, of_others_parts = (
+        [
+            set(values) - {""}
+            for values in zip_longest(*(file.dicom.technique for file in some), fillvalue="")
+        ]
+        for some in (files, others)
+    )
+    return any(
+        part and of_other and not part & of_other
+        for part, of_other in zip(parts, of_others_parts, strict=False)
+    )
+
+
+def _numbers_of(files: Sequence[Taken]) -> set[float]:
+    return {file.dicom.number for file in files if file.dicom.number is not None}
+
+
+def _folders_of_scans(files: Sequence[Taken]) -> set[str | None]:
+    """Return the folders that each hold a scan of their own: their files have the same numbers as
+    those of another folder.
+    """
+    by_folder: dict[str | None, list[Taken]] = {}
+    for file in files:
+        by_folder.setdefault(file.folder, []).append(file)
+    numbers = {folder: _numbers_of(some) for folder, some in by_folder.items()}
+    return {
+        folder
+        for folder, own in numbers.items()
+        for other, others in numbers.items()
+        if folder != other and len(own & others) > OVERLAP * min(len(own), len(others))
+    }
 
 
 def _flat(files: Iterable[Iterable[Taken]]) -> list[Taken]:
@@ -353,7 +422,24 @@ def _spots(files: Sequence[Taken]) -> list[int | None] | None:
         for place in places_of
     ]
     locations = [file.dicom.location for file in files]
-    places = positions if _distinct(positions) >= _distinct(locations) else locations
+    # Files without a position do not count here: they must not decide for the others.
+    of_placed = [
+        location
+        for location, position in zip(locations, positions, strict=True)
+        if position is not None
+    ]
+    are_usual = 2 * len(of_placed) > len(files)
+    places = locations
+    if _distinct(positions) >= _distinct(of_placed if are_usual else locations):
+        at_location = {
+            location: position
+            for location, position in zip(locations, positions, strict=True)
+            if location is not None and position is not None
+        }
+        places = [
+            at_location.get(location) if position is None and location is not None else position
+            for location, position in zip(locations, positions, strict=True)
+        ]
     if _distinct(places) < 2:
         return None
     ranks: dict[float, int] = {}
@@ -366,12 +452,11 @@ def _spots(files: Sequence[Taken]) -> list[int | None] | None:
 
 
 def _without_placeholders(positions: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Return positions without the zeros that some programs write for unknown ones: there are
-    several, and the other positions differ from zero within the plane, too.
+    """Return positions without the zeros that some programs write for unknown ones: the other
+    positions, at least two, differ from zero within the plane, too.
     """
     elsewhere = [place for place in positions if any(place)]
-    zeros = sum(bool(place) for place in positions) - len(elsewhere)
-    are_placeholders = zeros >= 2 and elsewhere and all(any(place[:2]) for place in elsewhere)
+    are_placeholders = len(elsewhere) >= 2 and all(any(place[:2]) for place in elsewhere)
     return [place if any(place) or not are_placeholders else () for place in positions]
 
 

@@ -216,6 +216,11 @@ def test_the_fingerprint_changes_with_a_label_and_with_nothing_else(manifest: Ma
             "labels.csv, line 3 (4.png): the label 'maybe' is neither 0 nor 1 nor empty.",
         ),
         (
+            [["0.png", "1", "yes"], ["4.png", "0", "1"]],
+            "filename,label,hemorrhage",
+            "labels.csv, line 3 (4.png): the columns label and hemorrhage contradict each other.",
+        ),
+        (
             [["0.png", "1"], ["1.png", "1"]],
             "filename,label",
             "The data set set holds no image without hemorrhage; both classes are needed.",

@@ -40,11 +40,11 @@ def dicom(path: Path, stored: np.ndarray, **tags: object) -> Path:
     return path
 
 
-def look_up_table() -> Dataset:
+def look_up_table(unit: str = "HU") -> Dataset:
     """Return the table that takes 12 bits to HU + 1024."""
     table = Dataset()
     table.LUTDescriptor = [4096, 0, 16]
-    table.ModalityLUTType = "HU"
+    table.ModalityLUTType = unit
     table.add_new("LUTData", "OW", np.arange(4096, dtype="<u2").tobytes())
     return table
 
@@ -70,6 +70,11 @@ PUT_RIGHT: dict[str, tuple[np.ndarray, dict[str, object], str]] = {
         HU + 1024,
         {**UNSIGNED, **NO_RESCALE, "ModalityLUTSequence": [look_up_table()]},
         "Hounsfield units with 1024 added",
+    ),
+    "a table of another unit beside the rescale": (
+        HU + 1024,
+        {**UNSIGNED, "RescaleIntercept": -1024, "ModalityLUTSequence": [look_up_table("OD")]},
+        "",
     ),
 }
 
@@ -135,6 +140,9 @@ def test_values_whose_zero_cannot_be_determined_are_refused(tmp_path: Path) -> N
 def test_other_units_are_refused(tmp_path: Path, word: str) -> None:
     with pytest.raises(ImageError, match=f"values are {word}, not Hounsfield units"):
         read_series([dicom(tmp_path / "slice", HU, RescaleType=word)])
+    table = {**NO_RESCALE, "ModalityLUTSequence": [look_up_table(word)]}
+    with pytest.raises(ImageError, match=f"values are {word}, not Hounsfield units"):
+        read_series([dicom(tmp_path / "slice", HU + 1024, **UNSIGNED, **table)])
 
 
 def test_a_decimal_comma_is_a_point(tmp_path: Path) -> None:

@@ -54,9 +54,22 @@ def test_a_place_that_one_file_lacks_comes_from_what_it_has(
         np.testing.assert_allclose(series.steps_mm, 1.25)
 
 
-def test_places_of_zero_among_others_are_no_places(tmp_path: Path) -> None:
+def test_a_slice_location_that_runs_the_other_way_turns_no_scan_over(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12, step_mm=1.25)
+    for number, path in enumerate(paths):
+        change(path, SliceLocation=-1.25 * number)
+    change(paths[3], ImagePositionPatient=None)
+    for given in in_any_order(paths):
+        series = read_series(given)
+        assert marks(series) == ALL
+        np.testing.assert_allclose(series.steps_mm, 1.25)
+        assert series.warnings == ()
+
+
+@pytest.mark.parametrize("files", [slice(1, None, 3), slice(4, 5)])
+def test_places_of_zero_among_others_are_no_places(tmp_path: Path, files: slice) -> None:
     paths = write_series(tmp_path / "s", 12)
-    for path in paths[1::3]:
+    for path in paths[files]:
         change(path, ImagePositionPatient=[0, 0, 0])
     for given in in_any_order(paths):
         series = read_series(given)
@@ -93,7 +106,12 @@ def test_a_slice_with_another_offset_is_corrected_with_a_note(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "tags",
-    [{"ConvolutionKernel": "H60s"}, {"KVP": 80}, {"ImageType": ["DERIVED", "SECONDARY", "MPR"]}],
+    [
+        {"ConvolutionKernel": "H60s"},
+        {"KVP": 80},
+        {"ImageType": ["DERIVED", "SECONDARY", "MPR"]},
+        {"SliceThickness": 1},
+    ],
 )
 def test_two_reconstructions_of_one_acquisition_are_never_mixed(
     tmp_path: Path, tags: dict[str, object]
@@ -175,6 +193,42 @@ def test_two_acquisitions_are_never_mixed(tmp_path: Path) -> None:
         change(path, AcquisitionNumber=1)
         change(path, InstanceNumber=pydicom.dcmread(path).InstanceNumber + 6)
     assert marks(read_series([*second, *first])) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("tags", [{"AcquisitionNumber": 2}, {"SliceThickness": 1.25}])
+def test_slices_of_another_acquisition_between_those_of_one_are_never_mixed_in(
+    tmp_path: Path, tags: dict[str, object]
+) -> None:
+    first, second = write_series(tmp_path / "a", 6), write_series(tmp_path / "b", 6)
+    for number, path in enumerate(second, start=1):
+        write_dicom(slice_hu(number + 40), path, number=number, position_mm=5.0 * number - 3.2)
+        change(path, **tags)
+    for given in in_any_order([*first, *second]):
+        series = read_series(given)
+        assert marks(series) in ([1, 2, 3, 4, 5, 6], [41, 42, 43, 44, 45, 46])
+        assert "another pass over the same positions" in series.warnings[0]
+
+
+def test_a_thickness_or_voltage_that_is_written_differently_makes_no_second_pass(
+    tmp_path: Path,
+) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    for number, path in enumerate(paths):
+        change(path, SliceThickness=[5.0, 4.9, None][number % 3], KVP=["120", "120.0"][number % 2])
+    assert marks(read_series(paths)) == ALL
+
+
+def test_a_pixel_size_that_files_lack_is_that_of_the_others(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    spacing_mm = read_series(paths).slices[0].spacing_mm
+    for path in paths[::3]:
+        change(path, PixelSpacing=None)
+    series = read_series(paths)
+    assert {slice.spacing_mm for slice in series.slices} == {spacing_mm}
+    assert series.warnings == (
+        "4 files (01.dcm, 04.dcm, 07.dcm, …) do not give a pixel size; that of the other slices"
+        " was assumed.",
+    )
 
 
 def test_acquisitions_that_continue_each_other_are_one_scan(tmp_path: Path) -> None:

@@ -265,6 +265,19 @@ def test_frames_without_a_place_stay_in_the_order_of_the_file(tmp_path: Path) ->
     assert "ordered by instance number" in notes_of(series)
 
 
+def test_frames_without_a_place_take_their_number_in_the_stack(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 4)
+    whole = one_file_of([paths[at] for at in (2, 0, 3, 1)], tmp_path / "w", functional_groups=True)
+    file = pydicom.dcmread(whole)
+    for number, frame in zip((3, 1, 4, 2), file.PerFrameFunctionalGroupsSequence, strict=True):
+        del frame.PlanePositionSequence
+        content = pydicom.Dataset()
+        content.InStackPositionNumber = number
+        frame.FrameContentSequence = [content]
+    file.save_as(whole)
+    assert marks(read_series([whole])) == [1, 2, 3, 4]
+
+
 def test_compressed_frames_are_read(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "s", 4)
     whole = one_file_of(paths, tmp_path / "whole", functional_groups=True)

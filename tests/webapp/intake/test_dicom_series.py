@@ -132,6 +132,42 @@ def test_reconstructions_with_the_same_numbers_are_distinguished_by_their_techni
     assert numbers(grouped(files)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+@pytest.mark.parametrize("headers", [{"acquisition": 2.0}, {"thickness": 1.25}, {"folder": "b"}])
+def test_slices_of_another_scan_between_those_of_one_are_a_scan_of_their_own(
+    headers: dict[str, Any],
+) -> None:
+    folder = headers.pop("folder", "a")
+    first = slices(4, acquisition=1.0, thickness=5.0)
+    second = [
+        replace(file, dicom=replace(file.dicom, position=(0.0, 0.0, 5.0 * at + 1.8)))
+        for at, file in enumerate(slices(4, 4, **{"acquisition": 1.0, "thickness": 5.0, **headers}))
+    ]
+    files = [replace(file, folder="a") for file in first]
+    files += [replace(file, folder=folder) for file in second]
+    assert numbers(grouped(files)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_thick_and_thin_slices_that_begin_alike_are_two_scans() -> None:
+    thin = [
+        replace(file, dicom=replace(file.dicom, position=(0.0, 0.0, 1.0 * at)))
+        for at, file in enumerate(slices(16, 4, thickness=1.0))
+    ]
+    scans = grouped([*slices(4, thickness=5.0), *thin])
+    assert numbers(scans) == [[0, 1, 2, 3], list(range(4, 20))]
+
+
+def test_a_place_that_one_file_lacks_leaves_the_places_of_the_others() -> None:
+    first, second = (
+        [
+            replace(file, dicom=replace(file.dicom, location=-5.0 * at))
+            for at, file in enumerate(slices(6, start, acquisition=acquisition))
+        ]
+        for start, acquisition in ((0, 1.0), (6, 2.0))
+    )
+    first[2] = replace(first[2], dicom=replace(first[2].dicom, position=()))
+    assert numbers(grouped([*first, *second])) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+
+
 def test_techniques_that_continue_each_other_are_one_scan() -> None:
     base = slices(4, technique=("", "140"))
     cerebrum = [

@@ -59,6 +59,18 @@ REFUSED = [
     (b"\x00", "The file is not a PNG, JPEG, DICOM or NIfTI image."),
     (b"Not a picture at all.", "The file is not a PNG, JPEG, DICOM or NIfTI image."),
     (b"GIF89a" + bytes(100), "The file is not a PNG, JPEG, DICOM or NIfTI image."),
+    *(
+        (start, "The file is an archive of another kind than ZIP; please send a ZIP archive.")
+        for start in (
+            b"7z\xbc\xaf\x27\x1c" + bytes(100),
+            b"Rar!\x1a\x07\x00" + bytes(100),
+            b"slice.dcm".ljust(257, b"\0") + b"ustar\x0000" + bytes(300),
+        )
+    ),
+    (
+        gzip.compress(b"slice.dcm".ljust(257, b"\0") + b"ustar\x0000" + bytes(300)),
+        "The file is compressed, and not a NIfTI image; please unpack it first.",
+    ),
     (picture()[:8], "The PNG image is damaged or incomplete."),
     (picture()[:-20], "The PNG image is damaged or incomplete."),
     (picture()[: len(picture()) // 2], "The PNG image is damaged or incomplete."),
