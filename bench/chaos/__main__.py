@@ -2,13 +2,16 @@
 verdict.
 
     python -m bench.chaos [--scans 1000] [--faults 60] [--trainings 1] [--seed 1] [--seeds 1]
-    [--load] [--stack postgres|embedded] [--report FILE]
+    [--load] [--no-lab] [--stack postgres|embedded] [--report FILE]
 
 Starts Hemoscan with its own PostgreSQL and Redis servers, then with the embedded default, each with
 the given numbers of scans, faults and trainings. Some faults befall studies that come by DICOM, and
 an archive that gets their results. Beside them run a shadow of the live version,
 which must always say the same, replays, which must be the same to the bit, and the hash chain of
-the audit log, which must verify. The seed determines faults, targets and times; their effects
+the audit log, which must verify. Afterwards things go wrong in the lab: a
+data set is deleted under an evaluation, the files of a version are damaged, two versions are
+promoted at once, a shadow fails on every scan, a curve has a million points, and the worker of each
+of its jobs is killed. The seed determines faults, targets and times; their effects
 depend on the machine. `--seeds 10` does all of it with ten seeds, and `--load` beside processes
 that take half of the machine. Linux only. The last line is the verdict; the exit status is 1 if a
 guarantee is violated.
@@ -62,6 +65,12 @@ def main() -> int:
         "--load",
         action="store_true",
         help="run beside as many busy processes as the machine has cores",
+    )
+    parser.add_argument(
+        "--lab",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let go wrong what can in the lab, after the faults (default yes)",
     )
     parser.add_argument("--stack", choices=STACKS, help="run only this stack (default both)")
     parser.add_argument(
@@ -121,7 +130,14 @@ def suffer(kind: str, seed: int, options: argparse.Namespace) -> Outcome:
         stack = Stack(kind, folder, rng)
         with stack.running():
             outcome = judge(
-                carry_out(stack, options.scans, options.faults, options.trainings, rng),
+                carry_out(
+                    stack,
+                    options.scans,
+                    options.faults,
+                    options.trainings,
+                    rng,
+                    lab=options.lab,
+                ),
                 options.within,
             )
         left = stack.leftovers()
