@@ -40,6 +40,29 @@ from bench.chaos.verdict import Outcome, judge
 
 def main() -> int:
     """Run the stacks in turn; print the report and the verdict; return the exit status."""
+    options = options_given()
+    # So that both terminate everything that was started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    seeds = range(options.seed, options.seed + options.seeds)
+    kinds = [options.stack] if options.stack else STACKS
+    try:
+        with busy_processes(os.cpu_count() or 1 if options.load else 0):
+            outcomes = [suffer(kind, seed, options) for kind in kinds for seed in seeds]
+    except NotInstalled as err:
+        sys.stdout.write(f"The chaos test needs {err}, which is not installed.\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stdout.write("Stopped; nothing is left running.\n")
+        return 130
+    page = report(outcomes, options)
+    sys.stdout.write(f"{page}\n{verdict(outcomes)}\n")
+    if options.report:
+        options.report.write_text(page, encoding="utf-8")
+    return 1 if any(outcome.broken for outcome in outcomes) else 0
+
+
+def options_given() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -84,25 +107,7 @@ def main() -> int:
     parser.add_argument(
         "--keep", action="store_true", help="keep the folder with logs, database and files"
     )
-    options = parser.parse_args()
-    # So that both terminate everything that was started.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    seeds = range(options.seed, options.seed + options.seeds)
-    kinds = [options.stack] if options.stack else STACKS
-    try:
-        with busy_processes(os.cpu_count() or 1 if options.load else 0):
-            outcomes = [suffer(kind, seed, options) for kind in kinds for seed in seeds]
-    except NotInstalled as err:
-        sys.stdout.write(f"The chaos test needs {err}, which is not installed.\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stdout.write("Stopped; nothing is left running.\n")
-        return 130
-    page = report(outcomes, options)
-    sys.stdout.write(f"{page}\n{verdict(outcomes)}\n")
-    if options.report:
-        options.report.write_text(page, encoding="utf-8")
-    return 1 if any(outcome.broken for outcome in outcomes) else 0
+    return parser.parse_args()
 
 
 @contextmanager

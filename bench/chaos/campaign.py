@@ -174,5 +174,7 @@ def pictures_of(count: int, folder: Path, rng: random.Random) -> list[bytes]:
     ]
     write_png(phantom(1, hemorrhage=True, size=POISON_PX), folder / "poison.png")
     poison = (folder / "poison.png").read_bytes()
-    poisoned = set(rng.sample(range((count + 1) // 2), max(1, count // SCANS_A_POISON)))
+    first_half = range((count + 1) // 2)
+    wanted = min(max(1, count // SCANS_A_POISON), len(first_half))
+    poisoned = set(rng.sample(first_half, wanted))
     return [poison if number in poisoned else rng.choice(good) for number in range(count)]

@@ -80,21 +80,18 @@ def run_epochs(
                 (epoch + (number + 1) / batches) / epochs,
                 {"loss": float(results["loss"]), "epoch": epoch + 1},
             )
-        # Before the state is written: a training that ends in between repeats the epoch and reports
-        # its figures, as they depend on nothing but the weights.
         if watch is not None:
             report((epoch + 1) / epochs, {**_watched(network, watch), "epoch": epoch + 1})
-        save_arrays(
-            state,
-            {"epoch": np.array(epoch + 1)}
-            | {f"v{i}": np.asarray(v) for i, v in enumerate(variables)},
-        )
+        _save(state, epoch + 1, variables)
     optimizer.finalize_variable_values(network.trainable_variables)
 
 
 def _watched(network: keras.Model, watch: Watch) -> dict[str, float]:
     """Return the figures of what the training would leave if it ended now: the running average of
     the weights. Afterwards the network holds its own weights again.
+
+    Called before the state is written: a training that ends in between repeats the epoch, and its
+    figures are the same, as they depend on nothing but the weights.
     """
     variables = network.trainable_variables
     own = [np.asarray(variable).copy() for variable in variables]
@@ -146,6 +143,12 @@ def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
     finally:
         ended.set()
         thread.join()
+
+
+def _save(state: Path, epochs: int, variables: list[keras.Variable]) -> None:
+    """Write the state after so many epochs."""
+    values = {f"v{number}": np.asarray(variable) for number, variable in enumerate(variables)}
+    save_arrays(state, {"epoch": np.array(epochs)} | values)
 
 
 def _restore(state: Path, variables: list[keras.Variable]) -> int:
