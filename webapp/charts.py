@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ml.named_points import point_at
@@ -195,6 +195,7 @@ class TrainingChart:
     stage has but one.
 
     Attributes:
+        validation: of these stages, the loss on images that are held back from what learns.
         is_cut: whether a few values above `highest` are drawn at the upper edge: the loss of the
             first batches is often many times that of all others, which would be one flat line.
     """
@@ -206,12 +207,17 @@ class TrainingChart:
     lines: Mapping[str, str]
     dots: tuple[tuple[float, float, str], ...]
     is_cut: bool = False
+    validation: Mapping[str, str] = field(default_factory=dict)
+
+
+LOSS, VALIDATION_LOSS = "loss", "validation_loss"
 
 
 def training_charts(
     points: Iterable[tuple[str, int, float, str]], steps: int
 ) -> tuple[TrainingChart, ...]:
-    """Return a chart for each metric of a training.
+    """Return a chart for each metric of a training, that of the loss first; the loss on images that
+    are held back is drawn into it.
 
     Args:
         points: metric, step, value and stage, ordered by step.
@@ -220,14 +226,21 @@ def training_charts(
     of_metric: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for metric, step, value, stage in points:
         of_metric.setdefault(metric, {}).setdefault(stage, []).append((step, value))
-    return tuple(_training_chart(metric, stages, steps) for metric, stages in of_metric.items())
+    held_back = of_metric.pop(VALIDATION_LOSS, {})
+    return tuple(
+        _training_chart(metric, stages, held_back if metric == LOSS else {}, steps)
+        for metric, stages in sorted(of_metric.items(), key=lambda each: each[0] != LOSS)
+    )
 
 
-def _training_chart(
-    metric: str, stages: Mapping[str, Sequence[tuple[int, float]]], steps: int
-) -> TrainingChart:
+Points = Mapping[str, Sequence[tuple[int, float]]]
+"""Steps and values of each stage."""
+
+
+def _training_chart(metric: str, stages: Points, held_back: Points, steps: int) -> TrainingChart:
     axes = Axes(left=58, top=12, width=460, height=170)
-    values = [value for points in stages.values() for _, value in points]
+    both = [*stages.items(), *((f"{stage}, held back", held_back[stage]) for stage in held_back)]
+    values = [value for _, points in both for _, value in points]
     lowest, highest = min(0.0, *values), max(values)
     usual = sorted(values)[int(USUAL_SHARE * (len(values) - 1))]
     if is_cut := highest > OUTLYING * usual > 0:
@@ -237,23 +250,27 @@ def _training_chart(
     def place(step: int, value: float) -> tuple[float, float]:
         return step / steps, min((value - lowest) / span, 1.0)
 
+    def lines(of_stages: Points) -> dict[str, str]:
+        return {
+            stage: axes.points(place(*point) for point in points)
+            for stage, points in of_stages.items()
+            if len(points) > 1
+        }
+
     return TrainingChart(
         axes,
         metric,
         lowest,
         highest,
-        {
-            stage: axes.points(place(*point) for point in points)
-            for stage, points in stages.items()
-            if len(points) > 1
-        },
+        lines(stages),
         tuple(
             (axes.x(across), axes.y(up), f"{stage}: {points[0][1]:.3f}")
-            for stage, points in stages.items()
+            for stage, points in both
             if len(points) == 1
             for across, up in [place(*points[0])]
         ),
         is_cut,
+        lines(held_back),
     )
 
 

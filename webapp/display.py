@@ -34,6 +34,8 @@ DISPLAY_NAMES = {
     # curves of a training
     "loss": "Loss",
     "fold_auroc": "AUROC of each fold",
+    "validation_loss": "Loss on held-back images",
+    "validation_auroc": "AUROC on held-back images",
     "reconstruction_error": "Reconstruction error",
     # controls of a training
     "permuted": "Shuffled labels",

@@ -2,13 +2,16 @@
 verdict.
 
     python -m bench.chaos [--scans 1000] [--faults 60] [--trainings 1] [--seed 1] [--seeds 1]
-    [--load] [--stack postgres|embedded] [--report FILE]
+    [--load] [--no-lab] [--stack postgres|embedded] [--report FILE]
 
 Starts Hemoscan with its own PostgreSQL and Redis servers, then with the embedded default, each with
 the given numbers of scans, faults and trainings. Some faults befall studies that come by DICOM, and
 an archive that gets their results. Beside them run a shadow of the live version,
 which must always say the same, replays, which must be the same to the bit, and the hash chain of
-the audit log, which must verify. The seed determines faults, targets and times; their effects
+the audit log, which must verify. Afterwards things go wrong in the lab: a
+data set is deleted under an evaluation, the files of a version are damaged, two versions are
+promoted at once, a shadow fails on every scan, a curve has a million points, and the worker of each
+of its jobs is killed. The seed determines faults, targets and times; their effects
 depend on the machine. `--seeds 10` does all of it with ten seeds, and `--load` beside processes
 that take half of the machine. Linux only. The last line is the verdict; the exit status is 1 if a
 guarantee is violated.
@@ -37,6 +40,29 @@ from bench.chaos.verdict import Outcome, judge
 
 def main() -> int:
     """Run the stacks in turn; print the report and the verdict; return the exit status."""
+    options = options_given()
+    # So that both terminate everything that was started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    seeds = range(options.seed, options.seed + options.seeds)
+    kinds = [options.stack] if options.stack else STACKS
+    try:
+        with busy_processes(os.cpu_count() or 1 if options.load else 0):
+            outcomes = [suffer(kind, seed, options) for kind in kinds for seed in seeds]
+    except NotInstalled as err:
+        sys.stdout.write(f"The chaos test needs {err}, which is not installed.\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stdout.write("Stopped; nothing is left running.\n")
+        return 130
+    page = report(outcomes, options)
+    sys.stdout.write(f"{page}\n{verdict(outcomes)}\n")
+    if options.report:
+        options.report.write_text(page, encoding="utf-8")
+    return 1 if any(outcome.broken for outcome in outcomes) else 0
+
+
+def options_given() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,6 +89,12 @@ def main() -> int:
         action="store_true",
         help="run beside as many busy processes as the machine has cores",
     )
+    parser.add_argument(
+        "--lab",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let go wrong what can in the lab, after the faults (default yes)",
+    )
     parser.add_argument("--stack", choices=STACKS, help="run only this stack (default both)")
     parser.add_argument(
         "--within",
@@ -75,25 +107,7 @@ def main() -> int:
     parser.add_argument(
         "--keep", action="store_true", help="keep the folder with logs, database and files"
     )
-    options = parser.parse_args()
-    # So that both terminate everything that was started.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    seeds = range(options.seed, options.seed + options.seeds)
-    kinds = [options.stack] if options.stack else STACKS
-    try:
-        with busy_processes(os.cpu_count() or 1 if options.load else 0):
-            outcomes = [suffer(kind, seed, options) for kind in kinds for seed in seeds]
-    except NotInstalled as err:
-        sys.stdout.write(f"The chaos test needs {err}, which is not installed.\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stdout.write("Stopped; nothing is left running.\n")
-        return 130
-    page = report(outcomes, options)
-    sys.stdout.write(f"{page}\n{verdict(outcomes)}\n")
-    if options.report:
-        options.report.write_text(page, encoding="utf-8")
-    return 1 if any(outcome.broken for outcome in outcomes) else 0
+    return parser.parse_args()
 
 
 @contextmanager
@@ -121,7 +135,14 @@ def suffer(kind: str, seed: int, options: argparse.Namespace) -> Outcome:
         stack = Stack(kind, folder, rng)
         with stack.running():
             outcome = judge(
-                carry_out(stack, options.scans, options.faults, options.trainings, rng),
+                carry_out(
+                    stack,
+                    options.scans,
+                    options.faults,
+                    options.trainings,
+                    rng,
+                    lab=options.lab,
+                ),
                 options.within,
             )
         left = stack.leftovers()

@@ -16,6 +16,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from bench.chaos.background import begin_shadow, request_replays
 from bench.chaos.dicom import is_settled, send_what_waits
 from bench.chaos.faults import Injector, schedule
+from bench.chaos.lab import Lab
 from bench.chaos.stack import POISON_PX, Stack
 from bench.chaos.trainings import Trainings
 from bench.service import Client, Refused
@@ -86,24 +87,29 @@ class Campaign:
     submitter: Submitter
     injector: Injector
     trainings: Trainings
+    lab: Lab
     began: float
+    lab_ended: float = 0.0
     ended: float = 0.0
 
     @property
     def last_fault_ended(self) -> float:
-        """End of the last fault (seconds since 1970)."""
-        return max([self.began, *(fault.ended for fault in self.injector.faults)])
+        """End of the last fault, or of the lab (seconds since 1970)."""
+        return max([self.began, self.lab_ended, *(fault.ended for fault in self.injector.faults)])
 
 
 def carry_out(
-    stack: Stack, scans: int, faults: int, trainings: int, rng: random.Random
+    stack: Stack, scans: int, faults: int, trainings: int, rng: random.Random, *, lab: bool
 ) -> Campaign:
-    """Submit scans, inject faults, and wait until everything is settled or the time is up."""
+    """Submit scans, inject faults, then those of the `lab` if they are wanted, and wait until
+    everything is settled or the time is up.
+    """
     runs = Trainings(stack, trainings, stack.folder)
     if trainings:
         runs.import_phantoms()
     begin_shadow(stack)
-    campaign = Campaign(stack, Submitter(stack), Injector(stack), runs, time.time())
+    of_lab = Lab(stack, random.Random(0))  # Faults are drawn as without it.
+    campaign = Campaign(stack, Submitter(stack), Injector(stack), runs, of_lab, time.time())
     campaign.submitter.start()
     if trainings:
         runs.start()
@@ -121,6 +127,11 @@ def carry_out(
     campaign.injector.wait()
     campaign.submitter.finish()
     stack.neighbors.scanner.finish()
+    if lab:
+        if trainings:
+            runs.join()  # It kills the worker that trains, too.
+        of_lab.carry_out()
+        campaign.lab_ended = time.time()
     deadline = time.monotonic() + SETTLED_WITHIN_S
     while time.monotonic() < deadline and (
         runs.is_alive() or not is_settled(stack) or stack.ask(unsettled) != 0
@@ -163,5 +174,7 @@ def pictures_of(count: int, folder: Path, rng: random.Random) -> list[bytes]:
     ]
     write_png(phantom(1, hemorrhage=True, size=POISON_PX), folder / "poison.png")
     poison = (folder / "poison.png").read_bytes()
-    poisoned = set(rng.sample(range((count + 1) // 2), max(1, count // SCANS_A_POISON)))
+    first_half = range((count + 1) // 2)
+    wanted = min(max(1, count // SCANS_A_POISON), len(first_half))
+    poisoned = set(rng.sample(first_half, wanted))
     return [poison if number in poisoned else rng.choice(good) for number in range(count)]

@@ -41,8 +41,8 @@ clock of the second predict worker is always wrong by a minute. A scanner sends 
 repeats each until all of it is accepted; an archive receives their results, and *Send now* is
 pressed for what is still waiting after the last fault. A copy of the live version runs in shadow
 and must say the same of every scan that it answers; halfway through the faults, up to {replays}
-answers are replayed and must be the same to the bit. At the end, the chain of the audit log is
-verified.
+answers are replayed and must be the same to the bit. After the last fault, things go wrong in the
+lab, one after the other, each beside a scan. At the end, the chain of the audit log is verified.
 
 *Recovery* is the time from the beginning of a fault, including its duration, until every sound scan
 that was queued or running at that moment has its verdict. A fault that met no such scan has none.
@@ -57,6 +57,7 @@ HEAD = (
     "| fault | times | met waiting scans | recovery, median (s) | longest (s)"
     " |\n|---|---|---|---|---|\n"
 )
+LAB_HEAD = "| what went wrong in the lab | how it ended |\n|---|---|\n"
 
 
 def report(outcomes: Sequence[Outcome], options: argparse.Namespace) -> str:
@@ -67,6 +68,7 @@ def report(outcomes: Sequence[Outcome], options: argparse.Namespace) -> str:
             f" {options.trainings} --seed {options.seed}"
             f"{f' --seeds {options.seeds}' if options.seeds > 1 else ''}"
             f"{' --load' if options.load else ''}"
+            f"{'' if options.lab else ' --no-lab'}"
         ),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
@@ -106,6 +108,8 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     studies = sum(outcome.dicom.studies for outcome in outcomes)
     sent = f", {studies} of them by DICOM and answered" if studies else ""
     trained = f"; {runs} trainings, each killed {KILLS} times, made {runs} versions" if runs else ""
+    cases = sum(len(outcome.lab) for outcome in outcomes)
+    trained += f"; {cases} cases of the lab ended as they should" if cases else ""
     return (
         f"Held: {scans} scans{sent}, {faults} faults, nothing lost, doubled or stuck, "
         f"all verdicts within {ceil(last_s)} s of the last fault{trained}."
@@ -175,7 +179,7 @@ def _of_campaign(outcome: Outcome) -> str:
         )
     return (
         f"\n## {TITLE_OF[outcome.stack]}, seed {outcome.seed}\n\n{_listed(lines)}\n\n"
-        f"{_of_faults([outcome])}"
+        f"{_of_faults([outcome])}{_of_lab(outcome)}"
     )
 
 
@@ -189,6 +193,15 @@ def _of_faults(outcomes: Sequence[Outcome]) -> str:
             f"| {kind} | {count} | {len(times)} | {_seconds(times, 0.5)} | {_seconds(times, 1)} |\n"
         )
     return HEAD + "".join(rows)
+
+
+def _of_lab(outcome: Outcome) -> str:
+    """Return the table of the lab's cases, empty if there were none."""
+    if not outcome.lab:
+        return ""
+    rows = "".join(f"| {case} | {end} |\n" for case, end in outcome.lab.items())
+    beside = f"Scans that came meanwhile: {len(outcome.beside_lab_s)}, from upload to verdict"
+    return f"\n{beside} {_spread(outcome.beside_lab_s)}.\n\n{LAB_HEAD}{rows}"
 
 
 def _listed(lines: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ from bench.service import Client, descendants, free_port, is_ready, seconds_unti
 from webapp import create_app
 from webapp.config import PROJECT_ROOT
 from webapp.extensions import db, reads_only
+from webapp.models import Scope
 
 STACKS = ("postgres", "embedded")
 LEASES_S = {"LEASE_S": 5, "HEARTBEAT_S": 1, "SWEEP_S": 1}
@@ -202,7 +203,8 @@ class Stack:
             self.broker.start()
             self.flask("setup")
             self.flask("create-admin", OWNER)
-            self.token = self.flask("create-token", OWNER).splitlines()[-1]
+            scopes = [f"--scope={scope.value}" for scope in Scope]
+            self.token = self.flask("create-token", OWNER, *scopes).splitlines()[-1]
             self.neighbors.start()
             self._supervisor.start()
             seconds_until(lambda: is_ready(self.port), READY_S)

@@ -46,7 +46,7 @@ SCORING = "Scoring"
 MARK = "training.json"
 """Identifies the run of a checkpoint; without other files it is not a checkpoint."""
 
-
+PHANTOMS = "phantoms"
 PREVIEWS = 10
 
 
@@ -80,14 +80,15 @@ class Trainings(threading.Thread):
     def import_phantoms(self) -> None:
         """Import the training data."""
         self.stack.flask(
-            "import-dataset", str(phantom_dataset(self.folder)), "--name", "phantoms", "--wait"
+            "import-dataset", str(phantom_dataset(self.folder)), "--name", PHANTOMS, "--wait"
         )
 
     def run(self) -> None:
         """Launch an evaluation and all runs, and kill the worker of each."""
         try:
             with self.stack.app.app_context():
-                phantoms = db.session.scalars(select(Dataset)).one()
+                named = select(Dataset).where(Dataset.name == PHANTOMS)
+                phantoms = db.session.scalars(named).one()
                 runs = [
                     TrainingRun(
                         architecture=ARCHITECTURE,

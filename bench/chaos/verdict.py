@@ -46,7 +46,8 @@ STOPPED_THREE_TIMES = "The worker stopped three times while it was analyzing thi
 @dataclass
 class Outcome:
     """The outcome of a campaign: `broken` lists violated guarantees; count and recovery times by
-    kind of fault; `load_before` is the machine's load average when it began.
+    kind of fault; `load_before` is the machine's load average when it began; `lab` says how each of
+    its cases ended, and `beside_lab_s` how long scans took meanwhile.
     """
 
     stack: str
@@ -69,6 +70,8 @@ class Outcome:
     runs: int = 0
     run_attempts: list[int] = field(default_factory=list)
     dicom: DicomOutcome = field(default_factory=DicomOutcome)
+    lab: dict[str, str] = field(default_factory=dict)
+    beside_lab_s: list[float] = field(default_factory=list)
 
     def check(self, holds: bool, complaint: str) -> None:
         """Record `complaint` if the condition is false."""
@@ -79,7 +82,8 @@ class Outcome:
 def judge(campaign: Campaign, within_s: float) -> Outcome:
     """Check all rows and files of a running stack."""
     stack, injected = campaign.stack, campaign.injector.faults
-    outcome = Outcome(stack.kind, broken=campaign.injector.errors + campaign.trainings.errors)
+    errors = campaign.injector.errors + campaign.trainings.errors + campaign.lab.errors
+    outcome = Outcome(stack.kind, broken=errors, lab=campaign.lab.ends)
     outcome.refusals, outcome.replies_s = campaign.submitter.refusals, campaign.submitter.replies_s
     outcome.restarts = {name: program.starts - 1 for name, program in stack.programs.items()}
     outcome.faults = Counter(fault.kind for fault in injected)
@@ -95,7 +99,8 @@ def judge(campaign: Campaign, within_s: float) -> Outcome:
         }
         outcome.dicom, complaints_of_dicom, by_dicom = judge_dicom(stack)
         outcome.broken += complaints_of_dicom
-        judge_scans(scans, poisoned, [*campaign.submitter.accepted, *by_dicom], outcome)
+        accepted = [*campaign.submitter.accepted, *campaign.lab.scans, *by_dicom]
+        judge_scans(scans, poisoned, accepted, outcome)
         judge_times(scans, poisoned, campaign, outcome)
         outcome.check(
             outcome.last_verdict_s <= within_s,
@@ -163,6 +168,9 @@ def judge_times(
         if scan.finished_at
     }
     sound = [span for scan_id, span in spans.items() if scan_id not in poisoned]
+    outcome.beside_lab_s = [
+        spans[scan_id][1] - spans[scan_id][0] for scan_id in campaign.lab.scans if scan_id in spans
+    ]
     recoveries: dict[str, list[float]] = {kind: [] for kind in outcome.faults}
     for fault in campaign.injector.faults:
         met = [end for begin, end in sound if begin <= fault.began < end]

@@ -30,6 +30,7 @@ from ml.networks.convolutions import convolved, pooled, set_weights, weights_of
 from ml.networks.fine_tuning import balanced_draws
 from ml.networks.onnx_graph import model_of, serialized
 from ml.networks.training_loop import Batch, run_epochs
+from ml.networks.watching import Watch, watched_of
 from ml.networks.weights import Weights, layout_of, rounded
 
 SCAN_RULE = aggregate
@@ -245,6 +246,7 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
             draw=draw,
             state=state,
             report=lambda share, figures: task.report(MAPS_SHARE + share * TUNING_SHARE, figures),
+            watch=_watch(task, source, np.setdiff1d(task.train, learn), batches),
         )
         head = network.get_layer("head")
         trained_weights = weights_of(back, start) if back is not None else dict(start)
@@ -260,6 +262,21 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
     return Trained(
         rounded({name: values for name, values in whole.items() if not name.startswith("fc")}),
         {name: values for name, values in whole.items() if name.startswith("fc")},
+    )
+
+
+def _watch(task: FitTask, source: _Source, held_back: np.ndarray, batches: int) -> Watch | None:
+    """Return what the training is watched on; None where no slices of both classes are held
+    back.
+    """
+    at = watched_of(task.labels, held_back, batches * BATCH, BATCH)
+    if not len(at):
+        return None
+    parts = [at[first : first + BATCH] for first in range(0, len(at), BATCH)]
+    unvaried = [source.inputs(part, np.zeros(len(part), np.int64)) for part in parts]
+    return Watch(
+        [(inputs, task.labels[part]) for inputs, part in zip(unvaried, parts, strict=True)],
+        lambda batch, outputs: (batch[1], outputs[:, 1] - outputs[:, 0]),
     )
 
 

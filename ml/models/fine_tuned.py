@@ -95,14 +95,16 @@ def tuned_convolutions(
     Args:
         task: what is being fitted.
         encoder: whose convolutions learn.
-        learn: positions of the images to learn from.
+        learn: positions of the images to learn from; on some of the other training images the
+            fine-tuning is watched.
         epochs: of `ml.networks.fine_tuning.fine_tune`.
         report: receives the share done; raises to stop.
     """
     path, state = task.folder / "tuned.npz", task.folder / "state.npz"
     start = encoder.initial(task.init, task.seed)
     schedule = Schedule(epochs, task.seed, str(task.settings["precision"]))
-    slices = LabeledSlices(task.images, task.labels, task.sources, task.masks, learn)
+    held_back = np.setdiff1d(task.train, learn)
+    slices = LabeledSlices(task.images, task.labels, task.sources, task.masks, learn, held_back)
 
     def tune() -> Mapping[str, np.ndarray]:
         return fine_tune(start, encoder, slices, schedule, state, report).arrays()

@@ -16,7 +16,8 @@ architecture.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import islice
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -33,7 +34,8 @@ from ml.networks.cells import evidence_of
 from ml.networks.convolutions import pooled
 from ml.networks.fine_tuning import Tuned
 from ml.networks.recurrent_graph import RecurrentHead, head_to_onnx
-from ml.networks.training_loop import run_epochs
+from ml.networks.training_loop import Batch, run_epochs
+from ml.networks.watching import RARER, Watch
 
 AVERAGING = 0.98
 FEATURES_SHARE = 0.6  # of a fit's time
@@ -301,9 +303,8 @@ class _Learner:
         def learn_anew() -> dict[str, np.ndarray]:
             share = (1 - FEATURES_SHARE) * (end - begin)
             first = FEATURES_SHARE + (1 - FEATURES_SHARE) * begin
-            batches, draw = self.sequences.drawn(
-                task, (features - mean) / spread, learn, weak_scans
-            )
+            standardized = (features - mean) / spread
+            batches, draw = self.sequences.drawn(task, standardized, learn, weak_scans)
             loss = keras.losses.BinaryCrossentropy
             run_epochs(
                 model,
@@ -316,6 +317,7 @@ class _Learner:
                 draw=draw,
                 state=state,
                 report=lambda done, figures: task.report(first + done * share, figures),
+                watch=self._watch(standardized[:1], learn, weak_scans, batches),
             )
             return {f"w{number}": values for number, values in enumerate(model.get_weights())}
 
@@ -323,6 +325,30 @@ class _Learner:
         state.unlink(missing_ok=True)
         model.set_weights([arrays[f"w{number}"] for number in range(len(arrays))])
         return Network(model, mean, spread)
+
+    def _watch(
+        self, features: np.ndarray, learn: np.ndarray, weak_scans: np.ndarray, batches: int
+    ) -> Watch | None:
+        """Return what a training on the slices at `learn` and the scans `weak_scans` is watched on:
+        sequences of the rest of the training part, drawn as those that it learns from, but once and
+        without augmentation. None where there is no rest.
+        """
+        held_back = np.setdiff1d(self.task.train, learn)
+        if len(np.unique(self.task.labels[held_back])) < 2:
+            return None
+        weak_rest = np.setdiff1d(self.task.weak_scans, weak_scans)
+        _, draw = self.sequences.drawn(self.task, features, held_back, weak_rest)
+        return Watch(list(islice(draw(self.task.seed), max(batches // RARER, 1))), _judged)
+
+
+def _judged(batch: Batch, outputs: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels and decisions of the labeled steps of a batch or, where its steps are rows of
+    slices, of its sequences.
+    """
+    _, targets, weights = batch
+    level = "steps" if (weights["steps"] > 0).any() else "whole"
+    known = weights[level] > 0
+    return targets[level][..., 0][known], np.asarray(outputs[level])[..., 0][known]
 
 
 class _Exported:

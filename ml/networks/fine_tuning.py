@@ -11,8 +11,8 @@ and the source instead (docs/results/journal.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 
 from ml.networks.encoder import Encoder
 from ml.networks.training_loop import Batch, run_epochs
+from ml.networks.watching import Watch, watched_of
 from ml.networks.weights import Weights
 from ml.preprocessing.augmentation import NOT_DRAWN, vary
 from ml.preprocessing.synthetic_lesions import with_decoy, with_drawn_bleed, with_moved_bleed
@@ -107,6 +108,8 @@ class LabeledSlices:
         sources: (n,) data set of each image.
         masks: uint8 (n, m, m) outlines as `ml.models.contract.FitTask` describes them.
         learn: positions of the images to learn from.
+        held_back: positions of images that are not learned from, of other groups: some of them are
+            watched.
     """
 
     images: np.ndarray
@@ -114,6 +117,7 @@ class LabeledSlices:
     sources: np.ndarray
     masks: np.ndarray
     learn: np.ndarray
+    held_back: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,8 @@ def fine_tune(
         slices: what it learns from.
         schedule: for how long, and in which precision.
         state: the file that keeps the state after each epoch.
-        report: receives the share done and the loss after each batch; raises to stop.
+        report: receives the share done and the loss after each batch, and after each epoch the
+            figures of `ml.networks.watching`; raises to stop.
     """
     seed = schedule.seed
     keras.utils.set_random_seed(seed)
@@ -180,6 +185,7 @@ def fine_tune(
         draw=lambda epoch_seed: _batches(slices, batches, sides, epoch_seed),
         state=state,
         report=report,
+        watch=_watch(slices, batches, sides),
     )
     weights, bias = (np.asarray(values) for values in network.get_layer("cell").get_weights())
     learned = encoder.as_stored(encoder.weights_of(convolutions, start))
@@ -232,8 +238,7 @@ def _batches(
     random = np.random.default_rng(seed)
     outlined = learn[(labels[learn] == 1) & (masks[learn].reshape(len(learn), -1) == 1).any(axis=1)]
     for _ in range(batches):
-        pictures, answers = [], []
-        places: dict[str, list[np.ndarray]] = {name: [] for name in sides}
+        pictures, outlines, answers = [], [], []
         for position in learn[balanced_draws(labels[learn], sources[learn], BATCH, random)]:
             picture, outline, label = (
                 np.asarray(images[position, :, :, 0], np.float32),
@@ -258,15 +263,46 @@ def _batches(
                     (picture, outline), label = with_bleed, 1
             picture, outline = vary(picture, outline, random)
             pictures.append(picture)
+            outlines.append(outline)
             answers.append(label)
-            for name, side in sides.items():
-                places[name].append(_bloody_cells(outline, label, side))
-        inputs, truth = (
-            np.stack(pictures)[..., np.newaxis],
-            np.array(answers, np.float32)[:, np.newaxis],
+        yield np.stack(pictures)[..., np.newaxis], _known(outlines, answers, sides)
+
+
+def _known(
+    outlines: Sequence[np.ndarray], labels: Sequence[int], sides: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Return what is known of pictures: the target of each output by its name."""
+    truth = np.array(labels, np.float32)[:, np.newaxis]
+    located = {
+        name: np.stack(
+            [
+                _bloody_cells(outline, label, side)
+                for outline, label in zip(outlines, labels, strict=True)
+            ]
         )
-        located = {name: np.stack(values) for name, values in places.items()}
-        yield inputs, {**located, "slice": truth, "pooled": truth}
+        for name, side in sides.items()
+    }
+    return {**located, "slice": truth, "pooled": truth}
+
+
+def _watch(slices: LabeledSlices, batches: int, sides: Mapping[str, int]) -> Watch | None:
+    """Return what a fine-tuning is watched on: slices as they are, without made bleeds; None where
+    no slices of both classes are held back.
+    """
+    at = watched_of(slices.labels, slices.held_back, batches * BATCH, BATCH)
+    if not len(at):
+        return None
+    of_batches = [
+        (
+            np.asarray(slices.images[part], np.float32),
+            _known(slices.masks[part], slices.labels[part].tolist(), sides),
+        )
+        for part in (at[first : first + BATCH] for first in range(0, len(at), BATCH))
+    ]
+    return Watch(
+        of_batches,
+        lambda batch, outputs: (batch[1]["slice"][:, 0], np.asarray(outputs["slice"])[:, 0]),
+    )
 
 
 def _bloody_cells(outline: np.ndarray, label: int, side: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from ml.checkpoints import load_arrays, save_arrays
+from ml.networks.watching import Watch
 
 AHEAD = 4  # batches that wait while one is learned from
 Batch = tuple[Any, ...]
@@ -36,6 +37,7 @@ def run_epochs(
     draw: Callable[[int], Iterable[Batch]],
     state: Path,
     report: Callable[[float, Mapping[str, float]], None],
+    watch: Watch | None = None,
 ) -> None:
     """Train the network by Adam (D. Kingma, J. Ba 2015) with a learning rate that falls along a
     cosine to nothing; afterwards it holds the running average of its weights.
@@ -54,6 +56,7 @@ def run_epochs(
         draw: seed of an epoch -> its batches; runs in a thread of its own, ahead of the training.
         state: the file that keeps the state after each epoch.
         report: called with the share done, 0..1, and the loss after each batch; raises to stop.
+        watch: its figures are reported after each epoch, and used for nothing.
     """
     rate = keras.optimizers.schedules.CosineDecay(learning_rate, max(batches * epochs, 1))
     optimizer = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=averaging)
@@ -77,12 +80,27 @@ def run_epochs(
                 (epoch + (number + 1) / batches) / epochs,
                 {"loss": float(results["loss"]), "epoch": epoch + 1},
             )
-        save_arrays(
-            state,
-            {"epoch": np.array(epoch + 1)}
-            | {f"v{i}": np.asarray(v) for i, v in enumerate(variables)},
-        )
+        if watch is not None:
+            report((epoch + 1) / epochs, {**_watched(network, watch), "epoch": epoch + 1})
+        _save(state, epoch + 1, variables)
     optimizer.finalize_variable_values(network.trainable_variables)
+
+
+def _watched(network: keras.Model, watch: Watch) -> dict[str, float]:
+    """Return the figures of what the training would leave if it ended now: the running average of
+    the weights. Afterwards the network holds its own weights again.
+
+    Called before the state is written: a training that ends in between repeats the epoch, and its
+    figures are the same, as they depend on nothing but the weights.
+    """
+    variables = network.trainable_variables
+    own = [np.asarray(variable).copy() for variable in variables]
+    network.optimizer.finalize_variable_values(variables)
+    try:
+        return watch.figures(network)
+    finally:
+        for variable, value in zip(variables, own, strict=True):
+            variable.assign(value)
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -125,6 +143,12 @@ def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
     finally:
         ended.set()
         thread.join()
+
+
+def _save(state: Path, epochs: int, variables: list[keras.Variable]) -> None:
+    """Write the state after so many epochs."""
+    values = {f"v{number}": np.asarray(variable) for number, variable in enumerate(variables)}
+    save_arrays(state, {"epoch": np.array(epochs)} | values)
 
 
 def _restore(state: Path, variables: list[keras.Variable]) -> int:

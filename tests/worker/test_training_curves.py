@@ -85,6 +85,29 @@ def test_each_stage_is_a_line_and_a_single_point_a_dot() -> None:
     assert (area.lines, area.dots) == ({}, ((axes.x(0.5), axes.y(1), "fold 1: 0.900"),))
 
 
+def test_the_loss_on_held_back_images_is_drawn_into_the_chart_of_the_loss_which_comes_first() -> (
+    None
+):
+    loss, area = training_charts(
+        [
+            ("validation_loss", 250, 3.0, "fold 1"),
+            ("validation_loss", 500, 4.0, "fold 1"),
+            ("validation_loss", 600, 2.0, "fold 2"),
+            ("validation_auroc", 250, 0.5, "fold 1"),
+            ("validation_auroc", 500, 1.0, "fold 1"),
+            ("loss", 0, 2.0, "fold 1"),
+            ("loss", 500, 0.0, "fold 1"),
+        ],
+        1000,
+    )
+    axes = loss.axes
+    assert (loss.metric, loss.highest, area.metric) == ("loss", 4.0, "validation_auroc")
+    assert loss.lines == {"fold 1": axes.points([(0, 0.5), (0.5, 0)])}
+    assert loss.validation == {"fold 1": axes.points([(0.25, 0.75), (0.5, 1)])}
+    assert loss.dots == ((axes.x(0.6), axes.y(0.5), "fold 2, held back: 2.000"),)
+    assert area.lines == {"fold 1": axes.points([(0.25, 0.5), (0.5, 1)])} and not area.validation
+
+
 def test_a_few_outlying_values_do_not_flatten_the_curve() -> None:
     values = [32.0, 1.0, *[0.5] * 20]
     (loss,) = training_charts(

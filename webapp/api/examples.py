@@ -550,7 +550,16 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "Run": {
         **_run,
         "settings": {"epochs": 20},
-        "curves": [{"metric": "loss", "step": 0, "value": 0.69, "stage": "fold 1 of 5"}],
+        "curves": [
+            {"metric": "loss", "step": 9, "value": 0.69, "stage": "fold 1 of 5", "epoch": 1},
+            {
+                "metric": "validation_loss",
+                "step": 9,
+                "value": 0.71,
+                "stage": "fold 1 of 5",
+                "epoch": 1,
+            },
+        ],
         "earlier_attempts": [],
     },
     "RunsPage": page("/runs", _run),

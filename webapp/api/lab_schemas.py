@@ -568,12 +568,15 @@ class RunSummarySchema(WorkSchema):
 
 
 class PointSchema(Schema):
-    """The mean of a metric in one of a thousand equal shares of a run."""
+    """The mean of a metric in one of a thousand equal shares of a run, with its fold and epoch;
+    `validation_loss` and `validation_auroc` are those on images held back from what learns.
+    """
 
     metric = fields.String(required=True)
     step = fields.Integer(required=True, validate=COUNT)
     value = fields.Float(required=True)
     stage = fields.String(required=True)
+    epoch = fields.Integer(required=True, allow_none=True, validate=COUNT)
 
 
 class PastAttemptSchema(Schema):

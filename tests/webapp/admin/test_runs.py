@@ -25,7 +25,7 @@ from tests.webapp.admin.conftest import (
 from webapp.admin import outlook, pages, run_form
 from webapp.admin.version_figures import CARD_TABS
 from webapp.extensions import db
-from webapp.models import Dataset, JobStatus, Role, TrainingRun
+from webapp.models import Dataset, JobStatus, Role, TrainingPoint, TrainingRun
 from webapp.storage import storage
 
 
@@ -402,6 +402,36 @@ class TestRun:
         assert part.status_code == 200
         for text in ("Fold 2 of 5", "42%", "about 3 min left", "AUROC", "0.912"):
             assert text in part.text
+
+    def test_the_loss_on_held_back_images_is_a_dashed_line_in_the_color_of_its_fold(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
+        with app.app_context():
+            id = add_run(JobStatus.RUNNING)
+            db.session.add_all(
+                TrainingPoint(
+                    run_id=id,
+                    metric=metric,
+                    step=step,
+                    value=value,
+                    stage=f"fold {1 + step // 500} of 2",
+                    epoch=1 + step // 100 % 5,
+                )
+                for step, value in ((100, 0.7), (200, 0.6), (500, 0.7), (600, 0.5))
+                for metric in ("loss", "validation_loss", "validation_auroc")
+                if step < 500 or metric == "loss"
+            )
+            db.session.commit()
+        page = admin.get(f"/admin/runs/{id}").text
+        drawn = re.findall(r'<polyline class="curve ([^"]*)"[^>]*><title>([^<]*)<', page)
+        assert drawn == [
+            ("own", "fold 1 of 2"),
+            ("own validation", "fold 1 of 2, held back"),
+            ("other", "fold 2 of 2"),
+            ("own", "fold 1 of 2"),
+        ]
+        assert "<figcaption" in page and "Loss; dashed: on images that are held back" in page
+        assert "AUROC on held-back images" in page and "nothing is learned, chosen or ended" in page
 
     def test_an_open_run_is_cancelled_and_launched_again(
         self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch
