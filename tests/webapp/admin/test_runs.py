@@ -430,7 +430,7 @@ class TestRun:
             ("other", "fold 2 of 2"),
             ("own", "fold 1 of 2"),
         ]
-        assert "<figcaption" in page and "Loss; dashed: on images that are held back" in page
+        assert "<figcaption" in page and "Loss (dashed: held-back images)" in page
         assert "AUROC on held-back images" in page and "nothing is learned, chosen or ended" in page
 
     def test_an_open_run_is_cancelled_and_launched_again(
