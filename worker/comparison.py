@@ -1,4 +1,4 @@
-"""How two versions differ: paired differences on images that neither was trained on, out of fold or
+"""Comparison of two versions: paired differences on images that neither was trained on, out of fold or
 in an evaluation.
 """
 
