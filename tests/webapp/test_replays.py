@@ -116,7 +116,7 @@ def test_an_earlier_answer_is_reproduced_too_and_a_wrong_one_is_refused(
     end(app, is_same=True, result={**SAME, "not_kept": ["slices"], "changes": None})
     page = ann.get(f"/scans/{scan_id}").text
     assert "Not compared because they are not stored: the slice probabilities." in page
-    assert "the machine that produced this answer were not recorded" in page
+    assert "machine that produced this result were not recorded" in page
     with app.app_context():
         db.session.execute(update(Scan).values(original_removed_at=Scan.created_at))
         db.session.commit()
