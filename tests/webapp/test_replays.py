@@ -92,7 +92,7 @@ def test_the_page_of_a_scan_says_whether_its_result_was_reproduced(
     end(app, is_same=False, result=OTHER)
     page = ann.get(f"/scans/{scan_id}").text
     for sentence in (
-        "this differs: the probability and probabilities of slices.",
+        "Different: the probability and the slice probabilities.",
         "Probability: 0.9 before, 0.91 now.",
         "3 of 24 slices differ: 3 and 2 more.",
         "ONNX Runtime: 1.0 before, 1.32.0 now.",
@@ -159,7 +159,7 @@ def test_a_random_sample_is_followed_and_canceled(
     assert "1 of 1 results reproduced exactly" in admin.get("/admin/replays").text
     end(app, is_same=False, result=OTHER)
     page = admin.get("/admin/replays").text
-    assert "0 of 1 results reproduced exactly" in page and "ONNX Runtime: 1.0 then" in page
+    assert "0 of 1 results reproduced exactly" in page and "ONNX Runtime: 1.0 before" in page
     end(app, JobStatus.QUEUED, is_same=None, result=None)
     admin.post(f"/admin/replays/{sample_id}/cancel")
     assert "No results were recomputed" in admin.get("/admin/replays").text

@@ -153,7 +153,7 @@ def test_how_long_the_experiment_takes_is_measured_here(app: Flask, admin: Flask
         db.session.commit()
         assert expected_here_s(db.session.get_one(Dataset, other)) == 900.0
     page = admin.get(f"/admin/datasets/{other}/accuracy").text
-    assert "It takes about 15 min" in page and "finished here" in page
+    assert "It takes about 15 min" in page and "completed here" in page
 
 
 def test_of_two_who_launch_at_once_the_second_finds_the_experiment_of_the_first(
