@@ -100,7 +100,7 @@ def test_the_page_of_a_scan_says_whether_its_result_was_reproduced(
     ):
         assert sentence in page
     end(app, JobStatus.FAILED, error="It is damaged.")
-    assert "Could not be computed again: It is damaged." in ann.get(f"/scans/{scan_id}").text
+    assert "Could not be recomputed: It is damaged." in ann.get(f"/scans/{scan_id}").text
 
 
 def test_an_earlier_answer_is_reproduced_too_and_a_wrong_one_is_refused(
