@@ -1,4 +1,4 @@
-"""Make the pictures in docs/ and the one of the front page: the worklist, a series and a single
+"""Make the screenshots in docs/ and on the front page: the worklist, a series and a single
 slice, with phantoms.
 
     python -m bench.screenshots

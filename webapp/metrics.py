@@ -74,11 +74,11 @@ class Rows(Collector):
             labels=["table"],
         )
         depth = GaugeMetricFamily(
-            "hemoscan_queue_depth", "Queued jobs that somebody waits for.", labels=["queue"]
+            "hemoscan_queue_depth", "Queued jobs that users are waiting for.", labels=["queue"]
         )
         age = GaugeMetricFamily(
             "hemoscan_queue_oldest_age_seconds",
-            "Age of the oldest queued job that somebody waits for, 0 if there is none.",
+            "Age of the oldest queued job that users are waiting for, 0 if there is none.",
             labels=["queue"],
         )
         counts: dict[tuple[str, JobStatus], int] = {}

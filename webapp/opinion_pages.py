@@ -1,4 +1,4 @@
-"""What people do with a scan besides looking at it: give opinions, share it, and go through the
+"""What users do with a scan besides viewing it: give opinions, share it, and go through the
 review queue.
 """
 

@@ -1,4 +1,4 @@
-"""Rate limits for costly actions, counted per person across all their browsers and API tokens."""
+"""Rate limits for costly actions, counted per user across all their browsers and API tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person can do to their scans, one or many, for the pages and the API: each change is
+"""What users can do with their scans, one or many, for the pages and the API: each change is
 committed together with its record in the audit log.
 """
 

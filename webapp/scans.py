@@ -1,4 +1,4 @@
-"""The pages of a person's scans: progress and result."""
+"""The pages of a user's scans: progress and result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who sees a scan besides its owner: people with whom it is shared by name, or the reviewers."""
+"""Who can see a scan besides its owner: users it is shared with by name, or the reviewers."""
 
 from __future__ import annotations
 

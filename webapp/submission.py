@@ -76,8 +76,9 @@ class ScanForm(PostedForm):
         ],
         default=Pictures.AS_NUMBERED.value,
         description=(
-            "Images of one folder and one size whose names are numbered look like the slices of"
-            " one scan, unless the number counts people (“patient 3.png”). You can join"
+            "Images in one folder that have the same size and numbered names look like the"
+            " slices of"
+            " one scan, unless the number counts patients (“patient 3.png”). You can join"
             " and split them later."
         ),
     )
@@ -95,9 +96,8 @@ class ScanForm(PostedForm):
     keep_names = BooleanField(
         "File names as titles",
         description=(
-            "Use file names as titles and in messages. File names may identify patients; unless you"
-            " select this, only words such as “CT head” and numbers such as “Case 12” are taken"
-            " from them."
+            "Use file names as titles and in messages. File names may identify patients. Unless you"
+            " select this, only words such as “CT head” and numbers such as “Case 12” are used."
         ),
     )
 

@@ -1,5 +1,5 @@
-"""How two versions differ: paired differences on images that neither was trained on, out of fold or
-in an evaluation.
+"""Comparison of two versions: paired differences on images that neither was trained on, out of
+fold or in an evaluation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Answers live scans with a candidate that runs in shadow, when there is nothing else to do."""
+"""Analyzes live scans with a candidate in shadow mode, when there is nothing else to do."""
 
 from __future__ import annotations
 

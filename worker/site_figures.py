@@ -1,4 +1,4 @@
-"""Computes what the live versions achieve on this site's confirmed scans, month by month."""
+"""Computes the performance of the live versions on this site's confirmed scans, by month."""
 
 from __future__ import annotations
 

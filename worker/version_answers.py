@@ -1,4 +1,4 @@
-"""Curves and worst mistakes of a version, from its out-of-fold answers."""
+"""Curves and worst mistakes of a version, from its out-of-fold predictions."""
 
 from __future__ import annotations
 

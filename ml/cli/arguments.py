@@ -12,7 +12,8 @@ from ml.evaluation.worklist import Department
 
 MODEL_HELP = "a model folder, or starter, or starter-series"
 INIT_HELP = (
-    "initial weights: random, starter (a shipped model that has not seen the images, else random),"
+    "initial weights: random, starter (a shipped model that was not trained on the images,"
+    " else random),"
     " starter-series, a file or a model folder"
 )
 LARGEST_SEED = 2**31 - 1
@@ -32,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         help="describe data sets (folders or ZIP files), their appearance and shortcuts in them",
     )
     explore.add_argument("datasets", type=Path, nargs="+", metavar="DATASET")
-    explore.add_argument("--out", type=Path, help="folder for a report with pictures (index.html)")
+    explore.add_argument("--out", type=Path, help="folder for a report with images (index.html)")
     explore.add_argument("--json", action="store_true", help="write JSON")
     train = commands.add_parser(
         "train", help="train a model; repeat the command on the same folder to resume"
@@ -58,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "--reuse",
         type=Path,
         metavar="DIR",
-        help="cache fine-tuned convolutions in this folder for other trainings; results do not"
+        help="cache fine-tuned convolutions in this folder for other training runs; results do not"
         " change",
     )
     train.add_argument(
@@ -109,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     )
     calibrate = commands.add_parser(
         "calibrate",
-        help="calibrate a model to a site with at least 20 confirmed scans of it, with and without"
+        help="calibrate a model to a site with at least 20 of its confirmed scans, with and without"
         " hemorrhage; writes a model folder",
     )
     calibrate.add_argument("model", help=MODEL_HELP)
@@ -126,7 +127,8 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("run", type=Path, metavar="RUN", help="output folder of train")
     ship = commands.add_parser(
         "ship-answers",
-        help="write the out-of-fold answers of a training without names of files and patients, to"
+        help="write the out-of-fold predictions of a training run without file and patient"
+        " names, to"
         " ship with its model",
     )
     ship.add_argument("run", type=Path, metavar="RUN", help="output folder of train")

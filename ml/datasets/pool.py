@@ -155,7 +155,8 @@ def choose_start(init: Path | str, encoder: str | None, joined: Joined, folds: i
                 continue  # or the data themselves are unusable, which is raised below
     start = start_from("random", (), joined, folds)
     note = (
-        "The shipped models have another encoder or have seen these images, so the training started"
+        "The shipped models have another encoder or were trained on these images, so the"
+        " training started"
         " from random weights; ImageNet weights would be better."
     )
     return replace(start, notes=(*start.notes, note))

@@ -213,7 +213,7 @@ def _of_scans(labels: Mapping[str, int]) -> str:
         " without a label"
     )
     return (
-        f"{counts}; {labels['as_wholes']} have scan-level labels only"
+        f"{counts}; {labels['as_wholes']} have only scan-level labels"
         if labels["as_wholes"]
         else counts
     )

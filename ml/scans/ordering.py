@@ -167,14 +167,14 @@ def _require_one_series(planes: Sequence[Plane], notes: list[str]) -> None:
     if uid_per_slice and len(numbers) == 1 and None not in numbers:
         if len(studies) == 1 and "" not in studies:
             notes.append(
-                "Each slice has its own series UID; they were read as one series, since study and"
+                "Each slice has its own series UID; they were read as one series because study and"
                 " series number are the same."
             )
             return
         if len(studies) == len(planes) and _is_one_stack(planes):
             notes.append(
-                "Each slice has a study UID of its own; they were read as one series, since they"
-                " lie evenly above each other."
+                "Each slice has its own study UID; they were read as one series because they are"
+                " evenly spaced."
             )
             return
     raise ImageError(

@@ -139,7 +139,7 @@ def blocked_because(controls: Sequence[Control]) -> str | None:
         bound = control.lower_99
         if control.auroc and bound is not None and bound > 0.5:
             return (
-                "With labels permuted between groups, the run still reaches an AUROC of"
+                "With labels shuffled between groups, the run still reaches an AUROC of"
                 f" {control.auroc.value:.3f} (lower 99% bound {bound:.3f}, above 0.5):"
                 " there is leakage from training to test data."
             )
@@ -203,8 +203,8 @@ def _permuted(run: ControlledRun, folder: Path, tell: Tell) -> Control:
         permutations=areas,
         seconds=seconds,
         how=(
-            f"Mean over {len(areas)} permutations of labels between groups, {scope}; low and high"
-            " are its one-sided 99% bounds."
+            f"Mean over {len(areas)} permutations of labels between groups, {scope}; the limits"
+            " are one-sided 99% bounds."
         ),
     )
 

@@ -126,10 +126,10 @@ def _notes_on_weak(weak_scans: np.ndarray, learned: bool, calibrating: int) -> l
     elif calibrating:
         taught = "calibrate the scan output and train no slice output"
     else:
-        taught = "are not used for training, since this architecture learns from slices"
+        taught = "are not used for training because this architecture learns from slices"
     return [
-        f"{len(weak_scans)} scans have scan-level labels only: they {taught}, are tested by"
-        " patient, and are part of no figure by slice."
+        f"{len(weak_scans)} scans have only scan-level labels: they {taught}, are tested by"
+        " patient, and are excluded from all figures by slice."
     ]
 
 
@@ -182,7 +182,7 @@ def _protocol(experiment: Experiment, folds: int, repeats: int) -> str:
         "one half": "probability one half",
     }.get(str(settings.get("threshold")), "sensitivity and specificity balanced")
     repeated = (
-        f", repeated {repeats} times with other folds (figures are means over the repeats)"
+        f", repeated {repeats} times with different folds (figures are means over the repeats)"
         if repeats > 1
         else ""
     )
@@ -193,15 +193,15 @@ def _protocol(experiment: Experiment, folds: int, repeats: int) -> str:
     )
     if settings.get("folds_by") == "data set":
         split, calibrated = (
-            f"Leave one data set out: each of {folds} is tested with a model trained on the"
-            " others only,",
-            "inside each training part, calibrations and thresholds to the held-out answers for"
-            " the other data sets",
+            f"Leave one data set out: each of {folds} is tested with a model trained only on the"
+            " others,",
+            "inside each training part, and calibrations and thresholds on the held-out"
+            " predictions for the other data sets",
         )
     return (
         f"{split} on {len(experiment.testable)} of {len(experiment.labeled)} images, which the"
-        f" initial weights had not seen; all that is fitted, with thresholds ({threshold}), is"
-        f" fitted {calibrated}; pooled held-out answers by slice and by patient; 95% intervals by"
-        " bootstrap over groups: percentiles, and for the calibration error, which resampling"
-        " overestimates, percentiles moved by the bias of their median."
+        " initial weights were not trained on. Everything that is fitted, including thresholds"
+        f" ({threshold}), is fitted {calibrated}. Held-out predictions are pooled, by slice and by"
+        " patient. 95% intervals are bootstrap percentiles over groups; for the calibration error,"
+        " which resampling overestimates, they are corrected for the bias of the median."
     )

@@ -180,7 +180,7 @@ def test_what_is_dropped_is_submitted_from_the_worklist(
     bar(page, "send").click()
     expect(bar(page, "total")).to_have_text("0 of 2 files accepted, 2 refused.")
     expect(bar(page, "list")).to_contain_text("not a PNG, JPEG, DICOM or NIfTI image")
-    expect(bar(page, "list")).to_contain_text("A system file or disc directory")
+    expect(bar(page, "list")).to_contain_text("system file or disc directory")
 
     folder = tmp_path / "head"
     folder.mkdir()

@@ -34,7 +34,7 @@ def test_an_ellipse_stays_on_its_slice_and_keys_answer_without_leaving_the_pictu
     number = page.locator("#opinion-slice")
     expect(number).to_have_value(str(SLICES))  # On which it was begun.
     expect(page.locator(".marks .new")).to_have_count(0)
-    page.get_by_role("button", name="The slice shown").click()
+    page.get_by_role("button", name="Use current slice").click()
     expect(number).to_have_value(str(SLICES))
     expect(page.get_by_text(f"The mark is on slice {SLICES}. Save it or remove it")).to_be_visible()
     page.get_by_role("radio", name="Present").check()
@@ -67,7 +67,9 @@ def test_an_ellipse_stays_on_its_slice_and_keys_answer_without_leaving_the_pictu
 
     page.route("**/opinions", lost)
     page.keyboard.press("y")
-    expect(page.locator("#saved")).to_contain_text("was not saved: the server cannot be reached.")
+    expect(page.locator("#saved")).to_contain_text(
+        "was not saved because the server cannot be reached."
+    )
     expect(page.locator("#opinions [data-key=n]")).to_have_attribute("aria-pressed", "true")
     panel, picture = page.locator("#opinions").bounding_box(), part(page, "stage").bounding_box()
     assert panel is not None and picture is not None

@@ -313,7 +313,7 @@ def test_a_study_whose_sender_got_success_waits_for_room_of_its_account(
         db.session.commit()
         running.close()
         assert len(running.spooled()) == 3
-        assert running.sentences()[0].startswith("The study is waiting: its account has reached")
+        assert running.sentences()[0].startswith("The study is waiting because its account has")
         delete_scan(large.id)
     running.closer._put_off.clear()
     running.close()

@@ -178,7 +178,7 @@ def test_answers_are_drawn_and_computed_again_and_those_that_differ_are_listed(
     assert problem_of(boss.post(reproduce, json={}), 404) == "Scan not found."
     queued = owner.post(reproduce, json={})
     assert (queued.status_code, queued.json["outcome"]) == (202, "waiting")
-    assert "computed already" in problem_of(owner.post(reproduce, json={}), 409)
+    assert "already being computed" in problem_of(owner.post(reproduce, json={}), 409)
     none = owner.post(reproduce, json={"earlier_answer_id": 99})
     assert problem_of(none, 409) == "There is no such result."
     (waiting,) = followed(owner, f"/api/v1/scans/{scan_id}/replays")

@@ -126,14 +126,14 @@ def test_an_administrator_sees_what_was_not_sent_and_no_name(
     with app.app_context():
         columns: dict[str, Any] = {"user_id": id_of("ann"), "channel": Channel.WEBHOOK}
         failed = Notification(
-            **columns, status=JobStatus.FAILED, tries=6, error="The webhook answered with 500."
+            **columns, status=JobStatus.FAILED, tries=6, error="The webhook responded with 500."
         )
         db.session.add_all((failed, Notification(**columns)))
         db.session.commit()
         failed_id = failed.id
     page = root.get("/admin").text.split('id="unsent"')[1].split("</table>")[0]
     assert page.count("<tr>") == 2 and failed_id[:8] in page
-    assert "The webhook answered with 500." in page and ">ann<" not in page
+    assert "The webhook responded with 500." in page and ">ann<" not in page
 
 
 def test_a_page_gets_what_is_new_of_what_its_reader_wants(app: Flask, ann: FlaskClient) -> None:

@@ -92,7 +92,7 @@ def test_the_page_of_a_scan_says_whether_its_result_was_reproduced(
     end(app, is_same=False, result=OTHER)
     page = ann.get(f"/scans/{scan_id}").text
     for sentence in (
-        "this differs: the probability and probabilities of slices.",
+        "Different: the probability and the slice probabilities.",
         "Probability: 0.9 before, 0.91 now.",
         "3 of 24 slices differ: 3 and 2 more.",
         "ONNX Runtime: 1.0 before, 1.32.0 now.",
@@ -100,7 +100,7 @@ def test_the_page_of_a_scan_says_whether_its_result_was_reproduced(
     ):
         assert sentence in page
     end(app, JobStatus.FAILED, error="It is damaged.")
-    assert "Could not be computed again: It is damaged." in ann.get(f"/scans/{scan_id}").text
+    assert "Could not be recomputed: It is damaged." in ann.get(f"/scans/{scan_id}").text
 
 
 def test_an_earlier_answer_is_reproduced_too_and_a_wrong_one_is_refused(
@@ -116,7 +116,7 @@ def test_an_earlier_answer_is_reproduced_too_and_a_wrong_one_is_refused(
     end(app, is_same=True, result={**SAME, "not_kept": ["slices"], "changes": None})
     page = ann.get(f"/scans/{scan_id}").text
     assert "Not compared because they are not stored: the slice probabilities." in page
-    assert "the machine that produced this answer were not recorded" in page
+    assert "machine that produced this result were not recorded" in page
     with app.app_context():
         db.session.execute(update(Scan).values(original_removed_at=Scan.created_at))
         db.session.commit()
@@ -159,7 +159,7 @@ def test_a_random_sample_is_followed_and_canceled(
     assert "1 of 1 results reproduced exactly" in admin.get("/admin/replays").text
     end(app, is_same=False, result=OTHER)
     page = admin.get("/admin/replays").text
-    assert "0 of 1 results reproduced exactly" in page and "ONNX Runtime: 1.0 then" in page
+    assert "0 of 1 results reproduced exactly" in page and "ONNX Runtime: 1.0 before" in page
     end(app, JobStatus.QUEUED, is_same=None, result=None)
     admin.post(f"/admin/replays/{sample_id}/cancel")
     assert "No results were recomputed" in admin.get("/admin/replays").text

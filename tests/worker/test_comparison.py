@@ -110,7 +110,7 @@ def test_a_bug_in_a_comparison_costs_no_training(
     trained(tmp_path, GOOD, 3.0)
     monkeypatch.setattr(comparison, "compare", fails)
     ((result,),) = compared(tmp_path, GOOD).values()
-    assert result["reason"].startswith("An unexpected error occurred in this comparison")
+    assert result["reason"].startswith("An unexpected error occurred during this comparison")
 
 
 def test_answers_are_no_part_of_the_model_that_workers_fetch(

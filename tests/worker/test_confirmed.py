@@ -152,7 +152,7 @@ def test_a_data_set_is_made_of_the_confirmed_scans_that_are_shared_and_names_nob
     assert dataset.fingerprint and dataset.exploration
     assert (dataset.exploration["images"], dataset.exploration["patients"]) == (4, 4)
     assert dataset.exploration["positive"] == 2
-    assert "1 confirmed scans are left out" in dataset.exploration["problems"][0]
+    assert "1 confirmed scans were excluded" in dataset.exploration["problems"][0]
     made_of = [(scan.id, scan.study_id) for scan in scans]
     delete_scan(scans[0].id)
     entered = db.session.execute(select(dataset_scan.c.scan_id, dataset_scan.c.study_id))
@@ -237,9 +237,9 @@ def test_figures_weigh_by_the_draw_and_leave_out_what_the_version_learned_from(
     (month,) = figures["months"]
     assert month["scans"] == 3
     notes = " ".join(figures["notes"])
-    assert "1 of the 3 confirmed scans were read by choice" in notes
-    assert "1 confirmed scans are left out because this version" in notes
-    assert "2 scans that this version answered" in notes
+    assert "1 of the 3 confirmed scans were chosen by readers" in notes
+    assert "1 confirmed scans are excluded because this version" in notes
+    assert "2 scans that this version analyzed" in notes
 
 
 def test_the_number_of_statements_does_not_grow_with_the_confirmed_scans(

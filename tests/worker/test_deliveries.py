@@ -223,7 +223,7 @@ def test_a_failure_is_tried_again_ever_later_and_at_last_reported(worker_app: Fl
             send_due()
             (one,) = waiting()
             assert (one.status, one.tries) == (JobStatus.QUEUED, tries)
-            assert one.error == "The webhook answered with status 503."
+            assert one.error == "The webhook responded with status 503."
             now = db.session.scalars(select(database_now())).one()
             assert one.retry_at is not None
             assert (one.retry_at - now).total_seconds() == pytest.approx(wait_s, abs=3)
@@ -231,7 +231,7 @@ def test_a_failure_is_tried_again_ever_later_and_at_last_reported(worker_app: Fl
         send_due()
         (one,) = waiting()
         assert (one.status, one.tries) == (JobStatus.FAILED, len(RETRY_S) + 1)
-        assert one.error == "The webhook answered with status 503."
+        assert one.error == "The webhook responded with status 503."
         # Each try said that it is the same message.
         assert len({headers["webhook-id"] for _, headers, _ in receiver.requests}) == 1
 
@@ -318,7 +318,7 @@ def test_a_worker_that_dies_while_sending_leaves_the_same_message_to_the_next(
         ({"disabled_at": utc_now()}, {}, "The account is disabled."),
         ({"email": None, "email_key": None}, {}, "The account has no email address."),
         ({}, {"NOTIFY_EMAIL_URL": ""}, "This channel is no longer offered."),
-        ({}, {"NOTIFY_EMAIL_URL": "nonsense://x"}, "The operator's address of this channel is not"),
+        ({}, {"NOTIFY_EMAIL_URL": "nonsense://x"}, "The address that the operator configured"),
     ],
 )
 def test_what_can_never_be_sent_is_not_tried_again(

@@ -482,7 +482,7 @@ def test_a_dicomweb_server_gets_results_too(routed: Running, tmp_path: Path) -> 
     server.shutdown()
     server.server_close()
     assert requests == [
-        "The destination answered with status 503.",
+        "The destination responded with status 503.",
         "The destination refused the user and password.",
         "The destination responded with a redirect, which is not followed.",
         "The destination did not store 1 of the objects (reason 0xA700).",

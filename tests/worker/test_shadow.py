@@ -164,7 +164,7 @@ def test_it_ends_when_another_version_goes_live_or_itself_or_it_is_blocked(
     sweep.sweep()
     assert the_shadow().ended_because == "This version went live."
     for act, sentence in (
-        (lambda: install_model(), "Another version went live, so there was nothing left"),
+        (lambda: install_model(), "Another version went live, so the comparison ended"),
         (block, "It leaks."),
     ):
         again = start_shadow(install_model(live=False), None)

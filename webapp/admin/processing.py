@@ -40,25 +40,25 @@ SCANS_OFFERED = 50
 DEFAULT_PHANTOM = "phantom-5.dcm"
 LARGEST_SEED, LAST_SLICE = 20, 9999
 STEPS = {
-    "original": ("Slice in the window", "What is chosen, before any processing."),
+    "original": ("Slice in the window", "The slice before any processing."),
     "input": ("Model input", "With all settings on this page: what a model would see."),
     "head crop": ("Head crop", "The largest bright body; everything outside it is black."),
     "upright": ("Upright", "Turned so that the midline is vertical."),
-    "skull stripping": ("Skull stripping", "Only what lies inside the skull."),
+    "skull stripping": ("Skull stripping", "Only the inside of the skull."),
     "percentiles": (
         "Percentiles",
-        "Soft tissue scaled to fixed grays; removes tints and other windows.",
+        "Soft tissue scaled to fixed gray levels; removes tints and window differences.",
     ),
-    "equalization": ("Histogram equalization", "All grays equally frequent inside the head."),
+    "equalization": ("Histogram equalization", "Gray levels equalized inside the head."),
     "CLAHE": ("CLAHE", "Equalization by region, with limited contrast."),
-    "Otsu": ("Otsu’s threshold", "The denser half of the soft tissue stays, the rest is dimmed."),
-    "GrabCut": ("GrabCut", "What looks like the inside of the head stays."),
-    "watershed": ("Watershed", "Dense bodies that are not mostly bone stay."),
+    "Otsu": ("Otsu’s threshold", "The denser half of the soft tissue is kept, the rest is dimmed."),
+    "GrabCut": ("GrabCut", "What looks like the inside of the head is kept."),
+    "watershed": ("Watershed", "Dense bodies that are not mostly bone are kept."),
     "edges": ("Edges", "Canny’s edges, drawn white."),
     "augmentation": ("Augmentation × 10", "The input and nine altered copies, as training uses."),
     "autoencoder": (
         "Restructured by the autoencoder",
-        "A version’s own input, and what its autoencoder makes of it.",
+        "A version’s own input and its autoencoder’s reconstruction.",
     ),
 }
 """The page's description of each step (`ml.exploration.processing`)."""
@@ -90,7 +90,7 @@ class ProcessingForm(Form):
         default=1,
         render_kw={"type": "number", "min": 1},
     )
-    scan = SelectField("Scan of yours", default="", validate_choice=False)
+    scan = SelectField("Your scan", default="", validate_choice=False)
     slice = IntegerField(
         "Slice",
         [Optional(), NumberRange(1, LAST_SLICE, "Enter the number of a slice.")],

@@ -1,4 +1,4 @@
-"""How much each person has stored, counted by the database itself: triggers keep the totals right
+"""How much each user has stored, counted by the database itself: triggers keep the totals right
 whatever statement inserts or deletes scans, and also where an account is deleted with its scans.
 What would move a scan to another owner, study or time is refused.
 

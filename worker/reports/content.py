@@ -25,8 +25,8 @@ RESEARCH = "Research use only, never a diagnosis."
 LIMITS = (
     "Hemoscan is not a medical device and has not been validated for clinical use. Its models were"
     " trained on small public sets of axial slices; thin hemorrhages are missed most often, and"
-    " images from other scanners or patients may be judged wrongly. A heat map shows what the"
-    " result depends on, not where a hemorrhage is. “Not found” does not exclude a hemorrhage."
+    " images from other scanners or patients may be misclassified. A heat map shows what influenced"
+    " the result, not where a hemorrhage is. “Not found” does not exclude a hemorrhage."
     " Whatever this report says, have the scan read by a radiologist."
 )
 

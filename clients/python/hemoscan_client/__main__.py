@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=300.0,
         metavar="SECONDS",
-        help="seconds to retry a request while the service does not answer (%(default)g)",
+        help="seconds to retry a request while the service is unavailable (%(default)g)",
     )
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
 
@@ -75,10 +75,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--again",
         action="store_true",
-        help="as new scans, even if the same files were submitted in the last 24 hours",
+        help="create new scans, even if the same files were submitted in the last 24 hours",
     )
-    command.add_argument("--wait", action="store_true", help="until the analysis has ended")
-    command.add_argument("--json", action="store_true", help="print what the service answers")
+    command.add_argument("--wait", action="store_true", help="wait until the analysis has finished")
+    command.add_argument("--json", action="store_true", help="print the service's response as JSON")
     command.set_defaults(run=submit)
 
     command = commands.add_parser(
@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--since", type=moment, help="2026-11-29, 2026-11-29T14:00+01:00, or 30m, 12h, 7d ago"
     )
-    command.add_argument("--json", action="store_true", help="print what the service answers")
+    command.add_argument("--json", action="store_true", help="print the service's response as JSON")
     command.set_defaults(run=results)
 
     command = commands.add_parser("report", help="download a report of a scan")
@@ -114,17 +114,19 @@ def parser() -> argparse.ArgumentParser:
             nargs="?",
             const=NAMED_BY_ID,
             metavar="FILE",
-            help=f"as {what}; without FILE it is named by the ID",
+            help=f"as {what}; without FILE, the file is named after the ID",
         )
     command.set_defaults(run=report)
     return whole
 
 
 def _add_choices(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--title", default="", help="shown in the worklist; no patient's name")
+    command.add_argument(
+        "--title", default="", help="shown in the worklist; do not use patient names"
+    )
     command.add_argument("--stat", action="store_true", help="analyze before all routine scans")
     command.add_argument(
-        "--together", action="store_true", help="the pictures are slices of one scan"
+        "--together", action="store_true", help="the images are slices of one scan"
     )
     command.add_argument("--uncut", action="store_true", help="read a film sheet as one slice")
     command.add_argument("--keep-names", action="store_true", help="store file names as titles")

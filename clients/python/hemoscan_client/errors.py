@@ -1,4 +1,4 @@
-"""The errors of the client; the text of each is a sentence for a person."""
+"""The errors of the client; the text of each is a sentence for users."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Choices:
     """How files are submitted.
 
     Attributes:
-        title: shown in the worklist; no patient's name.
+        title: shown in the worklist; do not use patient names.
         stat: analyzed before all routine scans.
         together: the pictures are slices of one scan.
         uncut: a film sheet is read as a single slice.

@@ -81,8 +81,7 @@ def test_patients_thresholds_band_and_failures_are_reported(make_card: MakeCard)
     assert "For a scan of several slices it is 0.700; 0.600 to 0.800 is inconclusive." in text
     assert "(NPV) 0.975 of 40" in text and "(PPV) undefined" in text and "25.0%" in text
     assert (
-        "Of 20 slices with hemorrhage 3 were missed;\n  of 20 without, 5 raised a false alarm."
-        in text
+        "Of 20 slices with hemorrhage 3 were missed;\n  of 20 without, 5 were false alarms." in text
     )
     assert "weakest on b (AUROC of slices 0.700)" in text and "Cannot be promoted" not in text
 

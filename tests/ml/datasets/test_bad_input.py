@@ -249,7 +249,7 @@ def test_a_dicom_that_can_be_read_becomes_the_same_input(
         (None, {"PhotometricInterpretation": "PALETTE COLOR"}, "color image (PALETTE COLOR)"),
         (None, {"PhotometricInterpretation": "RGB"}, "color image (RGB)"),
         (None, {"RescaleType": "MGML"}, "values are MGML, not Hounsfield units"),
-        (GRAY.astype(np.int16), {}, "values range from 0 to 255, like those of a picture"),
+        (GRAY.astype(np.int16), {}, "values range from 0 to 255, like those of an ordinary image"),
         (None, {"RescaleSlope": 1000}, "no soft tissue"),
         (
             GRAY.astype(np.uint16) * 16,

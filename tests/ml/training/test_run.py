@@ -618,11 +618,11 @@ def test_scans_that_are_labeled_as_wholes_are_judged_as_patients_by_every_archit
     what = {
         "cnn_gru": "train the scan output",
         "alexnet_cells_series": "calibrate the scan output and train no slice output",
-        "alexnet_svm": "are not used for training, since this architecture learns from slices",
+        "alexnet_svm": "are not used for training because this architecture learns from slices",
     }[architecture]
     assert (
-        f"6 scans have scan-level labels only: they {what}, are tested by patient, and are part of"
-        " no figure by slice." in card.notes
+        f"6 scans have only scan-level labels: they {what}, are tested by patient, and are excluded"
+        " from all figures by slice." in card.notes
     )
     assert len(weak) == 12 and (not weak & seen if architecture == "alexnet_svm" else weak <= seen)
     with (tmp_path / "predictions.csv").open(newline="") as file:

@@ -117,11 +117,12 @@ def test_the_paper_s_experiment_is_launched_canceled_and_resumed(
     assert "only after it was canceled or failed" in admin.get(address).text
     sent = {"architectures": ["alexnet", "alexnet_svm"], "initial_weights": "random"}
     admin.post(f"/admin/datasets/{dataset}/paper", data=sent)
-    assert "queued or running on this data set already" in admin.get(address).text
+    assert "already queued or running on this data set" in admin.get(address).text
     assert "hx-get" in admin.get(address).text
     admin.post(f"/admin/datasets/{dataset}/delete")
-    assert "runs on this data set. Cancel it first" in admin.get("/admin/datasets").text or (
-        "runs on this data set. Cancel it first" in admin.get(f"/admin/datasets/{dataset}").text
+    assert "is running on this data set. Cancel it first" in admin.get("/admin/datasets").text or (
+        "is running on this data set. Cancel it"
+        " first" in admin.get(f"/admin/datasets/{dataset}").text
     )
     admin.post(f"/admin/papers/{failed}/cancel")
     admin.post(f"/admin/datasets/{dataset}/paper", data={**sent, "architectures": []})
@@ -152,7 +153,7 @@ def test_how_long_the_experiment_takes_is_measured_here(app: Flask, admin: Flask
         db.session.commit()
         assert expected_here_s(db.session.get_one(Dataset, other)) == 900.0
     page = admin.get(f"/admin/datasets/{other}/accuracy").text
-    assert "It takes about 15 min" in page and "finished here" in page
+    assert "It takes about 15 min" in page and "completed here" in page
 
 
 def test_of_two_who_launch_at_once_the_second_finds_the_experiment_of_the_first(

@@ -372,7 +372,7 @@ class TestQuestions:
             question.status, question.result = JobStatus.DONE, {"probes": [PROBE], "shared": 2}
             db.session.commit()
         page = admin.get(address).text
-        assert "tells the source" in page and "2 files are in both" in page
+        assert "reveals the source" in page and "2 files are in both" in page
         assert page.count('class="chart distribution"') == 3 and "0.900" in page
 
     def test_a_data_set_that_was_imported_before_is_indexed_when_asked(

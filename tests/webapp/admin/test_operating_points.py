@@ -76,8 +76,8 @@ def test_a_slice_model_means_slices_and_series_only_while_no_series_model_is_liv
         db.session.commit()
     text = text_of(admin.get(f"/admin/models/{of_slices}").text)
     assert "Of 100 slices, 10 of them with hemorrhage" in text.split("By slice")[0]
-    assert text.index("By slice") < text.index("Series, which it answers only while no series")
-    also = "It also answers series, since no series model is live. Between sensitive and balanced."
+    assert text.index("By slice") < text.index("Series (used only while no series")
+    also = "It also analyzes series because no series model is live. Between sensitive and balanced."
     assert also in text_of(admin.get("/admin/models").text)
     with app.app_context():
         promote(db.session.get_one(ModelVersion, of_series), None, "It ships.")
@@ -225,7 +225,7 @@ def test_the_slider_says_what_any_threshold_would_have_found(
     assert text_of(part).startswith(
         "At 0.350, of 100 scans, 10 of them with hemorrhage: 60.0 alarms , 6.0 of them with"
         " hemorrhage and 54.0 false. 4.0 hemorrhages are missed. Sensitivity 60.0% of 40"
-        " Specificity 40.0% of 40 PPV 10.0% of alarms are correct NPV 90.0% of negative answers"
+        " Specificity 40.0% of 40 PPV 10.0% of alarms are right NPV 90.0% of negative results"
     )
     assert "<circle" in part
     # Each choice shows what its own threshold found, to the last digit; the slider begins there.

@@ -97,7 +97,7 @@ def test_a_promotion_tells_which_results_would_have_been_others(
     assert "no slice model would have been live" in admin.get(f"/admin/promotions/{first}").text
     assert admin.get("/admin/promotions/999").status_code == 404
     reply = admin.post(f"/admin/promotions/{second}/find-out", follow_redirects=True).text
-    assert "is answering the scans of that time, after everything else: 1 left" in reply
+    assert "is analyzing the scans from that period at the lowest priority: 1 left" in reply
     refused = admin.post(f"/admin/promotions/{second}/find-out", follow_redirects=True).text
     assert "Another slice version is already in shadow mode." in refused
 

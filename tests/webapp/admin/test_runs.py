@@ -303,9 +303,9 @@ class TestLaunch:
             few = add_dataset("few", exploration=explored(5, 40))
             whole = add_dataset("wholes", exploration=explored(0, 0, 9))
         page = admin.get("/admin/runs/new").text
-        assert "Only images with hemorrhage: it cannot be trained on alone." in page
-        assert "Labeled by scan only" in page
-        assert "Labeled by scan only" in admin.get(f"/admin/datasets/{whole}").text
+        assert "only images with hemorrhage, so it cannot be trained on alone." in page
+        assert "only scan-level labels" in page
+        assert "only scan-level labels" in admin.get(f"/admin/datasets/{whole}").text
         for datasets, sentence in (
             ([one], "no labeled images without hemorrhage"),
             ([few], "Only 5 groups (patients) show hemorrhage; 6 folds need at least 12."),
