@@ -77,7 +77,9 @@ def test_a_slice_model_means_slices_and_series_only_while_no_series_model_is_liv
     text = text_of(admin.get(f"/admin/models/{of_slices}").text)
     assert "Of 100 slices, 10 of them with hemorrhage" in text.split("By slice")[0]
     assert text.index("By slice") < text.index("Series (used only while no series")
-    also = "It also analyzes series because no series model is live. Between sensitive and balanced."
+    also = (
+        "It also analyzes series because no series model is live. Between sensitive and balanced."
+    )
     assert also in text_of(admin.get("/admin/models").text)
     with app.app_context():
         promote(db.session.get_one(ModelVersion, of_series), None, "It ships.")
