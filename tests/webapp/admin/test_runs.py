@@ -271,7 +271,7 @@ class TestLaunch:
             dataset = add_dataset("heads", exploration={**EXPLORATION, "unseen_groups": counted})
         sent = launch_data(dataset, initial_weights="starter")
         held = admin.post("/admin/runs/new", data=sent)
-        sentence = "The starter model has seen heads, so training would begin from random weights."
+        sentence = "The starter model was trained on heads, so training would begin from random weights."
         assert held.status_code == 400 and sentence in held.text
         assert "Nothing was launched yet" in held.text and "Launch anyway" in held.text
         assert sentence in admin.post("/admin/runs/new/outlook", data=sent).text
@@ -308,7 +308,7 @@ class TestLaunch:
         assert "only scan-level labels" in admin.get(f"/admin/datasets/{whole}").text
         for datasets, sentence in (
             ([one], "no labeled images without hemorrhage"),
-            ([few], "Only 5 groups (patients) show hemorrhage; 6 folds need at least 12."),
+            ([few], "Only 5 groups (patients) have hemorrhage; 6 folds need at least 12."),
         ):
             answer = admin.post("/admin/runs/new", data=launch_data(*datasets))
             assert answer.status_code == 400 and sentence in answer.text
@@ -431,7 +431,7 @@ class TestRun:
             ("own", "fold 1 of 2"),
         ]
         assert "<figcaption" in page and "Loss (dashed: held-back images)" in page
-        assert "AUROC on held-back images" in page and "nothing is learned, chosen or ended" in page
+        assert "AUROC on held-back images" in page and "They do not influence training" in page
 
     def test_an_open_run_is_cancelled_and_launched_again(
         self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch
