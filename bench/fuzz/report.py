@@ -56,7 +56,7 @@ def verdict(tally: Tally) -> str:
             f"{complaint} ({count})" if count > 1 else complaint
             for complaint, count in kinds.most_common(5)
         )
-        return f"FAILED, {len(tally.broken)} violations: {complaints}."
+        return f"FAILED (violations: {len(tally.broken)}): {complaints}."
     return (
         f"Passed: {tally.inputs.total()} uploads, {requests} requests, no response with a status of"
         " 500 or more, no orphaned file, every scan with a verdict or an error message; an upload"
