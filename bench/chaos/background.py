@@ -61,14 +61,18 @@ def complaints() -> list[str]:
     answered = count(Prediction, Prediction.model_version_id == shadow.against_id)
     rows = count(ShadowAnswer, its) + shadow.skipped
     if rows != answered:
-        broken.append(f"{answered} scans have a live answer, and {rows} were to have a shadow's")
+        broken.append(
+            f"{answered} scans have a live prediction, but {rows} should have a shadow prediction"
+        )
     done = ShadowAnswer.status == JobStatus.DONE
     if other := count(
         ShadowAnswer, done, ShadowAnswer.probability != ShadowAnswer.live_probability
     ):
-        broken.append(f"{other} scans got another answer in shadow than from the same version live")
+        broken.append(
+            f"{other} scans got another prediction from the shadow than from the live version"
+        )
     if other := count(Replay, Replay.status == JobStatus.DONE, Replay.is_same.is_(False)):
-        broken.append(f"{other} answers were not reproduced exactly")
+        broken.append(f"{other} predictions were not reproduced exactly")
     for table, which in ((ShadowAnswer, its), (Replay, true())):
         failed = db.session.scalars(
             select(table.error).where(table.status == JobStatus.FAILED, which)

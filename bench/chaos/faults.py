@@ -38,7 +38,7 @@ HEALTHY_S = 5.0
 """A health check that takes longer breaks the promise; on an idle machine it takes milliseconds."""
 FULL_DISK_BYTES = 20_000
 """Maximum file size, so that writing an image fails halfway."""
-NOTHING_LIMITED = "of which no process was running: nothing was limited"
+NOTHING_LIMITED = "which had no running process, so nothing was limited"
 DECODER = "-m ml.decode "
 
 Inject = Callable[[Stack, random.Random], str]
@@ -355,22 +355,22 @@ KINDS = {
     "worker asked to stop": Kind(ask_worker_to_stop),
     "web process killed": Kind(kill_web),
     "broker restarted": Kind(restart_broker, "broker"),
-    "broker away": Kind(take_broker_away, "broker"),
+    "broker unavailable": Kind(take_broker_away, "broker"),
     "broker hanging": Kind(hang_broker, "broker"),
     "broker flushed": Kind(flush_broker, "broker"),
     "nudges dropped": Kind(drop_nudges),
-    "nudges doubled": Kind(double_nudges),
+    "nudges repeated": Kind(double_nudges),
     "database restarted": Kind(restart_database, "database", ("postgres",)),
-    "storage away": Kind(take_storage_away, "storage"),
+    "storage unavailable": Kind(take_storage_away, "storage"),
     "disk full": Kind(fill_disk, "storage"),
     "disk of the web process full": Kind(fill_disk_of_web),
     "broker killed": Kind(kill_broker, "broker"),
     "slow sockets": Kind(open_slow_sockets),
-    "cheap bytes": Kind(send_cheap_bytes),
+    "small expensive uploads": Kind(send_cheap_bytes),
     "listener killed": Kind(kill_listener),
     "association aborted": Kind(abort_association),
     "archive down": Kind(fail_archive("down"), "archive"),
     "archive slow": Kind(fail_archive("slow"), "archive"),
     "archive refusing": Kind(fail_archive("refuses"), "archive"),
-    "archive cut off in the middle": Kind(fail_archive("cuts in the middle"), "archive"),
+    "archive cut off midway": Kind(fail_archive("cuts in the middle"), "archive"),
 }

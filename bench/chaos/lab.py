@@ -250,7 +250,7 @@ class Lab:
             status, error, attempts = self._ended(table, row_id)
             require(status == JobStatus.DONE, f"{status}: {error}")
             if attempts:
-                return f"done, at attempt {attempts + 1}"
+                return f"done on attempt {attempts + 1}"
         raise Unexpected(f"it always ended before its worker was killed, {TRIES} times")
 
     def _owner_of(self, table: type[Leased], row_id: str) -> str | bool:
@@ -379,16 +379,16 @@ class Lab:
 
 
 CASES: Mapping[str, Callable[[Lab], str]] = {
-    "worker killed in the import of a data set": Lab.import_killed,
-    "worker killed in an evaluation, its data set deleted": Lab.evaluation_killed,
-    "worker killed in a comparison": Lab.comparison_killed,
-    "worker killed in a preview": Lab.preview_killed,
-    "worker killed in a report": Lab.report_killed,
-    "files of a version damaged": Lab.version_damaged,
+    "worker killed during the import of a data set": Lab.import_killed,
+    "worker killed during an evaluation whose data set is deleted": Lab.evaluation_killed,
+    "worker killed during a comparison": Lab.comparison_killed,
+    "worker killed during a preview": Lab.preview_killed,
+    "worker killed during a report": Lab.report_killed,
+    "damaged files of a version": Lab.version_damaged,
     "a shadow that fails on every scan": Lab.shadow_fails,
     "two promotions at once": Lab.promoted_at_once,
     "a curve of a million points": Lab.long_curve,
-    "the data set deleted in the end": Lab.dataset_deleted,
+    "data set deleted at the end": Lab.dataset_deleted,
 }
 
 

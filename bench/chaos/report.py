@@ -23,41 +23,43 @@ TITLE_OF = {
     "embedded": "The embedded default: SQLite and the embedded broker",
 }
 
-INTRODUCTION = """# Chaos: faults injected, and what became of the scans
+INTRODUCTION = """# Chaos: injected faults and what became of the scans
 
 {verdict}
 
 `{command}` on {date}; {machine}.
 
 Each stack runs the processes of the Procfile and a second predict worker on its own servers, and a
-supervisor restarts what exits. A client uploads scans over HTTP and repeats each upload until it is
-accepted. A fault begins {gap[0]:g} to {gap[1]:g} s after the one before, whether or not that is
-over. Leases are short so that a campaign is short: {leases}; the train worker, which TensorFlow can
-block for seconds, has `LEASE_S={train_lease}`. Checkpoints are stored at once (`CHECKPOINT_S=0`).
-The storage is unavailable for {away[0]:g} to {away[1]:g} s at a time; a worker retries for 4.2 s,
-then returns its scans to the queue. The disk is full for {full[0]:g} to {full[1]:g} s; what is
-refused for longer than 4.2 s is postponed. Poisoned scans kill the process that reads them. The
-clock of the second predict worker is always wrong by a minute. A scanner sends studies by DICOM and
-repeats each until all of it is accepted; an archive receives their results, and *Send now* is
-pressed for what is still waiting after the last fault. A copy of the live version runs in shadow
-and must say the same of every scan that it answers; halfway through the faults, up to {replays}
-answers are replayed and must be the same to the bit. After the last fault, things go wrong in the
-lab, one after the other, each beside a scan. At the end, the chain of the audit log is verified.
+supervisor restarts processes that exit. A client uploads scans over HTTP and repeats each upload
+until it is accepted. A fault starts {gap[0]:g} to {gap[1]:g} s after the previous one, whether or
+not that one is over. Leases are short to keep a campaign short: {leases}; the train worker, which
+TensorFlow can block for seconds, has `LEASE_S={train_lease}`. Checkpoints are stored immediately
+(`CHECKPOINT_S=0`). The storage is unavailable for {away[0]:g} to {away[1]:g} s at a time; a worker
+retries for 4.2 s, then returns its scans to the queue. The disk is full for {full[0]:g} to
+{full[1]:g} s; a scan that cannot be written within 4.2 s is postponed. Poisoned scans kill the
+process that reads them. The clock of the second predict worker is always wrong by one minute. A
+scanner sends studies by DICOM and repeats each study until all of it is accepted; an archive
+receives their results, and *Send now* is pressed for results still waiting after the last fault. A
+copy of the live version runs as a shadow and must give the same prediction for every scan that it
+analyzes; halfway through the faults, up to {replays} predictions are computed again and must be
+identical to the bit. After the last fault, faults are injected into the lab, one after the other,
+each while a scan is analyzed. At the end, the hash chain of the audit log is verified.
 
-*Recovery* is the time from the beginning of a fault, including its duration, until every sound scan
-that was queued or running at that moment has its verdict. A fault that met no such scan has none.
+*Recovery* is the time from the start of a fault, including its duration, until every scan that was
+queued or running at the start has its verdict; poisoned scans do not count. A fault has no recovery
+time if there was no such scan.
 """
 PARAGRAPH = "\n\n"
 SEEDS_HEAD = (
     "| seed | scans | faults | requeued | uploads repeated | recovery, median (s) | longest (s) |"
-    " last verdict after the last fault (s) | load before | verdict |\n"
+    " last verdict after the last fault (s) | load before | result |\n"
     "|---|---|---|---|---|---|---|---|---|---|\n"
 )
 HEAD = (
-    "| fault | times | met waiting scans | recovery, median (s) | longest (s)"
+    "| fault | count | with waiting scans | recovery, median (s) | longest (s)"
     " |\n|---|---|---|---|---|\n"
 )
-LAB_HEAD = "| what went wrong in the lab | how it ended |\n|---|---|\n"
+LAB_HEAD = "| fault in the lab | how it ended |\n|---|---|\n"
 
 
 def report(outcomes: Sequence[Outcome], options: argparse.Namespace) -> str:
@@ -98,7 +100,7 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
         for complaint in outcome.broken
     ]
     if broken:
-        return f"BROKEN: {'; '.join(broken)}."
+        return f"FAILED: {'; '.join(broken)}."
     scans, runs = (
         sum(outcome.scans for outcome in outcomes),
         sum(outcome.runs for outcome in outcomes),
@@ -106,12 +108,14 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     faults = sum(outcome.faults.total() for outcome in outcomes)
     last_s = max(outcome.last_verdict_s for outcome in outcomes)
     studies = sum(outcome.dicom.studies for outcome in outcomes)
-    sent = f", {studies} of them by DICOM and answered" if studies else ""
-    trained = f"; {runs} trainings, each killed {KILLS} times, made {runs} versions" if runs else ""
+    sent = f" ({studies} by DICOM, with results delivered)" if studies else ""
+    trained = (
+        f"; {runs} trainings, each killed {KILLS} times, produced {runs} versions" if runs else ""
+    )
     cases = sum(len(outcome.lab) for outcome in outcomes)
-    trained += f"; {cases} cases of the lab ended as they should" if cases else ""
+    trained += f"; {cases} lab cases ended as intended" if cases else ""
     return (
-        f"Held: {scans} scans{sent}, {faults} faults, nothing lost, doubled or stuck, "
+        f"Passed: {scans} scans{sent}, {faults} faults; nothing lost, duplicated or stuck; "
         f"all verdicts within {ceil(last_s)} s of the last fault{trained}."
     )
 
@@ -122,7 +126,7 @@ def _of_campaigns(outcomes: Sequence[Outcome]) -> str:
         f"| {outcome.seed} | {outcome.scans} | {outcome.faults.total()} | {outcome.attempts} |"
         f" {outcome.refusals} | {_seconds(_recoveries(outcome), 0.5)} |"
         f" {_seconds(_recoveries(outcome), 1)} | {outcome.last_verdict_s:.1f} |"
-        f" {outcome.load_before:.1f} | {'; '.join(outcome.broken) or 'held'} |\n"
+        f" {outcome.load_before:.1f} | {'; '.join(outcome.broken) or 'passed'} |\n"
         for outcome in outcomes
     )
     remarks = [f"Seed {outcome.seed}: {note}" for outcome in outcomes for note in outcome.notes]
@@ -136,9 +140,9 @@ def _of_campaign(outcome: Outcome) -> str:
     """Return the section of a stack with one seed."""
     pace = outcome.scans / outcome.submitting_s * 60
     verdict = (
-        f"**broken**: {'; '.join(outcome.broken)}."
+        f"**failed**: {'; '.join(outcome.broken)}."
         if outcome.broken
-        else "each has one verdict, and only the poisoned failed."
+        else "each has one verdict, and only the poisoned ones failed."
     )
     lines = [
         f"{outcome.scans} scans, {outcome.poisoned} of them poisoned: {verdict}",
@@ -146,14 +150,14 @@ def _of_campaign(outcome: Outcome) -> str:
         f"The last verdict came {outcome.last_verdict_s:.1f} s after the last fault.",
         f"Load average before the start: {outcome.load_before:.1f} on {os.cpu_count()} cores.",
         (
-            f"Throughput: {pace:.0f} scans a minute from the first upload to the last verdict, as"
-            " fast as they came in."
+            f"Throughput: {pace:.0f} scans a minute from the first upload to the last verdict,"
+            " as fast as they were uploaded."
         ),
-        f"Upload replies: {_spread(outcome.replies_s)}.",
-        f"Uploads that were refused or cut off, and sent again: {outcome.refusals}.",
+        f"Replies to uploads: {_spread(outcome.replies_s)}.",
+        f"Uploads that were rejected or interrupted, and repeated: {outcome.refusals}.",
         (
             "Scans that were stored although the response to their upload was lost, in addition to"
-            f" those sent again: {outcome.unanswered}."
+            f" the repeated ones: {outcome.unanswered}."
         ),
         (
             "Scans that were requeued because their worker had died or seemed dead, counted each"
@@ -164,9 +168,9 @@ def _of_campaign(outcome: Outcome) -> str:
             f" {', '.join(f'{name} {count}' for name, count in outcome.restarts.items())}."
         ),
         (
-            f"Studies that came by DICOM: {outcome.dicom.studies}, sent {outcome.dicom.sent} times;"
-            f" the archive has {outcome.dicom.objects} objects of results, which came"
-            f" {outcome.dicom.again} times more than once."
+            f"Studies received by DICOM: {outcome.dicom.studies}, sent {outcome.dicom.sent} times;"
+            f" the archive has {outcome.dicom.objects} result objects; repeated"
+            f" deliveries: {outcome.dicom.again}."
         ),
         (f"Orphaned files that the service's own cleanup removed: {outcome.orphans}."),
         *outcome.notes,
@@ -175,7 +179,7 @@ def _of_campaign(outcome: Outcome) -> str:
         attempts = ", ".join(map(str, outcome.run_attempts))
         lines.append(
             f"Trainings (`{ARCHITECTURE}` on phantoms): {outcome.runs}, each killed {KILLS} times"
-            f" after a new checkpoint; attempts that ended in a death: {attempts}."
+            f" after a new checkpoint; attempts that ended because the worker died: {attempts}."
         )
     return (
         f"\n## {TITLE_OF[outcome.stack]}, seed {outcome.seed}\n\n{_listed(lines)}\n\n"
@@ -200,7 +204,7 @@ def _of_lab(outcome: Outcome) -> str:
     if not outcome.lab:
         return ""
     rows = "".join(f"| {case} | {end} |\n" for case, end in outcome.lab.items())
-    beside = f"Scans that came meanwhile: {len(outcome.beside_lab_s)}, from upload to verdict"
+    beside = f"Scans submitted meanwhile: {len(outcome.beside_lab_s)}, from upload to verdict"
     return f"\n{beside} {_spread(outcome.beside_lab_s)}.\n\n{LAB_HEAD}{rows}"
 
 

@@ -137,11 +137,11 @@ def judge_scans(
     outcome.unanswered = len(ids - set(accepted))
 
     lost = set(accepted) - ids
-    outcome.check(not lost, f"{len(lost)} accepted scans are in no row")
+    outcome.check(not lost, f"{len(lost)} accepted scans have no row")
     apart = set(predictions) ^ done
     outcome.check(
         not apart,
-        f"{len(apart)} scans are done without a prediction, or have one without being done",
+        f"{len(apart)} scans are done without a prediction, or have one but are not done",
     )
     doubled = [scan_id for scan_id, count in predictions.items() if count > 1]
     outcome.check(not doubled, f"{len(doubled)} scans have two predictions")
@@ -154,7 +154,7 @@ def judge_scans(
         not otherwise, f"poisoned scans failed for another reason: {sorted(map(str, otherwise))}"
     )
     outcome.check(
-        drawn == done, f"{len(done - drawn)} done scans have neither outline nor heat map"
+        drawn == done, f"{len(done - drawn)} done scans have neither an outline nor a heat map"
     )
 
 
@@ -232,7 +232,7 @@ def judge_files(stack: Stack, outcome: Outcome) -> None:
     outcome.check(not left, f"{len(left)} files belong to no row: {sorted(left)[:5]}")
     missing = [key for key in named_files() if not (stack.volume / key).is_file()]
     outcome.check(
-        not missing, f"{len(missing)} files that rows name are not there: {sorted(missing)[:5]}"
+        not missing, f"{len(missing)} files named by rows are missing: {sorted(missing)[:5]}"
     )
 
 

@@ -65,7 +65,7 @@ def upload_spoiled_files(
                 client.delete(f"/api/v1/scans/{scan_id}").status_code == 204,
                 "a scan could not be deleted",
             )
-        tally.check(not service.files(), "files are left of deleted scans")
+        tally.check(not service.files(), "files of deleted scans are left")
         if tally.broken[before:]:
             where = f" (uploads {first} to {first + len(batch) - 1})"
             tally.broken[before:] = [complaint + where for complaint in tally.broken[before:]]
@@ -123,7 +123,7 @@ def _judge(service: Service, kinds: dict[str, str], tally: Tally) -> None:
     """
     scans = db.session.scalars(select(Scan)).all()
     tally.check(
-        {scan.id for scan in scans} == set(kinds), "there are other scans than were accepted"
+        {scan.id for scan in scans} == set(kinds), "the scans are not those that were accepted"
     )
     named: set[str] = set()
     for scan in scans:
@@ -159,7 +159,7 @@ def _note_sentence(kind: str, sentence: str, tally: Tally) -> None:
         and "Traceback" not in sentence
         and not re.search("Error|Exception|0x", sentence)
     )
-    tally.check(is_one, f"this is no sentence: {sentence[:200]!r}")
+    tally.check(is_one, f"this is not a proper error message: {sentence[:200]!r}")
     tally.sentences[
         kind,
         re.sub(

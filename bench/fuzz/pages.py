@@ -195,7 +195,7 @@ def _ask_odd_types(
     method, route = operation
     address = _address(route, parameters)
     answer = client.open(address, method=method, **_odd_body(rng, names))
-    label = f"{method} {route} (odd types)"
+    label = f"{method} {route} (unexpected types)"
     tally.statuses[label, answer.status_code] += 1
     tally.check(answer.status_code < 500, f"{label} was answered with {answer.status_code}")
 
@@ -262,7 +262,7 @@ class Browser:
         )
         tally.check(
             (answer.status_code == 302) == bool(ids),
-            "the form was refused and made a scan, or the other way round",
+            "the form was rejected but created a scan, or the other way round",
         )
         refusal = " ".join(REFUSAL.findall(answer.text))
         return ids, unescape(refusal)
@@ -291,13 +291,13 @@ class Browser:
             headers={"X-CSRFToken": self._csrf_token},
             **_odd_body(rng, names),
         )
-        self._note(f"POST {route} (odd types)", answer.status_code, answer.text, tally)
+        self._note(f"POST {route} (unexpected types)", answer.status_code, answer.text, tally)
         tally.check(
             answer.status_code < 500,
-            f"odd types at {route} were answered with {answer.status_code}",
+            f"unexpected types at {route} were answered with {answer.status_code}",
         )
 
     @staticmethod
     def _note(operation: str, status: int, page: str, tally: Tally) -> None:
         tally.statuses[operation, status] += 1
-        tally.check(MARKUP not in page, "a page shows a text as markup")
+        tally.check(MARKUP not in page, "a page renders text as markup")

@@ -12,17 +12,18 @@ from pathlib import Path
 
 from bench.fuzz.service import Tally
 
-INTRODUCTION = """# Fuzzing: what was sent, and what came of it
+INTRODUCTION = """# Fuzzing: what was sent and what came of it
 
 `{command}` on {date}; {machine}; {minutes:.0f} minutes.
 
-Sound files of each format (phantoms, pydicom's test files and, where they are, those of
-`../shared`) are spoiled in one to three places and sent to the API, or every fourth by the form of
-the pages and with odd texts, one an upload. The worker reads what was accepted, with the models
-that ship; the page of every scan is opened, and the scan deleted again. After each batch of eight
-every scan has one verdict, the storage holds what rows name and nothing else, and the spool and
-work folders are empty. An error in the log counts as broken, and so do an exception in the decoder
-that is no sentence and a text that a page shows as markup. A ZIP may become several scans.
+Valid files of each format (phantoms, pydicom's test files and, if present, those of `../shared`)
+are mutated in one to three places and uploaded one at a time: most through the API, one in four
+through the web form with unusual text in its fields. The worker reads what was accepted, with the
+shipped models; the page of every scan is opened, and the scan is deleted again. After each batch of
+eight, every scan must have one verdict or an error message, the storage must hold exactly the files
+that rows name, and the spool and work folders must be empty. An error in the log counts as a
+failure, as do an exception in the decoder that does not become an error message and text that a
+page renders as markup. A ZIP file may become several scans.
 """
 OUTCOMES = ("refused", "done", "failed")
 MOST_SENTENCES = 12
@@ -55,38 +56,35 @@ def verdict(tally: Tally) -> str:
             f"{complaint} ({count})" if count > 1 else complaint
             for complaint, count in kinds.most_common(5)
         )
-        return f"BROKEN in {len(tally.broken)} places: {complaints}."
+        return f"FAILED (violations: {len(tally.broken)}): {complaints}."
     return (
-        f"Held: {tally.inputs.total()} uploads, {requests} requests, no answer of 500 or more, no"
-        " orphan file, every scan with a verdict or a sentence; an upload took at most"
-        f" {tally.upload_mb:.0f} MB, the decoder {tally.decoder_mb:.0f} MB."
+        f"Passed: {tally.inputs.total()} uploads, {requests} requests, no response with a status of"
+        " 500 or more, no orphaned file, every scan with a verdict or an error message; an upload"
+        f" took at most {tally.upload_mb:.0f} MB, the decoder {tally.decoder_mb:.0f} MB."
     )
 
 
 def _uploads(tally: Tally) -> str:
     lines = [
         "\n## Uploads\n",
-        "| format | uploads | refused | scans done | scans failed, with a sentence |",
+        "| format | uploads | rejected | scans done | scans failed, with a message |",
         "|---|---|---|---|---|",
     ]
     for kind in sorted(tally.inputs):
         counts = " | ".join(str(tally.outcomes[kind, outcome]) for outcome in OUTCOMES)
         lines.append(f"| {kind} | {tally.inputs[kind]} | {counts} |")
-    deaths = (
-        ", ".join(f"{count} with status {status}" for status, count in sorted(tally.deaths.items()))
-        or "none"
+    deaths = ", ".join(
+        f"{count} with status {status}" for status, count in sorted(tally.deaths.items())
     )
+    replaced = f"{deaths}. Their scans failed with an error message" if deaths else "none"
     lines += [
         "",
         (
-            f"- Memory: an upload added at most {tally.upload_mb:.0f} MB to its process; the child"
-            f" that decodes took at most {tally.decoder_mb:.0f} MB, resident."
+            f"- Memory: an upload added at most {tally.upload_mb:.0f} MB to its process; the"
+            f" decoder process took at most {tally.decoder_mb:.0f} MB, resident."
         ),
-        (
-            f"- Children that decode and had to be replaced: {deaths}. Their scans failed with a"
-            " sentence."
-        ),
-        "\nThe most frequent sentences for each format, without numbers:\n",
+        f"- Decoder processes that had to be replaced: {replaced}.",
+        "\nThe most frequent error messages for each format, with N in place of numbers:\n",
     ]
     for kind in sorted(tally.inputs):
         sentences = [

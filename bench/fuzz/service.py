@@ -72,7 +72,7 @@ class Overheard(logging.Handler):
             self.tally.deaths[int(str(record.args[0]))] += 1
             self.tally.check(
                 record.args[0] != UNHANDLED,
-                "a file met an exception in the decoder that nobody expected",
+                "a file caused an unexpected exception in the decoder",
             )
         if record.levelno >= logging.ERROR:
             self.tally.broken.append(f"the log says: {self.format(record)}")

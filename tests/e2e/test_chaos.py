@@ -48,7 +48,8 @@ def test_whatever_dies_every_scan_ends_in_one_verdict(tmp_path: Path) -> None:
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.splitlines()[-1].startswith(
-        "Held: 26 scans, 2 of them by DICOM and answered, 5 faults, nothing lost, doubled or stuck"
+        "Passed: 26 scans (2 by DICOM, with results delivered), 5 faults; nothing lost, duplicated"
+        " or stuck; "
     )
     assert report.read_text(encoding="utf-8").splitlines()[2] == ran.stdout.splitlines()[-1]
 
@@ -63,9 +64,7 @@ def test_whatever_goes_wrong_in_the_lab_ends_as_it_should(tmp_path: Path) -> Non
     )
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert ran.stdout.splitlines()[-1].endswith(
-        f"; {len(CASES)} cases of the lab ended as they should."
-    )
+    assert ran.stdout.splitlines()[-1].endswith(f"; {len(CASES)} lab cases ended as intended.")
     page = report.read_text(encoding="utf-8")
     assert all(f"| {case} | " in page for case in CASES)
 

@@ -26,5 +26,5 @@ def test_whatever_is_sent_is_refused_read_or_answered_with_a_sentence(tmp_path: 
     )
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert ran.stdout.splitlines()[-1].startswith("Held: 120 uploads, ")
+    assert ran.stdout.splitlines()[-1].startswith("Passed: 120 uploads, ")
     assert report.read_text(encoding="utf-8").splitlines()[-1] == ran.stdout.splitlines()[-1]
