@@ -61,7 +61,7 @@ def report(figures: Figures, limits: Mapping[str, float]) -> int:
 
 
 def models_named(description: str | None) -> list[Path]:
-    """Return the model folders given on the command line, or the shipped models if there are none."""
+    """Return the model folders on the command line, or the shipped models if there are none."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     shipped = [PROJECT_ROOT / "ml" / name for name in ("starter", "starter_series")]
     parser.add_argument("models", type=Path, nargs="*", default=shipped)

@@ -21,8 +21,8 @@ def assign_groups(
     group.
 
     Args:
-        keys: for each image, what identifies its group (its patient, its entry in a groups file);
-            empty for none.
+        keys: for each image, the identifier of its group (its patient, or its entry in a groups
+            file); empty for none.
         duplicates: pairs of positions.
 
     The number is the position of the group's first image.
