@@ -1,4 +1,4 @@
-"""The data of a training with its architecture: fits on parts of it, and their calibration."""
+"""The data of a training run with its architecture: fits on parts of it, and their calibration."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ml.training.operating_points import operating_points
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(RunData):
-    """The data of a run, its architecture, and the labels of types of hemorrhage, None if they are
-    not used.
+    """The data of a run, its architecture, and the labels of types of hemorrhage, or None if these
+    are not used.
     """
 
     architecture: str
