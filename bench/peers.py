@@ -5,19 +5,19 @@ time, which are more meaningful than seconds on a shared machine.
 
 All read the same files and compute the same network:
 
-- hemoscan: as a predict worker does it, decoding in a child process, up to the finding with
+- hemoscan: like a predict worker, with decoding in a child process, up to the finding with
   outlines;
-- bare: reading, input, the check "not a head CT" and the exported graphs in plain ONNX Runtime
-  sessions, in this process, with nothing around them;
-- keras: reading, input and the same network in Keras by `Model.predict`, as most such services
-  do it, on the slices and their mirror images; no check, no outlines in millimeters, no finding;
+- bare: reading, preprocessing, the check "not a head CT" and the exported graphs in plain ONNX
+  Runtime sessions, in this process, without anything else;
+- keras: reading, preprocessing and the same network in Keras by `Model.predict`, as in most such
+  services, on the slices and their mirror images; no check, no outlines in millimeters, no finding;
 - keras function: the same, compiled once by `tf.function` for batches of one size.
 
-Every round runs each once, in turn, each on one thread. The last line is the verdict; the exit
-status is 1 where Hemoscan reaches less than 0.8 of the speed of the bare graphs. Images are
+Every round runs each once, in turn, on one thread. The last line is the verdict; the exit status is
+1 if Hemoscan reaches less than 0.8 of the speed of the bare graphs. Images are
 phantoms of 512 x 512. Linux only.
 
-What computes is imported inside the functions, after `main` has set the number of threads.
+Numerical libraries are imported inside the functions, after `main` has set the number of threads.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Three services run at once, each on its own port, and take turns, so that other 
 of them alike:
 
 - hemoscan: `make run`, with everything that it does for a scan;
-- usual: `bench.usual_design` as it is mostly written: two web processes, one Celery worker, the
-  same network by Keras's `Model.predict`;
+- usual: `bench.usual_design` as commonly written: two web processes, one Celery worker, the same
+  network by Keras's `Model.predict`;
 - best: the same with the network compiled by `tf.function` and a worker with one thread for each
   of two cores.
 

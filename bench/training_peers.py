@@ -2,11 +2,11 @@
 
     python -m bench.training_peers [--rounds 3] [--batches 6]
 
-- hemoscan: a fit of `googlenet_unet`: pictures drawn, varied and given made bleeds, by a thread
-  that works ahead;
-- keras: the same network, losses and optimizer on the last batch of that fit, again and again;
+- hemoscan: a fit of `googlenet_unet`, with images drawn, augmented and given synthetic hemorrhages
+  by a thread that works ahead;
+- keras: the same network, losses and optimizer, repeatedly on the last batch of that fit;
 - pytorch: the same network written in PyTorch (`bench.pytorch_training`), on the same batch. Its
-  environment, `.venv-pytorch`, is made by the first run.
+  environment, `.venv-pytorch`, is created by the first run.
 
 Every round runs all in turn, each in its own process on all cores, in single precision. The first
 batch, which includes compilation, does not count. The last line is the verdict; the exit status is
@@ -79,8 +79,8 @@ def judge(times: Mapping[str, list[float]]) -> int:
         for name in LEAST
     }
     for name, seconds in medians.items():
-        beside = f", speed of Hemoscan by this {ratios[name]:.2f}" if name in ratios else ""
-        sys.stdout.write(f"{name}: {1000 * seconds:.0f} ms of processor time a picture{beside}\n")
+        beside = f"; Hemoscan's relative speed {ratios[name]:.2f}" if name in ratios else ""
+        sys.stdout.write(f"{name}: {1000 * seconds:.0f} ms of CPU time per image{beside}\n")
     broken = [name for name, least in LEAST.items() if ratios[name] < least]
     sys.stdout.write(f"broken: {', '.join(broken)}\n" if broken else "all limits held\n")
     return 1 if broken else 0

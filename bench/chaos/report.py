@@ -37,15 +37,16 @@ block for seconds, has `LEASE_S={train_lease}`. Checkpoints are stored at once (
 The storage is unavailable for {away[0]:g} to {away[1]:g} s at a time; a worker retries for 4.2 s,
 then returns its scans to the queue. The disk is full for {full[0]:g} to {full[1]:g} s; what is
 refused for longer than 4.2 s is postponed. Poisoned scans kill the process that reads them. The
-clock of the second predict worker is always wrong by a minute. A scanner sends studies by DICOM and
+clock of the second predict worker is always off by a minute. A scanner sends studies by DICOM and
 repeats each until all of it is accepted; an archive receives their results, and *Send now* is
 pressed for what is still waiting after the last fault. A copy of the live version runs in shadow
-and must say the same of every scan that it answers; halfway through the faults, up to {replays}
-answers are replayed and must be the same to the bit. After the last fault, things go wrong in the
-lab, one after the other, each beside a scan. At the end, the chain of the audit log is verified.
+and must give the same answers; halfway through the faults, up to {replays} answers are replayed and
+must be bit-for-bit identical. After the last fault, faults are injected into the lab, one after the
+other, each while a scan is submitted. At the end, the chain of the audit log is verified.
 
-*Recovery* is the time from the beginning of a fault, including its duration, until every sound scan
-that was queued or running at that moment has its verdict. A fault that met no such scan has none.
+*Recovery* is the time from the beginning of a fault, including its duration, until every
+unpoisoned scan that was queued or running at that moment has its verdict. A fault that affected no
+such scan has none.
 """
 PARAGRAPH = "\n\n"
 SEEDS_HEAD = (
@@ -54,7 +55,7 @@ SEEDS_HEAD = (
     "|---|---|---|---|---|---|---|---|---|---|\n"
 )
 HEAD = (
-    "| fault | times | met waiting scans | recovery, median (s) | longest (s)"
+    "| fault | times | affected waiting scans | recovery, median (s) | longest (s)"
     " |\n|---|---|---|---|---|\n"
 )
 LAB_HEAD = "| what went wrong in the lab | how it ended |\n|---|---|\n"
@@ -109,7 +110,7 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     sent = f", {studies} of them by DICOM and answered" if studies else ""
     trained = f"; {runs} trainings, each killed {KILLS} times, made {runs} versions" if runs else ""
     cases = sum(len(outcome.lab) for outcome in outcomes)
-    trained += f"; {cases} cases of the lab ended as they should" if cases else ""
+    trained += f"; {cases} lab cases ended as intended" if cases else ""
     return (
         f"Held: {scans} scans{sent}, {faults} faults, nothing lost, doubled or stuck, "
         f"all verdicts within {ceil(last_s)} s of the last fault{trained}."
@@ -138,7 +139,7 @@ def _of_campaign(outcome: Outcome) -> str:
     verdict = (
         f"**broken**: {'; '.join(outcome.broken)}."
         if outcome.broken
-        else "each has one verdict, and only the poisoned failed."
+        else "each has one verdict, and only the poisoned scans failed."
     )
     lines = [
         f"{outcome.scans} scans, {outcome.poisoned} of them poisoned: {verdict}",
@@ -147,7 +148,7 @@ def _of_campaign(outcome: Outcome) -> str:
         f"Load average before the start: {outcome.load_before:.1f} on {os.cpu_count()} cores.",
         (
             f"Throughput: {pace:.0f} scans a minute from the first upload to the last verdict, as"
-            " fast as they came in."
+            " fast as they arrived."
         ),
         f"Upload replies: {_spread(outcome.replies_s)}.",
         f"Uploads that were refused or cut off, and sent again: {outcome.refusals}.",
@@ -164,9 +165,9 @@ def _of_campaign(outcome: Outcome) -> str:
             f" {', '.join(f'{name} {count}' for name, count in outcome.restarts.items())}."
         ),
         (
-            f"Studies that came by DICOM: {outcome.dicom.studies}, sent {outcome.dicom.sent} times;"
-            f" the archive has {outcome.dicom.objects} objects of results, which came"
-            f" {outcome.dicom.again} times more than once."
+            f"Studies that arrived by DICOM: {outcome.dicom.studies}, sent {outcome.dicom.sent}"
+            f" times; the archive has {outcome.dicom.objects} result objects, which were"
+            f" received again {outcome.dicom.again} times."
         ),
         (f"Orphaned files that the service's own cleanup removed: {outcome.orphans}."),
         *outcome.notes,
@@ -175,7 +176,7 @@ def _of_campaign(outcome: Outcome) -> str:
         attempts = ", ".join(map(str, outcome.run_attempts))
         lines.append(
             f"Trainings (`{ARCHITECTURE}` on phantoms): {outcome.runs}, each killed {KILLS} times"
-            f" after a new checkpoint; attempts that ended in a death: {attempts}."
+            f" after a new checkpoint; attempts whose worker died: {attempts}."
         )
     return (
         f"\n## {TITLE_OF[outcome.stack]}, seed {outcome.seed}\n\n{_listed(lines)}\n\n"
@@ -200,7 +201,7 @@ def _of_lab(outcome: Outcome) -> str:
     if not outcome.lab:
         return ""
     rows = "".join(f"| {case} | {end} |\n" for case, end in outcome.lab.items())
-    beside = f"Scans that came meanwhile: {len(outcome.beside_lab_s)}, from upload to verdict"
+    beside = f"Scans that arrived meanwhile: {len(outcome.beside_lab_s)}, from upload to verdict"
     return f"\n{beside} {_spread(outcome.beside_lab_s)}.\n\n{LAB_HEAD}{rows}"
 
 

@@ -16,13 +16,13 @@ INTRODUCTION = """# Fuzzing: what was sent, and what came of it
 
 `{command}` on {date}; {machine}; {minutes:.0f} minutes.
 
-Sound files of each format (phantoms, pydicom's test files and, where they are, those of
-`../shared`) are spoiled in one to three places and sent to the API, or every fourth by the form of
-the pages and with odd texts, one an upload. The worker reads what was accepted, with the models
-that ship; the page of every scan is opened, and the scan deleted again. After each batch of eight
-every scan has one verdict, the storage holds what rows name and nothing else, and the spool and
-work folders are empty. An error in the log counts as broken, and so do an exception in the decoder
-that is no sentence and a text that a page shows as markup. A ZIP may become several scans.
+Valid files of each format (phantoms, pydicom's test files and, if present, those of `../shared`)
+get one to three mutations and are sent one at a time: three in four to the API, one in four by the
+web form with unusual text in its fields. The worker reads what was accepted, with the shipped
+models; the page of every scan is opened, and the scan is deleted. After each batch of eight, every
+scan must have one verdict, the storage must hold exactly the files that rows name, and the spool
+and work folders must be empty. Failures also include an error in the log, an unexpected exception
+in the decoder, and text that a page renders as markup. A ZIP may become several scans.
 """
 OUTCOMES = ("refused", "done", "failed")
 MOST_SENTENCES = 12
@@ -66,7 +66,7 @@ def verdict(tally: Tally) -> str:
 def _uploads(tally: Tally) -> str:
     lines = [
         "\n## Uploads\n",
-        "| format | uploads | refused | scans done | scans failed, with a sentence |",
+        "| format | uploads | refused | scans done | scans failed, with a message |",
         "|---|---|---|---|---|",
     ]
     for kind in sorted(tally.inputs):
@@ -79,14 +79,14 @@ def _uploads(tally: Tally) -> str:
     lines += [
         "",
         (
-            f"- Memory: an upload added at most {tally.upload_mb:.0f} MB to its process; the child"
-            f" that decodes took at most {tally.decoder_mb:.0f} MB, resident."
+            f"- Memory: an upload added at most {tally.upload_mb:.0f} MB to its process; the"
+            f" decoder process took at most {tally.decoder_mb:.0f} MB, resident."
         ),
         (
-            f"- Children that decode and had to be replaced: {deaths}. Their scans failed with a"
-            " sentence."
+            f"- Decoder processes that had to be replaced: {deaths}. Their scans failed with a"
+            " message."
         ),
-        "\nThe most frequent sentences for each format, without numbers:\n",
+        "\nThe most frequent messages for each format, without numbers:\n",
     ]
     for kind in sorted(tally.inputs):
         sentences = [

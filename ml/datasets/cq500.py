@@ -188,7 +188,7 @@ def _read(table: Path) -> dict[int, tuple[int | None, frozenset[str] | None]]:
         match = SCAN.match(row.get("name", ""))
         if match is None:
             raise DatasetError(
-                f"{table.name}, line {line}: {row.get('name', '')[:60]!r} is no name such as"
+                f"{table.name}, line {line}: {row.get('name', '')[:60]!r} is not a name such as"
                 " CQ500-CT-0."
             )
         number = int(match.group(1))

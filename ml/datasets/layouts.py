@@ -333,7 +333,7 @@ def _from_folders(base: Path, dataset: str) -> tuple[list[Example], list[str]]:
             )
     for path in _visible(base):
         if path.is_file() and is_named_as_image(path, IMAGE_SUFFIXES - {""}):
-            left_out["images beside the folders of the classes"] += 1
+            left_out["images outside the class folders"] += 1
     if not examples:
         raise DatasetError(
             f"{dataset} has neither a table (labels.csv with the columns filename and label) "
@@ -352,7 +352,7 @@ def _class_folders(base: Path, left_out: Counter[str]) -> Iterator[Path]:
             yield from _class_folders(folder, left_out)
         elif word != "masks":
             files = sum(path.is_file() and not _is_hidden(path, base) for path in folder.rglob("*"))
-            left_out[f"the folder {folder.name} is called neither hemorrhage nor normal"] += files
+            left_out[f"the folder {folder.name} is named neither hemorrhage nor normal"] += files
 
 
 def _word(folder: Path) -> str:

@@ -82,7 +82,7 @@ def read_results(path: Path) -> list[Row]:
         table = csv.DictReader(file)
         if tuple(table.fieldnames or ()) != COLUMNS:
             raise ArtifactError(
-                f"{path.name} is no table of results; its columns must be {','.join(COLUMNS)}."
+                f"{path.name} is not a table of results; its columns must be {','.join(COLUMNS)}."
             )
         return list(table)
 

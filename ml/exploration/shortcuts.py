@@ -154,7 +154,7 @@ def read_sample(path: Path) -> Sample:
                 ],
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as err:
-        raise DatasetError("What was measured of a data set cannot be read any more.") from err
+        raise DatasetError("A data set's stored measurements can no longer be read.") from err
 
 
 def class_probes(

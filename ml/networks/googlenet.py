@@ -433,7 +433,7 @@ def _checked(stored: Weights, source: str, shapes: dict[str, tuple[int, int, int
             if key not in stored and name not in SHAPES:
                 continue
             if key not in stored:
-                raise ArtifactError(f"{source} has no {key}; it holds no weights of GoogLeNet.")
+                raise ArtifactError(f"{source} has no {key}; it has no GoogLeNet weights.")
             if stored[key].shape != shape:
                 raise ArtifactError(
                     f"{source} has {key} of shape {stored[key].shape}; GoogLeNet has {shape}."
@@ -455,7 +455,7 @@ def _from_model(folder: Path, shapes: dict[str, tuple[int, int, int]]) -> Weight
     }
     if f"{FIRST}_scale" not in stored:
         raise ArtifactError(
-            f"The model {card.id} ({card.architecture}) keeps no GoogLeNet to start from."
+            f"The model {card.id} ({card.architecture}) has no GoogLeNet to start from."
         )
     weights: Weights = {SOFT_TISSUE: stored[SOFT_TISSUE]}
     for name in shapes:

@@ -76,7 +76,7 @@ def read_tensors(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     except ArtifactError:
         raise
     except UNREADABLE as err:
-        raise ArtifactError(f"{path.name} is not a readable PyTorch file of weights.") from err
+        raise ArtifactError(f"{path.name} is not a readable PyTorch weights file.") from err
 
 
 class _Inert(pickle.Unpickler):
@@ -100,7 +100,7 @@ class _Inert(pickle.Unpickler):
         }
         if (module, name) not in known:
             raise ArtifactError(
-                f"The file of weights asks for {module[:40]}.{name[:40]}, which is no part of a"
+                f"The weights file refers to {module[:40]}.{name[:40]}, which is not part of a"
                 " tensor; it is not opened."
             )
         return known[module, name]
@@ -124,7 +124,7 @@ class _Numbers(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Refuse every name."""
         raise ArtifactError(
-            f"The file of weights asks for {module[:40]}.{name[:40]}, which is no part of a tensor;"
+            f"The weights file refers to {module[:40]}.{name[:40]}, which is not part of a tensor;"
             " it is not opened."
         )
 

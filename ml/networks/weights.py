@@ -236,8 +236,8 @@ def _from_file(path: Path) -> Weights:
             conv, kind = names[name]
             if values.ndim != (4 if kind == "weight" else 1):
                 raise ArtifactError(
-                    f"{path.name} has {name} of shape {values.shape}; it is no AlexNet of"
-                    " torchvision."
+                    f"{path.name} has {name} of shape {values.shape}; it is not"
+                    " torchvision's AlexNet."
                 )
             # OIHW -> HWIO
             weights[f"{conv}_{'W' if kind == 'weight' else 'b'}"] = (

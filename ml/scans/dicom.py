@@ -240,8 +240,8 @@ def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int
             # A decoder trusts the compressed stream, so a small header must not hide a huge image.
             if coded is not None and coded != (rows, columns):
                 raise ImageError(
-                    f"The DICOM file announces {columns} x {rows} pixels, but {coded[1]} x"
-                    f" {coded[0]} are coded."
+                    f"The DICOM file declares {columns} x {rows} pixels, but {coded[1]} x"
+                    f" {coded[0]} are encoded."
                 )
     return frames
 

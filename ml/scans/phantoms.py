@@ -57,7 +57,7 @@ def phantom(
     """
     if kind not in get_args(Kind):
         raise ValueError(
-            f"There is no phantom with {kind!r} hemorrhage; there is {', '.join(get_args(Kind))}."
+            f"There is no phantom with {kind!r} hemorrhage; choose {', '.join(get_args(Kind))}."
         )
     if size < 64:
         raise ValueError(f"A phantom has at least 64 pixels on a side, not {size}.")

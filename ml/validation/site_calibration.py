@@ -201,8 +201,8 @@ def _local_card(card: Card, dataset: Dataset, result: dict[str, LocalLevel]) -> 
         ),
         notes=[
             *card.notes,
-            f"Calibrated to {counts} of {dataset.name}; but for the figures of this calibration and"
-            f" of the named operating points, all are those of the model {card.id} before.",
+            f"Calibrated to {counts} of {dataset.name}. Except for this calibration and the named"
+            f" operating points, all metrics are those of the original model {card.id}.",
         ],
     )
 

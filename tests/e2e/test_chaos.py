@@ -63,9 +63,7 @@ def test_whatever_goes_wrong_in_the_lab_ends_as_it_should(tmp_path: Path) -> Non
     )
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert ran.stdout.splitlines()[-1].endswith(
-        f"; {len(CASES)} cases of the lab ended as they should."
-    )
+    assert ran.stdout.splitlines()[-1].endswith(f"; {len(CASES)} lab cases ended as intended.")
     page = report.read_text(encoding="utf-8")
     assert all(f"| {case} | " in page for case in CASES)
 
