@@ -155,7 +155,7 @@ class Predictor:
         model_dir: a model folder, see `ml.artifacts.folder`; it is read again the first time that
             several threads are to process several slices.
         threads: number of threads. Each processes one slice at a time, which takes a tenth less CPU
-            time than several threads on one slice, as they work if there is only one.
+            time than several threads sharing a slice, as they do if there is only one.
         checks_head_ct: False skips the check whether a scan looks like a head CT.
 
     Raises:

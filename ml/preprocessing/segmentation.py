@@ -32,9 +32,12 @@ CORE_PX = 15  # peaks of the distance transform closer than this belong to one b
 def restructure(picture: FloatArray, region: BoolArray, step: str) -> FloatArray:
     """Return the image modified by `step`, float32 (height, width) in 0..1.
 
-    "none": unchanged.
-      "grabcut": what looks like the inside of the head stays; bone and air are dimmed.
-    "edges": the image is dimmed and Canny's edges are drawn in white.
+    - "none": unchanged.
+    - "otsu": the denser of the two classes of soft tissue, and bone, stay; the rest is dimmed.
+    - "grabcut": what looks like the inside of the head stays; bone and air are dimmed.
+    - "watershed": dense bodies that are not mostly bone stay, even if they touch bone; the rest is
+      dimmed.
+    - "edges": the image is dimmed and Canny's edges are drawn in white.
 
     Raises:
         ValueError: the step is unknown.

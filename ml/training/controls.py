@@ -1,5 +1,5 @@
-"""Control experiments of a training run: the same folds, code and budget on data without a signal,
-or with a known flaw.
+"""Control experiments of a training run: the results of the same folds, code and budget with one
+condition changed.
 
     permuted         labels permuted between groups: anything above chance is leakage
     metadata         no pixels, only file size, width, height, pixel format and color: the strength

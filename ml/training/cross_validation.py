@@ -362,7 +362,7 @@ def _judged_scans(
     of_slices: OperatingPoint,
     of_scans: OperatingPoint,
 ) -> dict[str, np.ndarray]:
-    """Return the answers for scans; a scan of a single slice has the verdict of that slice."""
+    """Return the answers for scans; a scan of one slice is treated as that slice."""
     single = experiment.scan_sizes[scans] == 1
     as_slices, as_scans = _judge(of_slices, decisions), _judge(of_scans, decisions)
     return {name: np.where(single, as_slices[name], as_scans[name]) for name in as_slices}
