@@ -51,7 +51,9 @@ def assign_groups(
 def groups_per_class(
     labels: Sequence[int] | np.ndarray, groups: Sequence[str] | np.ndarray
 ) -> dict[int, int]:
-    """Return how many groups hold at least one image of class 0, and of class 1."""
+    """Return how many groups hold at least one image of class 0, and of class 1; `labels` and
+    `groups` have one entry per image.
+    """
     counts = Counter(
         label
         for _, label in {

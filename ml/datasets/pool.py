@@ -260,7 +260,7 @@ def in_scan_order(examples: Sequence[Example]) -> list[Example]:
 
 
 def numbered(keys: Sequence[Hashable]) -> np.ndarray:
-    """Return a number for each key, 0, 1, ... in the order of first appearance."""
+    """Return a number for each key, int64 (n,): 0, 1, ... in the order of first appearance."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 

@@ -36,6 +36,10 @@ def read_table(path: Path) -> tuple[list[str], list[Row]]:
 
     If a header has semicolons and no comma, as in much of Europe, or only tabs, these separate the
     columns; a first line such as "sep=;" declares the separator.
+
+    Raises:
+        DatasetError: the file is too large, not UTF-8 text, unreadable or empty, or has a column
+            twice.
     """
     if path.stat().st_size > MAX_TABLE_MB * 2**20:
         raise DatasetError(f"{path.name} is larger than {MAX_TABLE_MB} MB.")
@@ -95,7 +99,10 @@ def label_of(text: str, what: str, where: str) -> int | None:
 
 def types_of(cell: str | None, label: int | None, where: str) -> frozenset[str] | None:
     """Parse the types of hemorrhage in a cell such as "epidural|subdural"; an empty cell means no
-    type if the label is 0, else unknown.
+    type if the label is 0, else unknown. `where` is the cell's place, for error messages.
+
+    Raises:
+        DatasetError: a type is unknown, or types are given although the label is not 1.
     """
     if not cell:
         return frozenset() if cell is not None and label == 0 else None

@@ -256,7 +256,9 @@ BELOW, UNCERTAIN, ABOVE = -1, 0, 1
 
 
 def zones(probabilities: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return whether each probability is below, in or above the inconclusive band: -1, 0 or 1."""
+    """Return whether each probability is below, in or above the inconclusive band: -1, 0 or 1, in
+    the same shape.
+    """
     values = np.asarray(probabilities)
     return np.where(values < low, BELOW, np.where(values >= high, ABOVE, UNCERTAIN))
 

@@ -414,7 +414,9 @@ def _mean_figures(
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Return the area under the ROC curve, ties counted half; NaN if a class is missing."""
+    """Return the area under the ROC curve of labels and scores (n,), with ties counted half (J. A.
+    Hanley, B. J. McNeil 1982); NaN if a class is missing.
+    """
     labels = np.asarray(labels, np.float64)
     return float(
         _ranking_figures(labels, np.asarray(scores, np.float64), np.ones((1, len(labels))))[0][0]
@@ -423,7 +425,7 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 def roc_points(labels: np.ndarray, probabilities: np.ndarray, most: int = 200) -> list[list[float]]:
     """Return [false positive rate, sensitivity] along the ROC curve from [0, 0] to [1, 1], at most
-    `most` points.
+    `most` points, for labels and probabilities (n,).
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     thresholds = np.unique(probabilities)[::-1]
@@ -437,7 +439,9 @@ def roc_points(labels: np.ndarray, probabilities: np.ndarray, most: int = 200) -
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray) -> Confusion:
-    """Return the counts of positives and negatives, true and false."""
+    """Return the counts of true and false positives and negatives, for labels and predictions
+    (n,).
+    """
     truth, called = np.asarray(labels) == 1, np.asarray(predicted, bool)
     return Confusion(
         tp=int((truth & called).sum()),

@@ -108,7 +108,7 @@ def roc_plot(
 
 def calibration_plot(path: Path, labels: np.ndarray, probabilities: np.ndarray, title: str) -> None:
     """Draw the observed frequency of hemorrhage by decile of probability, with 95% Wilson
-    intervals.
+    intervals, for labels (n,) and probabilities (n,) or (repeats, n).
     """
     predicted, observed = (
         np.atleast_2d(probabilities).ravel(),

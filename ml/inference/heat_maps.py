@@ -132,6 +132,8 @@ def overlay(heat: FloatArray, max_px: int) -> Image.Image:
 
 
 def log_odds(probability: FloatArray) -> FloatArray:
-    """Return the log-odds of probabilities, clipped to 1e-7 from 0 and 1."""
+    """Return the log-odds of probabilities, in the same shape, after clipping them to [1e-7, 1 -
+    1e-7].
+    """
     clipped = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
     return np.log(clipped / (1 - clipped)).astype(np.float32)

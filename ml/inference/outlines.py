@@ -98,7 +98,7 @@ def outlines_of(
 
 
 def areas_mm2(series: Series, masks: Sequence[BoolArray | None]) -> tuple[float, ...]:
-    """Return the outlined area of each slice, or () if a pixel size is unknown."""
+    """Return the outlined area of each slice in mm², or () if a pixel size is unknown."""
     areas = []
     for slice_, mask in zip(series.slices, masks, strict=True):
         if slice_.spacing_mm is None:
@@ -110,8 +110,8 @@ def areas_mm2(series: Series, masks: Sequence[BoolArray | None]) -> tuple[float,
 
 
 def thicknesses_mm(series: Series) -> NDArray[np.float64] | None:
-    """Return the thickness that each slice of a series represents: halfway to either neighbor, and
-    at the ends as far outward as inward. None if the distances are unknown.
+    """Return the thickness in mm that each slice of a series represents, (n,): halfway to either
+    neighbor, and at the ends as far outward as inward. None if the distances are unknown.
     """
     steps = _steps_mm(series)
     if steps is None:

@@ -74,12 +74,14 @@ class Sequences(Protocol):
         """Return the decisions of all slices (n,) and scans (s,); `scans` is nondecreasing."""
 
     def held_out(self, trained: Trained, part: Part, scans: np.ndarray) -> HeldOut:
-        """Return the decisions on data that the network was not trained on."""
+        """Return the held-out decisions on data that the network was not trained on."""
 
     def scan_probability(
         self, decisions: np.ndarray, whole: float, platt: Platt, scan_platt: Platt
     ) -> float:
-        """Return the probability of one scan, from the decisions of its slices and its own."""
+        """Return the probability of one scan, from the decisions of its slices (n,) and its own
+        decision `whole`.
+        """
 
 
 @dataclass(frozen=True)

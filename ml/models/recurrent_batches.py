@@ -24,8 +24,8 @@ Drawing = tuple[int, Callable[[int], Iterator[Batch]]]
 
 
 def slices_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Drawing:
-    """Draw slices as sequences of rows: rows have no labels, so only the sequence output is
-    trained.
+    """Draw slices as sequences of rows, with `features` (copies, n, h, 2c) of all slices: rows have
+    no labels, so only the sequence output is trained.
     """
     batches = int(np.clip(4 * len(learn) // SLICES, 1, MOST_BATCHES))
     copies, _, rows, _ = features.shape

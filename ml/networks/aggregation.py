@@ -53,7 +53,9 @@ def aggregate(decisions: np.ndarray) -> float:
 
 
 def aggregate_smoothed(decisions: np.ndarray) -> float:
-    """Return the decision of a scan after averaging each slice with its neighbors."""
+    """Return the decision of a scan from those of its slices (n,), after averaging each slice with
+    its neighbors.
+    """
     return aggregate(smoothed(decisions, np.zeros(len(decisions), int)))
 
 

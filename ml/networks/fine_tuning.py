@@ -205,7 +205,8 @@ def computed_by() -> str:
 def balanced_draws(
     labels: np.ndarray, sources: np.ndarray, count: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Return `count` positions, with the same share of hemorrhages within each source.
+    """Return `count` positions, with the same share of hemorrhages within each source; `labels` and
+    `sources` are (n,).
 
     The source then does not predict the label, so that distinguishing hospitals gains nothing, even
     if one of them contributed only positives. Each source is drawn in proportion to its share of

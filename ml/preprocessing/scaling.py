@@ -32,5 +32,7 @@ def restored(mask: np.ndarray, shape: tuple[int, ...]) -> BoolArray:
 
 
 def disc(diameter: int) -> NDArray[np.uint8]:
-    """Return the round structuring element of that diameter in pixels."""
+    """Return the round structuring element of that diameter in pixels, uint8 (diameter,
+    diameter).
+    """
     return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (diameter, diameter)), np.uint8)

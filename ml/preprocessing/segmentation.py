@@ -87,8 +87,8 @@ def otsu_threshold(values: FloatArray) -> float:
 
 
 def dense(picture: FloatArray, region: BoolArray) -> BoolArray:
-    """Return the pixels above Otsu's threshold of the region's soft tissue; bone is excluded from
-    the computation of the threshold.
+    """Return the pixels above Otsu's threshold of the region's soft tissue, bool (height, width);
+    bone is excluded from the computation of the threshold.
     """
     threshold = otsu_threshold(picture[soft_tissue(picture, region)])
     return np.asarray(region & (np.round(picture * 255) > round(threshold * 255)))
@@ -161,8 +161,8 @@ def watershed(mask: BoolArray) -> NDArray[np.int32]:
 
 
 def dense_bodies(picture: FloatArray, region: BoolArray) -> BoolArray:
-    """Return the dense bodies that are not mostly bone; watershed separates hemorrhage from
-    adjacent skull.
+    """Return the dense bodies that are not mostly bone, bool (height, width); watershed separates
+    hemorrhage from adjacent skull.
     """
     labels = watershed(dense(picture, region))
     count = int(labels.max()) + 1

@@ -122,8 +122,8 @@ def _drawn(
 def with_moved_bleed(
     image: FloatArray, mask: Mask, donor: FloatArray, donor_mask: Mask, random: np.random.Generator
 ) -> tuple[FloatArray, Mask] | None:
-    """Return the image with another patient's hemorrhage at the same location in the head; None if
-    it does not fit.
+    """Return the image (size, size) with another patient's hemorrhage at the same location in the
+    head, and its mask (m, m); None if it does not fit.
 
     Both heads fill their frames, so locations correspond approximately.
     """
@@ -169,8 +169,8 @@ def with_moved_bleed(
 
 
 def with_decoy(image: FloatArray, random: np.random.Generator) -> FloatArray:
-    """Return the image with a mimic of hemorrhage: calcifications, a hypodense lesion, or beam
-    hardening streaks.
+    """Return the image (size, size) with a mimic of hemorrhage: calcifications, a hypodense lesion,
+    or beam-hardening streaks.
 
     Nothing clearly brighter than brain is darkened, and streaks are faint, so that a hemorrhage in
     the image remains brighter than its surroundings.

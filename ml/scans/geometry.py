@@ -50,8 +50,8 @@ def turned_upright(
 def in_square_pixels(
     pixels: FloatArray, spacing_mm: Spacing | None
 ) -> tuple[FloatArray, Spacing | None]:
-    """Return a slice resampled to square pixels of the finer spacing. It is unchanged if its pixels
-    are square already, or if the spacing is implausible.
+    """Return a slice (height, width), resampled to square pixels of the finer spacing, and the new
+    spacing. It is unchanged if its pixels are square already, or if the spacing is implausible.
     """
     if spacing_mm is None:
         return pixels, None
@@ -120,7 +120,9 @@ def is_placeholder_size(spacing_mm: Sequence[float], slices: int) -> bool:
 
 
 def is_gap(steps_mm: Vector) -> NDArray[np.bool_]:
-    """Return, for each step between neighboring slices, whether a part of the scan is missing."""
+    """Return, for each step in mm between neighboring slices (n,), whether a part of the scan is
+    missing, bool (n,).
+    """
     return np.asarray(steps_mm > GAP * _local_median(steps_mm))
 
 

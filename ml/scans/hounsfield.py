@@ -244,7 +244,7 @@ def is_clipped_window(values: NDArray[np.floating]) -> bool:
 
 
 def scale_from_air(numbers: Numbers, bits: int, slope: float = 1.0) -> AirFit:
-    """Return the scale of untagged numbers that puts air at -1000 HU.
+    """Return the scale of untagged numbers (n,) that puts air at -1000 HU.
 
     Some programs save HU as signed numbers that are read as unsigned, or with 1024, 1000 or 32768
     added. The offset follows from air, which has -1000 HU. If air is clipped at zero, both 1024 (a

@@ -29,7 +29,12 @@ COLOR_SHARE = 0.001
 
 
 def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
-    """Return a PNG or JPEG as display values, and notes about what was removed."""
+    """Return a PNG or JPEG as a slice, and notes about what was removed.
+
+    Raises:
+        ImageError: the file is damaged, animated or too large, cannot be a slice, or has an
+            ambiguous range of values.
+    """
     try:
         with warnings.catch_warnings():
             # Pillow warns about unusual metadata and large images; the size is checked below

@@ -67,7 +67,7 @@ class Slabs(Sequence[Slice]):
 
 def slab_starts(steps_mm: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the index of the first slice of each slab, followed by the number of slices;
-    `steps_mm` are the distances between neighboring slices.
+    `steps_mm` (slices - 1,) are the distances between neighboring slices.
     """
     count = len(steps_mm) + 1
     ends = [*(np.flatnonzero(steps_mm >= THIN_MM) + 1), count]

@@ -149,8 +149,8 @@ def blocked_because(controls: Sequence[Control]) -> str | None:
 def permute_between_groups(
     labels: np.ndarray, groups: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
-    """Return permuted labels: every group gets the share of positives of another group, at random
-    positions.
+    """Return permuted labels (n,): every group gets the share of positives of another group, at
+    random positions.
 
     Group sizes are kept, and most groups still have only one class, so splitting and training are
     as hard as before. Positions are randomized, too: with whole label vectors, hemorrhage would

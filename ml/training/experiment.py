@@ -62,17 +62,19 @@ class Experiment(RunData):
 
     @property
     def testable(self) -> np.ndarray:
-        """Positions of the slices that can be tested: labeled and unseen by the initial weights."""
+        """Positions of the slices that can be tested, (k,): labeled, and unseen by the initial
+        weights.
+        """
         return np.flatnonzero(self.unseen & (self.labels != UNKNOWN))
 
     @property
     def labeled(self) -> np.ndarray:
-        """Positions of all labeled slices."""
+        """Positions of all labeled slices, (k,)."""
         return np.flatnonzero(self.labels != UNKNOWN)
 
     @property
     def weak_scans(self) -> np.ndarray:
-        """Numbers of the scans with a scan-level label and no labeled slice."""
+        """Numbers of the scans with a scan-level label and no labeled slice, (k,)."""
         return np.setdiff1d(
             np.array(sorted(self.given_scan_labels), np.int64), self.scans[self.labeled]
         )

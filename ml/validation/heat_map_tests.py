@@ -135,8 +135,8 @@ def hottest_cells(heat: FloatArray) -> np.ndarray:
 def random_cells(
     image: FloatArray, shape: tuple[int, ...], random: np.random.Generator
 ) -> np.ndarray:
-    """Return bool `shape`: as many cells as in `hottest_cells`, drawn from those that are mostly
-    head.
+    """Return bool of that `shape` (h, w): as many cells as in `hottest_cells`, drawn from those
+    that are mostly head.
     """
     shown = cv2.resize(
         (image[..., 0] > AIR).astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_AREA
