@@ -9,7 +9,7 @@ requests, or that of one series or search; for claims, the minimum elapsed time.
 resident memory of that process. SQLite; images are phantoms or random. The last line is the
 verdict; the exit status is 1 if an exponent exceeds its limit. Linux only.
 
-Imports are inside the functions so that what one curve needs does not count as memory of another.
+Imported inside the functions, so that what one curve needs does not count as memory of another.
 """
 
 from __future__ import annotations

@@ -14,10 +14,11 @@ All read the same files and compute the same network:
 - keras function: the same, compiled once by `tf.function` for batches of one size.
 
 Every round runs each once, in turn, on one thread. The last line is the verdict; the exit status is
-1 if Hemoscan reaches less than 0.8 of the speed of the bare graphs. Images are
-phantoms of 512 x 512. Linux only.
+1 if Hemoscan reaches less than 0.8 of the speed of the bare graphs. Images are phantoms of
+512 x 512. Linux only.
 
-Numerical libraries are imported inside the functions, after `main` has set the number of threads.
+Imported inside the functions are the numerical libraries, after `main` has set the number of
+threads.
 """
 
 from __future__ import annotations

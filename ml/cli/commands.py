@@ -1,7 +1,7 @@
 """The commands of `python -m ml`.
 
-Modules that load TensorFlow, scikit-learn, SciPy, matplotlib or ONNX Runtime are imported inside
-each command, since they are slow to import and `python -m ml card` does not need them.
+Imported inside each command are the modules that are slow to import because they load TensorFlow,
+scikit-learn, SciPy, matplotlib or ONNX Runtime, which `python -m ml card` does not need.
 """
 
 from __future__ import annotations
