@@ -1,5 +1,5 @@
-"""What benchmarks share: cases in processes of their own, which share no memory or caches, the
-models that they measure, and the verdict on their figures.
+"""Shared by the benchmarks: running each case in its own process, which shares no memory or caches
+with the others; the models to measure; and the verdict on the results.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def judge(
     cases: Mapping[str, tuple[Any, ...]],
     limits: Callable[[str], Mapping[str, float]],
 ) -> int:
-    """Print the results of `measure(*arguments)` for each case, and in the last line whether all
+    """Print the results of `measure(*arguments)` for each case and, on the last line, whether all
     limits hold; return the exit status.
 
     Args:
@@ -49,8 +49,8 @@ def judge(
 
 
 def report(figures: Figures, limits: Mapping[str, float]) -> int:
-    """Print figures, those with an upper limit beside it, and in the last line whether all limits
-    hold; return the exit status.
+    """Print results, each with its upper limit if it has one, and, on the last line, whether all
+    limits hold; return the exit status.
     """
     for name, value in figures.items():
         limit = f"  (limit {limits[name]:g})" if name in limits else ""
@@ -61,7 +61,7 @@ def report(figures: Figures, limits: Mapping[str, float]) -> int:
 
 
 def models_named(description: str | None) -> list[Path]:
-    """Return the model folders on the command line, those that ship without any."""
+    """Return the model folders on the command line, or the shipped models if there are none."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     shipped = [PROJECT_ROOT / "ml" / name for name in ("starter", "starter_series")]
     parser.add_argument("models", type=Path, nargs="*", default=shipped)

@@ -1,14 +1,14 @@
-"""Which inconclusive band keeps its promise in a hospital never seen: the empirical one that models
-ship with, or class-conditional conformal prediction?
+"""Compare two inconclusive bands in a hospital that was not used for fitting: the empirical band
+that models ship with, and class-conditional conformal prediction.
 
     python -m bench.bands RUN
 
-RUN is the output folder of a training with `folds_by=data set`. For each data set both bands are
-fitted to the slices of the others, and the table says what they do to its own: the share of slices
-in the band, and how often answers below (NPV) and above it (PPV) are right where half of the slices
-bleed. Conformal: a class is left out where its probability is below the `1 - PROMISE` quantile of
-that class (V. Vovk 2013, "Conditional validity of inductive conformal predictors"); a slice for
-which neither or both classes are left is inconclusive.
+RUN is the output folder of a training with `folds_by=data set`. For each data set, both bands are
+fitted to the slices of all other data sets and applied to its own slices. The table shows the share
+of slices in the band, and how often answers below it (NPV) and above it (PPV) are right at a
+prevalence of 50%. Conformal: a class is ruled out if its probability is below the `1 - PROMISE`
+quantile of that class (V. Vovk 2013, "Conditional validity of inductive conformal predictors"); a
+slice is inconclusive if both classes or neither are ruled out.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from ml.evaluation.calibration import (
 
 
 def conformal_band(sample: Sample) -> tuple[float, float]:
-    """Return (low, high): below `low` hemorrhage is left out, from `high` on its absence; between
-    them lie the slices for which both or neither is.
+    """Return (low, high): below `low`, hemorrhage is ruled out; from `high` on, its absence is
+    ruled out; between them lie the slices for which both or neither is ruled out.
     """
     ends = []
     for label, share in ((1, 1 - PROMISE), (0, PROMISE)):
@@ -43,7 +43,9 @@ def conformal_band(sample: Sample) -> tuple[float, float]:
 
 
 def measured(sample: Sample, low: float, high: float) -> tuple[float, float, float]:
-    """Return the share in the band, NPV and PPV, both classes alike; NaN where nothing is left."""
+    """Return the share in the band, the NPV and the PPV, with both classes weighted equally; NaN
+    where no slice lies below or above the band.
+    """
     below, above = sample.probabilities < low, sample.probabilities >= high
     weights, positive = sample.weights, sample.labels == 1
 

@@ -30,7 +30,7 @@ from worker import leases
 
 QUEUED, FINISHED, BATCH, CLAIMS = 10_000, 100_000, 8, 40
 MOST_MS = 20.0
-"""Target for a claim on PostgreSQL, for teams with several workers."""
+"""Target for a claim on PostgreSQL, in milliseconds, for teams with several workers."""
 
 
 @contextmanager

@@ -1,15 +1,15 @@
-"""Benchmark of growth: time and memory against how much there is, as fitted exponents and curves.
+"""Benchmark of scaling: time and memory against size, as fitted exponents and curves.
 
     python -m bench.growth [--most 100000] [--only upload ...] [--plot bench/growth.svg]
 
-An exponent of 0 means that the size does not matter, 1 that twice as much takes twice as long. It
-is fitted to the measured points, as a straight line through their logarithms. Each point is
-measured in its own process, in processor time, to which other programs add little: the least of
-several requests, or that of a series or a search, but of claims the fastest on the clock; and the
-largest resident memory of that process. SQLite; images are phantoms or random. The last line is the
+An exponent of 0 means that size does not matter, 1 that twice the size takes twice as long. It is
+the slope of a straight line fitted to the logarithms of the measured points. Each point is measured
+in its own process. Time is CPU time, which other programs affect little: the minimum over several
+requests, or that of one series or search; for claims, the minimum elapsed time. Memory is the peak
+resident memory of that process. SQLite; images are phantoms or random. The last line is the
 verdict; the exit status is 1 if an exponent exceeds its limit. Linux only.
 
-Imported inside the functions: what one curve needs must not count as memory of another.
+Imported inside the functions, so that what one curve needs does not count as memory of another.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from webapp.config import PROJECT_ROOT
 
 TIMES = 15
 COPIES = 100
-"""Every so many images of a search for near-duplicates, one has a copy."""
+"""In a search for near-duplicates, one of every so many images has a copy."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What is measured against how much.
+    """A quantity measured against a size.
 
     Attributes:
-        title: what takes the time.
-        against: what there is more and more of.
-        sizes: how much of it.
-        measure: returns seconds of processor time by size, and the memory in MB.
-        most_time, most_memory: limits of the exponents.
+        title: what is timed.
+        against: what the sizes count.
+        sizes: the sizes to measure.
+        measure: given a size, returns the CPU time in seconds and the memory in MB.
+        most_time, most_memory: upper limits of the exponents.
     """
 
     title: str
@@ -79,7 +79,7 @@ class Points:
 
 
 def least(action: Callable[[], object]) -> float:
-    """Return the least processor time of several tries, in seconds."""
+    """Return the minimum CPU time of several runs, in seconds."""
     took = []
     for _ in range(TIMES):
         began = time.process_time()
@@ -89,17 +89,17 @@ def least(action: Callable[[], object]) -> float:
 
 
 def memory_mb() -> float:
-    """Return the largest resident memory of this process so far."""
+    """Return the peak resident memory of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def upload(scans: int) -> tuple[float, float]:
-    """Return how long the reply to an upload takes, of a person with so many scans."""
+    """Return how long the response to an upload takes for a user with that many scans."""
     from bench.service import a_slice
     from webapp.storage import storage
 
     picture = a_slice()
-    # There is no broker, and each upload would say so.
+    # There is no broker, and each upload would log that.
     logging.getLogger("webapp.jobs").setLevel(logging.ERROR)
     with a_person_with(scans) as client:
         with client.application.app_context():
@@ -117,7 +117,7 @@ def upload(scans: int) -> tuple[float, float]:
 
 
 def last_page(scans: int) -> tuple[float, float]:
-    """Return how long the last full page of a person's worklist takes."""
+    """Return how long the last full page of a user's worklist takes."""
     with a_person_with(scans) as client:
         last = re.search(r"Page \d+ of (\d+)", client.get("/scans?page=999999999").text)
         if last is None:
@@ -128,8 +128,8 @@ def last_page(scans: int) -> tuple[float, float]:
 
 @contextmanager
 def a_person_with(scans: int) -> Iterator[FlaskClient]:
-    """Yield the browser of a person with so many scans; a process of its own stores them, so that
-    its memory does not count.
+    """Yield the browser of a user with that many scans; a separate process stores them so that its
+    memory does not count.
     """
     from bench.worklist import a_reader, fill
 
@@ -141,7 +141,7 @@ def a_person_with(scans: int) -> Iterator[FlaskClient]:
 
 
 def series(slices: int) -> tuple[float, float]:
-    """Return the time from the files of a series of pictures to its verdict, and the memory of the
+    """Return the time from the files of a series of images to its verdict, and the memory of the
     worker.
     """
     from bench.series import measure
@@ -151,7 +151,7 @@ def series(slices: int) -> tuple[float, float]:
 
 
 def duplicates(images: int) -> tuple[float, float]:
-    """Return how long it takes to find near-duplicates among so many images."""
+    """Return how long it takes to find near-duplicates among that many images."""
     from ml.datasets.near_duplicates import near_duplicates
 
     dhashes, thumbnails = looks(images)
@@ -161,7 +161,7 @@ def duplicates(images: int) -> tuple[float, float]:
 
 
 def looks(images: int) -> tuple[list[str], list[np.ndarray]]:
-    """Return hashes and thumbnails of random images. Like those of different patients, they share
+    """Return hashes and thumbnails of random images. Like images of different patients, they share
     half of their variance: what all heads have in common.
     """
     random = np.random.default_rng(0)
@@ -178,7 +178,7 @@ def looks(images: int) -> tuple[list[str], list[np.ndarray]]:
 
 
 def claim(queued: int) -> tuple[float, float]:
-    """Return how long a predict worker takes to claim a batch among so many queued scans."""
+    """Return how long a predict worker takes to claim a batch among that many queued scans."""
     from bench.claims import claim_ms
 
     with tempfile.TemporaryDirectory(prefix="hemoscan-growth-") as home:
@@ -214,7 +214,7 @@ def measured(curve: Curve, most: int) -> Points:
 
 
 def draw(curves: Mapping[str, Points], path: Path) -> None:
-    """Draw time and memory of each curve, both axes logarithmic."""
+    """Draw time and memory of each curve on logarithmic axes."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -3,7 +3,7 @@ memory.
 
     python -m bench.models [MODEL_FOLDER ...]
 
-Each model is measured in its own process, bound to one core where possible. The last line is the
+Each model is measured in its own process, pinned to one core where possible. The last line is the
 verdict; the exit status is 1 if a limit is exceeded. Images are phantoms; times do not depend on
 the content. Linux only.
 """

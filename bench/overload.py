@@ -1,11 +1,11 @@
-"""Benchmark of what other people notice of uploads that cost much work, and of a crowd.
+"""Benchmark of how expensive uploads and a crowd of clients affect other users.
 
     python -m bench.overload [--uploads 40] [--clients 500]
 
-Starts the processes of `make run` and measures what people wait for who only read: with nothing
-else going on, while uploads of few bytes that cost much work come in at once (ZIP archives of JPEG
-files with 49,900 empty segments each, and NIfTI files that expand ten thousand times), and while
-many clients upload a slice at once. Those for whom there is no time must get 429 and
+Starts the processes of `make run` and measures how long users who only read pages wait: on an idle
+service, while small uploads that are expensive to process arrive at once (ZIP archives of JPEG
+files with 49,900 empty segments each, and NIfTI files that expand a thousandfold), and while many
+clients upload a slice at once. Requests that cannot be served in time must get 429 and
 `Retry-After`. The last line is the verdict; the exit status is 1 if a limit is exceeded.
 """
 
@@ -31,9 +31,9 @@ from bench.service import Client, Refused, Service, a_slice, percentile, running
 
 EMPTY_SEGMENTS, PICTURES = 49_900, 100
 PIXELS, SLICES = 512, 12
-"""Of a NIfTI file: 6 MB of zeros, packed into 6 KB."""
+"""Uncompressed size of a NIfTI file: 6 MB of zeros, compressed to 6 KB."""
 READERS = 4
-"""People who read pages meanwhile, each over a connection of their own."""
+"""Users who read pages meanwhile, each over a separate connection."""
 PAGES = ("/login", "/api/v1/scans", "/healthz")
 QUIET_S = 5.0
 LIMITS = {
@@ -43,8 +43,8 @@ LIMITS = {
     "without_retry_after": 0.0,
     "shed_longest_s": 6.5,
 }
-"""An upload is shed at once or, where the line moves more slowly than expected, after the 5 s that
-it may wait (`webapp.serving`).
+"""An upload is rejected at once or, if the queue moves more slowly than expected, after the 5 s for
+which it may wait (`webapp.serving`).
 """
 
 
@@ -56,7 +56,7 @@ class Waits:
     failed: int = 0
 
     def figures(self) -> dict[str, float]:
-        """Return the figures of `LIMITS` that are about readers."""
+        """Return the values of `LIMITS` that concern readers."""
         pages = [seconds for page in PAGES[:2] for seconds in self.of_page[page]]
         return {
             "others_median_s": percentile(pages, 0.5),
@@ -68,7 +68,7 @@ class Waits:
 
 @dataclass
 class Answers:
-    """What came of uploads that were sent at once."""
+    """The responses to uploads that were sent at once."""
 
     seconds: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     """By status."""
@@ -76,7 +76,7 @@ class Answers:
     without_retry_after: int = 0
 
     def figures(self) -> dict[str, float]:
-        """Return the figures of `LIMITS` that are about uploads, and the number of each status."""
+        """Return the values of `LIMITS` that concern uploads, and the count of each status."""
         return {
             **{f"status_{status}": len(took) for status, took in sorted(self.seconds.items())},
             "lost": self.lost,
@@ -117,7 +117,7 @@ def readers(service: Service) -> Iterator[Waits]:
 
 
 def send_at_once(service: Service, uploads: list[bytes]) -> Answers:
-    """Send each of these files over a connection of its own, all at the same time."""
+    """Send each of these files over a separate connection, all at the same time."""
     answers, start = Answers(), threading.Barrier(len(uploads))
 
     def send(content: bytes) -> None:
@@ -193,7 +193,7 @@ def measure(uploads: int, clients: int) -> dict[str, dict[str, float]]:
         ).figures(),
     }
     figures = {}
-    # The limit of one person's uploads is another matter.
+    # The limit on one user's uploads is tested elsewhere.
     with running_service(UPLOADS_PER_MINUTE="100000") as service:
         for case, carry_out in cases.items():
             with readers(service) as waits:

@@ -1,5 +1,5 @@
-"""Benchmark of pages: how much a browser that has visited nothing before transfers until a page is
-shown, with phantoms.
+"""Benchmark of pages: how much a browser with an empty cache transfers until a page is shown, with
+phantoms.
 
     python -m bench.pages
 
@@ -17,7 +17,7 @@ from bench.alone import Figures, report
 from bench.screenshots import DESK, PHANTOMS, service_in_browser, sign_up, submit
 
 QUIET_MS = 1500
-"""Scripts that load more when the page is shown have done so after that time."""
+"""Milliseconds after which scripts that load more once the page is shown have done so."""
 LIMITS = {
     "front_kb": 250.0,
     "worklist_kb": 150.0,

@@ -1,23 +1,24 @@
-"""Benchmark of Hemoscan beside what one would write instead, all in one run: ratios of processor
-time, which say more than seconds on a machine that others use too.
+"""Benchmark of Hemoscan against simpler implementations of the same task, in one run: ratios of CPU
+time, which are more meaningful than seconds on a shared machine.
 
     python -m bench.peers [--rounds 5] [--model ml/starter_series]
 
 All read the same files and compute the same network:
 
-- hemoscan: as a predict worker does it, decoding in a child process, up to the finding with
+- hemoscan: like a predict worker, with decoding in a child process, up to the finding with
   outlines;
-- bare: reading, input, the check "not a head CT" and the exported graphs in plain ONNX Runtime
-  sessions, in this process, with nothing around them;
-- keras: reading, input and the same network in Keras by `Model.predict`, as most such services
-  do it, on the slices and their mirror images; no check, no outlines in millimeters, no finding;
+- bare: reading, preprocessing, the check "not a head CT" and the exported graphs in plain ONNX
+  Runtime sessions, in this process, without anything else;
+- keras: reading, preprocessing and the same network in Keras by `Model.predict`, as in most such
+  services, on the slices and their mirror images; no check, no outlines in millimeters, no finding;
 - keras function: the same, compiled once by `tf.function` for batches of one size.
 
-Every round runs each once, in turn, each on one thread. The last line is the verdict; the exit
-status is 1 where Hemoscan reaches less than 0.8 of the speed of the bare graphs. Images are
-phantoms of 512 x 512. Linux only.
+Every round runs each once, in turn, on one thread. The last line is the verdict; the exit status is
+1 if Hemoscan reaches less than 0.8 of the speed of the bare graphs. Images are phantoms of
+512 x 512. Linux only.
 
-Imported inside the functions is what computes, after `main` has set how many threads it may use.
+Imported inside the functions are the numerical libraries, after `main` has set the number of
+threads.
 """
 
 from __future__ import annotations
@@ -72,10 +73,10 @@ def main() -> int:
 
 
 def measure(peers: Mapping[str, Answer], paths: Sequence[Path], rounds: int) -> dict[str, float]:
-    """Return the median processor time in seconds of each, in this process and its children."""
+    """Return the median CPU time of each in seconds, in this process and its children."""
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     for answer in peers.values():
-        answer(paths)  # sessions, traces and the child process are made by a first use
+        answer(paths)  # sessions, traces and the child process are created on first use
     for _ in range(rounds):
         for name, answer in peers.items():
             before = processor_s()
@@ -85,8 +86,8 @@ def measure(peers: Mapping[str, Answer], paths: Sequence[Path], rounds: int) -> 
 
 
 def processor_s() -> float:
-    """Return the processor time of this process and its living children; that of children counts
-    in steps of 10 ms.
+    """Return the CPU time of this process and its living children, in seconds; that of children has
+    a resolution of 10 ms.
     """
     pid = os.getpid()
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -143,8 +144,8 @@ def bare(model: Path) -> Answer:
 
 
 def keras_peers(model: Path) -> dict[str, Callable[[Sequence[Path]], float]]:
-    """Return the same network in Keras, by `Model.predict` and as a compiled function; each answers
-    with the highest logit of the outlines.
+    """Return the same network in Keras, by `Model.predict` and as a compiled function; each returns
+    the highest logit of the outlines.
     """
     import tensorflow as tf
 

@@ -2,10 +2,10 @@
 
     python -m bench.pytorch_training FOLDER BATCHES
 
-prints the seconds of processor time of a picture. FOLDER has the convolutions by name
-(network.json: kernel, channels in and out) and a batch (batch.npz). Maps lie channels last, which
-is PyTorch's faster layout on processors; the losses are cross entropies of cells, slice and
-outline. Contrasts of the picture, dropout and the second head are left out, in PyTorch's favor.
+prints the CPU seconds per image. FOLDER holds the convolutions by name (network.json: kernel,
+channels in and out) and a batch (batch.npz). Tensors are in channels-last memory format, which is
+faster in PyTorch on CPUs; the losses are cross entropies of cells, slice and outline. Contrasts of
+the image, dropout and the second head are left out, in PyTorch's favor.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AVERAGING = 0.98
 
 
 class GoogLeNetUNet(nn.Module):
-    """As `ml.networks.googlenet.GoogLeNet` with outlines, and a cell's decision."""
+    """The network of `ml.networks.googlenet.GoogLeNet` with outlines, and a cell's decision."""
 
     def __init__(self, shapes: dict[str, tuple[int, int, int]]) -> None:
         super().__init__()
@@ -54,7 +54,9 @@ class GoogLeNetUNet(nn.Module):
         return torch.cat([self.convolved(x, f"{name}_1x1"), three, five, pooled], 1)
 
     def joined(self, coarse: Tensor, coarse_name: str, fine: Tensor, fine_name: str) -> Tensor:
-        """Return the sum of both after a convolution each, the coarse one doubled in size."""
+        """Return the sum of both after one convolution each, with the coarse one upsampled by a
+        factor of two.
+        """
         coarse = functional.interpolate(self.layers[coarse_name](coarse), scale_factor=2.0)
         fine = self.layers[fine_name](fine)
         return functional.relu(fine + coarse[..., : fine.shape[2], : fine.shape[3]])
@@ -82,8 +84,8 @@ class GoogLeNetUNet(nn.Module):
 
 
 def locally_normalized(x: Tensor) -> Tensor:
-    """Return local response normalization over five channels, summed by a convolution, which takes
-    less time than `functional.local_response_norm`.
+    """Return local response normalization over five channels, computed with a convolution, which is
+    faster than `functional.local_response_norm`.
     """
     number = torch.arange(x.shape[1])
     near = ((number[:, None] - number[None]).abs() <= 2).float()[..., None, None]
@@ -91,7 +93,7 @@ def locally_normalized(x: Tensor) -> Tensor:
 
 
 def entropy_where_known(logits: Tensor, truth: Tensor) -> Tensor:
-    """Return the cross entropy of cells whose truth is not -1."""
+    """Return the cross entropy of the cells whose label is not -1."""
     entropy = functional.binary_cross_entropy_with_logits(
         logits, truth.clamp(min=0), reduction="none"
     )
@@ -99,7 +101,7 @@ def entropy_where_known(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Train on one batch again and again."""
+    """Train repeatedly on one batch."""
     folder, batches = Path(sys.argv[1]), int(sys.argv[2])
     shapes = json.loads((folder / "network.json").read_text(encoding="utf-8"))
     with np.load(folder / "batch.npz") as stored:

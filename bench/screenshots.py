@@ -50,7 +50,7 @@ def main() -> int:
 
 @contextmanager
 def service_in_browser() -> Iterator[tuple[str, Browser]]:
-    """Give the address of a service on an empty folder, and a browser to visit it.
+    """Yield the URL of a service on an empty folder, and a browser.
 
     Raises:
         SystemExit: there is no Chromium here.
@@ -80,7 +80,7 @@ def sign_up(page: Page) -> None:
 
 
 def submit(page: Page, file: Path) -> str:
-    """Submit a scan, wait for its verdict, and return the address of its page."""
+    """Submit a scan, wait for its verdict, and return the URL of its page."""
     page.goto("/scans/new")
     page.set_input_files("main form [name=file]", file)
     page.locator("main form:has([name=file]) button[type=submit]").click()
@@ -96,15 +96,15 @@ def is_series(page: Page, address: str) -> bool:
 
 
 def picture(page: Page, name: str) -> None:
-    """Write what the window shows to docs/."""
-    page.wait_for_timeout(1500)  # until images have come
+    """Save a screenshot of the window to docs/."""
+    page.wait_for_timeout(1500)  # until images have loaded
     page.screenshot(path=DOCS / name)
     sys.stdout.write(f"docs/{name}\n")
 
 
 def front_picture(page: Page) -> None:
-    """Write the picture of the front page: of the series that is shown, from the verdict to the end
-    of the viewer.
+    """Save the picture of the front page: the series shown, from the verdict to the end of the
+    viewer.
     """
     page.set_viewport_size(SMALL_DESK)
     page.wait_for_timeout(1500)

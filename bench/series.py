@@ -3,10 +3,10 @@ memory.
 
     python -m bench.series [MODEL_FOLDER ...]
 
-Files are decoded by the child process, as in the service; then follow the verdict, the volume for
-the viewer, and the heat maps of the slices to view first. Each scan is measured in its own process,
-bound to two cores where possible. The last line is the verdict; the exit status is 1 if a limit is
-exceeded. Slices are phantoms of 512 x 512. Linux only.
+Files are decoded by the child process, as in the service; this is followed by the verdict, the
+volume for the viewer, and the heat maps of the slices to view first. Each scan is measured in its
+own process, pinned to two cores where possible. The last line is the verdict; the exit status is 1
+if a limit is exceeded. Slices are phantoms of 512 x 512. Linux only.
 """
 
 from __future__ import annotations

@@ -51,10 +51,10 @@ HEADS = 10  # number of different phantoms, which are repeated in a series
 
 
 class Refused(RuntimeError):
-    """The service answered with an error; the text is its status and body.
+    """The service responded with an error; the message is its status and body.
 
     Attributes:
-        retry_after: the header of that name, empty if there is none.
+        retry_after: the header of that name, empty if missing.
     """
 
     def __init__(self, status: int, body: str, retry_after: str) -> None:
@@ -77,7 +77,7 @@ class Client:
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Return the JSON answer.
+        """Return the JSON response.
 
         Raises:
             Refused: it is an error.

@@ -1,21 +1,21 @@
-"""Benchmark of the whole service beside the one that one would write instead, all in one run.
+"""Benchmark of the whole service against simpler implementations of it, all in one run.
 
     python -m bench.services [--rounds 3]
 
-Three services run at once, each on its own port, and are asked in turn, so that other programs
-disturb all alike:
+Three services run at once, each on its own port, and take turns, so that other programs affect all
+of them alike:
 
 - hemoscan: `make run`, with everything that it does for a scan;
-- usual: `bench.usual_design` as it is mostly written: two web processes, one Celery worker, the
-  same network by Keras's `Model.predict`;
+- usual: `bench.usual_design` as commonly written: two web processes, one Celery worker, the same
+  network by Keras's `Model.predict`;
 - best: the same with the network compiled by `tf.function` and a worker with one thread for each
   of two cores.
 
-A round submits slices at once, then series of 40 slices at once, and waits for all answers; then
-single slices, each after the answer to the one before. Times are on the clock, from the first byte
-to the last answer; processor times are those of all processes of a service. Ratios are Hemoscan's
-speed by that of the other. The last line is the verdict; the exit status is 1 where the ratio of
-processor time to that of the best form exceeds its limit. Linux only.
+A round submits several slices at once, then several series of 40 slices at once, and waits for all
+answers; then single slices, each after the answer to the previous one. Times are elapsed times from
+the first byte to the last answer; CPU times are those of all processes of a service. Ratios are
+Hemoscan's speed divided by that of the other service. The last line is the verdict; the exit status
+is 1 if the ratio of CPU time to that of the best form exceeds its limit. Linux only.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from webapp.embedded import broker
 
 SLICES, SERIES, SINGLES = 20, 2, 5
 MOST_OF_BEST = {"slice": 2.5, "series": 2.0}
-"""Limits of processor time, as a multiple of that of the best form of the usual design."""
+"""Limits of CPU time, as a multiple of that of the best form of the usual design."""
 LOOK_S, LOOK_MOST_S, MORE = 0.02, 0.25, 1.3
-"""Clients ask after 20 ms, then less and less often: asking takes the service's time, too."""
+"""Clients poll after 20 ms, then less and less often: polling takes the service's time, too."""
 LONGEST_S = 300.0
 
 
@@ -53,8 +53,8 @@ class Service:
 
     Attributes:
         client: sends files.
-        is_answered: whether the answer to a file is there, by its id.
-        pids: processes whose processor time counts, with that of their children.
+        is_answered: whether the answer to a file is available, given its id.
+        pids: processes whose CPU time counts, with that of their children.
     """
 
     client: Client
@@ -62,14 +62,14 @@ class Service:
     pids: Sequence[int]
 
     def cpu_s(self) -> float:
-        """Return the processor time of all processes so far."""
+        """Return the CPU time of all processes so far, in seconds."""
         return sum(map(cpu_s, self.pids))
 
     def answer(self, name: str, content: bytes, count: int) -> tuple[float, float]:
-        """Submit a file so many times at once; return the seconds on the clock and of processor
-        time for each.
+        """Submit a file that many times at once; return the elapsed seconds and the CPU seconds per
+        file.
         """
-        self.client.connection.close()  # The server does not wait for long.
+        self.client.connection.close()  # The server closes idle connections soon.
         before, began = self.cpu_s(), time.perf_counter()
         waiting = [str(self.client.upload(name, content)["id"]) for _ in range(count)]
         pause = LOOK_S
@@ -103,7 +103,7 @@ def hemoscan() -> Iterator[Service]:
 
 @contextmanager
 def usual(*, best: bool) -> Iterator[Service]:
-    """Run the usual design, in its best form or as it is mostly written."""
+    """Run the usual design, in its best form or as commonly written."""
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hemoscan-usual-")))
         stack.enter_context(broker(home / "broker", home / "broker" / "socket"))
@@ -151,7 +151,7 @@ def process(command: Sequence[str], environ: Mapping[str, str]) -> Iterator[int]
 
 
 def measured(services: Mapping[str, Service], rounds: int) -> dict[str, dict[str, float]]:
-    """Return the medians of what each service takes, in seconds."""
+    """Return the median times of each service, in seconds."""
     tasks = {
         "slice": ("slice.png", a_slice(), SLICES),
         "series": ("series.zip", series_archive(40, 5.0), SERIES),

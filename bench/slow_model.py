@@ -1,8 +1,8 @@
 """The workers' Celery application with a model that takes 50 ms per slice without CPU load: `python
 -m celery -A bench.slow_model worker …`.
 
-This isolates the system around the model, which two cores can run for many workers. For
-`bench/scale.py` only.
+This isolates the system around the model: two cores can then run many workers. For `bench/scale.py`
+only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from celery import signals
 
 from worker.app import celery as celery  # `-A` looks for it here
 
-if TYPE_CHECKING:  # The Celery parent loads nothing that cannot be forked.
+if TYPE_CHECKING:  # The Celery parent must not load anything that is unsafe to fork.
     from ml.inference.predictor import ScanResult
     from ml.scans.slices import FloatArray, Series
 
@@ -23,13 +23,13 @@ SECONDS_PER_SLICE = 0.05
 
 
 class SlowModel:
-    """Stands for `ml.inference.predictor.Predictor`."""
+    """Stand-in for `ml.inference.predictor.Predictor`."""
 
     gives_outlines = False
 
     def predict_many(self, series: Sequence[Series], *_: Any) -> list[ScanResult]:
         """Return a result for each scan after the delay."""
-        # Imported here, in the child, because it loads what cannot be forked.
+        # Imported here, in the child, because it loads libraries that are unsafe to fork.
         from ml.inference.predictor import ScanResult
 
         time.sleep(SECONDS_PER_SLICE * sum(len(scan.slices) for scan in series))
@@ -44,7 +44,7 @@ class SlowModel:
 
 def stand_in(**_: object) -> None:
     """Replace the predictor by the stub in the pool's child process."""
-    # Imported here, in the child, because they load what cannot be forked.
+    # Imported here, in the child, because they load libraries that are unsafe to fork.
     from worker import heat_maps, prediction
 
     for module in (heat_maps, prediction):

@@ -1,13 +1,13 @@
-"""Benchmark of the start of `make run` and of the memory that it uses while nobody asks.
+"""Benchmark of the start of `make run` and of its memory when idle.
 
     python -m bench.start [--rounds 3]
 
-Each round starts the processes of `make run` on a folder that was set up before, and submits a
-slice as soon as the web application answers. Then one web server and one predict worker are started
-beside them, each by itself. Last, memory is read of a `make run` that was asked for nothing.
+Each round starts the processes of `make run` in a folder that was set up before, and submits a
+slice as soon as the web application responds. Then one web server and one predict worker are
+started in addition, each by itself. Finally, the memory of an idle `make run` is read.
 
-Seconds depend on what else the machine does, so the limits are on processor time as a multiple of
-what `import sqlalchemy.orm` takes in the same round, and on memory and numbers of processes. The
+Elapsed times depend on what else runs on the machine, so the limits are on CPU time as a multiple
+of what `import sqlalchemy.orm` takes in the same round, and on memory and numbers of processes. The
 last line is the verdict; the exit status is 1 if a limit is exceeded. Linux only (reads /proc).
 """
 
@@ -52,12 +52,12 @@ LIMITS = {
 LONGEST_S = 300.0
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 IDLE_SHARE = 0.2
-"""Of a core, which all processes together may use and count as idle."""
+"""Fraction of a core that all processes together may use and still count as idle."""
 
 
 @contextmanager
 def installed() -> Iterator[dict[str, str]]:
-    """Yield the environment of a folder that is set up, with an administrator's token in it."""
+    """Yield the environment of a folder that is set up, including an administrator's token."""
     with tempfile.TemporaryDirectory(prefix="hemoscan-bench-") as home:
         environ = {**os.environ, "HEMOSCAN_HOME": home}
         for name in ("DATABASE_URL", "BROKER_URL", "STORAGE_URL"):
@@ -86,7 +86,7 @@ def make_run(environ: dict[str, str]) -> Iterator[tuple[int, int]]:
 
 
 def figures_of_start(environ: dict[str, str]) -> dict[str, float]:
-    """Return how long a start takes, and its parts by themselves."""
+    """Return how long a start takes as a whole, and each of its parts by itself."""
     unit_s = import_cpu_s()
     began = time.perf_counter()
     with make_run(environ) as (port, pid):
@@ -103,7 +103,7 @@ def figures_of_start(environ: dict[str, str]) -> dict[str, float]:
 
 
 def import_cpu_s() -> float:
-    """Return the processor time of a start that changes with the machine only."""
+    """Return the CPU time of a reference start, which depends only on the machine."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", "import sqlalchemy.orm"], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -111,7 +111,7 @@ def import_cpu_s() -> float:
 
 
 def cpu_s(root_pid: int) -> float:
-    """Return the processor time of a process and of all below it, also of those that have ended."""
+    """Return the CPU time of a process and all its descendants, including those that have ended."""
     ticks = 0
     for pid in descendants(root_pid):
         with suppress(OSError):
@@ -135,8 +135,8 @@ def web_ready_s(environ: dict[str, str]) -> float:
 
 
 def figures_of_idleness(environ: dict[str, str]) -> dict[str, float]:
-    """Return the memory of all processes while they wait: as a sum of what is resident in each,
-    where shared pages count several times, and of each one's share of them.
+    """Return the memory of all processes while idle: as the sum of their resident memory, which
+    counts shared pages several times, and as the sum of their proportional shares (PSS).
     """
     with make_run(environ) as (port, pid):
         seconds_until(lambda: is_ready(port), LONGEST_S)
@@ -155,7 +155,7 @@ def figures_of_idleness(environ: dict[str, str]) -> dict[str, float]:
 
 
 def wait_until_idle(pid: int) -> None:
-    """Return when all processes together have used next to nothing for a second."""
+    """Return once all processes together have used almost no CPU time for a second."""
 
     def is_idle() -> bool:
         before, began = cpu_s(pid), time.perf_counter()
@@ -166,14 +166,14 @@ def wait_until_idle(pid: int) -> None:
 
 
 def memory_mb(pid: int) -> tuple[float, float]:
-    """Return the resident memory of a process, and its share of it (Pss)."""
+    """Return the resident memory of a process and its proportional share (PSS), in MB."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     of_name = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines[1:]}
     return of_name["Rss"], of_name["Pss"]
 
 
 def maps(pid: int) -> str:
-    """Return which files a process has mapped."""
+    """Return the files that a process has mapped."""
     return Path(f"/proc/{pid}/maps").read_text()
 
 

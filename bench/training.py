@@ -1,11 +1,11 @@
-"""How long an image takes that is drawn in an epoch, by architecture whose convolutions learn: the
-figures of `ml.expected_time`.
+"""Measure the time per image drawn in an epoch, for each architecture whose convolutions are
+trained: the figures of `ml.expected_time`.
 
     python -m bench.training [ARCHITECTURE ...]
 
-Each architecture is fitted to noise of 224 x 224 px in a process of its own; times do not depend on
-the content. The first batch, which compiles, does not count. `expected_s` is processor time over
-two cores, so that other programs disturb it little; `elapsed_s` is what passed.
+Each architecture is fitted to noise of 224 x 224 px in its own process; times do not depend on the
+content. The first batch, which includes compilation, does not count. `expected_s` is CPU time
+divided by two cores, so that other programs affect it little; `elapsed_s` is elapsed time.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ IMAGES, SIZE, BATCH, CORES = 48, 224, 32, 2
 
 
 class Measured(Exception):
-    """Enough batches were learned from."""
+    """Enough batches were measured."""
 
 
 def measure(architecture: str) -> Figures:
-    """Return the seconds of a drawn image, measured in this process."""
+    """Return the seconds per drawn image, measured in this process."""
     reports: list[tuple[float, float]] = []
 
     def report(_share: float, figures: Mapping[str, float]) -> None:
@@ -53,10 +53,11 @@ def measure(architecture: str) -> Figures:
 def fit_to_noise(
     architecture: str, report: Callable[[float, Mapping[str, float]], None], epochs: int = 1
 ) -> None:
-    """Fit an architecture to noise; `report` gets the share done and the loss of each batch, and
+    """Fit an architecture to noise; `report` gets the fraction done and the loss of each batch, and
     raises to stop.
     """
-    # Imported here, in the process that measures, because the one that starts it needs none of it.
+    # Imported here, in the measuring process, because the process that starts it needs none of
+    # this.
     import numpy as np
 
     from ml.catalogue import architecture_named

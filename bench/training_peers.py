@@ -1,16 +1,16 @@
-"""Benchmark of training beside what one would write instead, in one run: ratios of processor time.
+"""Benchmark of training against simpler implementations, in one run: ratios of CPU time.
 
     python -m bench.training_peers [--rounds 3] [--batches 6]
 
-- hemoscan: a fit of `googlenet_unet`: pictures drawn, varied and given made bleeds, by a thread
-  that works ahead;
-- keras: the same network, losses and optimizer on the last batch of that fit, again and again;
+- hemoscan: a fit of `googlenet_unet`, with images drawn, augmented and given synthetic hemorrhages
+  by a thread that works ahead;
+- keras: the same network, losses and optimizer, repeatedly on the last batch of that fit;
 - pytorch: the same network written in PyTorch (`bench.pytorch_training`), on the same batch. Its
-  environment, `.venv-pytorch`, is made by the first run.
+  environment, `.venv-pytorch`, is created by the first run.
 
-Every round runs all in turn, each in a process of its own that uses all cores, in single precision.
-The first batch, which compiles, does not count. The last line is the verdict; the exit status is 1
-where Hemoscan reaches less of a peer's speed than `LEAST`.
+Every round runs all in turn, each in its own process on all cores, in single precision. The first
+batch, which includes compilation, does not count. The last line is the verdict; the exit status is
+1 if Hemoscan's speed relative to a peer is below `LEAST`.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def main() -> int:
 
 
 def judge(times: Mapping[str, list[float]]) -> int:
-    """Print the median milliseconds of a picture and the ratios; return the exit status."""
+    """Print the median milliseconds per image and the ratios; return the exit status."""
     sys.stdout.write(
         f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
     )
     medians = {name: statistics.median(each) for name, each in times.items()}
-    # Of each round, since the machine's speed drifts from round to round.
+    # The ratio within each round, since the machine's speed drifts between rounds.
     ratios = {
         name: statistics.median(
             peer / ours for peer, ours in zip(times[name], times["hemoscan"], strict=True)
@@ -79,18 +79,19 @@ def judge(times: Mapping[str, list[float]]) -> int:
         for name in LEAST
     }
     for name, seconds in medians.items():
-        beside = f", speed of Hemoscan by this {ratios[name]:.2f}" if name in ratios else ""
-        sys.stdout.write(f"{name}: {1000 * seconds:.0f} ms of processor time a picture{beside}\n")
+        beside = f"; Hemoscan's relative speed {ratios[name]:.2f}" if name in ratios else ""
+        sys.stdout.write(f"{name}: {1000 * seconds:.0f} ms of CPU time per image{beside}\n")
     broken = [name for name, least in LEAST.items() if ratios[name] < least]
     sys.stdout.write(f"broken: {', '.join(broken)}\n" if broken else "all limits held\n")
     return 1 if broken else 0
 
 
 def measure(batches: int, folder: Path) -> tuple[float, float]:
-    """Return the seconds of processor time of a picture in a fit and on ready arrays, and leave the
-    network's convolutions and a batch in `folder`.
+    """Return the CPU seconds per image in a fit and on prepared arrays; write the network's
+    convolutions and a batch to `folder`.
     """
-    # Imported here, in the process that measures, because the one that starts it needs none of it.
+    # Imported here, in the measuring process, because the process that starts it needs none of
+    # this.
     import keras
     import numpy as np
 
@@ -123,7 +124,7 @@ def measure(batches: int, folder: Path) -> tuple[float, float]:
 
 
 def median_s(step: Callable[[], object], batches: int) -> float:
-    """Return the median processor time of a step, the first of which does not count."""
+    """Return the median CPU time of a step, not counting the first."""
     step()
     ends = [time.process_time()]
     for _ in range(batches):
@@ -133,7 +134,7 @@ def median_s(step: Callable[[], object], batches: int) -> float:
 
 
 def with_pytorch() -> Path:
-    """Return the Python of an environment that has PyTorch and nothing of Hemoscan."""
+    """Return the Python interpreter of an environment that has PyTorch and nothing of Hemoscan."""
     python = ENVIRONMENT / "bin" / "python"
     made = ENVIRONMENT / ".made"
     if not made.exists():

@@ -1,6 +1,6 @@
-"""The service that one would write instead, for `bench.services`: Flask takes a file, a Celery task
-answers with Keras, and its result stays in Redis. It has no rows, accounts, check of the image,
-stored pictures or outlines in millimeters.
+"""The service that one would commonly write, for `bench.services`: Flask accepts a file, a Celery
+task predicts with Keras, and the result stays in Redis. It has no database, accounts, check of the
+image, stored images or outlines in millimeters.
 
 Settings come from the environment: USUAL_BROKER, USUAL_FOLDER, USUAL_MODEL and, for its best form,
 USUAL_COMPILED=1, which compiles the network by `tf.function` instead of calling `Model.predict`.
@@ -33,7 +33,7 @@ app = Flask(__name__)
 
 @app.get("/healthz")
 def healthz() -> str:
-    """Say that the web application answers."""
+    """Report that the web application responds."""
     return "ok"
 
 
@@ -48,7 +48,7 @@ def submit() -> tuple[dict[str, str], int]:
 
 @app.get("/scans/<scan_id>")
 def status(scan_id: str) -> dict[str, object]:
-    """Say whether a file was answered, and how."""
+    """Return whether a file was answered, and the answer."""
     result = AsyncResult(scan_id, app=celery)
     if result.failed():
         abort(500)
@@ -57,7 +57,7 @@ def status(scan_id: str) -> dict[str, object]:
 
 @celery.task  # type: ignore[untyped-decorator]
 def score(name: str) -> float:
-    """Answer for a slice, or for a series in a ZIP archive, which is deleted."""
+    """Return the answer for a slice, or for a series in a ZIP archive, which is deleted."""
     path = Path(name)
     with TemporaryDirectory() as folder:
         paths = [path]
@@ -72,6 +72,6 @@ def score(name: str) -> float:
 
 @cache
 def network() -> Callable[[Sequence[Path]], float]:
-    """Return the network, which each worker builds once."""
+    """Build the network, once per worker."""
     by_name = keras_peers(MODEL)
     return by_name["keras function" if os.environ.get("USUAL_COMPILED") else "keras"]

@@ -1,12 +1,12 @@
-"""Benchmark of a worklist of 100,000 scans: every column it is sorted by, filters, late pages.
+"""Benchmark of a worklist of 100,000 scans: sorting by each column, filters, late pages.
 
     python -m bench.worklist [--scans 100000]
 
-Times whole requests, from the address to the page's HTML, of a person who has all these scans; half
-of them are series of studies of four. Runs on a new SQLite file and, if `BENCH_POSTGRES` is set
+Times whole requests, from the URL to the page's HTML, of a user who has all these scans; half of
+them are series in studies of four. Runs on a new SQLite file and, if `BENCH_POSTGRES` is set
 (postgresql://user@host:port), on a new PostgreSQL database, which is dropped afterwards. The last
 line is the verdict; the exit status is 1 if a request takes longer than the limit. Linux only (the
-processor time of the database is read from /proc).
+CPU time of the database is read from /proc).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FILTERS = {
 
 
 def addresses(scans: int) -> Iterator[tuple[str, str]]:
-    """Yield what each measured address shows, and the address."""
+    """Yield a description of each measured URL, and the URL."""
     for order in ("newest", "risk", "uncertainty", *COLUMNS, *(f"-{name}" for name in COLUMNS)):
         yield f"by {order}", f"/scans?order={order}"
     yield "last page", last_page_of(scans)
@@ -60,7 +60,7 @@ def addresses(scans: int) -> Iterator[tuple[str, str]]:
 
 
 def some_scans(user_id: str, count: int) -> Iterator[dict[str, Any]]:
-    """Yield the columns of that person's scans, half of them in studies."""
+    """Yield the columns of that user's scans, half of them in studies."""
     chance = random.Random(0)
     now = utc_now()
     number = 0
@@ -89,7 +89,7 @@ def some_scans(user_id: str, count: int) -> Iterator[dict[str, Any]]:
 
 
 def fill(database: str, home: Path, scans: int) -> None:
-    """Make a person with so many scans."""
+    """Create a user with that many scans."""
     with application(database, home).app_context():
         db.create_all()
         user = User(username="reader", email="reader@example.org", name="Reader", password=PASSWORD)
@@ -108,13 +108,13 @@ def fill(database: str, home: Path, scans: int) -> None:
 
 
 def processor_s(pids: list[int]) -> float:
-    """Return the processor time of this process and of sessions of the database."""
+    """Return the CPU time of this process and of the database's sessions."""
     of_sessions = (Path(f"/proc/{pid}/schedstat").read_text().split()[0] for pid in pids)
     return time.process_time() + sum(map(int, of_sessions)) / 1e9
 
 
 def sessions(app: Flask) -> list[int]:
-    """Return the processes of the sessions of a PostgreSQL database on this machine."""
+    """Return the process ids of the sessions of a PostgreSQL database on this machine."""
     with app.app_context():
         if db.engine.dialect.name != "postgresql":
             return []
@@ -137,7 +137,7 @@ def application(database: str, home: Path) -> Flask:
 
 
 def a_reader(database: str, home: Path) -> FlaskClient:
-    """Return the browser of the person, who is logged in."""
+    """Return the browser of the logged-in user."""
     client = application(database, home).test_client()
     client.post("/login", data={"username": "reader", "password": PASSWORD})
     client.get("/scans")
@@ -145,13 +145,13 @@ def a_reader(database: str, home: Path) -> FlaskClient:
 
 
 def last_page_of(scans: int) -> str:
-    """Return the address of the last page of a worklist."""
+    """Return the URL of the last page of a worklist."""
     return f"/scans?page={max(1, scans // 100)}"
 
 
 def measured(database: str, home: Path, scans: int) -> dict[str, tuple[float, float]]:
-    """Return of each address how many milliseconds the fastest request took, since other programs
-    only add to them, and how many of a processor it used.
+    """Return, for each URL, the milliseconds of the fastest request (since other programs only add
+    to them) and the milliseconds of CPU time that it used.
     """
     fill(database, home, scans)
     client = a_reader(database, home)

@@ -12,8 +12,8 @@ from ml.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status: 0, or 2 after a sentence on standard error, or 130
-    when interrupted.
+    """Run one command; return the exit status: 0 on success, 2 after an error message on standard
+    error, 130 when interrupted.
     """
     command_line = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(command_line)

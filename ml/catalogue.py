@@ -20,7 +20,7 @@ STARTER_SERIES_DIR = Path(__file__).parent / "starter_series"
 """The model folder for whole series."""
 
 EncoderName = Literal["alexnet", "googlenet"]
-"""Pretrained networks that architectures start from."""
+"""The pretrained networks that architectures may start from."""
 
 IMAGENET_WEIGHTS: dict[str, tuple[EncoderName, str]] = {
     "alexnet_owt_imagenet_conv.npz": ("alexnet", "ImageNet weights in torchvision's layout"),
@@ -31,14 +31,14 @@ IMAGENET_WEIGHTS: dict[str, tuple[EncoderName, str]] = {
     "alexnet-owt-7be5be79.pth": ("alexnet", "ImageNet weights as torchvision publishes them"),
     "googlenet_bvlc_imagenet.npz": ("googlenet", "ImageNet weights"),
 }
-"""The files of ImageNet weights that an operator may offer for training: whose they are, and their
-descriptions.
+"""The files of ImageNet weights that an operator may offer for training: the network that they
+belong to, and a description.
 """
 
 
 BLEEDING_TYPES = ("epidural", "subdural", "subarachnoid", "intraparenchymal", "intraventricular")
 """The types of hemorrhage that labels and models distinguish, named by compartment, from the
-outside in.
+outermost inward.
 """
 
 
@@ -254,7 +254,7 @@ ENRICHMENT = (
     ),
     AUGMENTATION,
 )
-"""The paper's data enlargement, a setting of every architecture of the paper."""
+"""The paper's data augmentation, a setting of each of its architectures."""
 
 PRECISION = Setting(
     "precision",
@@ -300,7 +300,7 @@ CONVOLUTIONS = (
     ),
     PRECISION,
 )
-"""Settings of AlexNet's convolutional layers, of every architecture that has them."""
+"""Settings of AlexNet's convolutional layers, shared by all architectures that have them."""
 
 FINE_TUNE_EPOCHS = Setting(
     "fine_tune_epochs",
@@ -646,7 +646,7 @@ def architecture_named(name: str) -> Architecture:
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings for a purpose; those that are not named have their defaults."""
+    """Settings for a purpose; settings that are not listed keep their defaults."""
 
     name: str
     title: str
@@ -661,7 +661,7 @@ OF_THE_PAPER: dict[str, dict[str, int | float | str]] = {
     "cnn_gru": {"reads": "maps", "layer": "pool5"},
     "autoencoder": {},
 }
-"""The architectures of the paper, with what differs from the defaults there."""
+"""The architectures of the paper, with the settings that differ from the defaults there."""
 
 
 def presets_of(architecture: Architecture) -> tuple[Preset, ...]:

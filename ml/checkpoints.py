@@ -1,4 +1,4 @@
-"""Checkpoint files of a training, written atomically."""
+"""Checkpoint files of a training run, written atomically."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a hidden name beside `path`, whose folder is made; what the block writes there becomes
-    `path` once all of it is on disk, unless the block fails.
+    """Yield a hidden temporary path beside `path` (whose folder is created); what the block writes
+    there becomes `path` once all of it is on disk, unless the block fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Return when the file, or the folder's list of names, would survive a power cut."""
+    """Flush a file, or the list of names in a folder, so that it would survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -37,7 +37,7 @@ def flush_to_disk(path: Path) -> None:
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays as one .npz file."""
     with replacing(path) as unfinished, unfinished.open("wb") as file:
-        # The names are keywords of savez, whose stub takes them for its flags.
+        # The names are keyword arguments of savez, whose type stub mistakes them for its flags.
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -52,8 +52,8 @@ def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
 def load_or_make_arrays(
     path: Path, make: Callable[[], Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of that file; where there is none, what `make` returns, once it is saved
-    there.
+    """Return the arrays in that file; if it does not exist, call `make`, save its result there and
+    return it.
     """
     arrays = load_arrays(path)
     if arrays is None:
@@ -68,7 +68,7 @@ def save_json(path: Path, value: object) -> None:
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, line ends as they are."""
+    """Write text as UTF-8, with line endings unchanged."""
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", newline="")
 

@@ -1,5 +1,5 @@
-"""Give up rights and bound the memory of a process before it decodes untrusted files, as far as the
-kernel allows it without root. Linux only; other systems are not confined.
+"""Drop privileges and limit the memory of a process before it decodes untrusted files, as far as
+the kernel allows it without root. Linux only; other systems are not confined.
 
     python -m ml.confinement          lists the measures that this machine allows
 
@@ -23,7 +23,9 @@ from contextlib import suppress
 from pathlib import Path
 
 OPEN_FILES = 64
-"""A decoder has one file of a scan open at a time, and the modules that it loads."""
+"""Enough for the one file of a scan that a decoder has open at a time, and for the modules that it
+loads.
+"""
 
 NEW_NAMESPACES = 0x10000000 | 0x20000000 | 0x40000000 | 0x08000000
 """CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET and CLONE_NEWIPC."""
@@ -35,7 +37,7 @@ CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 ASK_VERSION, PATH_BENEATH = 1, 1
 WRITE_FILE, READ_FILE, READ_DIR, MAKE_REG, TRUNCATE = 1 << 1, 1 << 2, 1 << 3, 1 << 8, 1 << 14
 ALL_OF_FILES = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
-"""All file rights that a version of Landlock knows; a version that is not listed adds none."""
+"""All file rights known to each version of Landlock; a version that is not listed adds none."""
 TCP, ABSTRACT_SOCKETS_AND_SIGNALS = 0b11, 0b11
 TCP_SINCE, SCOPES_SINCE = 4, 6
 
@@ -61,10 +63,10 @@ class _CapabilityHeader(ctypes.Structure):
 
 
 def confine(folder: Path, *, file_bytes: int, memory_bytes: int) -> list[str]:
-    """Give up the rights that decoding does not need; return the names of the measures in effect.
+    """Drop the privileges that decoding does not need; return the names of the measures in effect.
 
-    To be called with a single thread, once all usual modules are loaded. No thread can be started
-    afterwards.
+    Call it while the process has a single thread, once all usual modules are loaded. No thread can
+    be started afterwards.
 
     Args:
         folder: the only folder that may be written to, and read apart from Python's modules.
@@ -109,10 +111,10 @@ def _forbid_new_privileges() -> None:
 
 
 def _leave_namespaces() -> None:
-    """Enter new namespaces, without network, rights over other processes, or new processes.
+    """Enter new namespaces, without network access, rights over other processes, or new processes.
 
-    The first process of the PID namespace has ended when this returns, and the kernel starts no
-    other process in such a namespace: unlike RLIMIT_NPROC, this also applies to root.
+    The first process of the PID namespace has ended when this returns, and the kernel does not
+    start another process in such a namespace: unlike RLIMIT_NPROC, this also applies to root.
     """
     _call("unshare", NEW_NAMESPACES)
     first = os.fork()
@@ -159,12 +161,12 @@ def _allow(ruleset: int, paths: Iterable[Path], rights: int) -> None:
 
 
 def _limit(which: int, most: int) -> None:
-    with suppress(ValueError):  # A lower limit was set from outside.
+    with suppress(ValueError):  # The limit set from outside is lower.
         resource.setrlimit(which, (most, most))
 
 
 def _drop_capabilities() -> None:
-    """Give up the rights of root, including those in the new namespaces."""
+    """Drop root's capabilities, including those in the new namespaces."""
     header = _CapabilityHeader(CAPABILITY_VERSION_3, 0)
     _call("capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
 

@@ -1,8 +1,8 @@
 """Decode scans in a separate process, to contain malicious files: `python -m ml.decode MEMORY_MB
 FOLDER`. All files lie in that folder, and nothing else is read or written (`ml.confinement`).
 
-A request is a line of JSON on standard input, its response a line on standard output; the end of
-the input ends the process. A request:
+A request is one line of JSON on standard input, and its response one line on standard output; the
+process ends at the end of the input. A request:
 
     {"paths": [...], "folder": "...", "limit_s": 60, "limits": {"max_pixels": ...}, "redact": true}
 
@@ -45,7 +45,7 @@ PIXELS = "pixels.npy"
 def main(arguments: list[str]) -> int:
     """Respond to requests until the input ends."""
     memory_bytes, folder = int(arguments[0]) * 2**20, Path(arguments[1])
-    # a core dump would contain a patient's images
+    # a core dump would contain patient images
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     cv2.setNumThreads(0)  # no thread can be started afterwards
     # everything that is written was in memory before
@@ -91,7 +91,7 @@ def respond_to(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_pixels(series: Series, path: Path) -> None:
     """Write all slices as one array (n, height, width), slice by slice: int16 if that represents
-    every value, as it does the Hounsfield units of most scanners, else float32.
+    every value exactly, as it does the Hounsfield units of most scanners, else float32.
     """
     shape = (len(series.slices), *series.slices[0].pixels.shape)
     kind = "<i2" if all(_are_int16(slice_.pixels) for slice_ in series.slices) else "<f4"

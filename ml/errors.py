@@ -1,14 +1,14 @@
-"""Exceptions whose text is one sentence for the user."""
+"""Exceptions whose message is one sentence for the user."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A problem that the user can fix; its text is one sentence for them."""
+    """A problem that the user can fix; the message is one sentence for the user."""
 
 
 class ImageError(UserError):
-    """A file cannot be read as a CT image; its text is one sentence for the user."""
+    """A file cannot be read as a CT image; the message is one sentence for the user."""
 
 
 class BareImageError(ImageError):
@@ -22,18 +22,20 @@ class TooLargeError(ImageError):
 
 
 class NoSliceError(ImageError):
-    """A valid file that holds no slice: a localizer, a report, a color image."""
+    """A valid file that contains no slice: a localizer, a report, a color image."""
 
 
 class ArtifactError(UserError):
-    """A model folder is incomplete, altered or of an unknown format; its text is one sentence."""
+    """A model folder is incomplete, altered or of an unknown format; the message is one
+    sentence.
+    """
 
 
 class DatasetError(UserError):
-    """A data set cannot be used; its text is a sentence for the person who gave it, naming the file
+    """A data set cannot be used; the message is a sentence for whoever supplied it, naming the file
     or row.
     """
 
 
 class SettingError(UserError):
-    """A setting is unknown or out of range; its text is a sentence for the person who set it."""
+    """A setting is unknown or out of range; the message is a sentence for whoever set it."""

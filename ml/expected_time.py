@@ -1,8 +1,10 @@
-"""How long the parts of a training take, in seconds on two cores, before anything is measured.
+"""The expected duration of each part of a training run, in seconds on two cores, before anything is
+measured.
 
-The launch form multiplies them by how much slower or faster earlier runs were, and the progress of
-a run (`ml.training.progress`) by what it measures of itself. So their ratios matter more than their
-size. They were measured on head_ct (tests/ml/training/timelines) and in the runs of docs/results.
+The launch form multiplies these values by the relative speed of earlier runs, and the progress of a
+run (`ml.training.progress`) by that of the run itself. So their ratios matter more than their
+absolute values. They were measured on head_ct (tests/ml/training/timelines) and in the runs of
+docs/results.
 
 Standard library only, because the web application imports this module.
 """
@@ -14,38 +16,44 @@ from dataclasses import dataclass
 from typing import Any
 
 READ_S = 0.03
-"""Of an image: decoding, head, crop."""
+"""Seconds per image for decoding, head detection and cropping."""
 FEATURES_S, FIRST_S = 0.005, 1.0
-"""Of an image through frozen convolutions at 224 pixels, and until the first is computed."""
+"""Seconds per image for frozen convolutions at 224 pixels, and seconds until the first is
+computed.
+"""
 HEAT_MAP_S = 0.19
-"""Of a heat map at 224 pixels: occlusion and its test; twice the cells are masked as often."""
+"""Seconds per heat map at 224 pixels: occlusion and its test. They grow with the square of the
+number of cells: twice as many cells are masked at twice as many positions.
+"""
 RECURRENT = ("cnn_lstm", "cnn_gru")
 RECURRENT_MAPS, RECURRENT_FIRST_S, RECURRENT_EPOCH_S = 3.6, 4.5, 0.3
-"""Recurrent heads take so many times as long for a heat map, and so long until the first batch and
-for an epoch.
+"""For recurrent heads: the factor for a heat map, the seconds until the first batch, and the
+seconds per epoch.
 """
 HEAT_MAPS, MISTAKES = 50, 6
-"""At most so many heat maps are tested in a fold, and usually so many mistakes drawn."""
+"""At most this many heat maps are tested in a fold, and usually this many mistakes are drawn."""
 EPOCH_IMAGES, DRAWS = 1024, 3
-"""An epoch draws at most so many images: four times those that are learned from, which are about
-three quarters of a training part; the others calibrate.
+"""An epoch draws at most this many images: `DRAWS` per image of a training part, which is four for
+each image that is trained on, since about a quarter is held out for calibration.
 """
 EXPORT_S, FIGURES_S = 0.5, 1.0
 COPY_S = 0.0013
-"""Of an augmented copy of an image."""
+"""Seconds per augmented copy of an image."""
 CONTROLS = ("permuted", "metadata", "leaked", "random_weights")
-"""Of `ml.training.controls`, in their order."""
+"""The controls of `ml.training.controls`, in order."""
 CHEAP_PERMUTATIONS, DEAR_PERMUTATIONS = 20, 5
-"""Where only heads are trained, and where convolutions are."""
+"""Numbers of permutations if only heads are trained, and if convolutions are trained."""
 MOST_IMAGES_PERMUTED_WHOLE = 600
-"""Up to this number of images every permutation is a full cross-validation; above, permutation p is
-tested on fold p only.
+"""Up to this number of images, every permutation is a full cross-validation; above, permutation p
+is tested only on fold p.
 """
 MOST_COPIES, MOST_LEAKED_IMAGES = 10, 4000
-"""Of each image in the leaked control, and of all of them."""
+"""In the leaked control: the maximum number of copies of each image, and of images in total."""
 AUTOENCODER_IMAGES = 8000
 TUNED_S, FROZEN_S = 0.02, 0.008
-"""Of a drawn image in an epoch: with all convolutions learning, and with the first three frozen."""
+"""Seconds per image drawn in an epoch: if all convolutions are trained, and if the first three are
+frozen.
+"""
 CONVOLUTIONS = 5
 """Of AlexNet."""
 EPOCH_S = {
@@ -56,24 +64,24 @@ EPOCH_S = {
     "googlenet_unet": 0.074,
     "googlenet_unet_series": 0.074,
 }
-"""Of a drawn image, by architecture. On two cores of an Intel Xeon with AVX-512 and without AMX, in
-float32, `python -m bench.training` measured 0.006 (alexnet), 0.016 (alexnet_cells), 0.050
-(googlenet_cells) and 0.058 (googlenet_unet): 3.2 and 3.7 times alexnet_cells. Those ratios are kept
-here, on the slower machine on which the other figures were measured.
+"""Seconds per drawn image, by architecture. On two cores of an Intel Xeon with AVX-512 and without
+AMX, in float32, `python -m bench.training` measured 0.006 (alexnet), 0.016 (alexnet_cells), 0.050
+(googlenet_cells) and 0.058 (googlenet_unet): 3.2 and 3.7 times alexnet_cells. The same ratios are
+used here, on the slower machine on which the other values were measured.
 """
 
 
 READING = "reading"
-"""The part that reads the images; the others compute."""
+"""The part that reads the images; all other parts compute."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a training, whose progress advances in steps of equal size.
+    """A part of a training run, whose progress advances in steps of equal size.
 
     Attributes:
         name: "reading", "folds", "controls", "final", "export" or "figures".
-        steps: the seconds of each step: fit and tests of each fold, and each control.
+        steps: the seconds of each step: the fit and the tests of each fold, and each control.
     """
 
     name: str
@@ -92,8 +100,8 @@ class Part:
 
 
 def learns_features(architecture: str, settings: Mapping[str, Any]) -> bool:
-    """Whether convolutions, or an autoencoder, learn in every fit; otherwise all fits share frozen
-    features.
+    """Whether convolutions, or an autoencoder, are trained in every fit; otherwise all fits share
+    frozen features.
     """
     if settings.get("fine_tune_epochs") or settings.get("restructure") == "autoencoder":
         return True
@@ -110,14 +118,14 @@ def expected_parts(
     *,
     starts_random: bool = False,
 ) -> list[Part]:
-    """Return the parts of a training in their order.
+    """Return the parts of a training run, in order.
 
     Args:
         architecture: a name of `ml.catalogue`.
         settings: all of its settings.
-        images: how many images there are.
-        datasets: how many data sets these are of.
-        starts_random: whether the initial weights are random; then there is no control of that.
+        images: number of images.
+        datasets: number of data sets.
+        starts_random: whether the initial weights are random; then there is no control for that.
     """
     by_dataset = settings.get("folds_by") == "data set"
     folds = max(datasets, 2) if by_dataset else int(settings.get("folds", 5))
@@ -131,7 +139,7 @@ def expected_parts(
     begin = FIRST_S
     if architecture in RECURRENT:
         heat_maps_s, begin = heat_maps_s * RECURRENT_MAPS, FIRST_S + RECURRENT_FIRST_S
-    # Each fold is a fit and then its tests of heat maps, which only the first repeat has.
+    # Each fold is a fit followed by its tests of heat maps, which only the first repeat has.
     fits = [*([fit, heat_maps_s] * folds), *([fit, 0.0] * folds * (repeats - 1))]
     fits[0] += begin + shared
 
@@ -187,10 +195,10 @@ def _control_s(
 
     Args:
         name: of the control.
-        fit_on: the seconds of a fit in the folds of so many images.
-        shared: the seconds of what all fits share.
-        size: how many images and folds there are.
-        learns: whether convolutions learn.
+        fit_on: returns the seconds of one fit in folds of that many images.
+        shared: the seconds of the work that all fits share.
+        size: numbers of images and folds.
+        learns: whether convolutions are trained.
     """
     images, folds = size
     fit, copies = fit_on(images), leaked_copies(images)
@@ -202,13 +210,13 @@ def _control_s(
         return CHEAP_PERMUTATIONS * fit * (folds if images <= MOST_IMAGES_PERMUTED_WHOLE else 1)
     if name == "leaked":
         copying = COPY_S * copies * images
-        # An epoch draws no more images of a larger set; other heads learn from all of it.
+        # An epoch draws no more images from a larger set; other heads are trained on all of it.
         return copying + (fit if learns else copies * shared + folds * fit_on(copies * images))
     return shared + (fit if learns else folds * fit)
 
 
 def _shared_s(architecture: str, settings: Mapping[str, Any], images: int) -> float:
-    """Return the seconds that the first fit takes for features that all fits share."""
+    """Return the seconds that the first fit takes for features shared by all fits."""
     if learns_features(architecture, settings):
         return 0.0  # Each fit has its own.
     return FEATURES_S * images * _area(settings)
@@ -218,7 +226,7 @@ def _fit_s(architecture: str, settings: Mapping[str, Any], images: float) -> flo
     """Return the seconds of a fit on that many images."""
     copies = int(settings.get("augmentation", 1))
     drawn = images * copies
-    # Of a support vector machine, as the least.
+    # Of a support vector machine, the fastest.
     seconds = 0.05 + 0.0004 * drawn + 7e-7 * drawn**2
     if settings.get("restructure") == "autoencoder" or architecture == "autoencoder":
         seconds += 0.0025 * AUTOENCODER_IMAGES + FEATURES_S * images * copies

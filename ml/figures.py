@@ -1,5 +1,5 @@
-"""Figures as results hold them: an estimate with its interval, the metrics of one level, slices or
-scans, and what a threshold means.
+"""Result types: an estimate with its interval, the metrics of one level (slices or scans), and the
+performance at a threshold.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95% interval.
+    """A value with its 95% interval.
 
     Attributes:
-        value: the figure; None where it is undefined.
-        low, high: ends of the interval; None where there is none.
-        n: how many images, scans or samples the figure is of.
-        reason: why the figure is undefined; None where it is defined.
+        value: the estimate; None if undefined.
+        low, high: ends of the interval; None if there is none.
+        n: number of images, scans or samples on which it is based.
+        reason: why the estimate is undefined; None if it is defined.
     """
 
     value: float | None
@@ -27,13 +27,13 @@ class Estimate:
 
 
 def undefined(reason: str, n: int = 0) -> Estimate:
-    """Return a figure that cannot be computed, for that reason."""
+    """Return an undefined estimate with this reason."""
     return Estimate(None, None, None, n, reason)
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The metrics of slices or of scans, or the differences of two models in them."""
+    """The metrics for slices or for scans, or the differences between two models."""
 
     accuracy: Estimate
     sensitivity: Estimate
@@ -63,7 +63,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Share:
-    """A share of n; None where n is 0."""
+    """A proportion of n; None if n is 0."""
 
     value: float | None
     n: int
@@ -95,12 +95,12 @@ class StateCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdFigures:
-    """What a threshold means.
+    """The performance at a threshold.
 
     Attributes:
         sensitivity, specificity: with their intervals.
-        ppv, npv: the predictive values that these have where so many bleed, by the prevalence in
-            percent as text ("2", "10" and "50").
+        ppv, npv: the predictive values at each prevalence, keyed by percentage as text ("2", "10"
+            and "50").
     """
 
     sensitivity: Estimate
@@ -111,14 +111,16 @@ class ThresholdFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class PointFigures(ThresholdFigures):
-    """A named operating point: its threshold and what that means."""
+    """A named operating point: its threshold, and the performance there."""
 
     threshold: float
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What a threshold found among held-out answers; sensitivity and specificity, 0..1."""
+    """A threshold, and the sensitivity and specificity (0..1) that it has among held-out
+    answers.
+    """
 
     threshold: float
     sensitivity: float
@@ -127,6 +129,8 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalFigures(ThresholdFigures):
-    """What a threshold means at one site, and the Brier score there, both classes alike."""
+    """The performance of a threshold at one site, and the Brier score there with both classes
+    weighted equally.
+    """
 
     brier: float

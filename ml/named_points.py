@@ -1,5 +1,5 @@
-"""The named operating points of a model's card: what makes them sound, what a threshold means per
-100 scans, and how sure that is.
+"""The named operating points in a model's card: their validation, what a threshold means per 100
+scans, and how certain that is.
 
 Standard library only, because the web application imports this module.
 """
@@ -15,34 +15,34 @@ from typing import Any
 from ml.errors import ArtifactError
 
 POINTS = ("sensitive", "balanced", "specific")
-"""The named operating points: 95% sensitivity (or the target set), equal care for both errors, and
-95% specificity.
+"""The named operating points: 95% sensitivity (or the target that was set), equal weight for both
+errors, and 95% specificity.
 """
 PREVALENCES = (0.02, 0.1, 0.5)
-"""Shares of scans that bleed for which predictive values are reported."""
+"""Prevalences for which predictive values are reported."""
 PERCENTAGES = tuple(f"{prevalence * 100:g}" for prevalence in PREVALENCES)
 """The same as the card's keys."""
 NOUNS = {"patient": "scans", "slice": "slices"}
-"""The levels of a card, with what is counted at each."""
+"""The levels of a card, with the noun for what is counted at each."""
 COUNTED = {"patient": "people", "slice": "slices"}
-"""What the figures of each level are of."""
+"""What the metrics of each level are measured on."""
 SHARES = (
     *("accuracy", "sensitivity", "specificity", "ppv", "npv"),
     *("hottest_beats_random", "hottest_in_or_beside_mask", "without_outline"),
 )
-"""Figures of a card that are shares of `n`."""
+"""Entries of a card that are proportions of `n`."""
 MEASURED_ON = " Measured on "
 Z = NormalDist().inv_cdf(0.975)
 ROUNDING = 1e-9
 
 BLEEDING, HEALTHY = 10, 90
-"""Of 100 scans, as the sentences count them."""
+"""Out of 100 scans, as in the sentences."""
 
 
 def wilson(count: float, n: float) -> tuple[float, float]:
-    """Return the 95% interval of the share count / n, n > 0 (E. B. Wilson 1927); `n` may be an
-    effective number. SciPy's takes whole numbers only, and the web application has no SciPy; a test
-    compares them.
+    """Return the 95% confidence interval of the proportion count / n, n > 0 (E. B. Wilson 1927);
+    `n` may be an effective number. SciPy's function takes whole numbers only, and the web
+    application has no SciPy; a test compares the two.
     """
     share, spread = count / n, Z**2 / n
     middle = (share + spread / 2) / (1 + spread)
@@ -51,12 +51,12 @@ def wilson(count: float, n: float) -> tuple[float, float]:
 
 
 def with_widths(figures: Any, name: str = "") -> Any:
-    """Return figures as JSON, a card or any part of one, in which every share has an honest
+    """Return JSON results, a card or any part of one, in which every proportion has a valid
     interval.
 
-    A bootstrap of all or none, such as 25 of 25, never varies, however few they are: Wilson's
-    interval takes its place. The predictive values of a point follow from it. An interval that does
-    not contain its figure, as earlier versions wrote for calibration errors, is left out.
+    A bootstrap of a proportion of 0 or 1, such as 25 of 25, never varies, however small the sample:
+    a Wilson interval replaces it. The predictive values of a point follow from it. An interval that
+    does not contain its estimate, as earlier versions wrote for calibration errors, is omitted.
 
     Args:
         name: the key of `figures` in its parent.
@@ -94,8 +94,9 @@ def _is_outside(figure: Mapping[str, Any]) -> bool:
 
 
 def predictive_values(point: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the predictive values of a point by prevalence, "ppv" and "npv", from the ends of its
-    sensitivity and specificity, with which both rise; empty where these are not by prevalence.
+    """Return the predictive values of a point by prevalence, "ppv" and "npv", with intervals from
+    those of its sensitivity and specificity, in which both are monotonic; empty if these are not by
+    prevalence.
     """
     rates = [point["sensitivity"], point["specificity"]]
     if any(rate[end] is None for rate in rates for end in ("value", "low", "high")):
@@ -126,11 +127,11 @@ def _npv(prevalence: float, sensitivity: float, specificity: float) -> float | N
 def meaning_of_threshold(
     card: Mapping[str, Any], level: str, threshold: float, is_trained: bool
 ) -> str:
-    """Return what a threshold means per 100, in a sentence, or empty where the card does not say;
-    in cards without points only the trained one has figures, those by patient.
+    """Return what a threshold means per 100, in a sentence; empty if the card does not contain
+    that. In cards without operating points, only the trained threshold has metrics, by patient.
 
     Args:
-        card: of it "points", "curves", "metrics" and "patient_metrics".
+        card: the card as JSON; "points", "curves", "metrics" and "patient_metrics" are used.
         level: "patient" or "slice".
         is_trained: whether it is the card's own threshold of that level.
     """
@@ -151,17 +152,18 @@ def meaning_at(
     threshold: float,
     curve: Sequence[Mapping[str, float]] = (),
 ) -> str:
-    """Return what a threshold means per 100 scans or slices, and how many people that was measured
-    on, in two sentences.
+    """Return, in two sentences, what a threshold means per 100 scans or slices, and the number of
+    people on which that was measured.
 
-    That of a named point is its own; for any other, the two points around it say what to expect.
+    A named point has its own metrics; for any other threshold, those of the two neighboring points
+    give the range to expect.
 
     Args:
-        points: `Card.points`, sound and not empty.
+        points: `Card.points`, validated and not empty.
         level: a key of `NOUNS`.
         threshold: 0..1.
-        curve: `Card.curves[level]` as JSON, where the card has it: then it says what any other
-            threshold found.
+        curve: `Card.curves[level]` as JSON, if the card has it: then it gives the metrics of any
+            other threshold.
     """
     ordered = [(name, points[level][name]) for name in POINTS]
     for _, point in ordered:
@@ -169,7 +171,7 @@ def meaning_at(
             return meaning_of(point, level)
     if curve:
         rates = point_at(curve, threshold)
-        known = ordered[0][1]  # Of the same people at each threshold.
+        known = ordered[0][1]  # measured on the same people at each threshold
         with_it, without = (known[name].get("n") for name in ("sensitivity", "specificity"))
         return meaning_of_rates(rates, with_it, without, level)
     below = [(name, point) for name, point in ordered if point["threshold"] < threshold][-1:]
@@ -198,7 +200,7 @@ def meaning_at(
 
 
 def point_at(curve: Sequence[Mapping[str, float]], threshold: float) -> Mapping[str, float]:
-    """Return the point of a curve, ascending and not empty, that calls the same answers positive as
+    """Return the point of a curve (ascending and not empty) that calls the same answers positive as
     the threshold: the first one at or above it.
     """
     return next((point for point in curve if point["threshold"] >= threshold), curve[-1])
@@ -207,13 +209,13 @@ def point_at(curve: Sequence[Mapping[str, float]], threshold: float) -> Mapping[
 def meaning_of_rates(
     rates: Mapping[str, float], with_it: int | None, without: int | None, level: str
 ) -> str:
-    """Return what a point of a curve means per 100, as `meaning_of` does, where it was found among
-    so many people or slices with hemorrhage and without.
+    """Return what a point of a curve means per 100, like `meaning_of`, given the numbers of people
+    or slices with and without hemorrhage on which it was measured.
     """
     point: dict[str, dict[str, Any]] = {}
     for name, n in (("sensitivity", with_it), ("specificity", without)):
         point[name] = {"value": rates[name], "n": n}
-        # Slices of a person depend on each other, which only a bootstrap of people respects.
+        # A person's slices are correlated, which only a bootstrap over people takes into account.
         if n and level == "patient":
             low, high = wilson(rates[name] * n, n)
             point[name] |= {"low": low, "high": high}
@@ -221,8 +223,8 @@ def meaning_of_rates(
 
 
 def meaning_of(point: Mapping[str, Any], level: str) -> str:
-    """Return what sensitivity and specificity mean per 100 scans or slices, and how sure that is,
-    in two sentences.
+    """Return, in two sentences, what sensitivity and specificity mean per 100 scans or slices, and
+    how certain that is.
 
     Args:
         point: "sensitivity" and "specificity", each {"value", "low", "high", "n"}; null with a
@@ -237,13 +239,15 @@ def meaning_of(point: Mapping[str, Any], level: str) -> str:
 
 
 def without_counts(meaning: str) -> str:
-    """Return the first of the sentences of `meaning_of`: what is found, not among how many."""
+    """Return the first of the sentences of `meaning_of`: what is found, without the numbers on
+    which that was measured.
+    """
     return meaning.partition(MEASURED_ON)[0]
 
 
 def _measured(point: Mapping[str, Any], level: str) -> str:
-    """Return in a sentence on how many the figures of a point were measured, and their intervals
-    where there are some; empty where the card does not say.
+    """Return a sentence with the numbers on which the metrics of a point were measured, and their
+    intervals if available; empty if the card does not contain them.
     """
     with_it, without = (point[name].get("n") for name in ("sensitivity", "specificity"))
     if not with_it or not without:
@@ -269,8 +273,8 @@ def _range(ends: Iterable[float]) -> str:
 def per_hundred(
     noun: str, sensitivity: tuple[float, float], specificity: tuple[float, float]
 ) -> str:
-    """Return in a sentence what lowest and highest sensitivity and specificity mean where 10 of 100
-    bleed.
+    """Return a sentence on what the lowest and highest sensitivity and specificity mean if 10 of
+    100 have hemorrhage.
     """
     least, most = (round(BLEEDING * share) for share in sensitivity)
     if least == most == BLEEDING:
@@ -291,7 +295,7 @@ def per_hundred(
 
 
 def _undefined(point: Mapping[str, Any]) -> str | None:
-    """Return why sensitivity or specificity is undefined, or None."""
+    """Return why sensitivity or specificity is undefined, or None if both are defined."""
     for name in ("sensitivity", "specificity"):
         if point[name]["value"] is None:
             return str(point[name]["reason"])
@@ -299,7 +303,7 @@ def _undefined(point: Mapping[str, Any]) -> str | None:
 
 
 def require_sound(points: Mapping[str, Any]) -> None:
-    """Check the operating points of a card; none at all are sound.
+    """Check the operating points of a card; an empty mapping is valid.
 
     Raises:
         ArtifactError: a point or a figure is missing, a threshold or figure lies outside 0..1, or
@@ -343,8 +347,8 @@ def _is_share(value: Any) -> bool:
 
 
 def _is_figure(figure: Any) -> bool:
-    """True for {"value", "low", "high"}, each within 0..1 or null, a value of null with a
-    "reason".
+    """Return whether this is {"value", "low", "high"}, each within 0..1 or null, where a null value
+    requires a "reason".
     """
     if not isinstance(figure, dict) or not {"value", "low", "high"} <= figure.keys():
         return False
@@ -356,7 +360,9 @@ def _is_figure(figure: Any) -> bool:
 
 
 def _require_order(points: Mapping[str, Any], names: tuple[str, str], level: str) -> None:
-    """Check that the second point has no lower threshold, nor finds or flags more."""
+    """Check that the second point has no lower threshold, and no higher sensitivity or share of
+    flagged scans, than the first.
+    """
     first, second = (points[name] for name in names)
     rising = {
         "threshold": (first["threshold"], second["threshold"]),

@@ -1,7 +1,8 @@
-"""JSON as frozen dataclasses, and back: what a card, a checkpoint or a file of results holds.
+"""Conversion between JSON and frozen dataclasses: the contents of a card, a checkpoint or a file of
+results.
 
 The keys are the names of the fields. A field with a default may be absent; one whose default is
-None is not written while it is None. Keys that a dataclass does not have are ignored.
+None is not written if it is None. Keys that a dataclass does not have are ignored.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ T = TypeVar("T")
 
 
 class JsonError(ValueError):
-    """A value does not have the form that was asked for.
+    """A value does not have the expected form.
 
-    The text continues a sentence that begins with what was read.
+    The message continues a sentence that begins with the name of what was read.
     """
 
 
 def to_json(value: Any) -> Any:
-    """Return dataclasses, mappings and sequences as what `json.dumps` takes."""
+    """Convert dataclasses, mappings and sequences to values that `json.dumps` accepts."""
     if is_dataclass(value) and not isinstance(value, type):
         items = {item.name: (getattr(value, item.name), item.default) for item in fields(value)}
         return {
@@ -39,7 +40,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: type[T], value: object) -> T:
-    """Return what `json.loads` returned as a dataclass.
+    """Convert the result of `json.loads` to a dataclass.
 
     Raises:
         JsonError: a field is missing or of another type.

@@ -17,7 +17,7 @@ STATES: tuple[State, ...] = ("suspected", "inconclusive", "not found")
 
 def state_of(*, positive: bool, uncertain: bool) -> State:
     """Return the state of a verdict: inconclusive inside the inconclusive band, where neither a
-    positive nor a negative verdict keeps its promised predictive value.
+    positive nor a negative verdict reaches its promised predictive value.
     """
     if uncertain:
         return "inconclusive"
@@ -27,21 +27,21 @@ def state_of(*, positive: bool, uncertain: bool) -> State:
 def inconclusive_band(
     card: Mapping[str, Any], threshold: float, *, of_series: bool
 ) -> tuple[float, float] | None:
-    """Return the band of probabilities (low, high) within which a verdict at this threshold is
-    inconclusive; None where the card does not say.
+    """Return the band of probabilities (low, high) within which a verdict is inconclusive; None if
+    the card does not contain it.
 
     Args:
-        card: a model's card as JSON (`ml.artifacts.card.Card`); of it the fields whose names begin
-            with "uncertain_", "scan_uncertain_" and "scan_threshold".
-        of_series: the verdict is on a scan of several slices.
+        card: a model's card as JSON (`ml.artifacts.card.Card`); the fields whose names begin with
+            "uncertain_", "scan_uncertain_" and "scan_threshold" are used.
+        of_series: whether the verdict is on a scan of several slices.
     """
-    # A card without a threshold for scans, which is then -1, has one band for both.
+    # A card without a threshold for scans (then -1) has one band for both.
     prefix = "scan_" if of_series and card.get("scan_threshold", -1.0) >= 0 else ""
     low, high = card.get(f"{prefix}uncertain_low"), card.get(f"{prefix}uncertain_high")
     return None if low is None or high is None else widened((low, high), threshold)
 
 
 def widened(band: tuple[float, float], threshold: float) -> tuple[float, float]:
-    """Return the band with a threshold in it, which may have been chosen outside."""
+    """Return the band, widened to include a threshold that may have been chosen outside it."""
     low, high = band
     return min(low, threshold), max(high, threshold)

@@ -5,16 +5,15 @@ verdict.
     [--load] [--no-lab] [--stack postgres|embedded] [--report FILE]
 
 Starts Hemoscan with its own PostgreSQL and Redis servers, then with the embedded default, each with
-the given numbers of scans, faults and trainings. Some faults befall studies that come by DICOM, and
-an archive that gets their results. Beside them run a shadow of the live version,
-which must always say the same, replays, which must be the same to the bit, and the hash chain of
-the audit log, which must verify. Afterwards things go wrong in the lab: a
-data set is deleted under an evaluation, the files of a version are damaged, two versions are
-promoted at once, a shadow fails on every scan, a curve has a million points, and the worker of each
-of its jobs is killed. The seed determines faults, targets and times; their effects
-depend on the machine. `--seeds 10` does all of it with ten seeds, and `--load` beside processes
-that take half of the machine. Linux only. The last line is the verdict; the exit status is 1 if a
-guarantee is violated.
+the given numbers of scans, faults and trainings. Some faults affect studies that arrive by DICOM,
+and an archive that receives their results. Meanwhile, a shadow of the live version runs, which must
+always give the same answers; replays run, which must be bit-for-bit identical; and the hash chain
+of the audit log must verify. Afterwards, faults are injected into the lab: a data set is deleted
+during an evaluation, the files of a version are damaged, two versions are promoted at once, a
+shadow fails on every scan, a curve has a million points, and the worker of each of its jobs is
+killed. The seed determines faults, targets and times; their effects depend on the machine. `--seeds
+10` repeats all of it with ten seeds, and `--load` runs it alongside processes that take half of the
+machine. Linux only. The last line is the verdict; the exit status is 1 if a guarantee is violated.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from bench.chaos.verdict import Outcome, judge
 def main() -> int:
     """Run the stacks in turn; print the report and the verdict; return the exit status."""
     options = options_given()
-    # So that both terminate everything that was started.
+    # So that either signal terminates everything that was started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     seeds = range(options.seed, options.seed + options.seeds)
     kinds = [options.stack] if options.stack else STACKS
@@ -93,7 +92,7 @@ def options_given() -> argparse.Namespace:
         "--lab",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="let go wrong what can in the lab, after the faults (default yes)",
+        help="inject faults into the lab, after all other faults (default yes)",
     )
     parser.add_argument("--stack", choices=STACKS, help="run only this stack (default both)")
     parser.add_argument(
@@ -112,7 +111,7 @@ def options_given() -> argparse.Namespace:
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Compete for the processor with that many processes."""
+    """Start that many processes that compete for the CPU."""
     spin = [sys.executable, "-c", "while True: pass"]
     running = [subprocess.Popen(spin) for _ in range(count)]
     try:

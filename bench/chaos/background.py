@@ -1,5 +1,5 @@
-"""What runs beside the scans of a campaign: a shadow, replays and the audit log's chain, each with
-something that must hold whatever dies.
+"""What runs alongside the scans of a campaign: a shadow, replays and the audit log's chain, each
+with an invariant that must hold whatever is killed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STOPPED = "The worker stopped three times while it was"
 
 
 def begin_shadow(stack: Stack) -> None:
-    """Run a copy of the live version in its own shadow, so that both must always say the same."""
+    """Run a copy of the live version in its own shadow; both must always give the same answers."""
     with stack.app.app_context():
         live = live_version("slice")
         if live is None:
@@ -45,14 +45,14 @@ def begin_shadow(stack: Stack) -> None:
 
 
 def request_replays() -> int:
-    """Have some of what was answered so far computed again; return how many."""
+    """Request replays of some of the answers so far; return how many."""
     _, drawn = sample_answers(REPLAYS, None)
     db.session.commit()
     return drawn
 
 
 def complaints() -> list[str]:
-    """Return what does not hold at the end."""
+    """Return the violated invariants at the end of the campaign."""
     shadow = db.session.scalars(select(Shadow).where(Shadow.reads == "slice")).one()
     its = ShadowAnswer.shadow_id == shadow.id
     broken = []

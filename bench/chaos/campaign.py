@@ -31,7 +31,7 @@ GAP_S = (2.0, 8.0)
 """Seconds between the starts of two faults; some last longer, so that they overlap."""
 REPLAY_TRIES = 20
 SETTLED_WITHIN_S = 600
-"""Then the wait ends, and rows without a verdict are reported."""
+"""Seconds after which the wait ends and rows without a verdict are reported."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Submitter(threading.Thread):
 
 @dataclass
 class Campaign:
-    """What was done to a stack, for `bench.chaos.verdict`."""
+    """What was done to a stack, as input for `bench.chaos.verdict`."""
 
     stack: Stack
     submitter: Submitter
@@ -101,8 +101,8 @@ class Campaign:
 def carry_out(
     stack: Stack, scans: int, faults: int, trainings: int, rng: random.Random, *, lab: bool
 ) -> Campaign:
-    """Submit scans, inject faults, then those of the `lab` if they are wanted, and wait until
-    everything is settled or the time is up.
+    """Submit scans, inject faults, then those of the `lab` if requested, and wait until everything
+    has a verdict or time is up.
     """
     runs = Trainings(stack, trainings, stack.folder)
     if trainings:
@@ -143,7 +143,7 @@ def carry_out(
 
 
 def replay_when_possible(stack: Stack) -> None:
-    """Ask for replays as soon as anything was answered, and the database is not away by a fault."""
+    """Request replays as soon as there is an answer and no fault keeps the database down."""
     with stack.app.app_context():
         for _ in range(REPLAY_TRIES):
             try:

@@ -1,5 +1,5 @@
-"""The faults of DICOM in and out, and what must hold of each study: it is one scan, and its results
-are in the archive, once.
+"""The faults of DICOM input and output, and what must hold for each study: it becomes exactly one
+scan, and its results are in the archive exactly once.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from webapp.models import JobStatus, ReceivedScan, ResultDelivery, User
 from webapp.routing import retry_delivery, study_key
 
 MET_WITHIN_S = 150.0
-"""How long a fault of the archive waits for a result that it befalls."""
+"""Seconds that a fault of the archive waits for a result that it affects."""
 SENT_WITHIN_S = 120.0
 HANGS_S = (2.0, 34.0)
-"""How long an archive hangs; after 30 s without an answer a try has failed."""
+"""Seconds that the archive hangs; an attempt fails after 30 s without a response."""
 
 
 def kill_listener(stack: Stack, rng: random.Random) -> str:
@@ -37,7 +37,7 @@ def kill_listener(stack: Stack, rng: random.Random) -> str:
 
 
 def abort_association(stack: Stack, rng: random.Random) -> str:
-    """The scanner aborts in the middle of a study, and sends it again."""
+    """Abort an association in the middle of a study; the scanner sends the study again."""
     stack.neighbors.scanner.aborts += 1
     stack.neighbors.scanner.submit(rng)
     wait_until(lambda: not stack.neighbors.scanner.aborts, SENT_WITHIN_S)
@@ -45,8 +45,8 @@ def abort_association(stack: Stack, rng: random.Random) -> str:
 
 
 def fail_archive(mode: str) -> Callable[[Stack, random.Random], str]:
-    """Return the fault that the archive is down, slow, refuses or cuts the connection, until a
-    result was to be sent to it.
+    """Return a fault in which the archive is down, slow, refuses, or cuts the connection, until an
+    attempt to send it a result was affected.
     """
 
     def fail(stack: Stack, rng: random.Random) -> str:
@@ -63,27 +63,27 @@ def fail_archive(mode: str) -> Callable[[Stack, random.Random], str]:
                 archive.start()
             archive.mode = ""
         failed = max(0, tries_of(stack) - before)
-        return f"{failed} tries failed by then, {archive.met} objects met it"
+        return f"{failed} attempts failed by then, {archive.met} objects affected"
 
-    fail.__doc__ = f"The archive {mode}, until a result was to be sent to it."
+    fail.__doc__ = f"The archive {mode} until an attempt to send it a result was affected."
     return fail
 
 
 def tries_of(stack: Stack) -> int:
-    """Return how many tries to send a result have failed; 0 while the database is away."""
+    """Return the number of failed attempts to send a result; 0 while the database is down."""
     tries = stack.ask(lambda: db.session.scalars(select(ResultDelivery.tries)).all())
     return sum(tries or ())
 
 
 def wait_until(holds: Callable[[], bool], within_s: float) -> None:
-    """Wait for a condition, but not for ever."""
+    """Wait for a condition, for at most that many seconds."""
     deadline = time.monotonic() + within_s
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.2)
 
 
 def send_what_waits(stack: Stack) -> None:
-    """Press *Send now* for what failed and would wait for up to a day."""
+    """Press *Send now* for results that failed and would otherwise wait for up to a day."""
     with stack.app.app_context(), suppress(OperationalError, InterfaceError):
         waiting = db.session.scalars(
             select(ResultDelivery.id).where(
@@ -104,8 +104,8 @@ def is_settled(stack: Stack) -> bool:
 
 @dataclass(frozen=True)
 class DicomOutcome:
-    """What became of the studies: how many there were and how often they were sent, the objects
-    that the archive has and how many of them came again.
+    """What became of the studies: how many there were and how often they were sent, the objects in
+    the archive, and how many of them arrived more than once.
     """
 
     studies: int = 0
@@ -115,7 +115,7 @@ class DicomOutcome:
 
 
 def judge_dicom(stack: Stack) -> tuple[DicomOutcome, list[str], set[str]]:
-    """Return what became of the studies, what does not hold, and the ids of their scans."""
+    """Return what became of the studies, the violated guarantees, and the ids of their scans."""
     scanner, archive = stack.neighbors.scanner, stack.neighbors.archive
     user_id = db.session.scalars(select(User.id).where(User.username == OWNER)).one()
     received = db.session.scalars(select(ReceivedScan)).all()

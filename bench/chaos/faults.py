@@ -1,4 +1,4 @@
-"""The faults, one function per kind. Each returns when the fault is over, with a note on its
+"""The faults, one function per kind. Each returns when the fault is over, with a note about its
 effect.
 """
 
@@ -31,11 +31,11 @@ from webapp import jobs
 BROKER_BACK_S = 30
 STORAGE_AWAY_S = (1.0, 8.0)  # Workers try again for 4.2 s, then hand back.
 DISK_FULL_S = (1.0, 8.0)
-"""A worker tries again for 4.2 s (`worker.retries`), then puts the scan off."""
+"""A worker retries for 4.2 s (`worker.retries`), then postpones the scan."""
 SLOW_SOCKETS, SLOW_S = 60, (3.0, 6.0)
 CHEAP_UPLOADS = 6
 HEALTHY_S = 5.0
-"""A health check that takes longer breaks the promise; on an idle machine it takes milliseconds."""
+"""A health check that takes longer fails the test; on an idle machine it takes milliseconds."""
 FULL_DISK_BYTES = 20_000
 """Maximum file size, so that writing an image fails halfway."""
 NOTHING_LIMITED = "which had no running process, so nothing was limited"
@@ -46,8 +46,8 @@ Inject = Callable[[Stack, random.Random], str]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault, the resource that it locks so that two faults never share it, and the stacks
-    that support it.
+    """A kind of fault, the resource that it locks (so that no two simultaneous faults share it),
+    and the stacks that support it.
     """
 
     inject: Inject
@@ -152,7 +152,7 @@ def kill_web(stack: Stack, rng: random.Random) -> str:
 
 
 def restart_broker(stack: Stack, rng: random.Random) -> str:
-    """Stop it and start it at once; its queue is lost."""
+    """Stop the broker and start it again at once; its queue is lost."""
     stack.broker.stop()
     stack.broker.start()
     return ""
@@ -229,12 +229,12 @@ def fill_disk(stack: Stack, rng: random.Random) -> str:
 
 
 def fill_disk_of_web(stack: Stack, rng: random.Random) -> str:
-    """The same for the web process: uploads are refused where they wait for their answer."""
+    """The same for the web process: it refuses uploads while they wait for their response."""
     return f"web{fill_disk_of(stack.programs['web'], rng.uniform(*DISK_FULL_S))}"
 
 
 def kill_broker(stack: Stack, rng: random.Random) -> str:
-    """SIGKILL to the broker, beside files of it that are damaged."""
+    """SIGKILL to the broker, with damaged files of its own left behind."""
     folder = stack.home / "broker"
     if folder.is_dir():
         (folder / "dump.rdb").write_bytes(b"REDIS0011 half of what it was")
@@ -248,7 +248,7 @@ def kill_broker(stack: Stack, rng: random.Random) -> str:
 
 
 def open_slow_sockets(stack: Stack, rng: random.Random) -> str:
-    """Sockets that send half a header, or half an upload, and then nothing."""
+    """Open sockets that send half a header, or half an upload, and then nothing."""
     half = (
         b"GET /healthz HTTP/1.1\r\nHost: x\r\n",
         b"POST /api/v1/scans HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\nhalf",
@@ -263,8 +263,9 @@ def open_slow_sockets(stack: Stack, rng: random.Random) -> str:
 
 
 def send_cheap_bytes(stack: Stack, rng: random.Random) -> str:
-    """Uploads of a few bytes that cost much work: archives of JPEGs of thousands of empty segments,
-    and a packed NIfTI file, half of which is missing so that no scan comes of it.
+    """Upload files of a few bytes that are expensive to process: archives of JPEGs with thousands
+    of empty segments, and a compressed NIfTI file, half of which is missing so that it does not
+    become a scan.
     """
     packed = nifti_of_zeros()
     cheap = {"cheap.zip": archive_of_empty_segments(), "cheap.nii.gz": packed[: len(packed) // 2]}
@@ -285,8 +286,8 @@ def send_cheap_bytes(stack: Stack, rng: random.Random) -> str:
 
 
 def slowest_answers(stack: Stack, for_s: float) -> str:
-    """Return how long the slowest health check and page took; those that another fault cut off say
-    nothing.
+    """Return how long the slowest health check and the slowest page took; requests that another
+    fault cut off do not count.
 
     Raises:
         RuntimeError: a health check took too long.
@@ -307,7 +308,7 @@ def slowest_answers(stack: Stack, for_s: float) -> str:
 
 
 def fill_disk_of(program: Program, for_s: float) -> str:
-    """Limit the files of a program for a while; return what to tell if it was not running."""
+    """Limit the size of a program's files for a while; return a note if it was not running."""
     limited = limit_files(program.pid, FULL_DISK_BYTES)
     time.sleep(for_s)
     limit_files(program.pid, resource.RLIM_INFINITY)

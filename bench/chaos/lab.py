@@ -1,6 +1,6 @@
-"""What goes wrong in the lab: workers that die in each of its jobs, a data set that is deleted
-under an evaluation, damaged files, two promotions at once, a shadow that fails, a curve of a
-million points. Each must end as it should, and scans that come meanwhile must get their verdicts.
+"""Faults in the lab: workers that die in each of its jobs, a data set that is deleted during an
+evaluation, damaged files, two promotions at once, a shadow that fails, a curve of a million points.
+Each must end as intended, and scans that arrive meanwhile must get their verdicts.
 """
 
 from __future__ import annotations
@@ -59,23 +59,23 @@ NAME = "lab"
 PATIENTS = 40
 ENDS_WITHIN_S, ANSWERS_WITHIN_S = 180.0, 60.0
 TRIES = 10
-"""How often a job is asked for until its worker was killed before it ended."""
+"""How often a job is requested until its worker was killed before it ended."""
 POINTS = 1_000_000
 CURVE_WITHIN_S = 5.0
 ONE_WINS = [200, 409]
 
 
 class Unexpected(Exception):
-    """Something did not end as it should; the text says what."""
+    """Something did not end as intended; the message says what."""
 
 
 @dataclass
 class Lab:
-    """Carries the cases out one after the other.
+    """Carries out the cases one after the other.
 
     Attributes:
-        ends: how each case ended, by its name.
-        errors: those that ended otherwise.
+        ends: how each case ended, by name.
+        errors: the cases that ended otherwise.
         scans: ids of the scans that were submitted meanwhile.
     """
 
@@ -87,7 +87,7 @@ class Lab:
     dataset_id: str = ""
 
     def carry_out(self) -> None:
-        """Carry out all cases, a scan beside each."""
+        """Carry out all cases, submitting a scan alongside each."""
         for name, case in CASES.items():
             self._submit_picture()
             try:
@@ -107,7 +107,7 @@ class Lab:
         return self._killed(Dataset, ask)
 
     def evaluation_killed(self) -> str:
-        """An evaluation dies, and its data set cannot be deleted before it has ended."""
+        """An evaluation's worker dies, and its data set cannot be deleted before it has ended."""
         body = {"version_id": self._live("slice")[0], "dataset_id": self.dataset_id}
         refused: list[str] = []
 
@@ -121,7 +121,7 @@ class Lab:
         return f"{end}; deleting its data set meanwhile was refused: “{refused[0]}”"
 
     def comparison_killed(self) -> str:
-        """A comparison with the live version dies."""
+        """A comparison with the live version loses its worker."""
         copy = select(Shadow.version_id).where(Shadow.reads == "slice")
         body = {"version_id": self._one(copy)}
         return self._killed(
@@ -129,7 +129,7 @@ class Lab:
         )
 
     def preview_killed(self) -> str:
-        """A preview of an image of a data set dies."""
+        """A preview of an image of a data set loses its worker."""
         numbers = iter(range(2 * PATIENTS))
 
         def ask() -> str:
@@ -168,7 +168,7 @@ class Lab:
         return f"evaluation failed, “{error}”; promotion refused, “{sentence_of(problem)}”"
 
     def shadow_fails(self) -> str:
-        """A shadow fails on every scan, and ends."""
+        """A shadow fails on every scan, and is ended."""
         version_id = self._another("series", "fails", fails=True)
         shadow_id = self._api("POST", "/shadows", {"version_id": version_id}, 201)["id"]
         for _ in range(MOST_FAILURES + 1):
@@ -179,7 +179,7 @@ class Lab:
         return f"ended: “{because}”"
 
     def promoted_at_once(self) -> str:
-        """Two versions are promoted at once by two clients: one wins."""
+        """Two clients promote two versions at once: one of them wins."""
         rivals = [self._another("series", f"rival {number}") for number in (1, 2)]
         asked = [self._promotion_of(version_id) for version_id in rivals]
         answers: list[tuple[int, dict[str, Any]]] = []
@@ -230,17 +230,17 @@ class Lab:
         return f"{POINTS:,} of each of two metrics became {points:,} rows, read in {took_s:.2f} s"
 
     def dataset_deleted(self) -> str:
-        """The data set is deleted when nothing needs it, with its evaluations."""
+        """The data set is deleted, with its evaluations, once nothing needs it."""
         self._api("DELETE", f"/datasets/{self.dataset_id}", None, 204)
         of_dataset = select(Evaluation.id).where(Evaluation.dataset_id == self.dataset_id)
         require(self._one(of_dataset) is None, "evaluations are left")
         return "deleted with its evaluations"
 
     def _killed(self, table: type[Leased], ask: Callable[[], str]) -> str:
-        """Ask for a job until its worker was killed in the middle of it; say how it ended.
+        """Request a job until its worker was killed in the middle of it; return how it ended.
 
         Raises:
-            Unexpected: it did not end well, or was never met running.
+            Unexpected: it did not end as intended, or was never found running.
         """
         for _ in range(TRIES):
             row_id = ask()
@@ -254,7 +254,7 @@ class Lab:
         raise Unexpected(f"it always ended before its worker was killed, {TRIES} times")
 
     def _owner_of(self, table: type[Leased], row_id: str) -> str | bool:
-        """Return the worker that has a job, True if it has ended and False if it waits."""
+        """Return the worker that runs a job, True if the job has ended and False if it waits."""
         columns = select(table.status, table.lease_owner).where(table.id == row_id)
         row = self.stack.ask(lambda: db.session.execute(columns).one())
         if row is None or JobStatus(row.status) == JobStatus.QUEUED:
@@ -262,14 +262,14 @@ class Lab:
         return row.lease_owner or True
 
     def _kill(self, owner: str) -> None:
-        """Kill a worker, by the name in its leases, with all its processes."""
+        """Kill a worker with all its processes, given its name in the leases."""
         pid = int(owner.rsplit("-", 2)[1])
         for program in self.stack.programs.values():
             if pid in descendants(program.pid):
                 program.send(signal.SIGKILL, "all")
 
     def _ended(self, table: type[Leased], row_id: str) -> tuple[JobStatus, str | None, int]:
-        """Wait for the end of a job; return its status, its sentence and how often it died."""
+        """Wait for the end of a job; return its status, its message and its worker's deaths."""
         columns = select(table.status, table.error, table.attempts).where(table.id == row_id)
 
         def look() -> Any:
@@ -281,7 +281,8 @@ class Lab:
 
     def _another(self, reads: str, mark: str, *, fails: bool = False) -> str:
         """Store a version like the live one, with files of its own, and return its id; one that
-        `fails` answers the phantom of a check only, since its head takes that many slices.
+        `fails` answers only the phantom of a health check, since its head accepts only that number
+        of slices.
         """
         _, architecture, like = self._live(reads)
         folder, version_id = self.stack.volume / like, new_id()
@@ -326,7 +327,7 @@ class Lab:
         return self.stack.ask(lambda: db.session.scalars(query).one_or_none())
 
     def _promotion_of(self, version_id: str) -> tuple[str, dict[str, str]]:
-        """Return path and body of a promotion by somebody who has read the checklist."""
+        """Return the path and body of a promotion request in which the checklist is ticked."""
         checklist = self._api("GET", f"/models/{version_id}/checklist", None, 200)
         return f"/models/{version_id}/promote", {
             "reason": NAME,
@@ -354,10 +355,10 @@ class Lab:
         return folder
 
     def _api(self, method: str, path: str, body: Any, expected: int) -> dict[str, Any]:
-        """Return the answer of the API.
+        """Return the API's response.
 
         Raises:
-            Unexpected: its status is another one.
+            Unexpected: its status is not the expected one.
         """
         status, answer = self._ask(method, path, body)
         require(status == expected, f"{method} {path} was answered by {status}: {answer}"[:300])
@@ -399,10 +400,10 @@ def require(holds: bool, otherwise: str) -> None:
 
 
 def sentence_of(problem: Mapping[str, Any]) -> str:
-    """Return what an answer of the API says to a person.
+    """Return the message in an API response that is meant for people.
 
     Raises:
-        Unexpected: nothing.
+        Unexpected: there is none.
     """
     sentence = str(problem.get("detail") or "")
     require(bool(sentence), f"refused without a sentence: {problem}"[:300])
@@ -410,10 +411,10 @@ def sentence_of(problem: Mapping[str, Any]) -> str:
 
 
 def until(look: Callable[[], Any]) -> Any:
-    """Return what is seen first.
+    """Return the first true result of `look`.
 
     Raises:
-        Unexpected: nothing was, in time.
+        Unexpected: there was none in time.
     """
     deadline = time.monotonic() + ENDS_WITHIN_S
     while not (seen := look()):

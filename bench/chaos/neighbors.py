@@ -31,7 +31,7 @@ from ml.scans.phantoms import phantom, write_dicom
 OWNER = "chaos"
 SLICES, SIZE_PX = 4, 128
 QUIET_S = 10
-"""Longer than a listener that was killed takes to be started again and called."""
+"""Longer than it takes to restart a killed listener and connect to it."""
 NO_ROOM = 0xA700
 
 
@@ -78,13 +78,13 @@ class Archive:
             if self.stored.setdefault(uid, study) != study:
                 self.wrong.append("an object was sent with two studies")
             self.arrivals[uid] += 1
-        if mode == "cuts in the middle":  # It is stored, and its sender does not learn it.
+        if mode == "cuts in the middle":  # It is stored, but its sender never learns that.
             event.assoc.abort()
         return 0
 
 
 class Scanner(threading.Thread):
-    """Sends studies, each as often as it takes until every instance of it was taken."""
+    """Sends studies, each as often as needed until every instance of it was accepted."""
 
     def __init__(self, port: int) -> None:
         super().__init__(name="scanner", daemon=True)
@@ -92,7 +92,7 @@ class Scanner(threading.Thread):
         self.studies: list[str] = []
         self.tries = 0
         self.arrived = threading.Event()
-        """The first instance of the study at hand was taken."""
+        """Whether the first instance of the current study was accepted."""
         self.aborts = 0
         self._waiting: queue.Queue[list[Dataset] | None] = queue.Queue()
 
@@ -109,7 +109,7 @@ class Scanner(threading.Thread):
         self._waiting.put(study)
 
     def finish(self) -> None:
-        """Wait until all were taken, and end."""
+        """Wait until all studies were accepted, and end."""
         self._waiting.put(None)
         self.join()
 
@@ -137,7 +137,7 @@ class Scanner(threading.Thread):
                     self.aborts -= 1
                     association.abort()
                     return False
-                time.sleep(0.1)  # As fast as slices are reconstructed.
+                time.sleep(0.1)  # About as fast as a scanner reconstructs slices.
         except (RuntimeError, OSError, ValueError):  # The association ended.
             return False
         finally:
@@ -158,7 +158,7 @@ class Neighbors:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The environment by which Hemoscan knows them."""
+        """The settings by which Hemoscan knows them."""
         return {
             "DICOM_HOST": "127.0.0.1",
             "DICOM_PORT": str(self.listener_port),
@@ -174,7 +174,7 @@ class Neighbors:
 
 
 def a_study(rng: random.Random) -> list[Dataset]:
-    """Return the slices of a head of nobody."""
+    """Return the slices of a phantom's study."""
     study, series, frame = generate_uid(), generate_uid(), generate_uid()
     kind = rng.randrange(1000)
     slices: list[Dataset] = []
@@ -182,7 +182,7 @@ def a_study(rng: random.Random) -> list[Dataset]:
         path = Path(folder) / "one.dcm"
         for number in range(SLICES):
             hu = phantom(kind, hemorrhage=kind % 2 == 0, size=SIZE_PX)
-            hu[0, 0] = number  # Each has other pixels.
+            hu[0, 0] = number  # Each slice has different pixels.
             write_dicom(hu, path, number=number + 1, position_mm=5.0 * number)
             header = pydicom.dcmread(path)
             header.StudyInstanceUID, header.SeriesInstanceUID = study, series

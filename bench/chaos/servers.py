@@ -28,7 +28,7 @@ class NotInstalled(RuntimeError):
 
 
 class Broker(Protocol):
-    """A Redis-compatible server that can be stopped and started again."""
+    """A Redis-compatible server that can be stopped and restarted."""
 
     url: str | None
     """The value of `BROKER_URL`; None for the embedded default."""
@@ -130,7 +130,7 @@ class Postgres:
 
 
 class Redis:
-    """A Redis server that keeps nothing over a restart, as `docker-compose.yml` has it."""
+    """A Redis server that does not persist data across restarts, as in `docker-compose.yml`."""
 
     def __init__(self, folder: Path) -> None:
         """Raises NotInstalled."""
@@ -152,7 +152,7 @@ class Redis:
         self._server.end(signal.SIGTERM)
 
     def client(self) -> redis.Redis:
-        """Return a connection of one's own."""
+        """Return a new connection."""
         return redis.Redis.from_url(str(self.url), socket_timeout=5)
 
 
@@ -174,7 +174,7 @@ class Embedded:
         self._running.close()
 
     def client(self) -> redis.Redis:
-        """Return a connection of one's own."""
+        """Return a new connection."""
         return redis.Redis(unix_socket_path=str(self._socket), socket_timeout=5)
 
 
@@ -192,7 +192,7 @@ def pid_of(server: Broker) -> int:
 
 
 def held_still(pid: int, for_s: float) -> None:
-    """Suspend a process, so that it accepts connections without answering."""
+    """Suspend a process, so that connections to it are accepted but not answered."""
     os.kill(pid, signal.SIGSTOP)
     try:
         time.sleep(for_s)

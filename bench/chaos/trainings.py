@@ -1,5 +1,6 @@
-"""Trainings whose worker is killed after each new checkpoint, and before them an evaluation whose
-worker is killed while it scores; and what an administrator asks of a data set meanwhile.
+"""Trainings whose worker is killed after each new checkpoint; before them, an evaluation whose
+worker is killed while it predicts; and the requests that an administrator makes about a data set
+meanwhile.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ SETTINGS = {
     "controls": "none",
 }
 SCORING = "Scoring"
-"""The stage of an evaluation begins with it once its data set is read."""
+"""The stage of an evaluation starts with this text once its data set has been read."""
 MARK = "training.json"
-"""Identifies the run of a checkpoint; without other files it is not a checkpoint."""
+"""The file that identifies the run of a checkpoint; by itself it is not a checkpoint."""
 
 PHANTOMS = "phantoms"
 PREVIEWS = 10
 
 
 def explore(dataset_id: str) -> None:
-    """Ask how a data set would be split, and for pictures of its images; the caller commits."""
+    """Request how a data set would be split, and previews of its images; the caller commits."""
     db.session.add(
         DatasetAnalysis(
             dataset_id=dataset_id, kind=AnalysisKind.SPLIT, question=f"folds={FOLDS} seed=0"
@@ -118,8 +119,8 @@ class Trainings(threading.Thread):
         look = select(TrainingRun.id, TrainingRun.status, TrainingRun.death_counts)
         runs = self.stack.ask(lambda: db.session.execute(look).all())
         for run_id, status, death_counts in runs or ():
-            # The row says whether the worker that has it now stored a new checkpoint: only then its
-            # death does not count.
+            # The row shows whether the current worker stored a new checkpoint: only then does its
+            # death not count against the run.
             if status == JobStatus.RUNNING and not death_counts and self.kills[run_id] < KILLS:
                 reached = self._checkpoint_of(run_id)
                 if reached - self._seen[run_id]:
@@ -129,7 +130,9 @@ class Trainings(threading.Thread):
         return runs is None or not all(status.is_final for _, status, _ in runs)
 
     def _kill_evaluation(self) -> None:
-        """Kill the worker that evaluates, once it scores and has not been killed often enough."""
+        """Kill the worker of the evaluation once it predicts, unless it has been killed often
+        enough.
+        """
         if self.evaluation_kills >= EVALUATION_KILLS:
             return
         scoring = select(Evaluation.id).where(

@@ -39,7 +39,7 @@ from webapp.models import (
 TWO_HOURS_S = 7200
 REMOVED_WITHIN_S = 120
 REMARKS = ("did not end", "health checks", NOTHING_LIMITED)
-"""What faults tell that belongs in the report."""
+"""The effects of faults that belong in the report."""
 STOPPED_THREE_TIMES = "The worker stopped three times while it was analyzing this scan."
 
 
@@ -122,7 +122,7 @@ def judge_scans(
     done = {scan.id for scan in scans if scan.status == JobStatus.DONE}
     failed = {scan.id: scan.error for scan in scans if scan.status == JobStatus.FAILED}
     predictions = Counter(db.session.scalars(select(Prediction.scan_id)))
-    # A model with outlines draws no heat maps, and outlines nothing where it finds nothing.
+    # A model with outlines draws no heat maps, and no outline where it finds no hemorrhage.
     not_found = ~Prediction.positive & ~Prediction.uncertain & Heatmap.id.is_(None)
     drawn = set(
         db.session.scalars(
@@ -188,8 +188,8 @@ def judge_times(
 
 def judge_runs(campaign: Campaign, outcome: Outcome) -> None:
     """Check that each training was killed the intended number of times and produced exactly one
-    version, and that evaluations, comparisons, questions about data sets and previews ended as
-    well.
+    version, and that evaluations, comparisons, requests about data sets and previews ended as
+    intended.
     """
     for table in (Evaluation, Comparison, DatasetAnalysis):
         for row in db.session.scalars(select(table)):

@@ -1,17 +1,18 @@
-"""Send malformed input, and check that Hemoscan refuses it, processes it, or fails with a
-sentence.
+"""Send malformed input, and check that Hemoscan rejects it, processes it, or fails with an error
+message.
 
     python -m bench.fuzz [--inputs 10000] [--requests 50] [--seed 1] [--report FILE] [--keep FOLDER]
 
-So many uploads are sound files of every kind (PNG, JPEG, DICOM, NIfTI, ZIP) with one to three
-places spoiled, every fourth by the form of the pages, with odd texts; the worker then reads what
-was accepted, with the models that ship, and its pages are opened. Each route that takes a body, of
-pages, those of administrators too, and of the API, gets so many with fields of odd types: text as a
-file, JSON of every type, half characters, fields twice. So many requests of each operation of the
-API and each of two ways, as its OpenAPI document allows and as it does not, come from
-schemathesis, which also checks that the answers are such as the document says. All in one process,
-on SQLite; only decoding has a process of its own, as always. The same seed sends the same. Linux
-only. The last line is the verdict; the exit status is 1 where the promise is broken.
+`--inputs` uploads are valid files of every kind (PNG, JPEG, DICOM, NIfTI, ZIP) with one to three
+mutations. One in four is sent by the web form, with unusual text in its fields; the others use the
+API. The worker then reads what was accepted, with the shipped models, and the scans' pages are
+opened. Each route that takes a body, of the pages (including administrators') and of the API, gets
+as many requests with fields of unexpected types: text as a file, JSON of every type, lone
+surrogates, duplicate fields. Schemathesis generates `--requests` valid and as many invalid requests
+for each operation of the OpenAPI document, and also checks that the responses conform to it.
+Everything runs in one process, on SQLite; only decoding has its own process, as always. The same
+seed sends the same input. Linux only. The last line is the verdict; the exit status is 1 if a
+guarantee is violated.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main() -> int:
         "--requests",
         type=int,
         default=50,
-        help="requests per operation of the API, each for valid and invalid ones; 0 asks for none"
+        help="valid requests per operation of the API, and as many invalid ones; 0 for none"
         " (default 50)",
     )
     parser.add_argument(

@@ -17,8 +17,8 @@ from worker.prediction import answer_next_scans
 
 
 def ask_everything(service: Service, requests: int, seed: int, tally: Tally) -> None:
-    """Send so many requests of each operation in each of two ways; every answer must be such as the
-    document says, and none 500 or more.
+    """Send that many valid and that many invalid requests for each operation; every response must
+    conform to the document, and none may have status 500 or more.
     """
     service.renew_token()
     headers = {"Authorization": f"Bearer {service.token}"}
@@ -38,15 +38,15 @@ def ask_everything(service: Service, requests: int, seed: int, tally: Tally) -> 
         if not isinstance(result, Ok):
             tally.broken.append(f"the OpenAPI document is invalid: {result.err()}")
             continue
-        # New ones, since the previous operation may have deleted them.
+        # New scans, since the previous operation may have deleted them.
         operation, ids = result.ok(), {"scan_id": _scans(service)}
         for mode in GenerationMode:
             for_each_case(operation, mode, ask, requests=requests, seed=seed, ids=ids)
 
 
 def _scans(service: Service) -> list[str]:
-    """Return the ids of a slice and a series with verdict and heat maps, of a scan that failed, and
-    of one that waits.
+    """Return the ids of a slice and a series with verdict and heat maps, of a failed scan, and of a
+    queued one.
     """
     client, ids = service.client(), []
 

@@ -24,8 +24,8 @@ from worker.prediction import answer_next_scans
 
 REFUSALS = (413, 415, 422)
 UPLOAD_MB = 32
-"""Maximum memory growth of the receiving process per upload; uploads are streamed, whatever sizes
-the file claims.
+"""Maximum memory growth of the receiving process per upload, in MB; uploads are streamed, whatever
+size the file claims to have.
 """
 BY_FORM = 0.25
 """The share of uploads by web form; the others use the API."""
@@ -37,7 +37,8 @@ def upload_spoiled_files(
     """Send that many files, run the worker, check every row and file, and delete the results.
 
     Args:
-        keep: folder for the files of a batch that broke something; names start with their numbers.
+        keep: folder for the files of a batch that violated a guarantee; their names start with
+            their numbers.
     """
     by_kind: dict[str, list[Seed]] = {}
     for sound in seeds():
@@ -118,8 +119,8 @@ def _send(
 
 
 def _judge(service: Service, kinds: dict[str, str], tally: Tally) -> None:
-    """Check that each scan is done or failed with a sentence, and that the storage holds exactly
-    the rows' files.
+    """Check that each scan is done, or failed with an error message, and that the storage holds
+    exactly the files that rows name.
     """
     scans = db.session.scalars(select(Scan)).all()
     tally.check(

@@ -23,7 +23,7 @@ KEY = "Idempotency-Key"
 
 
 def schema_of(app: Flask) -> OpenApiSchema:
-    """Return what the application's OpenAPI document says."""
+    """Return the schema in the application's OpenAPI document."""
     config = SchemathesisConfig.from_path(PROJECT_ROOT / "schemathesis.toml")
     return schemathesis.openapi.from_wsgi(DOCUMENT, app, config=config)
 
@@ -37,10 +37,10 @@ def for_each_case(
     seed: int,
     ids: Mapping[str, Sequence[str]],
 ) -> None:
-    """Call `check` with `requests` generated requests of an operation: such as the document allows,
-    or such as it does not; some of them for one of the `ids` of a path's parameter.
+    """Call `check` with `requests` generated requests for an operation, valid or invalid according
+    to the document; some use one of the `ids` as a path parameter.
 
-    Each valid request has an `Idempotency-Key` of its own: a made-up one soon comes twice.
+    Each valid request has its own `Idempotency-Key`: generated keys would soon repeat.
     """
     chosen = strategies.none() | strategies.fixed_dictionaries(
         {name: strategies.sampled_from(list(known)) for name, known in ids.items()}
@@ -66,5 +66,5 @@ def for_each_case(
         check(case)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Generated values are odd on purpose.
+        warnings.simplefilter("ignore")  # Generated values are unusual on purpose.
         run()

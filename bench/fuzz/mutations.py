@@ -257,7 +257,7 @@ def _archive_spoiled(content: bytes, rng: random.Random) -> bytes:
 def _zip(members: Sequence[tuple[str, bytes]], rng: random.Random) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as archive:
-        warnings.simplefilter("ignore")  # Of a duplicate name.
+        warnings.simplefilter("ignore")  # Warnings about a duplicate name.
         for name, content in members:
             info = zipfile.ZipInfo(name)
             info.external_attr = (

@@ -49,13 +49,13 @@ TITLES = (
 CHOICES = ("", "y", "n", "0", "off", "\0", MARKUP)
 TEMPLATES = PROJECT_ROOT / "webapp" / "templates"
 TARGET = "fuzz-target"
-"""Whoever is disabled and deleted."""
+"""The user who is disabled and deleted."""
 NAME = re.compile(r'\bname="([a-z_]+)"')
 PARAMETER = re.compile(r"<(?:\w+:)?(\w+)>")
 FOR_PROGRAMS = ("/api/", "/dicom-web/")
 WITH_BODY = {"POST", "PUT", "PATCH"}
 NOT_POSTED = ("/logout", "/account/logins/end-others")
-"""They have no fields, and end the logins that the other posts need."""
+"""Routes without fields, which end the sessions that the other requests need."""
 SHARE_OF_FIELDS = 0.3
 VALUES: tuple[object, ...] = (
     *(0, -1, 1.5, 10**30, True, None),
@@ -64,14 +64,14 @@ VALUES: tuple[object, ...] = (
 )
 TEXTS = ("text", "123456", "", "-1", "9" * 400, "NaN", "\0", MARKUP, "x" * 10_000)
 RAW = (b"%ED%A0%80", b"%FF", b"%00", b"a&a&=&&", b"%", b"%F0%9F")
-"""Values of a form as they are sent: half characters, and what is none."""
+"""Form values as they are sent, including lone surrogates and invalid text."""
 REFUSAL = re.compile(r'<p class="error"[^>]*>(.*?)</p>', re.DOTALL)
 
 
 def post_odd_types(service: Service, posts: int, seed: int, tally: Tally) -> None:
-    """Send so many bodies with fields of odd types to each route that takes one: those of pages as
-    an administrator, to whom all are open, one without a second factor, one with, and one who was
-    asked for the code; those of the API with the token of one.
+    """Send that many bodies with fields of unexpected types to each route that takes a body: to
+    pages as an administrator (who may open all of them), as a user without a second factor, as one
+    with it, and as one who was asked for the code; to the API with an administrator's token.
     """
     rng = random.Random(f"{seed} odd types")
     browsers = [
@@ -131,8 +131,8 @@ def property_names(app: Flask) -> list[str]:
 
 
 def _parameters(service: Service, browser: Browser, token: str) -> dict[str, str]:
-    """Return what stands for the parameters of a route: ids of what there is, of a person of whom
-    nothing else is needed, and a link to a new password.
+    """Return values for the parameters of routes: ids of existing objects, a user whom nothing else
+    needs, and a link for resetting a password.
     """
     with service.app.app_context():
         target = User(username=TARGET, password=PASSWORD)
@@ -155,13 +155,14 @@ def _parameters(service: Service, browser: Browser, token: str) -> dict[str, str
 
 
 def _address(route: str, parameters: Mapping[str, str]) -> str:
-    """Return an address of a route; an unknown parameter is the number 1, which is no id."""
+    """Return the URL of a route; an unknown parameter becomes the number 1, which is no id."""
     return PARAMETER.sub(lambda match: parameters.get(match[1], "1"), route)
 
 
 def _odd_body(rng: random.Random, names: Sequence[str]) -> dict[str, Any]:
-    """Return a body with fields of odd types as arguments of a test client: JSON, a form in which
-    fields are texts, files or both, once or several times, or one with values that are no text.
+    """Return a body with fields of unexpected types, as arguments of a test client: JSON, a form
+    whose fields are text, files or both, once or several times, or a form with values that are not
+    text.
     """
     fields = [name for name in names if rng.random() < SHARE_OF_FIELDS]
     kind = rng.choice(("json", "form", "form", "raw"))
@@ -191,7 +192,7 @@ def _ask_odd_types(
     names: Sequence[str],
     parameters: Mapping[str, str],
 ) -> None:
-    """Ask for an operation of the API with a body of odd types."""
+    """Send a body with unexpected types to an operation of the API."""
     method, route = operation
     address = _address(route, parameters)
     answer = client.open(address, method=method, **_odd_body(rng, names))
@@ -201,7 +202,7 @@ def _ask_odd_types(
 
 
 class Browser:
-    """A browser in which a person of the fuzzer is logged in."""
+    """A browser in which one of the fuzzer's users is logged in."""
 
     def __init__(self, service: Service, username: str = USERNAME) -> None:
         self.service = service
@@ -213,12 +214,12 @@ class Browser:
         self._csrf_token = self._token("/scans")
 
     def give_password(self, username: str) -> None:
-        """Log in as that person, as far as the password does it."""
+        """Log in as that user, as far as a password alone goes."""
         self._csrf_token = self._csrf_token or self._token("/login")
         self._post("/login", username=username, password=PASSWORD)
 
     def make_reset_link(self) -> str:
-        """Return the secret of a new link with which the usual person sets a new password."""
+        """Return the secret of a new link with which the usual user can reset the password."""
         with self.service.app.app_context():
             user_id = db.session.scalar(select(User.id).where(User.username == USERNAME))
         page = self._post(f"/admin/users/{user_id}/reset-link")
@@ -268,7 +269,7 @@ class Browser:
         return ids, unescape(refusal)
 
     def look_at(self, scan_id: str, tally: Tally) -> None:
-        """Open the page of a scan and the history."""
+        """Open a scan's page and the history."""
         for page, name in (
             (f"/scans/{scan_id}", "GET /scans/{scan_id} (the page)"),
             ("/scans", "GET /scans (the page)"),
@@ -285,7 +286,7 @@ class Browser:
         names: Sequence[str],
         parameters: Mapping[str, str],
     ) -> None:
-        """Post a form whose fields are of other types than a browser sends."""
+        """Post a form whose fields have other types than a browser sends."""
         answer = self.client.post(
             _address(route, parameters),
             headers={"X-CSRFToken": self._csrf_token},

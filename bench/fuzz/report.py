@@ -27,11 +27,11 @@ page renders as markup. A ZIP file may become several scans.
 """
 OUTCOMES = ("refused", "done", "failed")
 MOST_SENTENCES = 12
-"""Number of most frequent sentences listed per format."""
+"""Number of most frequent error messages listed per format."""
 
 
 def report(tally: Tally, options: argparse.Namespace, took_s: float) -> str:
-    """Return the page, which ends in the verdict."""
+    """Return the page, which ends with the verdict."""
     introduction = INTRODUCTION.format(
         command=(
             f"python -m bench.fuzz --inputs {options.inputs} --requests {options.requests} --seed"

@@ -24,12 +24,12 @@ from worker import decoder
 from worker.heartbeat import Heartbeat
 
 BATCH = 8
-"""Uploads between two rounds of the worker: what it claims at once."""
+"""Uploads between two rounds of the worker: the number that it claims at once."""
 USERNAME, PASSWORD = "fuzz", "whoever fuzzes logs in with it"
 ADMIN, ADMIN_WITH_FACTOR = "fuzz-admin", "fuzz-admin-2"
 UNHANDLED = 1
-"""Exit status of a child that met an exception which nobody expected. Signals are what limits and
-crashing decoders end in.
+"""Exit status of a decoder process that met an unexpected exception. Resource limits and crashing
+decoders end in signals instead.
 """
 
 
@@ -41,7 +41,7 @@ class Tally:
         outcomes: by kind of the seed file: "refused" uploads, and scans by status.
         sentences: error messages by kind, without numbers.
         statuses: status codes of API and pages, by operation.
-        deaths: exits of the decoder process, by exit status.
+        deaths: abnormal exits of the decoder process, by exit status.
     """
 
     broken: list[str] = field(default_factory=list)
@@ -60,7 +60,9 @@ class Tally:
 
 
 class Overheard(logging.Handler):
-    """Hears what the log says: an error is broken by itself, and a child that died is counted."""
+    """Reads the log: an error violates the guarantees by itself, and dead child processes are
+    counted.
+    """
 
     def __init__(self, tally: Tally) -> None:
         super().__init__(logging.WARNING)
@@ -79,8 +81,8 @@ class Overheard(logging.Handler):
 
 
 class Service:
-    """Hemoscan in this process, on SQLite in a folder, with the models that ship; its queue is
-    asked directly.
+    """Hemoscan in this process, on SQLite in a folder, with the shipped models; its queue is
+    processed directly.
     """
 
     def __init__(self, home: Path) -> None:
@@ -93,7 +95,7 @@ class Service:
                 "STORAGE_URL": f"file://{home / 'files'}",
                 "RATELIMIT_ENABLED": False,
                 "QUOTA_MB": 0,
-                # What can be read is scored, whatever it shows: that is a longer way.
+                # Everything readable is predicted, whatever it shows: that exercises more code.
                 "CHECK_HEAD_CT": "0",
             }
         )
@@ -145,7 +147,7 @@ class Service:
         return client
 
     def files(self) -> set[str]:
-        """Return the keys of all files in the storage but the models'."""
+        """Return the keys of all files in the storage, except those of models."""
         root = self.home / "files"
         keys = (str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
         return {key for key in keys if not key.startswith(("models/", "databases/"))}
@@ -153,7 +155,9 @@ class Service:
 
 @contextmanager
 def service(home: Path, tally: Tally) -> Iterator[Service]:
-    """Give the service; what its log says and what its children took goes into `tally`."""
+    """Yield the service; errors in its log and the resources used by its child processes are
+    recorded in `tally`.
+    """
     overheard = Overheard(tally)
     root = logging.getLogger()
     running = Service(home)

@@ -36,8 +36,8 @@ CARD, FEATURES, HEAD, TYPES, SEEN = (
 
 
 OUTLINE = "outline"
-"""The output of features.onnx, in addition to the maps, of a model that outlines hemorrhages: the
-probability at each place of its input, float32 (N, m, m).
+"""The name of the output of features.onnx, in addition to the maps, of a model that outlines
+hemorrhages: the probability at each position of its input, float32 (N, m, m).
 """
 
 
@@ -54,8 +54,8 @@ class InitialWeights:
     Attributes:
         kind: "random", "file" or "model".
         name, sha256: of a file.
-        id, architecture, command, datasets, fingerprint, initial_weights: of a model of ours, from
-            its card.
+        id, architecture, command, datasets, fingerprint, initial_weights: of one of Hemoscan's own
+            models, from its card.
     """
 
     kind: str
@@ -76,7 +76,8 @@ class LocalLevel:
     Attributes:
         scans: the number of scans that it was fitted to.
         platt: "slope" and "offset" for the log-odds of shipped probabilities.
-        before, after: what the threshold means there with shipped and with local probabilities.
+        before, after: what the threshold means at the site with shipped and with local
+            probabilities.
     """
 
     scans: int
@@ -90,7 +91,7 @@ class LocalCalibration:
     """A calibration to one site (`ml.validation.site_calibration`).
 
     Attributes:
-        model: id of the model before.
+        model: id of the model before calibration.
         dataset: name of the site's data set.
         slice, scan: what was calibrated; None if not.
     """
@@ -113,7 +114,7 @@ class TrainingData:
         images, positive, negative: numbers of labeled slices, and of those with and without
             hemorrhage.
         groups: number of groups (patients and near-duplicates) of the labeled slices.
-        judged, scans: numbers of test slices and scans; None for scans in early cards.
+        judged, scans: numbers of test slices and test scans; the latter is None in early cards.
         licence_notes: sentences.
         local_calibration: of a model that was calibrated to one site.
     """
@@ -178,8 +179,8 @@ class TypeMetrics:
 
 @dataclass(frozen=True)
 class TypeScore:
-    """Probability and rank among `of` patients of a patient with a type; None if the model of that
-    fold does not predict the type.
+    """Predicted probability of a type for one patient, and its rank among `of` patients; None if
+    that fold's model does not predict the type.
     """
 
     probability: float | None
@@ -195,8 +196,8 @@ class TypeFigures:
         given: whether the model predicts it.
         slices, patients: how many show it.
         of_slices, of_patients: how many have known types.
-        slice, patient: metrics on held-out data; None where few patients show the type.
-        scores: instead of these, the score of each of those patients, the highest first.
+        slice, patient: metrics on held-out data; None if few patients show the type.
+        scores: in that case, the score of each of those patients, the highest first.
     """
 
     given: bool
@@ -216,14 +217,13 @@ class TypeFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class OutlineFigures:
-    """How well outlines agree with annotated ones on held-out data; means with intervals over
+    """Agreement of outlines with annotations on held-out data; means with confidence intervals over
     patients.
 
     Attributes:
-        slice_dice, slice_iou: Dice's coefficient and intersection over union of slices with
+        slice_dice, slice_iou: Dice coefficient and intersection over union of slices with
             hemorrhage.
-        patient_dice, patient_iou: those of all annotated slices of a patient with hemorrhage
-            together.
+        patient_dice, patient_iou: the same over all annotated slices of a patient with hemorrhage.
         without_outline: the share of slices without hemorrhage in which nothing is outlined.
     """
 
@@ -256,15 +256,17 @@ class Card:
             (`ml.evaluation.calibration.predictive_values_outside_band`).
         points: by level, "slice" and "patient": each named operating point
             (`ml.training.operating_points.named_points`); empty in cards that predate them.
-        curves: by level, "slice" and "patient": what thresholds find, for choosing one
-            (`ml.training.operating_points.threshold_curves`); empty in cards that predate them.
+        curves: by level, "slice" and "patient": sensitivity and specificity by threshold, for
+            choosing one (`ml.training.operating_points.threshold_curves`); empty in cards that
+            predate them.
         controls: results of `ml.training.controls`.
         heat_maps: how often the heat maps of true positives in the held-out folds passed
             `ml.validation.heat_map_tests`.
-        outlines: by data set, how well the outlines of the hemorrhage agree with annotated ones;
-            empty where the model gives no outlines.
-        types: where the labels name types of hemorrhage, each of `ml.catalogue.BLEEDING_TYPES`.
-        blocked_because: why the controls rule out promotion, in a sentence; else empty.
+        outlines: by data set, how well the outlines of the hemorrhage agree with annotations; empty
+            if the model gives no outlines.
+        types: figures for each of `ml.catalogue.BLEEDING_TYPES`, if the labels name types of
+            hemorrhage.
+        blocked_because: why the controls rule out promotion, as a sentence; empty if they do not.
         roc: [false positive rate, true positive rate] pairs of slices, at most 200 (of the first
             repeat).
         confusion: tp, fp, tn, fn of slices at the folds' thresholds (of the first repeat).
@@ -317,7 +319,11 @@ class Card:
     checksum: str = ""
 
     def to_json(self) -> str:
-        """Return the card as JSON text; raise ValueError for NaN, which JSON does not know."""
+        """Return the card as JSON text.
+
+        Raises:
+            ValueError: a value is NaN or infinite, which JSON cannot represent.
+        """
         return json.dumps(to_json(self), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -338,7 +344,7 @@ class Card:
                 f"The model's format is {read.get('format')!r}; this version reads format {FORMAT}."
             )
         if isinstance(points := read.get("points"), dict):
-            require_sound(points)  # before the types, as its sentences say more
+            require_sound(points)  # before the types, since its messages are more specific
         try:
             card = from_json(cls, read)
         except JsonError as err:
@@ -379,7 +385,7 @@ class Card:
         return self.scan_threshold, self.scan_uncertain_low, self.scan_uncertain_high
 
     def with_thresholds(self, of_slices: float | None, of_scans: float | None) -> Card:
-        """Return the card with other thresholds for a scan of one slice and of several; None keeps
+        """Return the card with other thresholds for scans of one slice and of several; None keeps
         the card's own.
 
         The inconclusive band is widened to include a threshold outside it.

@@ -34,7 +34,7 @@ MAX_CARD_BYTES = 8 * 2**20
 
 
 def write_model(out_dir: Path, card: Card, files: Mapping[str, Path | bytes]) -> Card:
-    """Write a model folder; `out_dir` does not exist until all of it is on disk.
+    """Write a model folder atomically: `out_dir` does not exist until all of it is on disk.
 
     Args:
         out_dir: the folder, which must not exist.
@@ -73,7 +73,7 @@ def write_model(out_dir: Path, card: Card, files: Mapping[str, Path | bytes]) ->
         (unfinished / CARD).write_text(text, encoding="utf-8")
         for path in unfinished.iterdir():
             flush_to_disk(path)
-        # mkdtemp makes a private folder, but the web process may run as another user
+        # mkdtemp creates a private folder, but the web process may run as another user
         unfinished.chmod(0o755)
         unfinished.rename(out_dir)
         flush_to_disk(out_dir.parent)

@@ -43,7 +43,7 @@ def _lines(card: Card) -> Iterator[str]:
 
 
 def _use(card: Card) -> Iterator[str]:
-    """Yield what the model may be used for, and from which probability on it calls a scan
+    """Yield what the model may be used for, and the probability from which it calls a scan
     positive.
     """
     yield from (f"- {note}" for note in card.data.licence_notes)
@@ -127,7 +127,7 @@ def _named(values: Mapping[str, object]) -> str:
 
 
 def _points(points: Mapping[str, Mapping[str, PointFigures]]) -> Iterator[str]:
-    """Yield what each named operating point means: a table by scan, one by slice, and a sentence
+    """Yield what each named operating point means: one table by scan, one by slice, and a sentence
     for each point.
     """
     for level in NOUNS if points else ():
@@ -213,8 +213,8 @@ def _outlines(outlines: Mapping[str, OutlineFigures]) -> Iterator[str]:
 
 
 def _types(types: Mapping[str, TypeFigures]) -> Iterator[str]:
-    """Yield the performance on each type of hemorrhage in the held-out folds; for a type that few
-    patients show, each patient's probability.
+    """Yield the performance for each type of hemorrhage in the held-out folds; for a type that few
+    patients show, each patient's probability instead.
     """
     if not types:
         return

@@ -17,7 +17,7 @@ DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 DEEPEST = 40
 """Maximum nesting of messages; real graphs have fewer than ten levels."""
 
-# By message of onnx.proto: field number -> what it holds.
+# For each message type of onnx.proto: field number -> its content.
 _LEADS_TO = {
     "model": {7: "graph", 8: "opset", 20: "training", 25: "functions"},
     "training": {1: "graph", 2: "graph"},
@@ -110,7 +110,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """Return the varint that begins at `place` and the position after it."""
+    """Return the varint that starts at `place`, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         byte = message[place]

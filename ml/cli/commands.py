@@ -1,7 +1,7 @@
 """The commands of `python -m ml`.
 
-Imported inside each is what starts slowly: it loads TensorFlow, scikit-learn, SciPy, matplotlib or
-ONNX Runtime, for which `python -m ml card` need not wait.
+Imported inside each command are the modules that are slow to import because they load TensorFlow,
+scikit-learn, SciPy, matplotlib or ONNX Runtime, which `python -m ml card` does not need.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def train_command(options: argparse.Namespace, stack: ExitStack, arguments: list
 
 
 def predict_command(options: argparse.Namespace, stack: ExitStack, arguments: list[str]) -> None:
-    """Predict scans, one line each; a folder is one series. Unreadable scans get a line, too; it is
-    an error if none can be read.
+    """Predict scans and print one line for each; a folder is one series. Unreadable scans get a
+    line, too; it is an error only if no scan can be read.
     """
     from ml.inference.predictor import Predictor
 
@@ -146,7 +146,7 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, arguments: li
 
 
 def _predicted(path: Path, predictor: Any, outline: Path | None) -> dict[str, Any]:
-    """Return what is reported of one scan, and write its outline where that is asked for."""
+    """Return what is reported for one scan, and write its outline if requested."""
     row: dict[str, Any] = {
         "path": str(path),
         "probability": None,
@@ -262,7 +262,7 @@ def simulate_calibration_command(
 def ship_answers_command(
     options: argparse.Namespace, stack: ExitStack, arguments: list[str]
 ) -> None:
-    """Write the out-of-fold answers of a training without names."""
+    """Write a training run's out-of-fold predictions without file and patient names."""
     from ml.validation.shipped_answers import ship_answers
 
     opened = [
@@ -289,7 +289,7 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, arguments: li
                 figures.append(("auroc within folds", run.auroc_within_folds))
             shown = "  ".join(f"{name} {figure(estimate)}" for name, estimate in figures)
             say(f"  {run.run:{width}}  {shown}")
-        # a data set may be named "all", too
+        # a data set may be named "all"
         for dataset, level_compared in [("all", compared), *(compared.by_dataset or {}).items()]:
             for difference in level_compared.differences:
                 say(
@@ -366,7 +366,7 @@ def _model_folder(name: str) -> Path:
 
 
 def _deciding(arguments: list[str]) -> list[str]:
-    """Return the arguments that affect the results; the card already holds its notes."""
+    """Return the arguments that affect the results; the notes are already in the card."""
     return [
         word
         for before, word in zip(["", *arguments], arguments, strict=False)

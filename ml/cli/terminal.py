@@ -13,8 +13,8 @@ EVERY_S, EVERY_S_IN_A_LOG = 0.2, 10.0
 
 
 class StatusLine:
-    """Says how far a command is and how long the rest will take, on standard error: one line that
-    is written over at a terminal, a line every ten seconds in a log.
+    """Reports the progress of a command and the estimated time left on standard error: one line
+    that is overwritten on a terminal, one line every ten seconds in a log.
 
     `doing` names what `count` counts.
     """
@@ -24,7 +24,7 @@ class StatusLine:
         self._began, self._first, self._shown_at = time.monotonic(), -1, float("-inf")
 
     def count(self, done: int, total: int) -> None:
-        """Report how many of how many are done."""
+        """Report the numbers of items done and in total."""
         if self._first < 0:
             self._began, self._first = time.monotonic(), done
         gained, passed = done - self._first, time.monotonic() - self._began
@@ -56,7 +56,7 @@ def minutes(seconds: float) -> str:
 
 
 def say_states(states: StatesByLabel) -> None:
-    """Write how many verdicts are in each state, by label."""
+    """Write the number of verdicts in each state, by label."""
     for label, counts in (
         ("with hemorrhage", states.with_hemorrhage),
         ("without", states.without),

@@ -14,9 +14,11 @@ from ml.errors import DatasetError
 
 ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
 DOCUMENTS = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".jar")
-"""Archives that nobody means to be unpacked."""
+"""Nested archives, which nobody expects to be unpacked."""
 LONGEST_TAIL = 2**16 + 22 + 76
-"""Bytes behind the directory of an archive: a comment, and the records that say where it lies."""
+"""Maximum length of what follows the directory of an archive: a comment, and the records that give
+its position.
+"""
 
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024
@@ -31,7 +33,7 @@ DAMAGED = (
     UnicodeDecodeError,
     struct.error,
 )
-"""What zipfile raises for a damaged archive."""
+"""The exceptions that zipfile raises for a damaged archive."""
 
 
 def unpack(
@@ -81,8 +83,8 @@ def unpack(
 
 
 def _require_fewer_entries(archive: Path, most: int) -> None:
-    """Refuse an archive by its directory, which zipfile would read whole: each of its entries is
-    counted, folders as well, and none is kept.
+    """Refuse an archive by its directory before zipfile reads all of it into memory: its entries,
+    including folders, are counted without being kept.
     """
     size = archive.stat().st_size
     with archive.open("rb") as file:
@@ -94,7 +96,7 @@ def _require_fewer_entries(archive: Path, most: int) -> None:
             raise zipfile.BadZipFile
         (length,) = struct.unpack_from("<I", tail, end + 12)
         start = tail_at + end - length
-        if end >= 76 and tail[end - 20 : end - 16] == b"PK\x06\x07":  # the form for large archives
+        if end >= 76 and tail[end - 20 : end - 16] == b"PK\x06\x07":  # ZIP64
             record = tail[end - 76 : end - 20]
             (length,) = struct.unpack_from("<Q", record, 40)
             start = tail_at + end - 76 - length
@@ -113,12 +115,12 @@ def _require_fewer_entries(archive: Path, most: int) -> None:
 
 
 def path_in(info: zipfile.ZipInfo) -> str:
-    """Return the path of a member in the folder that `unpack` makes."""
+    """Return the path of a member in the folder that `unpack` creates."""
     return Path(_path(info)).as_posix()
 
 
 def _path(info: zipfile.ZipInfo) -> str:
-    """Return a member's name; some Windows programs divide folders by backslashes."""
+    """Return a member's name; some Windows programs separate folders by backslashes."""
     return info.filename.replace("\\", "/")
 
 

@@ -8,32 +8,32 @@ from collections.abc import Iterator
 import numpy as np
 
 UNRELATED_ALIKE = 0.65
-"""Share of bits that images of different patients have in common, roughly: where it is larger, a
-search takes longer.
+"""Approximate share of bits on which images of different patients agree; if it is larger, a search
+takes longer.
 """
 
 
 MISSED = 1e-6
-"""Probability that a search misses a pair that differs in as many bits as it allows; one that
-differs in fewer is missed more rarely.
+"""Probability that a search misses a pair that differs in exactly the permitted number of bits;
+pairs that differ in fewer bits are missed less often.
 """
 
 
 FEWEST_DRAWN, MOST_DRAWN = 8, 32
 
 Pairs = Iterator[tuple[np.ndarray, np.ndarray]]
-"""Arrays of positions of codes, and of the others that each may be like."""
+"""Arrays of positions of codes, and of the others that each may be similar to."""
 
 
 def similar_pairs(codes: np.ndarray, others: np.ndarray, differing: int) -> Pairs:
     """Yield pairs of codes (n, bits) and others (m, bits), 0 or 1: those that differ in at most
-    `differing` bits, each missed with the probability `MISSED` at most, and some that differ in
-    more. A pair may come several times.
+    `differing` bits, each missed with a probability of at most `MISSED`, and some that differ in
+    more. A pair may be yielded several times.
 
-    Locality-sensitive hashing (P. Indyk and R. Motwani, STOC 1998): a table puts those into one
-    place that agree in a few bits drawn at random. With more codes, more bits are drawn, so that
-    unrelated ones rarely meet, and there are more tables, so that similar ones meet in at least
-    one. The draw is the same each time.
+    Locality-sensitive hashing (P. Indyk and R. Motwani, STOC 1998): each hash table uses a few
+    randomly drawn bits as its key, so that codes which agree in these bits share a bucket. With
+    more codes, more bits are drawn, so that unrelated codes rarely collide, and there are more
+    tables, so that similar codes collide in at least one. The draw is the same each time.
     """
     if not len(codes) or not len(others):
         return
@@ -54,7 +54,7 @@ def similar_pairs(codes: np.ndarray, others: np.ndarray, differing: int) -> Pair
 
 
 def size_of_search(bits: int, others: int, differing: int) -> tuple[int, int]:
-    """Return how many bits a table draws, and the number of tables."""
+    """Return the number of bits that a table draws, and the number of tables."""
     wanted = math.ceil(math.log(others) / -math.log(UNRELATED_ALIKE))
     drawn = min(max(wanted, FEWEST_DRAWN), MOST_DRAWN)
     apart = max(differing, 1)

@@ -14,10 +14,10 @@ def with_corrections(
 ) -> list[Example]:
     """Return the examples with corrected labels: 1 for hemorrhage, 0 for none, None for unknown.
 
-    The types of hemorrhage recorded for a corrected slice no longer count: without
-    hemorrhage there are none, otherwise they are unknown. A scan that was labeled negative and now
-    has a positive slice is positive, with unknown types; one of which all slices are labeled now
-    needs no label of its own.
+    The types of hemorrhage recorded for a corrected slice no longer count: without hemorrhage there
+    are none, otherwise they are unknown. A scan that was labeled negative and now has a positive
+    slice becomes positive, with unknown types; a scan whose slices are now all labeled no longer
+    needs a label of its own.
 
     Args:
         examples: all images of a data set.

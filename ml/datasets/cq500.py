@@ -64,8 +64,7 @@ def is_cq500(table: Path) -> bool:
 def from_cq500(
     base: Path, table: Path, dataset: str, on_header: Callable[[int], None] = lambda total: None
 ) -> tuple[str, list[Example], list[str]]:
-    """Return the layout's name, an example for each slice or slab, and notes about excluded
-    scans.
+    """Return the layout's name, an example for each slice or slab, and notes about excluded scans.
 
     `on_header` is as in `ml.datasets.layouts.find_examples`.
 
@@ -113,9 +112,7 @@ def _of_scan(
     types: frozenset[str] | None,
     problems: list[str],
 ) -> Iterator[Example]:
-    """Yield an example for each slice or slab of a scan; what is wrong with it is added to
-    `problems`.
-    """
+    """Yield an example for each slice or slab of a scan; append its problems to `problems`."""
     name = f"CQ500-CT-{number}"
     if label is None:
         problems.append(
@@ -191,7 +188,7 @@ def _read(table: Path) -> dict[int, tuple[int | None, frozenset[str] | None]]:
         match = SCAN.match(row.get("name", ""))
         if match is None:
             raise DatasetError(
-                f"{table.name}, line {line}: {row.get('name', '')[:60]!r} is no name such as"
+                f"{table.name}, line {line}: {row.get('name', '')[:60]!r} is not a name such as"
                 " CQ500-CT-0."
             )
         number = int(match.group(1))

@@ -29,7 +29,9 @@ TAGS = [
 ]  # fmt: skip
 
 LONGEST_TEXT = 1000
-"""Of a value: DICOM allows 64 characters, and the values of 50,000 files must fit in memory."""
+"""Maximum length of a value: DICOM allows 64 characters, and the values of 50,000 files must fit in
+memory.
+"""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _header_of(path: Path, header: pydicom.Dataset) -> Header:
         numbers_of(header, "ImageOrientationPatient", 6),
         numbers_of(header, "ImagePositionPatient", 3),
     )
-    # without directions a slice is taken to be axial
+    # without directions, a slice is assumed to be axial
     place_mm, is_axial = None if corner is None else corner[2], True
     if directions is not None:
         normal = np.cross(directions[:3], directions[3:])

@@ -17,16 +17,16 @@ from ml.scans.slices import Series, Slice
 class Example:
     """One labeled slice.
 
-    `name` is the path inside the data set, `label` 1 for hemorrhage, 0 for none, None for unknown.
-    Images with the same `group` are never on both sides of a split. `sha256` and `dhash` identify
-    file and picture. `mask` is an image of the same size with the segmentation of the hemorrhage:
-    the column `mask` of the table, or the file of that name in `masks/`. `types` are those of
-    `ml.catalogue.BLEEDING_TYPES` that the slice shows, None if not annotated: the column `subtypes`
-    of the table. `scan_label` and `scan_types` are scan-level labels, None if there are none or if
-    all slices are labeled. `scan` distinguishes a patient's scans; empty if they are not
-    distinguished. `beside`
-    are neighboring thin slices that are averaged with it into a slab (`ml.scans.slabs`). `place_mm`
-    is its position toward the head, known for all readable slices of a scan or for none.
+    `name` is the path inside the data set; `label` is 1 for hemorrhage, 0 for none, None for
+    unknown. Images with the same `group` are never on both sides of a split. `sha256` and `dhash`
+    identify the file and the image content. `mask` is an image of the same size with the
+    segmentation of the hemorrhage: the column `mask` of the table, or the file of that name in
+    `masks/`. `types` are those of `ml.catalogue.BLEEDING_TYPES` that the slice shows, None if not
+    annotated: the column `subtypes` of the table. `scan_label` and `scan_types` are scan-level
+    labels, None if there are none or if all slices are labeled. `scan` distinguishes a patient's
+    scans; empty if they are not distinguished. `beside` are neighboring thin slices that are
+    averaged with it into a slab (`ml.scans.slabs`). `place_mm` is its position toward the head,
+    known for all readable slices of a scan or for none.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class Example:
 
     @property
     def scan_name(self) -> str:
-        """The scan's name in tables of predictions: the patient, and which scan if there are
+        """The scan's name in tables of predictions: the patient, with the scan if there are
         several; empty without a patient.
         """
         return (
@@ -61,7 +61,7 @@ class Example:
 
 def scan_key(example: Example) -> tuple[str, str, str]:
     """Return a key shared by the slices of one scan: data set, patient and scan; an image without a
-    patient has a key of its own.
+    patient has its own key.
     """
     return example.dataset, example.patient or "", example.scan if example.patient else example.name
 
@@ -69,7 +69,7 @@ def scan_key(example: Example) -> tuple[str, str, str]:
 def slice_of(
     example: Example, *, may_be_bare: bool = False, decode: Callable[..., Series] = read_series
 ) -> Slice:
-    """Read an example by `decode`: its file's slice, or the mean of a slab's.
+    """Read an example with `decode`: the slice in its file, or the mean of the slices of a slab.
 
     Raises:
         ImageError: it cannot be read, or is a file of several slices.

@@ -21,8 +21,8 @@ def assign_groups(
     group.
 
     Args:
-        keys: for each image, what identifies its group (its patient, its entry in a groups file);
-            empty for none.
+        keys: for each image, the identifier of its group (its patient, or its entry in a groups
+            file); empty for none.
         duplicates: pairs of positions.
 
     The number is the position of the group's first image.
@@ -51,7 +51,9 @@ def assign_groups(
 def groups_per_class(
     labels: Sequence[int] | np.ndarray, groups: Sequence[str] | np.ndarray
 ) -> dict[int, int]:
-    """Return how many groups hold at least one image of class 0, and of class 1."""
+    """Return how many groups hold at least one image of class 0, and of class 1; `labels` and
+    `groups` have one entry per image.
+    """
     counts = Counter(
         label
         for _, label in {

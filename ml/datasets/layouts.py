@@ -59,7 +59,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ""}
 def find_examples(
     root: Path, name: str, on_header: Callable[[int], None] = lambda total: None
 ) -> tuple[Path, str, list[Example], list[str]]:
-    """Return the folder with the data, the layout, an example for each image without opening it,
+    """Return the folder with the data, the layout, an example for each image (without opening it),
     and notes about irregularities.
 
     `group` is set where there is a patient column or a groups file, else empty.
@@ -94,7 +94,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _descend(root: Path) -> Path:
-    """Return the folder that holds the data: `root`, or the only folder in it (as in most ZIP
+    """Return the folder that holds the data: `root`, or its only subfolder (as in most ZIP
     files).
     """
     if not root.is_dir():
@@ -124,13 +124,13 @@ def _manifest_of(base: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """A table of images: the names of its columns, and the files beside it.
+    """A table of images: its column names, and the files beside it.
 
     Attributes:
         path, base: the table, and the folder of the data set.
         dataset: its name.
-        name, label, patient: columns; the last two None where there is none.
-        groups: by the name of the image as the table writes it.
+        name, label, patient: column names; the last two are None if missing.
+        groups: group by image name as written in the table.
     """
 
     path: Path
@@ -143,7 +143,7 @@ class _Manifest:
 
     @property
     def is_kaggle(self) -> bool:
-        """Whether images are named by their numbers in the folder head_ct."""
+        """Whether images are given by their numbers in the folder head_ct."""
         return self.name == "id"
 
     def example(self, row: Mapping[str, str], where: str) -> Example:
@@ -186,7 +186,7 @@ class _Manifest:
         if self.is_kaggle and re.fullmatch("[0-9]{1,9}", listed_name):
             name = f"head_ct/{int(listed_name):03d}.png"
             if not (self.base / name).is_file() and (self.base / "head_ct" / name).is_file():
-                name = f"head_ct/{name}"  # as Kaggle's own notebooks show it
+                name = f"head_ct/{name}"  # as in Kaggle's own notebooks
         if not listed_name or not is_inside(name):
             raise DatasetError(
                 f"{where}: {listed_name[:100]!r} is not the name of a file in the data set."
@@ -196,7 +196,7 @@ class _Manifest:
         return name
 
     def require_sound(self, rows: Sequence[Mapping[str, str]], examples: Sequence[Example]) -> None:
-        """Refuse groups of images that are not in the table, and images that are twice."""
+        """Refuse groups of images that are not in the table, and images that are listed twice."""
         unknown_names = sorted(set(self.groups) - {row.get(self.name, "") for row in rows})
         if unknown_names:
             raise DatasetError(
@@ -265,7 +265,7 @@ def _from_manifest(
 
 
 def _unlisted(base: Path, examples: Sequence[Example]) -> list[str]:
-    """Return the names of the images that no example names, as image or as mask."""
+    """Return the names of the images that no example refers to, as image or as mask."""
     listed = {path for example in examples for path in (example.path, example.mask) if path}
     return sorted(
         name.as_posix()
@@ -279,8 +279,8 @@ def _unlisted(base: Path, examples: Sequence[Example]) -> list[str]:
 
 
 def _mask_of(base: Path, name: str, listed_name: str, where: str) -> Path | None:
-    """Return the outline of an image: what its row names, else its own name in `masks/`, with all
-    or some of its folders.
+    """Return the mask of an image: the one named in its row, or else the file of the same name in
+    `masks/`, with all or some of its folders.
     """
     if listed_name:
         if not is_inside(listed_name) or not (base / listed_name).is_file():
@@ -311,8 +311,8 @@ def _read_groups(path: Path) -> Mapping[str, str]:
 
 
 def _from_folders(base: Path, dataset: str) -> tuple[list[Example], list[str]]:
-    """Return the images of the folders that are called as a class, also within those of a split,
-    and sentences about the other folders and files.
+    """Return the images in folders named after a class, including those inside a split's folder,
+    and notes about the other folders and files.
     """
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
@@ -333,7 +333,7 @@ def _from_folders(base: Path, dataset: str) -> tuple[list[Example], list[str]]:
             )
     for path in _visible(base):
         if path.is_file() and is_named_as_image(path, IMAGE_SUFFIXES - {""}):
-            left_out["images beside the folders of the classes"] += 1
+            left_out["images outside the class folders"] += 1
     if not examples:
         raise DatasetError(
             f"{dataset} has neither a table (labels.csv with the columns filename and label) "
@@ -343,7 +343,7 @@ def _from_folders(base: Path, dataset: str) -> tuple[list[Example], list[str]]:
 
 
 def _class_folders(base: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """Yield the folders that are called as a class; those that are not are counted by files."""
+    """Yield the folders named after a class; count the files of the others in `left_out`."""
     for folder in (path for path in _visible(base) if path.is_dir()):
         word = _word(folder)
         if word in POSITIVE_FOLDERS | NEGATIVE_FOLDERS | set(BLEEDING_TYPES):
@@ -352,7 +352,7 @@ def _class_folders(base: Path, left_out: Counter[str]) -> Iterator[Path]:
             yield from _class_folders(folder, left_out)
         elif word != "masks":
             files = sum(path.is_file() and not _is_hidden(path, base) for path in folder.rglob("*"))
-            left_out[f"the folder {folder.name} is called neither hemorrhage nor normal"] += files
+            left_out[f"the folder {folder.name} is named neither hemorrhage nor normal"] += files
 
 
 def _word(folder: Path) -> str:

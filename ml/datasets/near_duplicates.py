@@ -40,23 +40,25 @@ patients are joined; 0.974 would join some.
 
 
 SAME_PICTURE = 0.88
-"""An image whose hash has at least this similarity to one that a model has seen, or that is in
-another data set, is a copy of it, such as a JPEG version or one with another size, brightness or
-margin (`tests/ml/datasets/test_groups.py`). Images of different patients in head_ct, CT-ICH and
-PHE-SICH reach at most 0.85."""
+"""An image whose hash has at least this similarity to that of an image that a model has seen, or
+that is in another data set, counts as a copy of it, such as a JPEG version or one with another
+size, brightness or margin (`tests/ml/datasets/test_groups.py`). Images of different patients in
+head_ct, CT-ICH and PHE-SICH reach at most 0.85.
+"""
 
 
 LEAST_BITS = 32
-"""Of the 256 bits of a hash: fewer are set if an image shows only air or a speck, which identifies
-nobody. Nine of the 2,407 images of these three data sets have fewer.
+"""Minimum number of set bits among the 256 of a hash: fewer are set if an image shows only air or a
+speck, which identifies nobody. Nine of the 2,407 images of these three data sets have fewer.
 """
 
 
 PLANES, SIDES_DIFFERING = 1024, 92
-"""To search for similar thumbnails, each is described by the side of so many random planes on which
-it lies, and pairs are compared that differ in so many sides. With the correlation
-`DUPLICATE_CORRELATION`, a side differs with the probability arccos(0.975) / pi = 0.071, and more
-than 92 of 1,024 do in 1% of pairs; these are still detected, if not quite as reliably.
+"""Number of random hyperplanes for the search for similar thumbnails, and maximum number of
+differing sides. Each thumbnail is described by the sides on which it lies (random-projection
+hashing, M. Charikar 2002), and pairs that differ in few sides are compared. At the correlation
+`DUPLICATE_CORRELATION`, a side differs with probability arccos(0.975) / pi = 0.071, and 1% of pairs
+differ in more than 92 of 1,024; these are still detected, though not quite as reliably.
 """
 
 
@@ -65,8 +67,8 @@ AT_ONCE = 4096
 
 
 MOST_PAIRS, MOST_PAIRS_EACH = 100_000, 20
-"""Maximum number of pairs, plus this many per image: the pairs of thousands of copies of one image
-would exhaust the memory.
+"""Maximum number of pairs, plus this many per image: the pairs among thousands of copies of one
+image would exhaust the memory.
 """
 
 
@@ -94,7 +96,7 @@ def is_telling(dhash: str) -> bool:
 
 
 def same_pictures(dhashes: Sequence[str], others: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield the positions of hashes and of others that belong to the same image."""
+    """Yield the positions of hashes and of `others` that belong to the same image."""
     bits, of_others = bits_of(dhashes), bits_of(others)
     words, other_words = _words(bits), _words(of_others)
 
@@ -181,15 +183,15 @@ def near_duplicates(
 
 
 def _sides(flat: np.ndarray) -> np.ndarray:
-    """Return on which side of random planes thumbnails (n, pixels) lie, bool (n, `PLANES`)."""
+    """Return on which side of random hyperplanes thumbnails (n, pixels) lie, bool (n, `PLANES`)."""
     planes = np.random.default_rng(0).normal(size=(flat.shape[1], PLANES))
     sides: np.ndarray = flat @ planes.astype(np.float32) > 0
     return sides
 
 
 def _bits_differing(bits: np.ndarray) -> int:
-    """Return in how many bits hashes can differ at most from others that have the similarity
-    `SAME_PICTURE`.
+    """Return the maximum number of bits in which a hash can differ from another with a similarity
+    of at least `SAME_PICTURE`.
 
     With a and b bits set, of which c are shared, c / (a + b - c) >= s, so (1 - s) / (1 + s) of
     a + b differ at most; and b <= a / s.
@@ -199,7 +201,7 @@ def _bits_differing(bits: np.ndarray) -> int:
 
 
 def _each_once(pairs: Pairs, positions: np.ndarray) -> Pairs:
-    """Yield the pairs of different images, one way around only, by their positions."""
+    """Yield the pairs of different images by position, in one direction only."""
     for first, second in pairs:
         is_ordered = first < second
         yield positions[first[is_ordered]], positions[second[is_ordered]]
@@ -211,8 +213,8 @@ def _confirmed(
     others: int,
     most: float = math.inf,
 ) -> np.ndarray:
-    """Return the pairs that are the same image, once each, in order, as one number: the first
-    position times the number of others, plus the second position.
+    """Return the pairs that show the same image, once each, sorted, encoded as one number: the
+    first position times the number of others, plus the second position.
 
     Raises:
         DatasetError: there are more than `most`.
@@ -237,7 +239,7 @@ def _as_tuples(pairs: np.ndarray, others: int) -> Iterator[tuple[int, int]]:
 
 
 def _words(bits: np.ndarray) -> np.ndarray:
-    """Return bits (n, 256) as four numbers, uint64 (n, 4), which are compared faster."""
+    """Pack bits (n, 256) into four words, uint64 (n, 4), which compare faster."""
     return np.packbits(bits.astype(bool), axis=1).view(np.uint64)
 
 

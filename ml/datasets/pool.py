@@ -50,11 +50,11 @@ class Pool:
 
 @dataclass(frozen=True)
 class Joined:
-    """The images of all data sets, scan by scan, before initial weights are chosen.
+    """The images of all data sets, scan by scan, before the initial weights are chosen.
 
     Attributes:
         everything: all images.
-        groups: (m,) a number for each of them; those of one group have the same.
+        groups: (m,) group number of each of the m images.
         with_labels: positions of the n images whose scan has any label.
     """
 
@@ -85,7 +85,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class Start:
-    """The initial weights of a training.
+    """The initial weights of a training run.
 
     Attributes:
         weights: a file, a model folder or "random".
@@ -99,7 +99,7 @@ class Start:
 
 
 def join_datasets(datasets: Sequence[Dataset]) -> Joined:
-    """Join the images of all data sets, scan by scan. A file or image that is in two data sets
+    """Join the images of all data sets, scan by scan. A file or image that occurs in two data sets
     joins their groups.
 
     Raises:
@@ -131,11 +131,10 @@ def join_datasets(datasets: Sequence[Dataset]) -> Joined:
 
 
 def choose_start(init: Path | str, encoder: str | None, joined: Joined, folds: int) -> Start:
-    """Return the initial weights, and which images they have not seen.
+    """Return the initial weights, with the images that they have not seen.
 
     "starter" selects the first shipped model that has the architecture's `encoder` and has seen so
-    few of the images that enough are left for testing; if there is none, random weights, with a
-    note.
+    few of the images that enough remain for testing; if there is none, random weights, with a note.
 
     Raises:
         DatasetError: the data do not allow testing with any weights, or the given weights have seen
@@ -152,7 +151,7 @@ def choose_start(init: Path | str, encoder: str | None, joined: Joined, folds: i
             try:
                 return start_from(folder, marks_of(folder), joined, folds)
             except DatasetError:
-                continue  # or the data themselves are unusable, which is raised below
+                continue  # or the data themselves are unusable, which raises an error below
     start = start_from("random", (), joined, folds)
     note = (
         "The shipped models have another encoder or were trained on these images, so the"
@@ -163,10 +162,10 @@ def choose_start(init: Path | str, encoder: str | None, joined: Joined, folds: i
 
 
 def unseen_groups(dataset: Dataset) -> dict[str, dict[str, int]]:
-    """Return how many groups of a data set each shipped model has not seen, by its id, and all of
-    them by "": {"positive", "negative"}. Nothing where slices are not labeled.
+    """Return how many groups of a data set each shipped model has not seen, by model id, and the
+    number of all groups under the key "": {"positive", "negative"}. Empty if no slices are labeled.
 
-    With `2 * folds` of each class a training can be tested (`choose_start`).
+    With at least `2 * folds` groups of each class, a training run can be tested (`choose_start`).
     """
     try:
         joined = join_datasets([dataset])
@@ -261,7 +260,7 @@ def in_scan_order(examples: Sequence[Example]) -> list[Example]:
 
 
 def numbered(keys: Sequence[Hashable]) -> np.ndarray:
-    """Return a number for each key, 0, 1, ... in the order of first appearance."""
+    """Return a number for each key, int64 (n,): 0, 1, ... in the order of first appearance."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 

@@ -38,14 +38,14 @@ LEFT_OUT, MASK_LEFT_OUT, CONTRADICTION, ASSUMPTION = (
     "contradiction",
     "assumption",
 )
-"""The kinds of problems with an image: it cannot be read; its mask cannot be true; a near-duplicate
-has another label; something about it had to be assumed.
+"""The kinds of problems with an image: it is unreadable; its mask contradicts the image or label; a
+near-duplicate has another label; something about it had to be assumed.
 """
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one image: a kind, such as `LEFT_OUT`, and a sentence."""
+    """A problem with one image: a kind, such as `LEFT_OUT`, and a sentence."""
 
     kind: str
     sentence: str
@@ -81,7 +81,8 @@ def read_dataset(
 ) -> Dataset:
     """Read a data set in one of the layouts above: labels, images and groups.
 
-    One function, because it is a row of steps, each of which takes what those before it returned.
+    One function, because it is a sequence of steps, each of which uses the results of the previous
+    ones.
 
     Args:
         root: the folder, or one that contains only that folder.
@@ -93,7 +94,7 @@ def read_dataset(
             others.
         decode: reads images and masks: `ml.scans.read.read_series`, or the same in a process with
             limits.
-        corrections: labels by the name of the image, which replace those of the files
+        corrections: labels by image name, which replace those in the files
             (`ml.datasets.corrections`).
 
     Raises:
@@ -146,7 +147,7 @@ def read_dataset(
 def _grouped(
     name: str, examples: Sequence[Example], pairs: Sequence[tuple[int, int]]
 ) -> tuple[Example, ...]:
-    """Return the examples of a data set with their final groups, which near-duplicates share."""
+    """Return the examples with their final groups, which near-duplicates share."""
     numbers = assign_groups(
         [[("group", example.group)] if example.group else [] for example in examples], pairs
     )
@@ -170,7 +171,7 @@ def _contradictions(
 def _of_two_patients(
     examples: Sequence[Example], pairs: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[Example, Example]]:
-    """Yield the near-duplicates that are not known to show one patient."""
+    """Yield the near-duplicates that are not known to belong to the same patient."""
     for first, second in pairs:
         one, other = examples[first], examples[second]
         if not one.patient or one.patient != other.patient:
@@ -206,11 +207,11 @@ class _Looked:
         decode, keeps_bare: see `read_dataset`.
         examples: the readable examples with their hashes.
         thumbnails: theirs.
-        headers: the DICOM headers of patients' files by name.
+        headers: DICOM headers of the files with a patient, by name.
         problems: problems and assumptions.
         bare: by name, why a nearly empty image would be refused.
         assumed: the number of images of each assumption.
-        of_images: by name, what is wrong with an image.
+        of_images: by name, the problem of an image.
     """
 
     decode: Callable[..., Series]
@@ -224,7 +225,7 @@ class _Looked:
     of_images: dict[str, list[Problem]] = field(default_factory=dict)
 
     def note(self, name: str, kind: str, sentence: str) -> None:
-        """Note what is wrong with an image."""
+        """Record a problem of an image."""
         self.of_images.setdefault(name, []).append(Problem(kind, sentence))
 
     def add(self, example: Example) -> None:
@@ -273,7 +274,7 @@ class _Looked:
         return decode
 
     def _with_sound_mask(self, example: Example, shown: Slice) -> Example:
-        """Return the example without its mask, if that cannot be true of the image."""
+        """Return the example, without its mask if that contradicts the image or label."""
         if example.mask is None:
             return example
         try:

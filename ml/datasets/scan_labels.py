@@ -11,7 +11,9 @@ from ml.datasets.tables import PATIENT_COLUMNS, column_of, label_of, read_table,
 from ml.errors import DatasetError
 
 ScanKey = tuple[str, str]
-"""A patient, and which of the patient's scans; empty where tables do not tell them apart."""
+"""A patient, and which of the patient's scans; the latter is empty if tables do not distinguish
+them.
+"""
 SCAN_LABEL_COLUMNS = ("scan_label", "study_label", "label", "hemorrhage", "any")
 
 
@@ -48,7 +50,7 @@ def read_patients(path: Path) -> dict[ScanKey, ScanLabel]:
 def add_scan_label(
     labels: dict[ScanKey, ScanLabel], key: ScanKey, text: str, subtypes: str | None, where: str
 ) -> None:
-    """Add the label of a scan in a cell, if there is one, and its types of hemorrhage.
+    """Add the label of a scan in a cell, if any, and its types of hemorrhage.
 
     Raises:
         DatasetError: it is not a label, has no patient, or contradicts another row of the same

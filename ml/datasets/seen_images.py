@@ -1,10 +1,10 @@
 """The training images of weights, so that no model is tested on images that it was trained on.
 
 `seen.json` of a model folder holds no names, only identifiers: the first 16 hex digits of the
-file's SHA-256, and the perceptual hash of the image, which re-encoded copies share, or nearly.
-"features" lists the images that the convolutions were trained on (including those of their initial
-weights); "head" lists further images that only the head was trained on, which a later training
-discards.
+file's SHA-256, and the perceptual hash of the image, which is the same or similar in re-encoded
+copies. "features" lists the images that the convolutions were trained on (including those of their
+initial weights); "head" lists further images that only the head was trained on, which a later
+training discards.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ earlier versions have hashes of 16.
 
 
 def describe_weights(init: Path | str) -> InitialWeights:
-    """Describe the initial weights for the card, including their own origin if they are a model of
-    ours.
+    """Describe the initial weights for the card, including their own origin if they are one of
+    Hemoscan's models.
 
     Raises:
         ArtifactError: there are none.
@@ -104,7 +104,7 @@ def all_marks_of(model_dir: Path) -> Marks:
 
 
 def notes_on_marks(marks: Marks) -> list[str]:
-    """Return a note if images are listed by the 64-bit hash of earlier versions, which is not
+    """Return a note if images are listed by the 64-bit hash of earlier versions, which cannot be
     compared.
     """
     earlier = sum(bool(picture) and len(picture) != HASH_DIGITS for _, picture in marks)
@@ -117,7 +117,7 @@ def notes_on_marks(marks: Marks) -> list[str]:
 
 def seen_among(examples: Sequence[Example], marks: Marks) -> np.ndarray:
     """Return which examples are among the marks, bool (n,): the same file or a near-duplicate;
-    empty slices are never matched.
+    empty slices never match.
     """
     files = {file for file, _ in marks}
     pictures = [picture for _, picture in marks if len(picture) == HASH_DIGITS]

@@ -14,18 +14,18 @@ from ml.errors import DatasetError
 LABELS = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0, "": None}
 PATIENT_COLUMNS = ("patient", "patient_id", "group")
 MAX_TABLE_MB = 32
-"""A table is read whole; one of 50,000 images has a few megabytes."""
+"""A table is read as a whole; one of 50,000 images has a few megabytes."""
 MOST_BLANK_LINES = 10
-"""The first rows of a table are looked for in that many lines."""
+"""Maximum number of lines to search for the first rows of a table."""
 MAX_NAME_BYTES = 255
 ROUNDING = 0.001
-"""By so much a box may seem to reach over the picture, since its numbers are rounded."""
+"""Boxes may exceed the image by this share of its side, since their numbers are rounded."""
 MOST_IMAGES = 50_000
 """Larger public data sets must be reduced: each image is decoded and compared with every other."""
 
 
 class Row(dict[str, str]):
-    """The cells of a row by column; `line` is where it stands in its file."""
+    """The cells of a row by column; `line` is its line number in the file."""
 
     line: int = 0
 
@@ -36,6 +36,10 @@ def read_table(path: Path) -> tuple[list[str], list[Row]]:
 
     If a header has semicolons and no comma, as in much of Europe, or only tabs, these separate the
     columns; a first line such as "sep=;" declares the separator.
+
+    Raises:
+        DatasetError: the file is too large, not UTF-8 text, unreadable or empty, or has a column
+            twice.
     """
     if path.stat().st_size > MAX_TABLE_MB * 2**20:
         raise DatasetError(f"{path.name} is larger than {MAX_TABLE_MB} MB.")
@@ -71,8 +75,8 @@ def read_table(path: Path) -> tuple[list[str], list[Row]]:
 
 
 def first_rows(path: Path, length: int = 10_000) -> list[list[str]]:
-    """Return the first rows with text of a table, their cells stripped, to determine its layout; of
-    each line at most `length` characters are read.
+    """Return the first nonblank rows of a table, with cells stripped, to determine its layout; at
+    most `length` characters of each line are read.
     """
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         lines = [file.readline(length) for _ in range(MOST_BLANK_LINES)]
@@ -95,7 +99,10 @@ def label_of(text: str, what: str, where: str) -> int | None:
 
 def types_of(cell: str | None, label: int | None, where: str) -> frozenset[str] | None:
     """Parse the types of hemorrhage in a cell such as "epidural|subdural"; an empty cell means no
-    type if the label is 0, else unknown.
+    type if the label is 0, else unknown. `where` is the cell's place, for error messages.
+
+    Raises:
+        DatasetError: a type is unknown, or types are given although the label is not 1.
     """
     if not cell:
         return frozenset() if cell is not None and label == 0 else None
@@ -145,8 +152,8 @@ def require_no_formula(row: Mapping[str, str], columns: Sequence[str | None], wh
 
 
 def boxes_outside(text: str) -> list[str]:
-    """Return those boxes of a cell, "type x y width height" with ";" between, that do not lie
-    within the picture; numbers are shares of its sides, x and y those of the center.
+    """Return the boxes in a cell, "type x y width height" separated by ";", that do not lie within
+    the image; numbers are fractions of its sides, x and y those of the center.
     """
     return [box for box in map(str.strip, text.split(";")) if box and not _is_inside(box)]
 

@@ -25,7 +25,7 @@ def known_types(examples: Sequence[Example], scans: np.ndarray) -> KnownTypes | 
     """Return the types in the examples' labels, None if no slice has a type.
 
     A scan has the types of its slices and of its scan-level label. If a positive slice or scan has
-    unknown types, the remaining types of the scan are unknown.
+    unknown types, the scan's remaining types are unknown.
 
     Args:
         examples: the slices.

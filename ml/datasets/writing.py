@@ -35,14 +35,14 @@ class LabeledScan:
     """A scan whose label is known.
 
     Attributes:
-        name: what the scan is called; letters and digits.
+        name: name of the scan; letters and digits.
         patient: the scans of a patient are never on both sides of a split; letters and digits.
         series: its slices.
         label: 1 for hemorrhage, 0 for none.
-        types: types of hemorrhage in the scan (`ml.catalogue.BLEEDING_TYPES`); empty where unknown.
-        slice_labels: by index from 0, the labels of slices. Without hemorrhage in the scan, all
-            slices are without; those of a scan with hemorrhage that are not listed are unknown.
-        slice_types: by index from 0, the types of hemorrhage in slices with the label 1.
+        types: types of hemorrhage in the scan (`ml.catalogue.BLEEDING_TYPES`); empty if unknown.
+        slice_labels: labels of slices by index from 0. In a scan without hemorrhage, all slices are
+            negative; slices of a scan with hemorrhage that are not listed have unknown labels.
+        slice_types: types of hemorrhage in slices with the label 1, by index from 0.
     """
 
     name: str
@@ -69,8 +69,8 @@ class LabeledScan:
 def write_scan(root: Path, scan: LabeledScan) -> list[dict[str, Any]]:
     """Write the slices of a scan below `root` and return their rows of the manifest.
 
-    Hounsfield units are rounded and written as DICOM, with pixel size and position where they are
-    known and nothing about a person; gray values of pictures are written as 8-bit PNG.
+    Hounsfield units are rounded and written as DICOM, with pixel size and position if known and
+    without personal data; gray values of images are written as 8-bit PNG.
     """
     folder = root / scan.patient / scan.name
     folder.mkdir(parents=True)
@@ -111,7 +111,7 @@ def write_manifest(root: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _even_steps(series: Series) -> tuple[float, ...]:
-    """Return the distances between neighboring slices in mm, empty if they are unknown."""
+    """Return the distances between neighboring slices in mm; empty if unknown."""
     if series.distance_mm is None:
         return ()
     return (series.distance_mm,) * (len(series.slices) - 1)
@@ -149,6 +149,6 @@ def _write_dicom(
 
 
 def _uid(*names: str) -> UID:
-    """Return a UID that depends on the names alone (DICOM PS3.5 B.2)."""
+    """Return a UID that depends only on the names (DICOM PS3.5 B.2)."""
     digest = hashlib.sha256("\t".join(("hemoscan data set", *names)).encode()).digest()
     return UID(f"2.25.{int.from_bytes(digest[:16])}")

@@ -10,9 +10,9 @@ computed.
     image         first 16 hex digits of the SHA-256 of the image's file, of a scan those of its
                   first image; tables of earlier versions lack it
 
-Rows of patients have a file name only for scans without a patient. A table that ships with a model
-(`ml.validation.shipped_answers`) names no file, no patient and no slice: there, `image` alone says
-what a row is about.
+Patient rows have a file name only for scans without a patient. A table that ships with a model
+(`ml.validation.shipped_answers`) contains no names of files, patients or slices: there, only
+`image` identifies what a row refers to.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ml.errors import UserError
 
 
 class AnswersError(UserError):
-    """A table of predictions is missing, damaged or not comparable; its text is one sentence."""
+    """A table of predictions is missing, damaged or not comparable; the message is one sentence."""
 
 
 NEEDED = (
@@ -47,14 +47,14 @@ NEEDED = (
     ),
     *("dataset", "group", "overlap"),
 )
-"""The columns that each table has."""
+"""The columns that every table has."""
 COLUMNS = (*NEEDED, "image")
 
 
 def write_answers(
     path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMNS
 ) -> None:
-    """Write rows of `columns`; the file is there whole or not at all."""
+    """Write rows of `columns` atomically: the file is complete or does not exist."""
     with replacing(path) as hidden, hidden.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, columns, restval="")
         table.writeheader()
@@ -102,16 +102,16 @@ NO_FOLD = -1
 
 
 Key = tuple[str, str, str]
-"""Data set, patient and file; of a table that names none, data set, "" and image."""
+"""Data set, patient and file name; in tables without names: data set, "" and image."""
 
 
 @dataclass(frozen=True)
 class HeldOutAnswer:
-    """The predictions of a run for one image or scan.
+    """A run's predictions for one image or scan.
 
     Attributes:
         label: 0 or 1.
-        group, dataset, filename, image: as the table names them.
+        group, dataset, filename, image: as in the table.
         probabilities, predicted, folds: one for each repeat.
     """
 
@@ -126,7 +126,7 @@ class HeldOutAnswer:
 
 
 def read_answers(run: Path) -> dict[str, dict[Key, HeldOutAnswer]]:
-    """Read the predictions of a run by level and by (data set, patient, file), without unlabeled
+    """Read the predictions of a run, by level and by (data set, patient, file), excluding unlabeled
     images and those seen in training.
 
     Raises:

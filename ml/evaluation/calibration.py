@@ -1,4 +1,4 @@
-"""Calibration, thresholds and the inconclusive band: from raw decisions on held-out images to
+"""Calibration, thresholds and the inconclusive band: how raw decisions on held-out images become
 probabilities and verdicts.
 """
 
@@ -13,8 +13,8 @@ from ml.figures import BandFigures, Share
 
 @dataclass(frozen=True)
 class Platt:
-    """Maps a raw decision d to a probability: 1 / (1 + exp(-(slope * d + offset))). The slope is
-    positive.
+    """Platt scaling, which maps a raw decision d to a probability: 1 / (1 + exp(-(slope * d +
+    offset))). The slope is positive.
     """
 
     slope: float
@@ -39,9 +39,9 @@ def fit_platt(
 ) -> Platt:
     """Fit the calibration to decisions of models that did not see these images.
 
-    `weights` (n,) say how much each counts; all count alike if left out. With a `prior` it is the
-    most probable one given that prior: a handful of scans then moves it a little, hundreds move it
-    at will.
+    `weights` (n,) are sample weights; by default all samples count equally. With a `prior`, the
+    result is the maximum a posteriori estimate: a handful of scans shifts it slightly, hundreds can
+    shift it freely.
 
     Newton's method on the cross entropy with Platt's smoothed targets (J. Platt 1999; Lin, Lin,
     Weng 2007), which keeps the fit finite when the classes are separable. The slope is kept
@@ -56,7 +56,7 @@ def fit_platt(
     of_positive, of_negative = counts[labels == 1].sum(), counts[labels == 0].sum()
     odds = np.log((of_positive + 1) / (of_negative + 1))
     expected, certainty = np.array([0.0, odds]), np.zeros((2, 2))
-    if prior:  # on the same standardized decisions, so that the least slope means the same
+    if prior:  # on the same standardized decisions, so that the minimum slope means the same
         expected = np.array([prior.slope * scale, prior.offset + prior.slope * center])
         deviations = (
             np.array([[1 / scale, 0.0], [-center / scale, 1.0]])
@@ -96,17 +96,18 @@ def fit_platt(
 SPECIFICITY = 0.95
 """That of "specific"."""
 PROMISE = 0.9
-"""The predictive value that an answer outside the inconclusive band promises where half of the
-scans bleed.
+"""The predictive value that an answer outside the inconclusive band must reach at a prevalence of
+50%.
 """
 MOST_INCONCLUSIVE = 0.15
-"""Of the answers that the band is fitted to, so that it takes at most a quarter elsewhere."""
+"""Maximum share of the fitted answers in the band, so that it takes at most a quarter elsewhere."""
 
 
 def balanced_weights(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """Return weights (n,), 1 in all: both classes count alike, and so do the sources within each.
+    """Return weights (n,) that sum to 1: both classes have equal weight, and within each class all
+    sources have equal weight.
 
-    A threshold then means the same wherever one class or one hospital sent more.
+    A threshold then does not depend on which hospital or class contributed more data.
     """
     labels, sources = np.asarray(labels), np.asarray(sources)
     weights = np.zeros(len(labels))
@@ -121,17 +122,17 @@ def balanced_weights(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sample:
-    """Answers that thresholds are fitted to: labels, probabilities and weights, each (n,)."""
+    """The answers that thresholds are fitted to: labels, probabilities and weights, each (n,)."""
 
     labels: np.ndarray
     probabilities: np.ndarray
     weights: np.ndarray
 
     def candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return thresholds between the answers (k,), rising, and sensitivity and specificity at
-        each.
+        """Return thresholds between the answers (k,), ascending, and the sensitivity and
+        specificity at each.
 
-        The first calls everything positive, the last nothing.
+        The first threshold calls everything positive, the last nothing.
         """
         values = np.unique(self.probabilities)
         middles = (values[1:] + values[:-1]) / 2
@@ -149,11 +150,11 @@ def threshold_at(sample: Sample, point: str, target: float = 0.95) -> float:
     """Return the threshold of a named operating point.
 
     Args:
-        sample: answers that no part of the model's training saw, of both classes.
-        point: a name of `ml.named_points.POINTS`. "balanced" is where sensitivity + specificity is
-            largest (W. Youden 1950, "Index for rating diagnostic tests"); where several thresholds
-            are as good, the middle of them. "sensitive" lies at or below it, "specific" at or
-            above.
+        sample: answers of both classes that were not used in any part of the model's training.
+        point: a name of `ml.named_points.POINTS`. "balanced" maximizes sensitivity + specificity
+            (W. Youden 1950, "Index for rating diagnostic tests"); if several thresholds are equally
+            good, the middle one is used. "sensitive" lies at or below it, "specific" at or above
+            it.
         target: the sensitivity of "sensitive".
     """
     thresholds, sensitivity, specificity = sample.candidates()
@@ -172,9 +173,9 @@ def threshold_at(sample: Sample, point: str, target: float = 0.95) -> float:
 def inconclusive_band(sample: Sample, threshold: float) -> tuple[float, float]:
     """Return (low, high) around the threshold: low <= p < high is inconclusive.
 
-    At a prevalence of one half, the positive predictive value from `high` on and the negative one
-    below `low` reach `PROMISE`. At most `MOST_INCONCLUSIVE` of the sample is in the band; if the
-    promise required more, the band is narrowed on both sides alike.
+    At a prevalence of 50%, the positive predictive value at or above `high` and the negative
+    predictive value below `low` reach `PROMISE`. At most `MOST_INCONCLUSIVE` of the sample is in
+    the band; if `PROMISE` would require more, the band is narrowed equally on both sides.
     """
     thresholds, sensitivity, specificity = sample.candidates()
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -194,8 +195,8 @@ def inconclusive_band(sample: Sample, threshold: float) -> tuple[float, float]:
 
 
 def _nearer(sample: Sample, threshold: float, end: float, share_left: float) -> float:
-    """Return the end of a narrower band on one side of the threshold, which contains the share
-    `share_left` of the sample in the wider band.
+    """Return the end of a narrower band on one side of the threshold, which keeps the share
+    `share_left` of the samples on that side of the wider band.
     """
     first, last = min(threshold, end), max(threshold, end)
     between = (sample.probabilities >= first) & (sample.probabilities < last)
@@ -212,7 +213,7 @@ def _nearer(sample: Sample, threshold: float, end: float, share_left: float) -> 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """How raw decisions of one level (slices or scans) become answers: calibration, threshold,
+    """How raw decisions at one level (slices or scans) become verdicts: calibration, threshold, and
     inconclusive band.
     """
 
@@ -234,15 +235,15 @@ def operating_point(
     """Return calibration, threshold and band fitted to raw decisions of models that did not see
     these slices or scans.
 
-    Both classes and all sources count alike (`balanced_weights`), so a probability is that where
-    half of the scans bleed.
+    Both classes and all sources have equal weight (`balanced_weights`), so probabilities refer to a
+    prevalence of 50%.
 
     Args:
         labels, decisions, sources: (n,) of both classes.
-        point: a name of `ml.named_points.POINTS`, or "one half": what is likelier than not is
+        point: a name of `ml.named_points.POINTS`, or "one half": a probability of at least 0.5 is
             positive.
         target: the sensitivity of "sensitive".
-        prior: of the calibration.
+        prior: of the calibration, if any.
     """
     weights = balanced_weights(labels, sources)
     platt = fit_platt(labels, decisions, prior, weights)
@@ -255,7 +256,9 @@ BELOW, UNCERTAIN, ABOVE = -1, 0, 1
 
 
 def zones(probabilities: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return whether each probability is below, in or above the inconclusive band: -1, 0 or 1."""
+    """Return whether each probability is below, in or above the inconclusive band: -1, 0 or 1, in
+    the same shape.
+    """
     values = np.asarray(probabilities)
     return np.where(values < low, BELOW, np.where(values >= high, ABOVE, UNCERTAIN))
 

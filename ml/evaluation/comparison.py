@@ -1,5 +1,5 @@
 """Compare runs on the slices and patients that all of them predicted: metrics, and paired
-differences from the first.
+differences from the first run.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ SEED = 0
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run's metrics and curves on what all runs share; of a cross-validation also the AUROC over
-    pairs of one fold.
+    """A run's metrics and curves on the data that all runs share; for a cross-validation also the
+    AUROC over pairs within a fold.
     """
 
     run: str
@@ -40,7 +40,7 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Difference:
-    """A run's figures minus those of the first."""
+    """A run's metrics minus those of the first run."""
 
     run: str
     minus: str
@@ -52,13 +52,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class ComparedLevel:
-    """What runs share of slices or patients, and how they differ there.
+    """The slices or patients that all runs share, and the differences there.
 
     Attributes:
-        n: how many slices or patients all runs answered for.
-        runs: in the order in which they were given.
-        differences: of each but the first.
-        by_dataset: the same for each data set; None where there is but one.
+        n: number of slices or patients that all runs predicted.
+        runs: in the order given.
+        differences: for each run except the first.
+        by_dataset: the same for each data set; None if there is only one.
     """
 
     n: int
@@ -69,7 +69,7 @@ class ComparedLevel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What runs share, and how they differ, by slice and by patient."""
+    """The comparison by slice and by patient."""
 
     slice: ComparedLevel
     patient: ComparedLevel
@@ -78,8 +78,8 @@ class Comparison:
 def compare(runs: Sequence[Path]) -> Comparison:
     """Return metrics and differences of the runs for each level.
 
-    Images are recognized by their files where all tables say which these are, whatever they or
-    their data sets are called; otherwise by data set, patient and name.
+    Images are matched by file content if all tables contain its hash, whatever the names of images
+    and data sets; otherwise by data set, patient and name.
 
     Args:
         runs: folders that `train` or `evaluate` wrote; the first is the reference.
@@ -110,7 +110,7 @@ def _knows_images(table: Mapping[str, Mapping[Key, HeldOutAnswer]]) -> bool:
 
 
 def _by_image(answers: Mapping[Key, HeldOutAnswer]) -> dict[Key, HeldOutAnswer]:
-    """Return the answers by image alone, without images that occur more than once."""
+    """Return the answers by image only, without images that occur more than once."""
     times = Counter(answer.image for answer in answers.values())
     return {
         ("", "", answer.image): answer for answer in answers.values() if times[answer.image] == 1
@@ -120,7 +120,7 @@ def _by_image(answers: Mapping[Key, HeldOutAnswer]) -> dict[Key, HeldOutAnswer]:
 def _with_datasets(
     tables: Sequence[Mapping[Key, HeldOutAnswer]], keys: Sequence[Key], names: Sequence[str]
 ) -> ComparedLevel:
-    """Compare on all that the runs share, and in each data set where there are several."""
+    """Compare on all shared data, and on each data set if there are several."""
     compared = _compared(tables, keys, names)
     dataset_of = {key: tables[0][key].dataset for key in keys}
     datasets = sorted(set(dataset_of.values()))

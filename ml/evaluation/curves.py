@@ -1,5 +1,5 @@
-"""Curves of held-out answers for pages: what each threshold finds, calibration, and the worst
-mistakes.
+"""Curves of held-out answers for display: sensitivity and specificity by threshold, calibration,
+and the worst mistakes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ BINS = 10
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """The answers of one tenth of the probabilities.
+    """The answers in one tenth of the probability range.
 
     Attributes:
-        probability: their mean, 0..1.
+        probability: their mean probability, 0..1.
         observed: the share of them with hemorrhage, with its Wilson interval and their number.
     """
 
@@ -32,13 +32,13 @@ class CalibrationBin:
 
 @dataclass(frozen=True)
 class LevelCurves:
-    """Curves of slices or of patients; each repeat of a cross-validation counts as an answer of its
-    own.
+    """Curves for slices or patients; each repeat of a cross-validation counts as a separate answer.
 
     Attributes:
-        positive, negative: how many slices or patients show a hemorrhage, and how many do not.
-        thresholds: what thresholds from 0 to 1 find, ascending; empty where a class is missing.
-        calibration: the tenths in which there are answers.
+        positive, negative: numbers of slices or patients with and without hemorrhage.
+        thresholds: sensitivity and specificity at thresholds from 0 to 1, ascending; empty if a
+            class is missing.
+        calibration: the tenths of the probability range that contain answers.
     """
 
     positive: int
@@ -58,8 +58,8 @@ class Mistake:
 
 
 def threshold_curve(labels: np.ndarray, probabilities: np.ndarray) -> list[CurvePoint]:
-    """Return what thresholds from 0 to 1 find among answers (n,), at most `CURVE_POINTS` of them in
-    ascending order; empty where a class is missing.
+    """Return sensitivity and specificity at thresholds from 0 to 1 for answers (n,), at most
+    `CURVE_POINTS` of them, ascending; empty if a class is missing.
     """
     if len(np.unique(labels)) < 2:
         return []
@@ -101,7 +101,7 @@ def _bin(truth: np.ndarray, answers: np.ndarray) -> CalibrationBin:
 
 
 def curves_of_run(run: Path) -> dict[str, LevelCurves]:
-    """Return the curves of a folder that `train` or `evaluate` wrote, by level, without unlabeled
+    """Return the curves of a folder that `train` or `evaluate` wrote, by level, excluding unlabeled
     images and those seen in training.
 
     Raises:

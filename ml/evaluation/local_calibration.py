@@ -1,9 +1,10 @@
-"""Calibration to one site: what a handful of confirmed local scans say about a model's
+"""Calibration to one site: what a small number of confirmed local scans shows about a model's
 probabilities there.
 
-The shipped calibration is the prior, so few scans change it a little and many change it freely. The
-threshold stays the same probability: once probabilities mean the same again, so does the threshold.
-The named operating points are fitted anew, for administrators who want another one.
+The shipped calibration is the prior, so a few scans shift it slightly and many can shift it freely.
+The threshold stays at the same probability: once probabilities are calibrated again, the threshold
+has its intended meaning. The named operating points are fitted anew, for administrators who want
+another one.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ml.named_points import POINTS
 FEWEST_SCANS, FEWEST_OF_A_CLASS = 20, 5
 FOLDS = 5
 AS_SHIPPED = Platt(1.0, 0.0)
-"""Of the log-odds of shipped probabilities: leaves them as they are."""
+"""The identity for the log-odds of shipped probabilities: leaves them unchanged."""
 EDGE = 1e-6
 DRAWS = 200
 
@@ -47,12 +48,12 @@ class LocalScans:
 
     @property
     def of_class(self) -> tuple[int, int]:
-        """How many scans there are with hemorrhage, and how many without."""
+        """The numbers of scans with and without hemorrhage."""
         return int((self.labels == 1).sum()), int((self.labels == 0).sum())
 
     @property
     def lacks(self) -> str | None:
-        """Why the scans cannot calibrate, in a sentence; None if they can."""
+        """Why the scans cannot be used for calibration, as a sentence; None if they can."""
         if sum(self.of_class) >= FEWEST_SCANS and min(self.of_class) >= FEWEST_OF_A_CLASS:
             return None
         return (
@@ -62,7 +63,7 @@ class LocalScans:
         )
 
     def require_enough(self) -> None:
-        """Check that the scans can calibrate.
+        """Check that there are enough scans for calibration.
 
         Raises:
             DatasetError: there are too few, or too few of one class.
@@ -71,15 +72,15 @@ class LocalScans:
             raise DatasetError(self.lacks)
 
     def can_spare(self, size: int) -> bool:
-        """Return whether `size` scans can calibrate and leave some of each class to test on,
-        whichever are drawn.
+        """Return whether any draw of `size` scans for calibration leaves some of each class for
+        testing.
         """
         most_of_a_class = size - FEWEST_OF_A_CLASS
         return self.lacks is None and min(self.of_class) > most_of_a_class
 
 
 def fit_local(scans: LocalScans) -> Platt:
-    """Return what turns the log-odds of shipped probabilities into local probabilities."""
+    """Return the mapping from the log-odds of shipped probabilities to local probabilities."""
     weights = balanced_weights(scans.labels, np.full(len(scans.labels), ""))
     return fit_platt(scans.labels, _log_odds(scans.probabilities), AS_SHIPPED, weights)
 
@@ -87,8 +88,8 @@ def fit_local(scans: LocalScans) -> Platt:
 def before_and_after(
     scans: LocalScans, threshold: float, seed: int = 0
 ) -> tuple[LocalFigures, LocalFigures]:
-    """Return the figures at the threshold with shipped and with local probabilities; each scan is
-    calibrated on the scans of other patients (`FOLDS` folds).
+    """Return the metrics at the threshold with shipped and with local probabilities; each scan is
+    calibrated on the scans of other patients (`FOLDS`-fold cross-validation).
     """
     folds = _folds(scans, seed)
     local = np.empty(len(scans.labels))
@@ -104,8 +105,8 @@ def before_and_after(
 
 
 def local_points(scans: LocalScans, seed: int = 0) -> dict[str, PointFigures]:
-    """Return the named operating points on local probabilities with their figures, which are those
-    of thresholds fitted to the scans of other patients (`FOLDS` folds).
+    """Return the named operating points on local probabilities with their metrics, which are those
+    of thresholds fitted to the scans of other patients (`FOLDS`-fold cross-validation).
     """
     folds = _folds(scans, seed)
     points = {}
@@ -122,7 +123,7 @@ def local_points(scans: LocalScans, seed: int = 0) -> dict[str, PointFigures]:
 
 
 def _point_of(scans: LocalScans, name: str) -> tuple[Platt, float]:
-    """Return calibration and threshold of a named point fitted to these scans."""
+    """Return the calibration and threshold of a named operating point fitted to these scans."""
     platt = fit_local(scans)
     weights = balanced_weights(scans.labels, np.full(len(scans.labels), ""))
     sample = Sample(scans.labels, platt(_log_odds(scans.probabilities)), weights)
@@ -130,9 +131,9 @@ def _point_of(scans: LocalScans, name: str) -> tuple[Platt, float]:
 
 
 def simulate(scans: LocalScans, threshold: float, size: int, seed: int = 0) -> dict[str, float]:
-    """Return the effect of calibration on `size` scans of a site on its other scans, the mean over
-    `DRAWS` draws: {"sensitivity", "specificity", "brier"} with "_before", "_after" and, as if all
-    scans of the site had calibrated, "_best"; and "auroc".
+    """Return the effect of calibration on `size` scans of a site, measured on its other scans and
+    averaged over `DRAWS` random draws: {"sensitivity", "specificity", "brier"} with "_before",
+    "_after" and, as if all scans of the site had been used for calibration, "_best"; and "auroc".
 
     Raises:
         DatasetError: the site has too few scans.
@@ -172,8 +173,8 @@ def _draw(scans: LocalScans, size: int, random: np.random.Generator) -> np.ndarr
 
 
 def _folds(scans: LocalScans, seed: int) -> np.ndarray:
-    """Return a fold (n,) for each scan: patients are dealt, those who bleed apart from the
-    others.
+    """Return the fold of each scan (n,): patients are distributed over the folds, separately for
+    those with and without hemorrhage.
     """
     random = np.random.default_rng(seed)
     folds = np.zeros(len(scans.labels), int)
@@ -186,7 +187,7 @@ def _folds(scans: LocalScans, seed: int) -> np.ndarray:
 
 
 def _balanced_brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the mean squared error, both classes alike."""
+    """Return the Brier score with both classes weighted equally."""
     return float(
         np.mean([np.mean((probabilities[labels == label] - label) ** 2) for label in (0, 1)])
     )

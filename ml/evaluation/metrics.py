@@ -49,7 +49,7 @@ UNDEFINED = {
     "ece": "there is no image",
 }
 BIASED = frozenset({"ece"})
-"""Metrics that bootstrap samples overestimate."""
+"""Metrics that are biased upward in bootstrap samples."""
 
 
 def metrics_with_intervals(
@@ -65,20 +65,20 @@ def metrics_with_intervals(
 
     The interval is the percentile interval of a cluster bootstrap over groups, since images of a
     patient are not independent; see `_interval` for the calibration error, and `with_width` for a
-    share of all or none. `n` is the denominator: the positives for the sensitivity, the positive
+    proportion of 0 or 1. `n` is the denominator: the positives for the sensitivity, the positive
     predictions for the PPV (averaged over repeats).
 
     Args:
         labels, groups: see the module docstring.
-        probabilities: (n,), or (repeats, n) where a cross-validation was repeated: a metric is then
-            the mean over the repeats, and a bootstrap sample draws the same groups in each of them,
+        probabilities: (n,), or (repeats, n) for a repeated cross-validation: a metric is then the
+            mean over the repeats, and a bootstrap sample draws the same groups in each of them,
             since repeats do not add patients.
-        predicted: booleans of the same shape; separate from the probabilities, as each fold has its
-            own threshold.
+        predicted: booleans of the same shape; separate from the probabilities, since each fold has
+            its own threshold.
         seed: of the bootstrap.
         resamples: number of bootstrap samples.
-        weights: (n,), how many images each stands for where they were sampled with unequal
-            probabilities; None for one each.
+        weights: (n,), the number of images that each one represents if they were sampled with
+            unequal probabilities; None for one each.
     """
     truth = np.asarray(labels, np.float64)
     rows = np.atleast_2d(np.asarray(probabilities, np.float64))
@@ -109,8 +109,8 @@ def metrics_with_intervals(
 
 
 def _denominators(truth: np.ndarray, called: np.ndarray) -> dict[str, int]:
-    """Return `n` of each metric that is a share of some of the images, the mean over the repeats in
-    `called` (repeats, n).
+    """Return `n` of each metric that is a proportion of some of the images: the mean over the
+    repeats in `called` (repeats, n).
     """
     counts = [confusion(truth, row) for row in called]
     return {
@@ -122,11 +122,11 @@ def _denominators(truth: np.ndarray, called: np.ndarray) -> dict[str, int]:
 
 
 def with_width(estimate: Estimate, groups: np.ndarray, weights: np.ndarray) -> Estimate:
-    """Return a share of images with Wilson's interval where the bootstrap's has no width, as with
-    25 of 25, for the effective number of groups (L. Kish 1965).
+    """Return a proportion of images with a Wilson interval if the bootstrap interval has zero
+    width, as for 25 of 25, using the effective number of groups (L. Kish 1965).
 
     Args:
-        groups, weights: (n,), of the images that are counted.
+        groups, weights: (n,), of the images in the denominator.
     """
     if estimate.value is None or estimate.low != estimate.high or not len(groups):
         return estimate
@@ -140,15 +140,15 @@ def with_width(estimate: Estimate, groups: np.ndarray, weights: np.ndarray) -> E
 def figures_at(
     labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int
 ) -> ThresholdFigures:
-    """Return what a threshold means, each figure with its 95% interval over bootstrap samples of
-    groups.
+    """Return the performance at a threshold, each metric with its 95% interval over bootstrap
+    samples of groups.
 
-    The predictive values are given for each of `PREVALENCES`, by its percentage as text: those that
-    these sensitivity and specificity have where so many bleed.
+    The predictive values are given for each of `PREVALENCES`, keyed by percentage as text: they
+    follow from sensitivity and specificity at that prevalence.
 
     Args:
         labels, groups: (n,).
-        predicted: (n,) booleans, each at a threshold that its own label did not help to choose.
+        predicted: (n,) booleans, each at a threshold that was chosen without its own label.
         seed: of the bootstrap.
     """
     truth, called = np.asarray(labels) == 1, np.asarray(predicted, bool)
@@ -195,7 +195,7 @@ def figures_at(
 
 
 def undefined_metrics(reason: str) -> Metrics:
-    """Return undefined metrics in the form of `metrics_with_intervals`, with that reason."""
+    """Return undefined metrics in the form of `metrics_with_intervals`, with this reason."""
     return Metrics(**{name: undefined(reason) for name in UNDEFINED})
 
 
@@ -207,8 +207,7 @@ def paired_differences(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> Metrics:
-    """Return the paired difference of each metric, second model minus first, with its 95%
-    interval.
+    """Return the paired difference of each metric, second model minus first, with its 95% interval.
 
     Both use the same bootstrap samples of groups, so that the difficulty of a patient cancels out.
     Each model is given as (probabilities, predicted), (n,) or (repeats, n); see
@@ -244,7 +243,7 @@ def paired_differences(
 def auroc_within(
     labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray, groups: np.ndarray, seed: int
 ) -> Estimate:
-    """Return the area under the ROC curve over pairs of one fold, with its 95% interval by
+    """Return the area under the ROC curve over pairs within a fold, with its 95% interval by
     bootstrap over groups (n,).
 
     Each fold has its own model and calibration. This measures the ranking within folds, whereas the
@@ -314,7 +313,7 @@ def share_with_interval(
 
 def lower_bound_of_mean(values: Sequence[float], level: float = 0.99) -> float:
     """Return the one-sided lower confidence bound of the mean of independent values (Student's t);
-    -inf for fewer than two.
+    -inf for fewer than two values.
     """
     if len(values) < 2:
         return float("-inf")
@@ -335,7 +334,7 @@ def _estimate(
     lowest: float = 0.0,
     is_biased: bool = False,
 ) -> Estimate:
-    """Return a figure that lies within `lowest` and 1 with its interval (`_interval`)."""
+    """Return a metric that lies between `lowest` and 1 with its interval (`_interval`)."""
     if not np.isfinite(value):
         return undefined(reason, n)
     defined = sampled[np.isfinite(sampled)]
@@ -347,13 +346,13 @@ def _estimate(
 def _interval(
     value: float, sampled: np.ndarray, lowest: float, is_biased: bool
 ) -> tuple[float, float]:
-    """Return the 95% interval of a figure from its bootstrap samples.
+    """Return the 95% interval of a metric from its bootstrap samples.
 
-    Its ends are the percentiles (B. Efron 1981). The calibration error is a sum of absolute
-    values, which nearly every bootstrap sample makes larger than it is in the data, so its
-    percentiles lie above the figure. Therefore its interval, and that of any other figure that
-    would lie outside, is moved by the bias of the samples' median (B. Efron 1987, "Better bootstrap
-    confidence intervals") and cut off at the ends of the figure's range: it contains the figure.
+    Its ends are percentiles (B. Efron 1981). The calibration error is a sum of absolute values,
+    which is larger in nearly every bootstrap sample than in the data, so its percentiles lie above
+    the estimate. Therefore its interval, and that of any other metric whose interval would exclude
+    the estimate, is shifted by the bias of the samples' median (B. Efron 1987, "Better bootstrap
+    confidence intervals") and clipped to the metric's range, so that it contains the estimate.
     """
     low, middle, high = (float(q) for q in np.quantile(sampled, [0.025, 0.5, 0.975]))
     if is_biased or not low <= value <= high:
@@ -415,7 +414,9 @@ def _mean_figures(
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Return the area under the ROC curve, ties counted half; NaN if a class is missing."""
+    """Return the area under the ROC curve of labels and scores (n,), with ties counted half (J. A.
+    Hanley, B. J. McNeil 1982); NaN if a class is missing.
+    """
     labels = np.asarray(labels, np.float64)
     return float(
         _ranking_figures(labels, np.asarray(scores, np.float64), np.ones((1, len(labels))))[0][0]
@@ -424,7 +425,7 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 def roc_points(labels: np.ndarray, probabilities: np.ndarray, most: int = 200) -> list[list[float]]:
     """Return [false positive rate, sensitivity] along the ROC curve from [0, 0] to [1, 1], at most
-    `most` points.
+    `most` points, for labels and probabilities (n,).
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     thresholds = np.unique(probabilities)[::-1]
@@ -438,7 +439,9 @@ def roc_points(labels: np.ndarray, probabilities: np.ndarray, most: int = 200) -
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray) -> Confusion:
-    """Return the counts of positives and negatives, true and false."""
+    """Return the counts of true and false positives and negatives, for labels and predictions
+    (n,).
+    """
     truth, called = np.asarray(labels) == 1, np.asarray(predicted, bool)
     return Confusion(
         tp=int((truth & called).sum()),

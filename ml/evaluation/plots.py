@@ -108,7 +108,7 @@ def roc_plot(
 
 def calibration_plot(path: Path, labels: np.ndarray, probabilities: np.ndarray, title: str) -> None:
     """Draw the observed frequency of hemorrhage by decile of probability, with 95% Wilson
-    intervals.
+    intervals, for labels (n,) and probabilities (n,) or (repeats, n).
     """
     predicted, observed = (
         np.atleast_2d(probabilities).ravel(),
@@ -132,7 +132,7 @@ def calibration_plot(path: Path, labels: np.ndarray, probabilities: np.ndarray, 
 
 
 def bars_plot(path: Path, figures: Mapping[str, Estimate], title: str, label: str) -> None:
-    """Draw one bar a name with its interval; undefined figures are left out."""
+    """Draw one bar with its interval for each name; undefined metrics are omitted."""
     shown = {name: entry for name, entry in figures.items() if entry.value is not None}
     figure = Figure(figsize=(7, 0.8 + 0.35 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
@@ -151,11 +151,11 @@ def bars_plot(path: Path, figures: Mapping[str, Estimate], title: str, label: st
 
 
 Panel = Mapping[str, Mapping[str, Estimate]]
-"""Series by name, each with a figure for each group by name."""
+"""Series by name, each with a metric by group name."""
 
 
 def grouped_bars_plot(path: Path, panels: Mapping[str, Panel], title: str, label: str) -> None:
-    """Draw panels beside each other on one scale: bars with intervals, in groups.
+    """Draw panels side by side on a common scale: groups of bars with intervals.
 
     An undefined or missing figure has no bar. Series have the same color in every panel.
     """
@@ -188,8 +188,8 @@ def grouped_bars_plot(path: Path, panels: Mapping[str, Panel], title: str, label
 def _draw_groups(
     axes: Axes, panel: Panel, series: Sequence[str], groups: Sequence[str], lowest: float
 ) -> float:
-    """Draw the bars of one panel; return the lowest figure or end of an interval, `lowest` if none
-    is below it.
+    """Draw the bars of one panel; return the lowest value or interval end, or `lowest` if none is
+    below it.
     """
     width = 0.8 / max(len(series), 1)
     for place, name in enumerate(series):

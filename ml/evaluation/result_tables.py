@@ -82,7 +82,7 @@ def read_results(path: Path) -> list[Row]:
         table = csv.DictReader(file)
         if tuple(table.fieldnames or ()) != COLUMNS:
             raise ArtifactError(
-                f"{path.name} is no table of results; its columns must be {','.join(COLUMNS)}."
+                f"{path.name} is not a table of results; its columns must be {','.join(COLUMNS)}."
             )
         return list(table)
 
@@ -133,8 +133,8 @@ def _rows_of_card(card: Card, protocol: str) -> dict[str, list[Row]]:
 def _rows_of_control(
     control: Control, facts: Mapping[str, Any], protocol: str, over: str
 ) -> list[Row]:
-    """Return the rows of a control, none if it was skipped; `over` says which data sets it joins,
-    if there are several.
+    """Return the rows of a control, none if it was skipped; `over` names the pooled data sets, if
+    there are several.
     """
     figures = (("auroc", control.auroc), ("accuracy", control.accuracy))
     control_facts = {
@@ -164,8 +164,8 @@ def _facts(architecture: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _rows_of_levels(
     facts: Mapping[str, Any], slices: Metrics | None, patients: Metrics | None
 ) -> list[Row]:
-    """Return the rows of slices and of patients; none of patients where each has one slice, since
-    their figures are those of the slices.
+    """Return the rows of slices and of patients; no patient rows if every patient has one slice,
+    since they would equal those of the slices.
     """
     rows = rows_of(facts, "slice", slices.items()) if slices else []
     if patients and (slices is None or patients.accuracy.n != slices.accuracy.n):

@@ -26,15 +26,15 @@ class EvaluatedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class GateFigures:
-    """How little the images look like head CT.
+    """Scores of the images in the check "not a head CT".
 
     Attributes:
-        refused: how many the service would refuse.
-        refused_from: the score from which it does.
-        n: how many were asked about.
-        share: of them that would be refused.
+        refused: number of images that the service would refuse.
+        refused_from: the score from which it refuses an image.
+        n: number of images checked.
+        share: the share of them that would be refused.
         median, highest: of the scores.
-        reason: why nothing was asked; then all but `n` are None.
+        reason: why no image was checked; then all fields but `n` are None.
     """
 
     refused: int | None
@@ -56,7 +56,7 @@ class BothLevels:
 
 @dataclass(frozen=True, kw_only=True)
 class StatesByLabel:
-    """The states of the verdicts on scans with, without and with unknown hemorrhage."""
+    """The states of the verdicts on scans with, without, and with unknown hemorrhage."""
 
     with_hemorrhage: StateCounts
     without: StateCounts
@@ -73,7 +73,7 @@ class States:
 
 @dataclass(frozen=True)
 class Bands:
-    """How often answers outside the inconclusive band are right, by slice and by patient."""
+    """How often answers outside the inconclusive band are correct, by slice and by patient."""
 
     slice: BandFigures
     patient: BandFigures
@@ -81,26 +81,26 @@ class Bands:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A model's figures on a data set that it was not made from.
+    """A model's results on an external data set.
 
     Attributes:
         identity: digest of model and data set.
         model: which one.
-        threshold, patient_threshold: of a slice, and of a scan of several slices.
+        threshold, patient_threshold: for a slice, and for a scan of several slices.
         dataset, fingerprint: of the data set.
-        images, scans: that were scored.
-        unknown: images without a label.
-        unread: images that cannot be read.
-        not_head_ct: how little the images look like head CT.
-        slice, patient: metrics without what the model's training has seen.
-        overlap: images that it has seen.
-        left_out: those, and all others of their groups.
-        all: metrics with what training has seen.
-        band: answers outside the inconclusive band, without what training has seen.
-        states: how many verdicts are suspected, inconclusive and not found, without what training
-            has seen; None in a file that was written before they were counted.
+        images, scans: numbers of images and scans that were predicted.
+        unknown: number of images without a label.
+        unread: number of unreadable images.
+        not_head_ct: results of the check "not a head CT".
+        slice, patient: metrics, excluding data seen in the model's training.
+        overlap: number of images seen in training.
+        left_out: number of these images and all others of their groups.
+        all: metrics including the data seen in training.
+        band: predictive values outside the inconclusive band, excluding data seen in training.
+        states: numbers of verdicts that are suspected, inconclusive and not found, excluding data
+            seen in training; None in files that were written before these were counted.
         notes, problems: sentences about the evaluation and about the data set.
-        seconds: what it took.
+        seconds: its duration.
     """
 
     identity: str

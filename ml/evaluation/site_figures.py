@@ -1,10 +1,10 @@
-"""What a model achieves on a site's own confirmed scans, of which not all were equally likely to be
+"""A model's performance on a site's own confirmed scans, which were not all equally likely to be
 confirmed.
 
-Uncertain scans are all reviewed, of the others a random share. A scan that was drawn with the
-probability p stands for 1 / p scans (D. G. Horvitz, D. J. Thompson 1952). Of scans that were drawn
-and have not been reviewed yet, those of the same month and probability stand in. Scans that
-somebody chose to read stand for themselves.
+All inconclusive scans are reviewed, and a random sample of the others. A scan that was drawn with
+probability p represents 1 / p scans (D. G. Horvitz, D. J. Thompson 1952). Scans that were drawn but
+have not been reviewed yet are represented by those of the same month and probability. Scans that
+somebody chose to read represent only themselves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Stratum = tuple[str, float]
 
 @dataclass(frozen=True)
 class ConfirmedScan:
-    """A scan whose label people agree on.
+    """A scan with an agreed label.
 
     Attributes:
         month: when it was submitted, such as "2026-11".
@@ -47,7 +47,7 @@ class ConfirmedScan:
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """Scans with similar probabilities: from `low` to `high`, how many, their mean probability, and
+    """Scans with similar probabilities, from `low` to `high`: their number, mean probability, and
     the share of them with hemorrhage.
     """
 
@@ -60,13 +60,13 @@ class Bin:
 
 @dataclass(frozen=True, kw_only=True)
 class FiguresOfSite:
-    """What a model achieves on confirmed scans.
+    """A model's performance on confirmed scans.
 
     Attributes:
-        scans, with_hemorrhage: how many there are.
-        represented: how many scans they stand for.
+        scans, with_hemorrhage: numbers of scans.
+        represented: number of scans that they represent.
         metrics: with 95% intervals, weighted.
-        bins: the calibration, weighted; bins without scans are left out.
+        bins: the calibration curve, weighted; bins without scans are omitted.
     """
 
     scans: int
@@ -94,14 +94,14 @@ def sampling_weights(scans: Sequence[ConfirmedScan], drawn: Mapping[Stratum, int
 
 
 def site_figures(scans: Sequence[ConfirmedScan], weights: np.ndarray) -> FiguresOfSite:
-    """Return what the model achieves on these scans.
+    """Return the model's performance on these scans.
 
-    The intervals are those of a bootstrap over groups; where it never varies, as with ten of ten,
-    Wilson's interval for the effective number of scans (L. Kish 1965).
+    The intervals come from a bootstrap over groups; if that has zero width, as for ten of ten, from
+    Wilson's formula with the effective number of scans (L. Kish 1965).
 
     Args:
         scans: the confirmed scans.
-        weights: (n,), how many scans each stands for.
+        weights: (n,), the number of scans that each one represents.
     """
     labels = np.array([scan.label for scan in scans], int)
     probabilities = np.array([scan.probability for scan in scans], float)

@@ -94,13 +94,15 @@ class Department:
 
 
 Minutes = dict[str, dict[str, dict[str, dict[str, Estimate]]]]
-"""By order, group, "wait" or how far from first in, first out, and summary over a day's scans."""
+"""By order, by group: "wait" or the difference from first in, first out, and summaries over a day's
+scans.
+"""
 
 
 @dataclass(frozen=True)
 class DrawnFrom:
-    """How many scans with and without hemorrhage a simulation draws from, and where their answers
-    come from.
+    """The numbers of scans with and without hemorrhage that a simulation draws from, and where
+    their predictions come from.
     """
 
     positive: int
@@ -117,7 +119,7 @@ class Simulation:
         settings: those of the department, and the seed.
         load: the share of their time that readers are busy.
         scans: the population of scans.
-        minutes: the median over days, and where 95% of the days lie.
+        minutes: the median over days, and the interval that contains 95% of the days.
     """
 
     assumptions: list[str]
@@ -177,8 +179,8 @@ def _scans_of_card(folder: Path, dataset: str | None) -> Scans:
     """Return as many scans as in the card's metrics, evenly spaced on the equal-variance binormal
     ROC curve with the card's patient-level AUROC.
 
-    The most probable ones of each class are positive, in accordance with its sensitivity and
-    specificity.
+    The most probable scans of each class are called positive, in accordance with its sensitivity
+    and specificity.
     """
     card = read_card(folder)
     by_dataset = card.patient_metrics_by_dataset
@@ -193,7 +195,7 @@ def _scans_of_card(folder: Path, dataset: str | None) -> Scans:
             "Scans with and without hemorrhage are needed; the model's card has no patient-level"
             " AUROC for them."
         )
-    # both classes are there, so both are known
+    # both classes are present, so both metrics are defined
     sensitivity, specificity = figures.sensitivity.value or 0.0, figures.specificity.value or 0.0
     normal = NormalDist()
     apart = 2**0.5 * normal.inv_cdf(min(max(auroc, 1e-6), 1 - 1e-6))
@@ -225,7 +227,7 @@ def _scans_of_card(folder: Path, dataset: str | None) -> Scans:
 ORDERS: dict[str, Callable[[Scans], np.ndarray]] = {
     FIRST_COME: lambda scans: np.arange(len(scans.labels)),
     "by risk": lambda scans: np.argsort(-scans.probabilities, kind="stable"),
-    # On either side of the threshold the closest is the most uncertain.
+    # On either side of the threshold, the closest are the most uncertain.
     "by risk, then uncertainty": lambda scans: np.lexsort(
         (np.where(scans.called, scans.probabilities, -scans.probabilities), ~scans.called)
     ),
@@ -328,8 +330,8 @@ def simulate(
 
 
 def _moved(group: str) -> str:
-    """Return how a difference from first in, first out is named: scans with hemorrhage gain, the
-    others wait longer.
+    """Return the name of a difference from first in, first out: scans with hemorrhage gain time,
+    the others wait longer.
     """
     return "later" if group == "no hemorrhage" else "sooner"
 

@@ -1,5 +1,5 @@
-"""What is known of the images of a data set one by one, for a browser of images, and how they are
-distributed by class and by source.
+"""Facts about each image of a data set, for browsing images, and their distribution by class and
+source.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ml.exploration.shortcuts import BINS, Measured
 MOST_SOURCES, MOST_SIZES = 8, 12
 HEAD_BINS, SIZE_BINS = 21, 20
 LARGEST_HEAD = 1.05
-"""Of the square around a head, relative to the image's longer side: it has a margin."""
+"""Side of the square around a head, relative to the image's longer side: it includes a margin."""
 CLASSES = {"positive": 1, "negative": 0, "unlabeled": None}
 
 
@@ -29,14 +29,14 @@ class ImageFacts:
     """One image of a data set.
 
     Attributes:
-        example: the image; one that could not be read has neither hashes nor sizes.
-        patient, group: numbers that tell patients and groups apart, in the order of their first
-            images; None without a patient, or where the image could not be read.
+        example: the image; if unreadable, without hashes and sizes.
+        patient, group: numbers that identify patients and groups, in the order of their first
+            images; None without a patient, or if the image is unreadable.
         source: see `source_of`.
         bytes: size of the file.
-        gray: mean gray inside the head, 0..1 in the brain window.
+        gray: mean gray level inside the head, 0..1 in the brain window.
         head_share: see `ml.exploration.shortcuts.Measured`.
-        problems: what is wrong with it.
+        problems: what is wrong with the image.
         files, mask: paths within the folder that the data set was read from.
     """
 
@@ -53,8 +53,7 @@ class ImageFacts:
 
 
 def image_facts(dataset: Dataset, measured: Sequence[Measured], root: Path) -> Iterator[ImageFacts]:
-    """Yield the facts of each image of a data set in its order, then of those that could not be
-    read.
+    """Yield the facts about each image of a data set in order, then about the unreadable images.
 
     Args:
         dataset: the data set.
@@ -88,21 +87,21 @@ def source_of(example: Example) -> str:
 
 
 def sources_of(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Return the sources of a data set, sorted: none where there is one only, or so many that the
-    folders are rather those of patients.
+    """Return the sources of a data set, sorted: none if there is only one, or so many that the
+    folders are probably those of patients.
     """
     names = sorted({source_of(example) for example in examples})
     return tuple(names) if 1 < len(names) <= MOST_SOURCES else ()
 
 
 def distributions(examples: Sequence[Example], measured: Sequence[Measured]) -> dict[str, Any]:
-    """Return how images are distributed, for charts; every value can be written as JSON.
+    """Return the distributions of images for charts; all values are JSON serializable.
 
-    It has `sources`, the number of images of each source; `common_sizes`, the most frequent
+    It contains `sources`, the number of images of each source; `common_sizes`, the most frequent
     [width, height, number of images]; and for "grays" (inside the head, from black to white),
     "head" (`Measured.head_share`) and "size" (the longer side in px) each {"low", "high": of the
-    axis, "series": {name: share of each bin}}, the names being those of `CLASSES`, and "all", and
-    "source NAME".
+    axis, "series": {name: share of each bin}}. The names are those of `CLASSES`, "all", and "source
+    NAME".
     """
     known = sources_of(examples)
     of_series = {
@@ -156,7 +155,9 @@ def _histograms(
 
 
 def _numbers(names: Sequence[str | None]) -> list[int | None]:
-    """Return a number for each name, 1, 2, ... in the order of first appearance, None for none."""
+    """Return a number for each name, 1, 2, ... in the order of first appearance, None if there is
+    no name.
+    """
     numbers = iter(numbered([name for name in names if name]))
     return [int(next(numbers)) + 1 if name else None for name in names]
 

@@ -1,4 +1,6 @@
-"""What each step of processing makes of one slice, by the functions that training uses."""
+"""The effect of each preprocessing step on one slice, computed by the functions that training
+uses.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,14 @@ STEPS: Mapping[str, Mapping[str, object]] = {
     "watershed": {"segmentation": "watershed"},
     "edges": {"segmentation": "edges"},
 }
-"""The steps by name, each with what it changes of the chosen preprocessing."""
+"""The steps by name, each with the settings that it changes in the chosen preprocessing."""
 AUGMENTED = "augmentation"
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a step made: one or several pictures, float32 (height, width) in 0..1, and sentences
-    about what did not work.
+    """The result of a step: one or several images, float32 (height, width) in 0..1, and sentences
+    about what failed.
     """
 
     pictures: tuple[FloatArray, ...]
@@ -45,10 +47,11 @@ class Shown:
 
 
 def processing_steps(slice_: Slice, spec: InputSpec, seed: int) -> dict[str, Callable[[], Shown]]:
-    """Return the steps by name, in the order in which they are shown; each is computed when called.
+    """Return the steps by name, in display order; each is computed when called.
 
-    "original" is the slice in the window and "input" the model's input by `spec`; each of `STEPS`
-    is the input with that step, and "augmentation" the input and nine altered copies of it.
+    "original" is the slice in the window and "input" the model's input according to `spec`; each of
+    `STEPS` is the input with that step, and "augmentation" the input and nine augmented copies of
+    it.
 
     Args:
         slice_: the slice.

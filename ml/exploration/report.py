@@ -1,5 +1,5 @@
-"""The exploration report: a folder with index.html and its images, which needs neither network nor
-scripts.
+"""The exploration report: a folder with index.html and its images, which needs neither a network
+connection nor scripts.
 
 All text from a data set (names, problems) is escaped, since a report may be opened by someone who
 does not trust the data set.
@@ -84,9 +84,9 @@ def write_report(
 
 
 def _of_one(dataset: Dataset, summary: Mapping[str, Any], out: Path, number: int) -> Iterator[str]:
-    """Yield the HTML about one data set and write its images, named by `number`.
+    """Yield the HTML about one data set, and write its images with `number` in their names.
 
-    One function, because it is the page from top to bottom: each picture and the text below it.
+    One function, because it is the page from top to bottom: each image and the text below it.
     """
 
     def picture(name: str) -> Path:

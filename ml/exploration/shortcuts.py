@@ -44,7 +44,7 @@ PROBES: dict[str, tuple[str, ...]] = {
 """The probes by name, with their non-anatomical features."""
 
 FORMER_NAMES = {"colour": "color"}
-"""Facts that stored samples may still have under another name, and what they are called now."""
+"""Feature names in stored samples of earlier versions, and their current names."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Measured:
 
 
 def measure(example: Example, slice_: Slice | None = None) -> Measured:
-    """Measure one image of a data set; `slice_` is what it shows, where it was read before.
+    """Measure one image of a data set; `slice_` is its slice, if already read.
 
     Raises:
         ImageError: it cannot be read.
@@ -99,11 +99,11 @@ def measure(example: Example, slice_: Slice | None = None) -> Measured:
 
 @dataclass(frozen=True)
 class Sample:
-    """What probes need of the images of a data set, or of some of them.
+    """The data that probes need, for all or some images of a data set.
 
     Attributes:
         groups: the group of each image.
-        measured: what was measured of it.
+        measured: its measured features.
     """
 
     groups: Sequence[str]
@@ -111,7 +111,7 @@ class Sample:
 
 
 def sample_of(examples: Sequence[Example], measured: Sequence[Measured], seed: int = 0) -> Sample:
-    """Return as many images, chosen at random, as a probe looks at: at most `MOST_IMAGES`."""
+    """Return a random sample of the images that a probe uses: at most `MOST_IMAGES`."""
     groups = [example.group for example in examples]
     if len(groups) <= MOST_IMAGES:
         return Sample(groups, measured)
@@ -154,7 +154,7 @@ def read_sample(path: Path) -> Sample:
                 ],
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as err:
-        raise DatasetError("What was measured of a data set cannot be read any more.") from err
+        raise DatasetError("A data set's stored measurements can no longer be read.") from err
 
 
 def class_probes(
@@ -163,9 +163,9 @@ def class_probes(
     seed: int = 0,
     on_probe: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """Return the result of each probe for the labels, without unlabeled images; its metrics say
-    why they have no value where a class is missing. `on_probe` is called with (probes done, number
-    of probes).
+    """Return the result of each probe for the labels, excluding unlabeled images; if a class is
+    missing, the metrics are undefined and give the reason. `on_probe` is called with (probes done,
+    number of probes).
 
     Each is {"name", "auroc", "accuracy", "majority", "suspicious"}: two metrics with intervals as
     JSON of `ml.figures.Estimate`, the share of the larger class, and whether the lower bound of the
@@ -209,7 +209,7 @@ def source_probes(names: tuple[str, str], samples: tuple[Sample, Sample]) -> lis
 def _probe(
     name: str, columns: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int
 ) -> dict[str, Any]:
-    # enough for two digits, without an import taking an hour
+    # enough for two digits, without taking an hour per import
     if len(labels) > MOST_IMAGES:
         chosen = np.sort(
             np.random.default_rng(seed).choice(len(labels), MOST_IMAGES, replace=False)

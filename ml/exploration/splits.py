@@ -1,4 +1,4 @@
-"""A look at a split before a training: what each fold would hold, and what cannot be split."""
+"""Preview of a split before training: the contents of each fold, and what cannot be split."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ml.datasets.read import Dataset
 from ml.errors import DatasetError
 
 LARGE_SHARE = 0.5
-"""A group that holds more than this share of a fold's worth of images makes folds uneven."""
+"""A group with more than this fraction of an average fold's images makes folds uneven."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What a fold tests: labeled images by class, their groups, and how many of these show
-    hemorrhage; and scans with a scan-level label only.
+    """The test part of a fold: labeled images by class, their groups, and how many of these show
+    hemorrhage; and scans that have only a scan-level label.
     """
 
     images: int
@@ -38,11 +38,11 @@ class SplitPreview:
     """How a data set would be split.
 
     Attributes:
-        folds: what each fold tests; empty if it cannot be split.
-        groups, positive_groups, negative_groups: how many there are, with labeled images, and with
-            an image of each class.
-        crossing_groups, crossing_duplicates: how many groups, and how many pairs of
-            near-duplicates, are in more than one fold.
+        folds: the test part of each fold; empty if the data set cannot be split.
+        groups, positive_groups, negative_groups: numbers of groups with labeled images, and with an
+            image of each class.
+        crossing_groups, crossing_duplicates: numbers of groups, and of pairs of near-duplicates,
+            that are in more than one fold.
         refused: why it cannot be split; empty if it can.
         notes: what is in no fold, and what makes folds uneven.
     """
@@ -64,8 +64,8 @@ def preview_split(
     folds: int,
     seed: int,
 ) -> SplitPreview:
-    """Return how a training on this data set alone would split it, with initial weights that have
-    seen none of its images.
+    """Return how a training run on this data set alone would split it, with initial weights that
+    have seen none of its images.
 
     Args:
         name: the data set's name.
@@ -105,7 +105,7 @@ def preview_split(
 
 
 def _folds_of(pool: Pool, folds: int, seed: int) -> tuple[list[Fold], dict[str, set[int]]]:
-    """Return what each fold tests, and in which folds each group is."""
+    """Return the test part of each fold, and the folds in which each group occurs."""
     first = np.unique(pool.scans, return_index=True)[1]
     positions = np.flatnonzero(pool.known)
     weakly_labeled = np.array(sorted(pool.given_scan_labels), np.int64)

@@ -48,8 +48,7 @@ def explore(
     measured: Sequence[Measured] | None = None,
     on_probe: OnPart = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Describe a data set for a page, a report or a terminal; every value can be written as
-    JSON.
+    """Describe a data set for a page, a report or a terminal; all values are JSON serializable.
 
     `on_probe` is called with (probes done, number of probes).
 
@@ -114,7 +113,7 @@ GRAYS = tuple((bin_ + 0.5) / BINS for bin_ in range(BINS))
 
 
 def facts_of(dataset: Dataset) -> dict[str, object]:
-    """Describe a data set for a page or a terminal; every value can be written as JSON.
+    """Describe a data set for a page or a terminal; all values are JSON serializable.
 
     It includes:
         scan_labels: number of scans that are {"positive", "negative", "unknown"}, and that have

@@ -41,19 +41,19 @@ from ml.networks.autoencoder import Weights, fit_autoencoder, onnx_nodes
 from ml.networks.onnx_graph import model_of, serialized
 from ml.scans.slices import FloatArray, Slice
 
-MADE_EACH = 24  # images of a synthetic family
-MOST_HEADS = 900  # training images of a data set
+MADE_EACH = 24  # images of each synthetic family
+MOST_HEADS = 900  # maximum number of training images of a data set
 COUNTEREXAMPLES = 1800
 PHANTOMS = 150
 AUTOENCODER_EPOCHS = 20
 GAIN = 0.5
-HEADS_REFUSED = 0.045  # share of the held-out head CT
+HEADS_REFUSED = 0.045  # share of the held-out head CT that is refused
 
 
 @dataclass(frozen=True)
 class Seen:
-    """An image as the gate sees it; `measures` is empty if it shows no body, and it is then always
-    refused.
+    """An image as the gate sees it; `measures` is empty if the image shows no body, and it is then
+    always refused.
     """
 
     source: str

@@ -29,8 +29,8 @@ def fit_judge(
     seed: int,
     state: Path,
 ) -> keras.Model:
-    """Return the network: views (N, 128, 128, 1) and measures (N, k) -> two logits (N, 1), of the
-    image and of the measures.
+    """Train and return the network: views (N, 128, 128, 1) and measures (N, k) -> two logits (N,
+    1), one from the image and one from the measures.
 
     Args:
         views: float32 (n, 128, 128, 1).
@@ -38,7 +38,7 @@ def fit_judge(
         odd: bool (n,), True if it is not head CT.
         weights: (n,) sampling weight of an example in its class.
         seed: random seed.
-        state: file for the state after each epoch.
+        state: file for the training state, written after each epoch.
     """
     keras.utils.set_random_seed(seed)
     network = _network(measures)
@@ -109,7 +109,7 @@ Constant = Callable[[str, np.ndarray], str]
 
 
 def _picture_nodes(network: keras.Model, constant: Constant) -> Iterator[NodeProto]:
-    """Yield nodes "views" -> "of_picture" (N, 1), the logit of the convolutions."""
+    """Yield nodes "views" -> "of_picture" (N, 1), the logit from the image."""
     yield helper.make_node("Transpose", ["views"], ["planes"], perm=[0, 3, 1, 2])
     yield helper.make_node("AveragePool", ["planes"], ["half"], kernel_shape=[2, 2], strides=[2, 2])
     x = "half"
@@ -135,7 +135,7 @@ def _picture_nodes(network: keras.Model, constant: Constant) -> Iterator[NodePro
 
 
 def _measure_nodes(network: keras.Model, constant: Constant) -> Iterator[NodeProto]:
-    """Yield nodes "measures" -> "of_measures" (N, 1), the logit of what was measured."""
+    """Yield nodes "measures" -> "of_measures" (N, 1), the logit from the measures."""
     scaler = network.get_layer("standardised")
     mean, spread = np.asarray(scaler.mean), np.sqrt(np.asarray(scaler.variance))
     mean_name = constant("mean", mean.reshape(1, -1))

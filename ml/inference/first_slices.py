@@ -11,9 +11,9 @@ MOST_FIRST = 5
 def look_first(probabilities: NDArray[np.float32], threshold: float) -> list[int]:
     """Return the indices of up to five slices (or slabs) to view first, by descending priority.
 
-    Adjacent slices show the same hemorrhage. So the peaks of all runs of positive slices come
-    first; then other positive slices that are not adjacent to a selected one, then the most
-    probable of the rest.
+    Adjacent slices usually show the same hemorrhage. Therefore the peak of each run of positive
+    slices comes first; then other positive slices that are not adjacent to a selected one, then the
+    most probable of the rest.
 
     Args:
         probabilities: (n,), from foot to head.

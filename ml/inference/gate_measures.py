@@ -100,7 +100,9 @@ def _unrolled(gray: FloatArray, head: NDArray[np.bool_]) -> tuple[FloatArray, Fl
 def _shape(
     head: NDArray[np.bool_], outline: NDArray[np.int32], radii: FloatArray
 ) -> dict[str, float]:
-    """Size, elongation, solidity, roundness, and the share of the outline on the image's edge."""
+    """Return size, elongation, solidity, roundness, and the share of the outline on the image's
+    edge.
+    """
     area = float(head.sum())
     hull = max(float(cv2.contourArea(cv2.convexHull(outline))), 1.0)
     (_, (minor, major), _) = cv2.fitEllipse(outline)
@@ -129,7 +131,9 @@ def _shape(
 
 
 def _rim(unrolled: FloatArray) -> dict[str, float]:
-    """How closed, bright and uniform the shell below the outline is, relative to the inside."""
+    """Return how closed, bright and uniform the shell below the outline is, relative to the
+    inside.
+    """
     core = unrolled[:, CORE:]
     inside = float(np.median(core))
     rim = unrolled[:, :RIM]
@@ -160,7 +164,7 @@ def _rim(unrolled: FloatArray) -> dict[str, float]:
 
 
 def _inside(gray: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> dict[str, float]:
-    """Gray levels, grain, edges and flatness inside the shell."""
+    """Return gray levels, texture, edges and flatness inside the shell."""
     core = unrolled[:, CORE:]
     eroded = _core(head)
     values = gray[eroded]
@@ -192,8 +196,8 @@ def _inside(gray: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> 
 
 
 def _surroundings(gray: FloatArray, head: NDArray[np.bool_]) -> dict[str, float]:
-    """Content outside the head (CT shows little), the share of edges and the number of gray levels
-    of the image.
+    """Return the content outside the head (CT shows little), the share of edges and the number of
+    gray levels of the image.
     """
     around = ~cv2.dilate(head.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
     values = gray[around]

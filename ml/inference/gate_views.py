@@ -41,7 +41,9 @@ def view_of(image: PreparedImage) -> tuple[FloatArray, FloatArray]:
 
 
 def errors(pixels: FloatArray, drawn: FloatArray, mask: FloatArray) -> dict[str, float]:
-    """Return the reconstruction errors of a view: absolute, and relative to local contrast."""
+    """Return the logarithms of a view's reconstruction errors by name, absolute and relative to
+    local contrast, for view and reconstruction (128, 128) and the body mask of the same shape.
+    """
     squared = (pixels - drawn) ** 2
     around = (LOCAL_PX, LOCAL_PX)
     variance = np.maximum(cv2.blur(pixels**2, around) - cv2.blur(pixels, around) ** 2, 0)

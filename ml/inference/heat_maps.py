@@ -19,7 +19,7 @@ from ml.preprocessing.scaling import shrunk
 from ml.scans.slices import FloatArray
 
 CHUNK = 64  # masked copies per batch: 64 x (13, 13, 256) maps take 11 MB
-REACH = 1  # a window extends by so many blocks to each side
+REACH = 1  # a window extends by this many blocks to each side
 MOST_BLOCKS = 14
 AIR = 0.02  # relative to white; darker pixels are not tissue
 SMALLEST_DROP = 0.02  # in log-odds; smaller drops are noise and must not be scaled to full heat
@@ -29,8 +29,8 @@ MOST_OPAQUE = 0.85
 
 
 def block_of(side: int) -> int:
-    """Return how many cells of maps with that side are masked as one block, along each side: large
-    maps would take thousands of copies.
+    """Return the side, in cells, of the square blocks that are masked together for maps with that
+    side: masking single cells of large maps would take thousands of copies.
     """
     return -(-side // MOST_BLOCKS)
 
@@ -39,7 +39,7 @@ def masked_copies(maps: FloatArray) -> Iterator[FloatArray]:
     """Yield a copy of a slice's maps (h, w, c) for each block of cells, masked around that block,
     in row-major order and in chunks: float32 (at most `CHUNK`, h, w, c).
 
-    The window is 3 x 3 blocks, since a hemorrhage rarely fits in one, and heads with max pooling
+    The window is 3 x 3 blocks, since a hemorrhage rarely fits into one, and heads with max pooling
     ignore the masking of one cell if its neighbor still shows the hemorrhage. Masked cells are set
     to each channel's median over the slice, a typical cell of the image. Zeros would be out of
     distribution, with erratic output of a standardized SVM; the mean would still contain part of a
@@ -68,7 +68,7 @@ def occlusion(
 
     Args:
         maps: float32 (h, w, c), maps of one slice.
-        score: maps (n, h, w, c) of n slices -> probabilities (n,).
+        score: function from maps (n, h, w, c) of n slices to probabilities (n,).
         pixels: the input (size, size, 1) of the maps. Blocks are weighted by their share of head:
             air holds no hemorrhage, but padding makes the corner cells unusual.
     """
@@ -132,6 +132,8 @@ def overlay(heat: FloatArray, max_px: int) -> Image.Image:
 
 
 def log_odds(probability: FloatArray) -> FloatArray:
-    """Return the log-odds of probabilities, clipped to 1e-7 from 0 and 1."""
+    """Return the log-odds of probabilities, in the same shape, after clipping them to [1e-7, 1 -
+    1e-7].
+    """
     clipped = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
     return np.log(clipped / (1 - clipped)).astype(np.float32)

@@ -23,12 +23,13 @@ from ml.scans.slabs import Slabs
 from ml.scans.slices import BoolArray, FloatArray, Series, Slice, gray_of
 
 MapFunction = Callable[..., Iterable[Any]]
-"""Applies a function to each item, like `map`."""
+"""A function that applies another to each item, like `map`."""
 
 OUTLINED_FROM = 0.5
 SMALLEST_PIECE = 0.1
-"""Of the largest piece of an outline in the same slice; smaller pieces are specks. On held-out
-slices of ct_ich, dropping them leaves half the pieces and the same Dice (docs/results/journal.md).
+"""Minimum area relative to the largest piece of an outline in the same slice; smaller pieces are
+specks. On held-out slices of ct_ich, dropping them halves the number of pieces without changing the
+Dice coefficient (docs/results/journal.md).
 """
 MM3_PER_ML = 1000.0
 
@@ -76,15 +77,15 @@ def outlines_of(
     Args:
         series: the scan.
         slabs: of the series.
-        outlined: probability maps of the slabs at the model's input (m, m); None for a negative
+        outlined: probability maps of the slabs (m, m), in the model's input; None for a negative
             slab.
         frames: position of the input in each slab.
-        map_: computes the slabs, perhaps in threads.
+        map_: applies a function to each slab, perhaps in threads.
     """
 
     def mask_of(number: int) -> BoolArray | None:
         probabilities = outlined[number]
-        # Interpolation cannot exceed the maximum; most slices are done here.
+        # Interpolation cannot exceed the maximum, so most slices need no further work.
         if probabilities is None or float(probabilities.max()) < OUTLINED_FROM:
             return None
         return _mask_of(probabilities, frames[number], series.slices[slabs.middle_of(number)])
@@ -97,7 +98,7 @@ def outlines_of(
 
 
 def areas_mm2(series: Series, masks: Sequence[BoolArray | None]) -> tuple[float, ...]:
-    """Return the outlined area of each slice, or () if a pixel size is unknown."""
+    """Return the outlined area of each slice in mm², or () if a pixel size is unknown."""
     areas = []
     for slice_, mask in zip(series.slices, masks, strict=True):
         if slice_.spacing_mm is None:
@@ -109,8 +110,8 @@ def areas_mm2(series: Series, masks: Sequence[BoolArray | None]) -> tuple[float,
 
 
 def thicknesses_mm(series: Series) -> NDArray[np.float64] | None:
-    """Return the thickness that each slice of a series represents: halfway to either neighbor, and
-    at the ends as far outward as inward. None if the distances are unknown.
+    """Return the thickness in mm that each slice of a series represents, (n,): halfway to either
+    neighbor, and at the ends as far outward as inward. None if the distances are unknown.
     """
     steps = _steps_mm(series)
     if steps is None:
@@ -127,8 +128,8 @@ def _steps_mm(series: Series) -> NDArray[np.float64] | None:
 
 
 def _mask_of(probabilities: FloatArray, frame: Frame, slice_: Slice) -> BoolArray | None:
-    """Return the outline in the pixels of a slice, without areas outside a closed skull: a swollen
-    scalp is as bright as blood.
+    """Return the outline in the slice's own pixels, excluding areas outside a closed skull: a
+    swollen scalp is as bright as blood.
     """
     mask = place(probabilities, frame, slice_.pixels.shape) >= OUTLINED_FROM
     space = inside_of_skull(gray_of(slice_))
@@ -138,7 +139,7 @@ def _mask_of(probabilities: FloatArray, frame: Frame, slice_: Slice) -> BoolArra
 
 
 def without_specks(mask: BoolArray) -> BoolArray:
-    """Return an outline (height, width) without its pieces below `SMALLEST_PIECE`."""
+    """Return an outline (height, width) without pieces smaller than `SMALLEST_PIECE`."""
     count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     areas = stats[:, cv2.CC_STAT_AREA].copy()
     areas[0] = 0  # the background

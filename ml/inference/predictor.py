@@ -35,7 +35,7 @@ NOT_HEAD_CT = (
 NO_PROBABILITIES = "The model did not output a probability for each slice and for the scan."
 NEIGHBORS = 4
 """Neighboring slices on each side that are used for the heat map of a series model. More distant
-ones do not matter (on six scans of ct_ich the correlation with heat maps from all slices is at
+ones do not matter (on six scans of ct_ich, the correlation with heat maps from all slices is at
 least .996, with the same peak), and 200 slices would take a minute.
 """
 
@@ -112,8 +112,8 @@ class _ScanFeatures:
     """The output of the convolutions for the slabs of one scan so far.
 
     Attributes:
-        maps: (n, h, w, c), allocated at once: small arrays that stay between the temporary ones of
-            the convolutions fragment the heap, which took 370 MB more for 200 slices.
+        maps: (n, h, w, c), allocated at once: small arrays that survive between the temporary ones
+            of the convolutions would fragment the heap, which took 370 MB more for 200 slices.
         outlined: (n, m, m), None for a model without outlines.
         frames: of the slabs that are done.
         not_head_ct: scores of the slabs that were checked.
@@ -152,10 +152,10 @@ class Predictor:
     """A loaded model. Not to be shared across a fork: create it in the child process.
 
     Args:
-        model_dir: a model folder, see `ml.artifacts.folder`; it is read again when several slices
-            are first to be computed by several threads.
-        threads: how many threads compute. Each takes a slice at a time, which takes a tenth less
-            processor time than threads that share a slice, as they do where there is only one.
+        model_dir: a model folder, see `ml.artifacts.folder`; it is read again the first time that
+            several threads are to process several slices.
+        threads: number of threads. Each processes one slice at a time, which takes a tenth less CPU
+            time than several threads sharing a slice, as they do if there is only one.
         checks_head_ct: False skips the check whether a scan looks like a head CT.
 
     Raises:
@@ -188,8 +188,9 @@ class Predictor:
         except ValueError as err:
             raise ArtifactError(str(err)) from err
         self._features = self._load_features(model_dir, threads)
-        # One thread a slice, for several slices. In a list, which `with_thresholds` shares, and not
-        # loaded before it is needed: a worker that waits has answered a phantom only.
+        # A session with one thread per slice, for several slices. It is in a list, which
+        # `with_thresholds` shares, and is loaded only when needed: an idle worker has predicted
+        # only a phantom.
         self._features_of_many: list[onnxruntime.InferenceSession] = []
         self._model_dir = model_dir
         probabilities = ("slice_probability", "scan_probability")
@@ -235,8 +236,8 @@ class Predictor:
     ) -> list[ScanResult]:
         """Return the results of several scans, in their order.
 
-        Threads compute the slices of all scans one by one; the head runs once per scan. Only the
-        maps of scans that are not complete are held in memory. Thin slices are averaged into slabs
+        Threads process the slices of all scans one by one; the head runs once per scan. Only the
+        maps of incomplete scans are held in memory. Thin slices are averaged into slabs
         (`ml.scans.slabs`).
 
         Args:
@@ -290,7 +291,7 @@ class Predictor:
 
     @staticmethod
     def _load_features(model_dir: Path, threads: int) -> onnxruntime.InferenceSession:
-        # Memory is kept where several slices are computed: all runs have one size.
+        # Memory is kept if several slices are processed: all runs have the same size.
         return load_graph(
             model_dir / FEATURES, threads, ("images",), ("maps",), keeps_memory=threads == 1
         )
@@ -378,8 +379,8 @@ class Predictor:
     def _score_in_context(
         self, context: FloatArray, index: int
     ) -> Callable[[FloatArray], FloatArray]:
-        """Return a function from copies of one slab's maps to its probabilities; the slab is at
-        `index` among the maps of its neighbors (n, h, w, c).
+        """Return a function from copies of one slab's maps to its probabilities; the slab has
+        position `index` among the maps of its neighbors (n, h, w, c).
         """
         if self.card.reads == "slice":
             return lambda copies: self._run_head(copies)[0]
@@ -394,7 +395,7 @@ class Predictor:
         return score
 
     def _maps(self, pixels: FloatArray) -> FloatArray:
-        """Return the maps (h, w, c) of an input (size, size, 1); no outlines are computed."""
+        """Return the maps (h, w, c) of an input (size, size, 1), without computing outlines."""
         options = onnxruntime.RunOptions()
         options.only_execute_path_to_fetches = True
         (maps,) = self._features.run(["maps"], {"images": pixels[np.newaxis]}, options)
@@ -503,13 +504,14 @@ class Predictor:
             return Outlines()
         if state == "not found":
             return Outlines(no_volume_because=NOT_FOUND)
-        # A scan may be suspected or inconclusive although no slice is: its threshold is lower.
+        # A scan may be suspected or inconclusive although none of its slices is: its threshold is
+        # lower.
         lowest = min(self.card.threshold, float(of_slices.max()))
         shown = [
             outlined if probability >= lowest else None
             for outlined, probability in zip(features.outlined, of_slices, strict=True)
         ]
-        # The threads have other slices to compute, behind which a single one would wait.
+        # The threads have other slices to process, and a single one would wait behind them.
         return outlines_of(series, slabs, shown, features.frames, map_ if len(shown) > 1 else map)
 
 

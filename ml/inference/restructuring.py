@@ -1,5 +1,5 @@
-"""The autoencoder of a model that restructures its inputs, run by itself: what the convolutions see
-beside the image.
+"""The autoencoder of a model that restructures its inputs, run by itself: the additional input of
+the convolutions beside the image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.slices import FloatArray, Slice
 
 RECONSTRUCTED = "reconstructed"
-"""The value in features.onnx that the autoencoder gives (`ml.networks.convolutions`)."""
+"""The value in features.onnx that the autoencoder computes (`ml.networks.convolutions`)."""
 GRAPH, OUTPUT, NAME = 7, 12, 1
 """Fields of ONNX's ModelProto, GraphProto and ValueInfoProto."""
 
@@ -45,8 +45,8 @@ class Restructuring:
             raise ArtifactError("This model does not restructure its inputs.") from err
 
     def of(self, slice_: Slice) -> tuple[FloatArray, FloatArray]:
-        """Return the model's input for a slice and what the autoencoder makes of it, each float32
-        (size, size) in 0..1.
+        """Return the model's input for a slice, and the autoencoder's reconstruction of it, each
+        float32 (size, size) in 0..1.
         """
         pixels, _ = to_input(slice_, self.spec)
         (drawn,) = self._session.run([RECONSTRUCTED], {"images": pixels[np.newaxis]})
@@ -54,13 +54,13 @@ class Restructuring:
 
 
 def _as_output(name: str) -> bytes:
-    """Return what makes a value of a serialized ONNX model an output, when it is appended: messages
-    of Protocol Buffers that follow each other are merged, and their lists joined. So the library
-    onnx, which serving does without, is not needed.
+    """Return bytes that, appended to a serialized ONNX model, make one of its values an output:
+    concatenated Protocol Buffers messages are merged, and their repeated fields are joined. So the
+    onnx package, which is not installed for serving, is not needed.
     """
     return _field(GRAPH, _field(OUTPUT, _field(NAME, name.encode())))
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """Return a field of less than 128 bytes, of wire type 2."""
+    """Return a field of wire type 2 with less than 128 bytes."""
     return bytes((number << 3 | 2, len(content))) + content

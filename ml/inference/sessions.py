@@ -15,7 +15,7 @@ def session(graph: bytes, title: str = "The model's graph") -> onnxruntime.Infer
     """Return a single-threaded ONNX session with low memory use.
 
     Raises:
-        ArtifactError: the graph cannot be loaded; the sentence begins with `title`.
+        ArtifactError: the graph cannot be loaded; the message begins with `title`.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -23,11 +23,11 @@ def session(graph: bytes, title: str = "The model's graph") -> onnxruntime.Infer
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as err:  # ONNX Runtime's own exceptions have no common base but this
+    except Exception as err:  # ONNX Runtime's exceptions have no other common base class
         raise ArtifactError(f"{title} cannot be loaded by ONNX Runtime.") from err
 
 
-SINGLE_PRECISION = "tensor(float)"  # ONNX Runtime's name of the type
+SINGLE_PRECISION = "tensor(float)"  # ONNX Runtime's name for float32
 
 
 def has_output(session: onnxruntime.InferenceSession, name: str) -> bool:
@@ -77,7 +77,8 @@ def load_graph(
         inputs: names of all inputs, in order.
         outputs: names of required outputs.
         keeps_memory: keep the memory of a run for the next one, which saves a tenth of the time.
-            Only for batches of few sizes: what is kept grows with each size and never shrinks.
+            Only for inputs of few different sizes: the memory grows with each new size and never
+            shrinks.
 
     Raises:
         ArtifactError: the graph cannot be loaded, or has other inputs or outputs.
@@ -95,7 +96,7 @@ def load_graph(
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
-    except Exception as err:  # ONNX Runtime's own exceptions have no common base but this
+    except Exception as err:  # ONNX Runtime's exceptions have no other common base class
         raise ArtifactError(
             f"The model's {path.name} is not a graph that ONNX Runtime can load."
         ) from err

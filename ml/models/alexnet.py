@@ -3,10 +3,11 @@ output.
 
 Five convolutional layers, three overlapping max pooling layers, local response normalization if the
 weights were trained with it, two fully connected layers with dropout, softmax. The softmax of two
-classes is the logistic function of their difference, which is the raw decision. Feature maps of
-frozen layers, including those of augmented copies, are computed once. The features graph ends at
-conv5, so that a heat map has its 13 x 13 cells; the last pooling and the fully connected layers are
-the head. The calibration uses groups of the training part that were held out from the network.
+classes is the logistic function of the difference of their logits, which is the raw decision.
+Feature maps of frozen layers, including those of augmented copies, are computed once. The features
+graph ends at conv5, so a heat map has its 13 x 13 cells; the last pooling layer and the fully
+connected layers are the head. The calibration uses groups of the training part on which the network
+was not trained.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ BATCH = 32
 MOST_BATCHES = 32  # per epoch, which is at most 1,024 images
 AVERAGING = 0.98
 CHUNK = 64
-# of cached feature maps; beyond that they are recomputed
+# maximum size of the cached feature maps; larger ones are recomputed
 MOST_CACHED_BYTES = 3 * 2**30
 DENSE = ("fc6", "fc7", "fc8")
-MAPS_SHARE, TUNING_SHARE = 0.25, 0.7  # of a fit's time
+MAPS_SHARE, TUNING_SHARE = 0.25, 0.7  # shares of a fit's duration
 Report = Callable[[float, Mapping[str, float]], None]
 
 
@@ -157,7 +158,7 @@ class _Source:
         n = len(task.images)
         if self.front is None or self.copies * n * int(np.prod(self.shape)) * 2 > MOST_CACHED_BYTES:
             return
-        # A hidden file, so workers leave it out of the checkpoint; it is recomputed.
+        # A hidden file, so that workers omit it from the checkpoint; it is recomputed.
         path = (task.folder if is_restructured else task.shared) / ".maps.npy"
         wanted = task.train if is_restructured else np.flatnonzero(task.labels >= 0)
         if not path.is_file():
@@ -194,8 +195,8 @@ class _Source:
 
 
 def head_of(maps: tuple[int, ...], width: int, dropout: float, seed: int) -> keras.Model:
-    """Return the last pooling and the fully connected layers: maps (n, h, w, c) -> logits of the
-    two classes (n, 2).
+    """Return the last pooling layer and the fully connected layers: maps (n, h, w, c) -> logits of
+    the two classes (n, 2).
     """
     layers = keras.layers
     inputs = keras.Input(maps, name="maps")
@@ -266,8 +267,8 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
 
 
 def _watch(task: FitTask, source: _Source, held_back: np.ndarray, batches: int) -> Watch | None:
-    """Return what the training is watched on; None where no slices of both classes are held
-    back.
+    """Return the data that the training is monitored on; None if the held-out slices do not include
+    both classes.
     """
     at = watched_of(task.labels, held_back, batches * BATCH, BATCH)
     if not len(at):

@@ -1,6 +1,4 @@
-"""AlexNet read cell by cell (`ml.models.cells`): a decision for each of 13 x 13 cells of a
-slice.
-"""
+"""AlexNet with one decision per cell (`ml.models.cells`): for each of 13 x 13 cells of a slice."""
 
 from __future__ import annotations
 

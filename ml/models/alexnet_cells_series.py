@@ -1,9 +1,9 @@
-"""AlexNet read cell by cell, over the slices of a scan: half of a slice's decision is that of its
-two neighbors.
+"""AlexNet with one decision per cell, over the slices of a scan: half of a slice's decision comes
+from its two neighbors.
 
-Nothing about the order of slices is learned, so nothing of it is peculiar to the hospitals of the
-training data: slices of hospitals that were never seen are ranked better than each by itself
-(docs/results/README.md).
+The order of slices is not learned, so nothing about it can be specific to the hospitals of the
+training data: slices from hospitals that were not in training were ranked better than slice by
+slice (docs/results/README.md).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from ml.networks.aggregation import aggregate
 SCAN_RULE = aggregate
 LAYERS = ("conv3", "conv4", "conv5", "pool5")
 LEARNED_LAYER = "conv5"  # the last layer to fine-tune if the layer is selected later
-# progress of a fit after fine-tuning and after the features
+# progress of a fit after the fine-tuning and after the features
 LEARNING_SHARE, FEATURES_SHARE = 0.7, 0.8
 
 

@@ -1,10 +1,10 @@
-"""An encoder read cell by cell: its convolutions, fine-tuned, and one linear decision for each cell
-of the last maps.
+"""An encoder with one decision per cell: its convolutions, fine-tuned, and a linear decision for
+each cell of the last maps.
 
-A slice's decision is the log-sum-exp of its cells (see `ml.networks.fine_tuning`). The maps of a
-picture and of its mirror image are averaged, so that left and right are treated alike. Some groups
-of the training part are held out from the network for its calibration; the final network is trained
-on all groups and calibrated to the predictions of the cross-validation.
+A slice's decision is the log-sum-exp of its cells' decisions (see `ml.networks.fine_tuning`). The
+maps of an image and of its mirror image are averaged, so that left and right are treated alike.
+Some groups of the training part are held out from the network for its calibration; the final
+network is trained on all groups and calibrated on the predictions of the cross-validation.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from ml.networks.encoder import Encoder
 from ml.networks.fine_tuning import Tuned
 from ml.networks.onnx_graph import model_of, serialized
 
-TUNING_SHARE = 0.95  # of a fit's time
+TUNING_SHARE = 0.95  # share of a fit's duration
 CHUNK = 64
 
 
 def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
-    """Fit on `task.train`; where it `smooths`, the decision of a slice is averaged with those of
-    its neighbors in the scan (`ml.networks.aggregation`).
+    """Fit on `task.train`; if `smooths`, the decision of a slice is averaged with those of its
+    neighbors in the scan (`ml.networks.aggregation`).
     """
     learn, inner = (
         (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
@@ -51,7 +51,7 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
     size = task.images.shape[1]
     features = mirrored(encoder.build(tuned.convolutions, size))
     _, side, _, channels = features.outputs[0].shape
-    # Of the slices learned from only the positive ones are predicted: types are fitted to them.
+    # Of the training slices, only the positive ones are predicted: the types are fitted to them.
     predicted = np.setdiff1d(np.arange(len(task.images)), learn[task.labels[learn] != 1])
     decisions, descriptions, outlines = _predicted(task, features, tuned, predicted)
     if smooths:
@@ -94,8 +94,8 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
 def _predicted(
     task: FitTask, features: keras.Model, tuned: Tuned, at: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return decisions, descriptions and outlines as `Fitted` has them, with what stands for no
-    answer elsewhere than `at`.
+    """Return decisions, descriptions and outlines as in `Fitted`, with placeholders for slices
+    other than those at `at`.
     """
     n, (maps, *outlined) = len(task.images), features.outputs
     decisions = np.full(n, np.nan)
@@ -113,8 +113,8 @@ def _predicted(
 
 
 def _answers(features: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the maps (n, h, w, c) of images and, of an encoder with outlines, the probability of
-    hemorrhage at each place (n, h, w).
+    """Return the maps (n, h, w, c) of images and, for an encoder with outlines, the probability of
+    hemorrhage at each position (n, h, w).
     """
     outputs = features.predict_on_batch(np.asarray(images, np.float32))
     if not isinstance(outputs, list):

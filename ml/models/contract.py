@@ -24,8 +24,8 @@ from ml.evaluation.calibration import Platt
 from ml.networks.aggregation import aggregate_scans
 
 RECIPE = 6
-"""Increase it whenever a fit changes its results for the same settings, so that no run resumes from
-an older checkpoint.
+"""Increment this whenever the results of a fit change for the same settings, so that no run resumes
+from an older checkpoint.
 """
 
 
@@ -115,10 +115,10 @@ class FitTask(RunData):
         train: positions of the training images, all with known labels; the slices of a scan are
             never split.
         folder: the checkpoints of this fit.
-        report: called at least once per batch with the share that is done and metrics to show;
-            raises to stop the fit.
+        report: called at least once per batch with the fraction done and metrics to show; raises to
+            stop the fit.
         held_out: for the final fit, the cross-validation's decisions on its training images: a fit
-            that calibrates on them need not hold images out.
+            that calibrates on them need not hold out any images.
         chosen: for the final fit, the hyperparameters that each fold selected.
         weak_scans: numbers of the weakly labeled training scans: none of their slices is labeled,
             and their labels are in `given_scan_labels`. An architecture that learns from slice
@@ -139,21 +139,20 @@ class Fitted:
     to probabilities.
 
     Attributes:
-        decisions: (n,) of the slices of the task; the caller uses only those outside the training
-            part, and those inside it may be NaN.
+        chosen: hyperparameters selected in the training part (such as C of the SVM).
         scan_decisions: (s,) of all scans.
         held_out: held-out decisions for calibration and thresholds.
         chosen: hyperparameters selected in the training part (such as C of the SVM).
-        export: calibration of slices, calibration of scans -> files of the model folder by name.
+        export: calibrations of slices and of scans -> files of the model folder by name.
         reference: images of one scan, both calibrations -> (maps, slice probabilities, scan
             probability) as computed by Keras and scikit-learn; the exported graphs must agree.
         learned_features: True if the convolutions learned from the training images.
         descriptions: float32 (n, 2c), average and maximum of each slice's maps, as output by
             `features.onnx`; the features for types of hemorrhage (`ml.networks.bleeding_types`).
-        outlines: float16 (n, m, m), the probability of hemorrhage at each place of the slices that
-            have decisions; None if the architecture gives no outlines.
-        reference_outlines: images -> the same of these (n, m, m), which the exported graph must
-            agree with; None as above.
+        outlines: float16 (n, m, m), the probability of hemorrhage at each position of the slices
+            that have decisions; None if the architecture gives no outlines.
+        reference_outlines: images -> their outlines (n, m, m), which the exported graph must
+            reproduce; None as above.
     """
 
     decisions: np.ndarray
@@ -175,7 +174,7 @@ def fit_of(architecture: str) -> Callable[[FitTask], Fitted]:
 
 
 def scan_rule_of(architecture: str) -> Callable[[np.ndarray], float] | None:
-    """Return the rule by which an architecture aggregates independent decisions on slices (n,) to
+    """Return the rule by which an architecture aggregates independent decisions on slices (n,) into
     that of the scan; None if it reads the scan as a whole.
     """
     module = importlib.import_module(f"ml.models.{architecture}")

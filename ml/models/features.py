@@ -26,7 +26,7 @@ from ml.networks.weights import Weights, layout_of
 from ml.preprocessing.augmentation import vary
 
 CHUNK = 64
-# shown to an autoencoder in total; few images are shown more often
+# images shown to an autoencoder in total; if there are few, each is shown more often
 PICTURES_TO_RECONSTRUCT = 8_000
 MOST_EPOCHS, FEWEST_EPOCHS = 100, 5
 Report = Callable[[float, Mapping[str, float]], None]
@@ -36,8 +36,8 @@ Report = Callable[[float, Mapping[str, float]], None]
 class Extractor:
     """Convolutions up to a layer, and what precedes them.
 
-    `learned`: they, or the autoencoder, were trained on the images of one fit; `tuned`: the
-    fine-tuned weights with their cell head; the rest are arguments of
+    `learned`: the convolutions, or the autoencoder, were trained on the images of one fit; `tuned`:
+    the fine-tuned weights with their cell head; the other fields are arguments of
     `ml.networks.convolutions.build`.
     """
 
@@ -71,7 +71,7 @@ class Extractor:
         )
 
     def build_several(self, layers: Sequence[str]) -> keras.Model:
-        """Return the Keras model: images -> a dictionary, the maps of each of these layers."""
+        """Return the Keras model: images -> a dictionary with the maps of each of these layers."""
         return build_several(
             self.weights,
             layers,
@@ -202,7 +202,7 @@ def features_of(
     """
     folder = task.folder if learned else task.shared
     n = len(task.images)
-    # Shared features must serve every fit, so they cover all labeled images. Scans are copied
+    # Shared features must serve every fit, so they cover all labeled images. Scans are copied as a
     # whole, with their unlabeled slices.
     wanted = task.train if learned else np.flatnonzero(task.labels >= 0)
     if by_scan:

@@ -28,8 +28,8 @@ from ml.networks.googlenet import GoogLeNet
 from ml.networks.weights import Weights, load_weights
 
 TUNING_RECIPE = 5
-"""Increase it whenever a fine-tuning changes its results for the same arguments, so that no run
-reuses an older one.
+"""Increment this whenever the results of a fine-tuning change for the same arguments, so that no
+run reuses an older one.
 """
 CHUNK = 64
 
@@ -48,7 +48,7 @@ def alexnet_of(task: FitTask, layer: str) -> AlexNet:
 
 
 def initial_weights(task: FitTask, layer: str) -> Weights:
-    """Return the initial weights of AlexNet that the task names.
+    """Return the initial weights of AlexNet that the task specifies.
 
     Raises:
         ArtifactError: they cannot be used.
@@ -72,8 +72,8 @@ def require_usable(
 
 
 def normalizes(task: FitTask) -> bool | None:
-    """Return the setting of the local response normalization; None means as in the weights'
-    layout.
+    """Return the setting of the local response normalization; None means that the layout of the
+    weights decides.
     """
     return {"yes": True, "no": False}.get(
         str(task.settings.get("local_response_normalisation", "auto"))
@@ -87,18 +87,18 @@ def tuned_convolutions(
     epochs: int,
     report: Callable[[float, Mapping[str, float]], None],
 ) -> Tuned:
-    """Return the fine-tuned convolutions of the task, averaged with some of the initial ones;
-    rounded to what the encoder stores.
+    """Return the fine-tuned convolutions of the task, averaged with some of the initial ones and
+    rounded to the precision in which the encoder stores them.
 
     A reuse folder holds the weights before averaging.
 
     Args:
         task: what is being fitted.
-        encoder: whose convolutions learn.
-        learn: positions of the images to learn from; on some of the other training images the
-            fine-tuning is watched.
+        encoder: the encoder whose convolutions are trained.
+        learn: positions of the training images; the fine-tuning is monitored on some of the other
+            images in the training part.
         epochs: of `ml.networks.fine_tuning.fine_tune`.
-        report: receives the share done; raises to stop.
+        report: called with the fraction done; raises to stop.
     """
     path, state = task.folder / "tuned.npz", task.folder / "state.npz"
     start = encoder.initial(task.init, task.seed)

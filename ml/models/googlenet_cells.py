@@ -1,5 +1,5 @@
-"""GoogLeNet with a pyramid, read cell by cell (`ml.models.cells`): a decision for each of 28 x 28
-cells of a slice.
+"""GoogLeNet with a feature pyramid and one decision per cell (`ml.models.cells`): for each of 28 x
+28 cells of a slice.
 """
 
 from __future__ import annotations

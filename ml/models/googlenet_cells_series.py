@@ -1,5 +1,5 @@
-"""GoogLeNet with a pyramid, read cell by cell, over the slices of a scan: half of a slice's
-decision is that of its two neighbors.
+"""GoogLeNet with a feature pyramid and one decision per cell, over the slices of a scan: half of a
+slice's decision comes from its two neighbors.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""GoogLeNet as a U-Net: what `ml.models.googlenet_cells` gives, and the outline of the hemorrhage
-in each slice.
+"""GoogLeNet as a U-Net: the outputs of `ml.models.googlenet_cells`, and the outline of the
+hemorrhage in each slice.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""GoogLeNet as a U-Net, over the slices of a scan: what `ml.models.googlenet_cells_series` gives,
-and the outline of the hemorrhage in each slice.
+"""GoogLeNet as a U-Net, over the slices of a scan: the outputs of
+`ml.models.googlenet_cells_series`, and the outline of the hemorrhage in each slice.
 """
 
 from __future__ import annotations

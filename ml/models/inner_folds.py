@@ -14,7 +14,7 @@ from ml.models.contract import FitTask
 
 INNER_FOLDS = 5
 PARTS, PARTS_OF_MANY = 4, 6
-# of each class: then a sixth suffices for calibration
+# minimum number of groups of each class from which a sixth suffices for calibration
 MANY_GROUPS = 60
 
 

@@ -38,17 +38,17 @@ from ml.networks.training_loop import Batch, run_epochs
 from ml.networks.watching import RARER, Watch
 
 AVERAGING = 0.98
-FEATURES_SHARE = 0.6  # of a fit's time
+FEATURES_SHARE = 0.6  # share of a fit's duration
 
 
 class Sequences(Protocol):
-    """The network's inputs from feature maps, and how its outputs become slice and scan
-    decisions.
+    """Creates the network's inputs from feature maps, and slice and scan decisions from its
+    outputs.
     """
 
     @property
     def name(self) -> str:
-        """What a step of a sequence is, "slices" or "rows"."""
+        """The name of a step of a sequence, "slices" or "rows"."""
 
     @property
     def cells(self) -> Tuned | None:
@@ -58,7 +58,7 @@ class Sequences(Protocol):
         """Return the features of maps of slices (n, h, w, c): float32 (n, ...)."""
 
     def read(self, summary: np.ndarray) -> np.ndarray:
-        """Return the part of them that is the network's input, (..., f)."""
+        """Return the part of the features that is the network's input, (..., f)."""
 
     def described(self, summary: np.ndarray) -> np.ndarray:
         """Return average and maximum of the maps of slices, float32 (n, 2c)."""
@@ -74,17 +74,19 @@ class Sequences(Protocol):
         """Return the decisions of all slices (n,) and scans (s,); `scans` is nondecreasing."""
 
     def held_out(self, trained: Trained, part: Part, scans: np.ndarray) -> HeldOut:
-        """Return the decisions on data that the network was not trained on."""
+        """Return the held-out decisions on data that the network was not trained on."""
 
     def scan_probability(
         self, decisions: np.ndarray, whole: float, platt: Platt, scan_platt: Platt
     ) -> float:
-        """Return the probability of one scan, from the decisions of its slices and its own."""
+        """Return the probability of one scan, from the decisions of its slices (n,) and its own
+        decision `whole`.
+        """
 
 
 @dataclass(frozen=True)
 class Part:
-    """Positions of the slices that a network is trained and calibrated on, and numbers of such
+    """Positions of the slices that a network is trained and calibrated on, and numbers of the
     weakly labeled scans.
     """
 
@@ -245,7 +247,9 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
 
 
 def _part_of(task: FitTask) -> Part:
-    """Return the data of the first network; all for training if a cross-validation calibrates."""
+    """Return the training data of the first network; everything if a cross-validation calibrates
+    it.
+    """
     if task.held_out:
         return Part(task.train, task.train[:0], task.weak_scans, task.weak_scans[:0])
     learn, held_out = inner_folds(task, one_split=True)[0]
@@ -281,7 +285,7 @@ class _Learner:
         Args:
             name: of its files.
             learn, weak_scans: its training data.
-            begin, end: its part of the time of all networks.
+            begin, end: the fraction of the time of all networks at its beginning and end.
         """
         network = self._network(name, learn, weak_scans, begin, end)
         decided = self.sequences.decided(network, self.features[0], self.task.scans)
@@ -329,9 +333,9 @@ class _Learner:
     def _watch(
         self, features: np.ndarray, learn: np.ndarray, weak_scans: np.ndarray, batches: int
     ) -> Watch | None:
-        """Return what a training on the slices at `learn` and the scans `weak_scans` is watched on:
-        sequences of the rest of the training part, drawn as those that it learns from, but once and
-        without augmentation. None where there is no rest.
+        """Return the data on which a training on the slices at `learn` and the scans `weak_scans`
+        is monitored: sequences of the rest of the training part, drawn like the training sequences,
+        but once and without augmentation. None if there is no rest.
         """
         held_back = np.setdiff1d(self.task.train, learn)
         if len(np.unique(self.task.labels[held_back])) < 2:
@@ -342,7 +346,7 @@ class _Learner:
 
 
 def _judged(batch: Batch, outputs: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels and decisions of the labeled steps of a batch or, where its steps are rows of
+    """Return labels and decisions of the labeled steps of a batch or, if its steps are rows of
     slices, of its sequences.
     """
     _, targets, weights = batch

@@ -15,17 +15,17 @@ from ml.networks.fine_tuning import balanced_draws
 from ml.networks.sample_weights import sample_weights
 from ml.networks.training_loop import Batch
 
-SCANS, SLICES = 8, 32  # sequences in a batch
-MOST_BATCHES = 48  # of an epoch
+SCANS, SLICES = 8, 32  # sequences per batch
+MOST_BATCHES = 48  # batches per epoch
 MOST_SLICES = 64  # slices in a training sequence
 WHOLE_SHARE = 0.5  # share of whole scans among the training sequences; the rest are parts of scans
 Drawing = tuple[int, Callable[[int], Iterator[Batch]]]
-"""The number of batches per epoch, and the function that draws one."""
+"""The number of batches per epoch, and the function that draws the batches."""
 
 
 def slices_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Drawing:
-    """Draw slices as sequences of rows: rows have no labels, so only the sequence output is
-    trained.
+    """Draw slices as sequences of rows, with `features` (copies, n, h, 2c) of all slices: rows have
+    no labels, so only the sequence output is trained.
     """
     batches = int(np.clip(4 * len(learn) // SLICES, 1, MOST_BATCHES))
     copies, _, rows, _ = features.shape
@@ -50,10 +50,10 @@ def scans_drawn(
 ) -> Drawing:
     """Draw scans and parts of scans, in ascending or descending order.
 
-    Within a data set both classes have equal weight, among slices and among scans; if all its scans
-    are of one class, the scan output is trained on parts of scans only, which are of both classes.
-    The scans `weak_scans` are drawn whole, however long: a part of a positive scan may be negative,
-    and drawing only parts of negative ones would bias the network.
+    Within a data set, both classes have equal weight, among slices and among scans; if all its
+    scans are of one class, the scan output is trained only on parts of scans, which are of both
+    classes. The scans `weak_scans` are drawn whole, however long: a part of a positive scan may be
+    negative, and drawing parts only of negative ones would bias the network.
     """
     scans = _Scans.of(task, learn, weak_scans)
     batches = int(np.clip(-(-2 * len(scans.places) // SCANS), 1, MOST_BATCHES))
@@ -136,8 +136,8 @@ class _Scans:
         )
 
     def drawn(self, random: np.random.Generator) -> tuple[int, np.ndarray, bool]:
-        """Return the number of a scan, positions of all or some of its slices in the order in which
-        they are read, and whether they are a part of it.
+        """Return the number of a scan, the positions of all or some of its slices in reading order,
+        and whether these are only a part of it.
         """
         number = int(random.integers(len(self.places)))
         at = self.places[number]
@@ -149,7 +149,9 @@ class _Scans:
         return number, at[::-1] if random.random() < 0.5 else at, is_part
 
     def whole(self, number: int, at: np.ndarray, is_part: bool) -> tuple[float, float]:
-        """Return label, 1 or 0, and weight of the scan output for the drawn part of a scan."""
+        """Return the label, 1 or 0, and the weight of the scan output for the drawn part of a
+        scan.
+        """
         labels, of_scan = self.labels[at], self.labels_of_scans[number]
         bleeds = bool((labels == 1).any() or (of_scan == 1 and not is_part))
         # The scan decision of a single slice is its slice decision; unlabeled slices may be

@@ -71,8 +71,9 @@ def build_network(
     If `own` is given, the first feature is the slice's cell decision, standardized by that mean and
     spread, and the network learns an additive correction, initially zero. The cells were trained on
     the same slices, so their scores are more confident than on unseen patients; noise on the
-    network's inputs compensates for that, so that neighboring slices matter. The decision to be
-    corrected has no noise, as the smooth maximum of noise grows with the number of slices.
+    network's inputs compensates for that, so that the network makes use of neighboring slices. The
+    decision to be corrected has no noise, since the smooth maximum of noise grows with the number
+    of slices.
     """
     layers, ops = keras.layers, keras.ops
     features = keras.Input((None, width), name="features")

@@ -32,7 +32,7 @@ from ml.networks.svm_graph import head_to_onnx
 COSTS = {"linear": (0.0003, 0.001, 0.003, 0.01, 0.03), "rbf": (0.3, 1.0, 3.0, 10.0)}
 ALLOWED = {"pooling": ("both", "average", "max"), "kernel": ("linear", "rbf"), "pca": ("no", "yes")}
 VARIANCE_KEPT = 0.95  # explained by the principal components
-CACHE_MB = 500  # of kernel values
+CACHE_MB = 500  # for kernel values
 
 
 class Source(Protocol):

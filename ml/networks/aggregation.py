@@ -1,10 +1,11 @@
-"""How a slice architecture answers for a scan, and the calibration of both, once in numpy and once
-as an ONNX graph.
+"""How a slice architecture predicts a scan, and the calibration of slices and scans, once in numpy
+and once as an ONNX graph.
 
-The scan's decision is the mean of its three highest slices' decisions: it does not depend on how
-finely somebody scanned, and a single odd slice does not decide alone. A scan of one slice has that
+The scan's decision is the mean of its three highest slice decisions: it does not depend on the
+slice thickness, and a single atypical slice does not decide alone. A scan of one slice has that
 slice's decision and its calibration. An architecture for series first averages each slice with its
-neighbors: blood seldom ends within a slice. Other rules were compared: docs/results/journal.md.
+neighbors, since a hemorrhage rarely ends within one slice. Other rules were compared:
+docs/results/journal.md.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from ml.networks.onnx_graph import model_of
 
 HIGHEST = 3
 KERNEL = np.array([0.25, 0.5, 0.25])
-"""What the slice before, a slice itself and the slice after weigh in its smoothed decision."""
+"""The weights of the previous slice, the slice itself and the next slice in its smoothed
+decision.
+"""
 
 
 def by_scan(values: np.ndarray, scans: np.ndarray) -> list[np.ndarray]:
-    """Return the values of slices (n, ...) scan by scan; `scans` (n,) numbers them, never
-    falling.
+    """Return the values of slices (n, ...) scan by scan; `scans` (n,) is the nondecreasing scan
+    number of each slice.
     """
     return np.split(values, np.flatnonzero(np.diff(scans) != 0) + 1)
 
@@ -32,8 +35,8 @@ def smoothed(decisions: np.ndarray, scans: np.ndarray) -> np.ndarray:
     """Return decisions of slices (n,) averaged with those of their neighbors in the scan, float64
     (n,).
 
-    The first and the last slice stand in for the neighbor that they lack, so a single slice keeps
-    its decision. `scans` (n,) numbers the scans, never falling.
+    The first and the last slice stand in for their missing neighbors, so a single slice keeps its
+    decision. `scans` (n,) is the nondecreasing scan number of each slice.
     """
     parts = by_scan(np.asarray(decisions, np.float64), scans)
     return np.concatenate(
@@ -43,20 +46,22 @@ def smoothed(decisions: np.ndarray, scans: np.ndarray) -> np.ndarray:
 
 def aggregate(decisions: np.ndarray) -> float:
     """Return the decision of a scan from those of its slices (n,), n >= 1: the mean of the three
-    highest, or of all where there are fewer.
+    highest, or of all if there are fewer.
     """
     values = np.asarray(decisions, np.float64)
     return float(np.sort(values)[-HIGHEST:].mean())
 
 
 def aggregate_smoothed(decisions: np.ndarray) -> float:
-    """Return the decision of a scan whose slices are averaged with their neighbors first."""
+    """Return the decision of a scan from those of its slices (n,), after averaging each slice with
+    its neighbors.
+    """
     return aggregate(smoothed(decisions, np.zeros(len(decisions), int)))
 
 
 def aggregate_scans(decisions: np.ndarray, scans: np.ndarray) -> np.ndarray:
     """Return the decision of each scan, float64 (s,), from those of all slices (n,); `scans` (n,)
-    numbers them 0..s-1, never falling.
+    is the nondecreasing scan number of each slice, 0..s-1.
     """
     return np.array([aggregate(part) for part in by_scan(np.asarray(decisions), scans)])
 
@@ -69,8 +74,8 @@ def scan_probability(decisions: np.ndarray, platt: Platt, scan_platt: Platt) -> 
 
 
 def smoothing_nodes(decision: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Return what computes `smoothed` of one scan in ONNX: `decision` (N, 1) -> "smoothed" (N, 1),
-    and its constants.
+    """Return the ONNX nodes that compute `smoothed` for one scan, `decision` (N, 1) -> "smoothed"
+    (N, 1), and their constants.
     """
     shapes = {"one_line": [1, 1, -1], "beside": [0, 0, 1, 0, 0, 1], "one_column": [-1, 1]}
     constants = [
@@ -101,7 +106,7 @@ def answer_graph(platt: Platt, scan_platt: Platt) -> onnx.ModelProto:
 
 def calibration_graph(platt: Platt, scan_platt: Platt) -> onnx.ModelProto:
     """Return "decision" (N, 1), "scan_decision" (1,) -> both probabilities, for architectures that
-    decide about the scan themselves.
+    have their own scan decision.
     """
     return _calibrated(
         [],

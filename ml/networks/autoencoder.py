@@ -2,8 +2,9 @@
 values than they have pixels.
 
 It reproduces what the training images have in common: skull, shape of the brain, ventricles; noise,
-text and fine detail are lost. `restructure` puts it before the convolutions of any architecture,
-and `ml.models.autoencoder` classifies by its bottleneck alone, which is trained without labels.
+text and fine detail are lost. The setting `restructure` puts it before the convolutions of any
+architecture; `ml.models.autoencoder` classifies by its bottleneck alone, which is trained without
+labels.
 
 It works at half resolution, so that encoding and decoding an image of 224 pixels take a few
 milliseconds on one core.
@@ -170,7 +171,7 @@ def encoder_nodes(
     """Return ONNX nodes and constants: `takes` (N, 1, size, size) -> `gives` (N, 32, h, w), the
     bottleneck.
 
-    Names within begin with "autoencoder_", so that the nodes can stand in any graph; opset 17.
+    Internal names begin with "autoencoder_", so that the nodes can be part of any graph; opset 17.
     """
     nodes, constants, x = [], [], takes
     padding = _padding(size)
@@ -190,8 +191,8 @@ def encoder_nodes(
     x = "autoencoder_half"
     for number, (name, kernel, _, _) in enumerate(ENCODERS):
         inputs = [x, *_stored(weights, name, nodes, constants)]
-        # Keras's "same" padding of a stride of 2 on an even side: one pixel more at the end than at
-        # the beginning.
+        # Keras's "same" padding for a stride of 2 and an even side: one pixel more at the end than
+        # at the beginning.
         begin, end = (kernel - 2) // 2, (kernel - 1) // 2
         pads = [begin, begin, end, end]
         nodes.append(
@@ -210,7 +211,7 @@ def onnx_nodes(
     """Return ONNX nodes and constants of the whole autoencoder: `takes` (N, 1, size, size) in 0..1
     -> `gives`, of the same shape and range.
 
-    Names within begin with "autoencoder_", so that the nodes can stand in any graph; opset 17.
+    Internal names begin with "autoencoder_", so that the nodes can be part of any graph; opset 17.
     """
     nodes, constants = encoder_nodes(weights, size, takes, "autoencoder_bottleneck")
     x = "autoencoder_bottleneck"
@@ -259,7 +260,7 @@ def _stored(
     """Add a layer's weights, stored in half precision, and their casts; return the names under
     which they are float32.
     """
-    # HWIO -> OIHW; a decoder's HWOI -> IOHW, as ConvTranspose wants it.
+    # HWIO -> OIHW; a decoder's HWOI -> IOHW, the layout of ConvTranspose.
     constants.append(
         numpy_helper.from_array(
             weights[f"{name}_W"].transpose(3, 2, 0, 1).astype(np.float16), f"autoencoder_{name}_W"

@@ -21,15 +21,15 @@ from sklearn.linear_model import LogisticRegression
 from ml.catalogue import BLEEDING_TYPES
 from ml.networks.onnx_graph import model_of, serialized
 
-# with a type, and with hemorrhage but without the type; with fewer, the head would overfit to
-# patients
+# minimum number of groups with a type, and with hemorrhage but without the type; with fewer, the
+# head would overfit to patients
 LEAST_GROUPS = 3
-# of logistic regression on standardized features: strong, since there are fewer slices than
-# features
+# inverse regularization strength of logistic regression on standardized features: strong
+# regularization, since there are fewer slices than features
 COST = 0.001
-LEAST_SPREAD = (
-    1e-3  # of a feature, so that one that is almost constant in training cannot dominate elsewhere
-)
+# minimum spread of a feature, so that one that is almost constant in training cannot dominate
+# elsewhere
+LEAST_SPREAD = 1e-3
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Cell scores of a slice: its decision and a few regional scores that generalize between hospitals,
+"""Cell scores of a slice: its decision and a few regional scores that generalize across hospitals,
 in numpy and in ONNX.
 
-Pooled feature maps also encode the scanner and the level of the slice, which a network over slices
-overfits to if there are few patients (docs/results/journal.md, "What fine-tuning unlearns").
+Pooled feature maps also encode the scanner and the level of the slice, to which a network over
+slices overfits if there are few patients (docs/results/journal.md, "What fine-tuning unlearns").
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ml.networks.fine_tuning import Tuned, slice_decisions
 from ml.networks.onnx_graph import Part
 
 REGIONS = 4
-"""The grid of cells is summarized in at most 4 x 4 regions, which overlap by a row or column of
-cells.
+"""Maximum number of regions per side that summarize the grid of cells: 4 x 4, overlapping by a row
+or column of cells.
 """
 
 

@@ -1,9 +1,9 @@
 """The image in other contrasts, in Keras and as an ONNX graph: two of AlexNet's three input
 channels.
 
-The soft tissue normalized to a fixed level and spread, whatever window, screen or photograph it
-came from; and the same without bone. Bone is the brightest structure and adjacent to the thinnest
-hemorrhages, and networks that see it miss most hemorrhages along the skull
+One is the soft tissue normalized to a fixed level and spread, whatever window, screen or photograph
+it came from; the other is the same without bone. Bone is the brightest structure and adjacent to
+the thinnest hemorrhages, and networks that see it miss most hemorrhages along the skull
 (docs/results/journal.md).
 """
 
@@ -21,9 +21,10 @@ from ml.networks.weights import SOFT_TISSUE
 
 # gray levels: soft tissue is brighter than the first; below the second is background
 BLACK, NOTHING = 0.05, 0.01
-# soft tissue is darker than this share of the whitest patch, which is bone, whatever its gray level
+# soft tissue is darker than this share of the brightest patch, which is bone, whatever its gray
+# level
 WHITE, PATCH_PX = 0.88, 4
-LEAST_SPREAD = 0.03  # of soft tissue; lower is noise, which must not be amplified
+LEAST_SPREAD = 0.03  # minimum spread of soft tissue; less is noise, which must not be amplified
 
 
 def contrasts(
@@ -66,10 +67,10 @@ def contrasts(
 def contrasts_nodes(
     target: np.ndarray, takes: str
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], tuple[str, str]]:
-    """Return ONNX nodes and constants for `contrasts` of `takes` (N, 1, s, s), and the names of
-    both outputs; opset 17.
+    """Return ONNX nodes and constants that compute `contrasts` of `takes` (N, 1, s, s), and the
+    names of both outputs; opset 17.
 
-    One function, because it follows `contrasts` node by node, to be read beside it.
+    One function, because it follows `contrasts` node by node, so that the two can be compared.
     """
     numbers = {
         "black": BLACK,

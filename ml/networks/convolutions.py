@@ -1,7 +1,7 @@
 """AlexNet's five convolutional layers as a Keras model and as an ONNX graph.
 
-The graph takes gray images; it includes the replication to three channels and the normalization of
-the weights' training. The layout is that of the weights (`ml.networks.weights`).
+The graph takes gray images; it includes the replication to three channels and the normalization
+with which the weights were trained. The layout is that of the weights (`ml.networks.weights`).
 
 Weights with "soft_tissue" take other contrasts of the image in their second and third channel
 (`ml.networks.contrasts`) and the image itself in the first.
@@ -163,11 +163,11 @@ def convolved(
 
 
 def locally_normalized(x: keras.KerasTensor) -> keras.KerasTensor:
-    """Return maps (n, h, w, c) divided by what their neighboring channels show (A. Krizhevsky, I.
-    Sutskever, G. Hinton 2012).
+    """Return local response normalization of maps (n, h, w, c) (A. Krizhevsky, I. Sutskever, G.
+    Hinton 2012).
     """
     ops, numbers = keras.ops, np.arange(x.shape[-1])
-    # Summing the neighbors as a convolution learns four times faster than adding shifted copies.
+    # Summing the neighbors by a convolution trains four times faster than adding shifted copies.
     near = np.abs(numbers[:, None] - numbers[None]) <= NEIGHBORS // 2
     summing = ops.cast(near[None, None] * (ALPHA / NEIGHBORS), x.dtype)
     total = ops.conv(ops.square(x), summing, padding="same")
@@ -175,7 +175,7 @@ def locally_normalized(x: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def set_weights(model: keras.Model, weights: Weights) -> None:
-    """Put the weights into the convolutions that the model has, by their names."""
+    """Set the weights of the convolutions in the model by name."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2D):
             name, _, group = layer.name.partition("_")
@@ -187,8 +187,8 @@ def set_weights(model: keras.Model, weights: Weights) -> None:
 
 
 def mirrored(model: keras.Model) -> keras.Model:
-    """Return the Keras model whose outputs are the mean of the image's and of the mirror image's,
-    mirrored back.
+    """Return the Keras model whose outputs are the mean of the image's maps and of the mirror
+    image's maps, mirrored back.
     """
     pictures = keras.Input(model.input_shape[1:], name="images")
     averaged = keras.tree.map_structure(
@@ -290,8 +290,8 @@ def to_onnx(
 
 
 def _joined_nodes(maps: str) -> list[onnx.NodeProto]:
-    """Return the nodes from `maps`, those of the pictures before those of their reconstructions, to
-    "maps_joined", with the channels of both.
+    """Return the nodes from `maps`, with those of the images before those of their reconstructions,
+    to "maps_joined", which concatenates their channels.
     """
     halves = ["maps_of_pictures", "maps_of_reconstructions"]
     return [
@@ -308,7 +308,7 @@ def _convolution_nodes(
     constants: list[onnx.TensorProto],
 ) -> str:
     """Add the nodes from "normalized" (n, 3, size, size) to the maps of `layer` (n, c, h, w);
-    return the name of these.
+    return the name of the latter.
     """
     x = "normalized"
     for convolution in layout_of(weights).up_to(layer):
@@ -393,11 +393,11 @@ class AlexNet:
 
     Attributes:
         layer: the last layer.
-        normalizes: local response normalization; None is as the weights were trained.
+        normalizes: local response normalization; None: as in the training of the weights.
         groups: as `ml.networks.weights.load_weights` takes it.
         layout: of random weights.
-        contrasts: two of three channels show other contrasts (`ml.networks.contrasts`), whatever
-            the initial weights saw.
+        contrasts: two of three channels show other contrasts (`ml.networks.contrasts`), regardless
+            of the initial weights.
     """
 
     layer: str
@@ -410,7 +410,9 @@ class AlexNet:
 
     @property
     def name(self) -> str:
-        """Everything apart from the weights that decides what the encoder computes."""
+        """The encoder's name, which includes everything except the weights that determines its
+        output.
+        """
         return f"alexnet-{self.layer}-{self.normalizes}"
 
     def initial(self, init: Path | str, seed: int) -> Weights:
@@ -433,5 +435,5 @@ class AlexNet:
         return rounded(weights)
 
     def to_onnx(self, weights: Weights, size: int) -> bytes:
-        """Return the features graph of both ways round; see `to_onnx`."""
+        """Return the features graph with `both_ways`; see `to_onnx`."""
         return to_onnx(weights, self.layer, size, both_ways=True, normalizes=self.normalizes)

@@ -1,12 +1,13 @@
-"""Fine-tuning of an encoder's convolutions cell by cell: every cell of the last maps says whether
-blood is there.
+"""Fine-tuning of an encoder's convolutions with one output per cell: each cell of the last maps
+predicts whether it contains blood.
 
-A slice's answer is the log-sum-exp of its cells, a smooth maximum, as in multiple-instance learning
-(P. Pinheiro, R. Collobert 2015, "From image-level to pixel-level labeling"). Where outlines of the
-blood exist they teach the cells directly, and bleeds drawn or moved into slices that have none
-(`ml.preprocessing.synthetic_lesions`) teach rare shapes and places. A second head on pooled maps
-learns along, so that they carry blood for an SVM as well; alone it learned the level of the slice
-and the source instead (docs/results/journal.md).
+A slice's decision is the log-sum-exp of its cells' decisions, a smooth maximum, as in
+multiple-instance learning (P. Pinheiro, R. Collobert 2015, "From image-level to pixel-level
+labeling"). If there are outlines of the hemorrhage, they supervise the cells directly, and
+synthetic hemorrhages, drawn or transferred into negative slices
+(`ml.preprocessing.synthetic_lesions`), add rare shapes and locations. A second head on pooled maps
+is trained jointly, so that these are informative for an SVM as well; trained alone, it learned the
+level of the slice and the source instead (docs/results/journal.md).
 """
 
 from __future__ import annotations
@@ -29,28 +30,29 @@ from ml.preprocessing.augmentation import NOT_DRAWN, vary
 from ml.preprocessing.synthetic_lesions import with_decoy, with_drawn_bleed, with_moved_bleed
 
 BATCH = 32
-MOST_BATCHES = 32  # of an epoch, which is at most 1,024 pictures
+MOST_BATCHES = 32  # per epoch, which is at most 1,024 images
 AVERAGING = 0.98
 MAP_DROPOUT = 0.08  # of whole channels
 POOLED_DROPOUT = 0.2
 LOSS_WEIGHTS = {"cells": 1.0, "slice": 1.0, "pooled": 0.3, "outline": 0.5}
 OF_SLICES = "slice", "pooled"
-"""The outputs that say something of the whole slice."""
-POSITIVE_SHARE = 0.42  # of a batch, before bleeds are made
-MADE_SHARE = 0.42  # of the slices without hemorrhage get a made bleed
-DECOY_SHARE = 0.3  # of all slices that show a skull get something that is no blood
-# of the made bleeds come from another patient, where outlines allow it; the rest is drawn
+"""The outputs that classify the whole slice."""
+POSITIVE_SHARE = 0.42  # share of a batch, before synthetic hemorrhages are added
+MADE_SHARE = 0.42  # share of the slices without hemorrhage that get a synthetic one
+DECOY_SHARE = 0.3  # share of all slices with a visible skull that get a mimic of hemorrhage
+# share of the synthetic hemorrhages that come from another patient, if outlines allow it; the rest
+# is drawn
 MOVED_SHARE = 0.4
-BLOODY_SHARE = 0.12  # of a cell's area that must be outlined for the cell to count as bloody
-BLOODY_WEIGHT = 5.0  # of a bloody cell against any other, as they are few
+BLOODY_SHARE = 0.12  # minimum outlined share of a cell's area for the cell to count as bloody
+BLOODY_WEIGHT = 5.0  # weight of a bloody cell relative to any other, since they are rare
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Convolutions that learned, and the head they learned with: a cell's decision is
+    """Fine-tuned convolutions, and the head that was trained with them: a cell's decision is
     `cell_weights` (c,) · its maps + `cell_bias`.
 
-    `by` says what computed it, for the card.
+    `by` describes the hardware and software that computed it, for the card.
     """
 
     convolutions: Weights
@@ -59,8 +61,8 @@ class Tuned:
     by: str
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return it as named arrays, the convolutions in half precision, which they are rounded
-        to.
+        """Return this as named arrays, with the convolutions in half precision, to which they are
+        rounded.
         """
         halved = {name: values.astype(np.float16) for name, values in self.convolutions.items()}
         return {
@@ -85,11 +87,11 @@ class Tuned:
         )
 
     def mixed_with(self, initial: Weights, share: float, encoder: Encoder) -> Tuned:
-        """Return it with `share` (0..1) of the initial convolutions in its own, rounded to what
-        `encoder` stores.
+        """Return this with its convolutions averaged with the initial ones, which have the weight
+        `share` (0..1), rounded to the precision in which `encoder` stores them.
 
-        What fine-tuning unlearns of the pretrained network is what scans unlike those it learned
-        from would have needed (M. Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+        What fine-tuning unlearns of the pretrained network would have helped on scans unlike those
+        in training (M. Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
         """
         mixed = {
             name: share * initial[name] + (1 - share) * values
@@ -100,16 +102,17 @@ class Tuned:
 
 @dataclass(frozen=True)
 class LabeledSlices:
-    """What a fine-tuning learns from.
+    """The training data of a fine-tuning.
 
     Attributes:
-        images: float32 (n, size, size, 1) in 0..1; may lie in a file, since only batches are read.
+        images: float32 (n, size, size, 1) in 0..1; may be memory-mapped, since only batches are
+            read.
         labels: (n,) 0 or 1 at `learn`.
         sources: (n,) data set of each image.
         masks: uint8 (n, m, m) outlines as `ml.models.contract.FitTask` describes them.
-        learn: positions of the images to learn from.
-        held_back: positions of images that are not learned from, of other groups: some of them are
-            watched.
+        learn: positions of the training images.
+        held_back: positions of images of other groups that are not trained on; the fine-tuning is
+            monitored on some of them.
     """
 
     images: np.ndarray
@@ -122,13 +125,13 @@ class LabeledSlices:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a fine-tuning takes and how it computes.
+    """Duration and precision of a fine-tuning.
 
     Attributes:
-        epochs: each draws 1,024 pictures, fewer where the set is small.
+        epochs: each draws 1,024 images, or fewer if the training set is small.
         seed: of batches, augmentation and head.
-        precision: "bfloat16" computes in half the bits, faster on processors that can; weights and
-            their updates stay float32.
+        precision: "bfloat16" computes with half the bits, faster on processors with native support;
+            weights and their updates stay float32.
     """
 
     epochs: int
@@ -144,17 +147,16 @@ def fine_tune(
     state: Path,
     report: Callable[[float, Mapping[str, float]], None],
 ) -> Tuned:
-    """Return an encoder's weights after they have learned from labeled slices, and the head of the
-    cells.
+    """Return an encoder's weights after training on labeled slices, and the cell head.
 
     Args:
         start: the encoder's initial weights.
-        encoder: all of its convolutions learn.
-        slices: what it learns from.
-        schedule: for how long, and in which precision.
-        state: the file that keeps the state after each epoch.
-        report: receives the share done and the loss after each batch, and after each epoch the
-            figures of `ml.networks.watching`; raises to stop.
+        encoder: the encoder; all of its convolutions are trained.
+        slices: the training data.
+        schedule: duration and precision.
+        state: file for the training state, written after each epoch.
+        report: called with the fraction done and the loss after each batch, and after each epoch
+            with the metrics of `ml.networks.watching`; raises to stop.
     """
     seed = schedule.seed
     keras.utils.set_random_seed(seed)
@@ -193,8 +195,8 @@ def fine_tune(
 
 
 def computed_by() -> str:
-    """Return what computes here: Keras's backend and its version. Another rounds and draws
-    otherwise, and learns as well.
+    """Return Keras's backend with its version. Other backends round and draw random numbers
+    differently, but train equally well.
     """
     backend = keras.backend.backend()
     return f"{backend} {version(backend)}"
@@ -203,10 +205,12 @@ def computed_by() -> str:
 def balanced_draws(
     labels: np.ndarray, sources: np.ndarray, count: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Return `count` positions, the share of hemorrhages the same within each source.
+    """Return `count` positions, with the same share of hemorrhages within each source; `labels` and
+    `sources` are (n,).
 
-    A source then says nothing about the label: nothing is gained by telling the hospitals apart,
-    although one of them may have sent positives only. A source counts by its share of the images.
+    The source then does not predict the label, so that distinguishing hospitals gains nothing, even
+    if one of them contributed only positives. Each source is drawn in proportion to its share of
+    the images.
     """
     shares = {str(source): float((sources == source).mean()) for source in np.unique(sources)}
     cells = {
@@ -230,8 +234,8 @@ def balanced_draws(
 def _batches(
     slices: LabeledSlices, batches: int, sides: Mapping[str, int], seed: int
 ) -> Iterator[Batch]:
-    """Yield pictures and what is known of them; `sides` are those of the outputs that say where the
-    hemorrhage is, by name.
+    """Yield images with their targets; `sides` are the sides of the outputs that locate the
+    hemorrhage, by name.
     """
     images, masks, learn = slices.images, slices.masks, slices.learn
     labels, sources = slices.labels, slices.sources
@@ -271,7 +275,7 @@ def _batches(
 def _known(
     outlines: Sequence[np.ndarray], labels: Sequence[int], sides: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """Return what is known of pictures: the target of each output by its name."""
+    """Return the targets of images: one for each output, by name."""
     truth = np.array(labels, np.float32)[:, np.newaxis]
     located = {
         name: np.stack(
@@ -286,8 +290,8 @@ def _known(
 
 
 def _watch(slices: LabeledSlices, batches: int, sides: Mapping[str, int]) -> Watch | None:
-    """Return what a fine-tuning is watched on: slices as they are, without made bleeds; None where
-    no slices of both classes are held back.
+    """Return the data that a fine-tuning is monitored on: original slices without synthetic
+    hemorrhages; None if the held-back slices do not include both classes.
     """
     at = watched_of(slices.labels, slices.held_back, batches * BATCH, BATCH)
     if not len(at):
@@ -306,8 +310,8 @@ def _watch(slices: LabeledSlices, batches: int, sides: Mapping[str, int]) -> Wat
 
 
 def _bloody_cells(outline: np.ndarray, label: int, side: int) -> np.ndarray:
-    """Return float32 (side, side): 1 where a cell holds blood, 0 where it holds none, -1 where
-    nobody drew or the blood moved out.
+    """Return float32 (side, side): 1 if a cell contains blood, 0 if it does not, -1 where there is
+    no annotation or augmentation moved the blood out of the image.
     """
     bloody = outline == 1
     if (outline == NOT_DRAWN).any() or (label == 1 and not bloody.any()):
@@ -317,8 +321,8 @@ def _bloody_cells(outline: np.ndarray, label: int, side: int) -> np.ndarray:
 
 
 def _cells_loss(truth: keras.KerasTensor, logits: keras.KerasTensor) -> keras.KerasTensor:
-    """Return for each picture the weighted cross entropy of its cells, those that nobody knows left
-    out; 4 cells' worth in all.
+    """Return the weighted cross entropy of each image's cells, excluding cells with unknown labels;
+    the total is scaled to that of 4 cells.
     """
     ops = keras.ops
     known = ops.cast(truth >= 0, "float32")
@@ -329,7 +333,7 @@ def _cells_loss(truth: keras.KerasTensor, logits: keras.KerasTensor) -> keras.Ke
 
 
 def _outline_loss(truth: keras.KerasTensor, logits: keras.KerasTensor) -> keras.KerasTensor:
-    """Return for each picture the loss of its cells and, where hemorrhage is outlined, 1 - Dice's
+    """Return the loss of the cells of each image plus, if hemorrhage is outlined, 1 - Dice
     coefficient of the probabilities (F. Milletari et al. 2016, doi 10.1109/3DV.2016.79).
     """
     ops = keras.ops
@@ -342,7 +346,7 @@ def _outline_loss(truth: keras.KerasTensor, logits: keras.KerasTensor) -> keras.
 
 
 def _losses() -> dict[str, Any]:
-    """Return the loss of every output by name."""
+    """Return the loss of each output by name."""
     return {
         "cells": _cells_loss,
         "slice": _entropy(),
@@ -356,8 +360,9 @@ def _entropy() -> keras.losses.Loss:
 
 
 def _with_cells(convolutions: keras.Model, seed: int) -> keras.Model:
-    """Return the network that learns: pictures -> logits of the cells (n, h, w), of the slice (n,
-    1), the same from pooled maps and, of an encoder with outlines, those of the outline (n, h, w).
+    """Return the network to train: images -> logits of the cells (n, h, w), of the slice (n, 1),
+    the latter from pooled maps as well and, for an encoder with outlines, those of the outline (n,
+    h, w).
     """
     maps = keras.layers.SpatialDropout2D(MAP_DROPOUT, seed=seed)(convolutions.outputs[0])
     start = keras.initializers.GlorotUniform(seed=seed)

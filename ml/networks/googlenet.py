@@ -1,19 +1,19 @@
-"""GoogLeNet as an encoder: its inception modules up to 4e and a pyramid on top, in Keras and in
-ONNX.
+"""GoogLeNet as an encoder: its inception modules up to 4e and a feature pyramid on top, in Keras
+and in ONNX.
 
 C. Szegedy et al. 2015, "Going deeper with convolutions" (doi 10.1109/CVPR.2015.7298594), with the
-weights that BVLC trained on ImageNet. Maps of stride 16, which know the context, are doubled in
-size and added to those of stride 8, which know the place (T.-Y. Lin et al. 2017, "Feature pyramid
-networks", doi 10.1109/CVPR.2017.106): a thin bleed along the skull is smaller than a cell of
-AlexNet's.
+weights that BVLC trained on ImageNet. Maps of stride 16, which capture the context, are upsampled
+by a factor of two and added to those of stride 8, which capture the location (T.-Y. Lin et al.
+2017, "Feature pyramid networks", doi 10.1109/CVPR.2017.106): a thin hemorrhage along the skull is
+smaller than one of AlexNet's cells.
 
-With outlines, a decoder goes on from there to stride 2, as in U-Net (O. Ronneberger et al. 2015,
-doi 10.1007/978-3-319-24574-4_28): maps are doubled in size and joined with the encoder's own of
-that size, and each of 112 x 112 places says whether it is hemorrhage.
+With outlines, a decoder continues from there to stride 2, as in U-Net (O. Ronneberger et al. 2015,
+doi 10.1007/978-3-319-24574-4_28): maps are upsampled by a factor of two and combined with the
+encoder's own maps of that size, and each of 112 x 112 positions predicts whether it is hemorrhage.
 
-The picture is shown in three contrasts (`ml.networks.contrasts`). Kernels are stored in 8 bits, one
-scale for each output channel, and rounded so before anything is computed with them, so that the
-exported file computes what was trained and evaluated.
+The image is shown in three contrasts (`ml.networks.contrasts`). Kernels are quantized to 8 bits,
+with one scale per output channel, before anything is computed with them, so that the exported file
+computes exactly what was trained and evaluated.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ MODULES = {
     "4d": (512, 112, 144, 288, 32, 64, 64),
     "4e": (528, 256, 160, 320, 32, 128, 128),
 }
-"""The inception modules: channels in, of the 1 x 1, of the 3 x 3 before and after, of the 5 x 5
-before and after, and of the projected pooling.
+"""The inception modules: input channels, then output channels of the 1 x 1 convolution, of the 3 x
+3 reduction and convolution, of the 5 x 5 reduction and convolution, and of the pooling projection.
 """
 FINE, COARSE = "3b", "4e"
-"""The last modules of stride 8 and of stride 16, which the pyramid joins."""
+"""The last modules of stride 8 and of stride 16, which the pyramid combines."""
 PYRAMID = 128
 LARGEST = 127
 
@@ -85,7 +85,9 @@ PYRAMID_SHAPES = {
     "pyramid_coarse": (1, 832, PYRAMID),
     "pyramid_joined": (3, PYRAMID, PYRAMID),
 }
-"""The convolutions of the pyramid, which ImageNet did not teach; they start from random weights."""
+"""The convolutions of the pyramid, which are not part of the ImageNet weights; they start from
+random weights.
+"""
 QUARTER, HALF = 48, 24
 OUTLINE_SHAPES = {
     "outline_deep": (1, PYRAMID, QUARTER),
@@ -98,9 +100,9 @@ OUTLINE_SHAPES = {
 }
 """The convolutions of the outlines' decoder, which start from random weights as well."""
 SKIPS = "outline_quarter", "outline_half"
-"""They read maps of early layers, whose values reach hundreds."""
+"""The convolutions that read maps of early layers, whose values reach hundreds."""
 RARE = -4.0
-"""The bias that the outline starts from: few pixels are hemorrhage."""
+"""The initial bias of the outline: few pixels are hemorrhage."""
 SHAPES = _shapes()
 
 
@@ -122,9 +124,9 @@ class GoogLeNet:
         return SHAPES | PYRAMID_SHAPES | (OUTLINE_SHAPES if self.outlines else {})
 
     def initial(self, init: Path | str, seed: int) -> Weights:
-        """Return initial weights: ImageNet's (.npz), those of a model folder, or "random" ones by
-        He's rule (K. He et al. 2015); those of pyramid and decoder are random unless a model brings
-        them.
+        """Return initial weights: ImageNet weights (.npz), those of a model folder, or random ones
+        by He initialization (K. He et al. 2015); those of the pyramid and the decoder are random
+        unless a model folder provides them.
         """
         weights = _random(seed, self.shapes)
         weights[SOFT_TISSUE] = np.array(CONTRASTS, np.float32)
@@ -167,7 +169,7 @@ class GoogLeNet:
         return model
 
     def weights_of(self, model: keras.Model, base: Weights) -> Weights:
-        """Return the weights of a model that `build` made, and the contrasts of `base`."""
+        """Return the weights of a model that `build` created, and the contrasts of `base`."""
         weights = {SOFT_TISSUE: base[SOFT_TISSUE]}
         for name in self.shapes:
             kernel, bias = model.get_layer(name).get_weights()
@@ -175,7 +177,9 @@ class GoogLeNet:
         return weights
 
     def as_stored(self, weights: Weights) -> Weights:
-        """Return the weights with kernels of 8 bits, the rest of 16, as float32."""
+        """Return the weights with kernels rounded to 8 bits and everything else to 16 bits, as
+        float32.
+        """
         return {
             name: _restored(*quantized(values))
             if name.endswith("_W")
@@ -184,7 +188,7 @@ class GoogLeNet:
         }
 
     def maps_shape(self, size: int) -> tuple[int, int]:
-        """Return the side and the channels of the maps of pictures of `size` pixels."""
+        """Return the side and the number of channels of the maps for images of `size` pixels."""
         return -(-size // 8), PYRAMID
 
     def to_onnx(self, weights: Weights, size: int) -> bytes:
@@ -230,15 +234,15 @@ class GoogLeNet:
 
 
 def _sides(size: int) -> dict[int, int]:
-    """Return the sides of the maps of stride 2, 4 and 8 by stride."""
+    """Return the sides of the maps of stride 2, 4 and 8, by stride."""
     half = (size - 1) // 2 + 1
     quarter = -(-half // 2)
     return {2: half, 4: quarter, 8: -(-quarter // 2)}
 
 
 def quantized(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a kernel (h, w, in, out) in 8 bits: int8 of its shape, and float32 (out,) scales that
-    it is to be multiplied by.
+    """Return a kernel (h, w, in, out) quantized to 8 bits: int8 of the same shape, and the scales
+    float32 (out,) by which it is to be multiplied.
     """
     scale = np.abs(kernel).max(axis=(0, 1, 2)).astype(np.float32) / LARGEST
     scale = np.where(scale > 0, scale, np.float32(1))
@@ -265,7 +269,9 @@ def _convolved(
 def _joined(
     coarse: keras.KerasTensor, coarse_name: str, fine: keras.KerasTensor, fine_name: str
 ) -> keras.KerasTensor:
-    """Return the sum of both after a convolution each, the coarse one doubled in size; ReLU."""
+    """Return the ReLU of the sum of both after one convolution each, with the coarse one upsampled
+    by a factor of two.
+    """
     fine = _convolved(fine, fine_name, activation=None)
     coarse = keras.layers.UpSampling2D(2)(_convolved(coarse, coarse_name, activation=None))
     coarse = coarse[:, : fine.shape[1], : fine.shape[2]]
@@ -284,7 +290,7 @@ def _inception(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
 
 
 class _Graph:
-    """The nodes and constants of an ONNX graph while it is written; maps are (n, c, h, w)."""
+    """The nodes and constants of an ONNX graph under construction; maps are (n, c, h, w)."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
@@ -311,14 +317,14 @@ class _Graph:
         return name
 
     def convolution(self, x: str, name: str, *, stride: int = 1, activated: bool = True) -> str:
-        """Add a convolution that keeps the size, but for its stride, and ReLU."""
+        """Add a convolution with "same" padding, and ReLU."""
         kernel, scale = quantized(self.weights[f"{name}_W"])
         self.constants += [
             numpy_helper.from_array(kernel.transpose(3, 2, 0, 1), f"{name}_W"),
             numpy_helper.from_array(scale.reshape(-1, 1, 1, 1), f"{name}_scale"),
             numpy_helper.from_array(self.weights[f"{name}_b"].astype(np.float16), f"{name}_b"),
         ]
-        # Constants, which ONNX Runtime computes once when it opens the file.
+        # Constants, which ONNX Runtime computes once when it loads the file.
         exact = self.add("Cast", [f"{name}_W"], to=TensorProto.FLOAT)
         exact = self.add("Mul", [exact, f"{name}_scale"])
         bias = self.add("Cast", [f"{name}_b"], to=TensorProto.FLOAT)
@@ -336,7 +342,7 @@ class _Graph:
 
     def normalized(self, x: str, channels: int) -> str:
         """Add `ml.networks.convolutions.locally_normalized`, which sums the neighbors by a
-        convolution: ONNX Runtime's own LRN would take a third of the whole network's time.
+        convolution: ONNX Runtime's own LRN would take a third of the network's total time.
         """
         number = np.arange(channels)
         near = np.abs(number[:, None] - number[None]) <= NEIGHBORS // 2
@@ -353,7 +359,7 @@ class _Graph:
         return self.add("Mul", [x, factor])
 
     def joined(self, coarse: str, coarse_name: str, fine: str, fine_name: str, side: int) -> str:
-        """Add what `_joined` does; `side` is that of the fine maps."""
+        """Add the nodes of `_joined`; `side` is that of the fine maps."""
         fine = self.convolution(fine, fine_name, activated=False)
         coarse = self.convolution(coarse, coarse_name, activated=False)
         coarse = self.add(
@@ -368,15 +374,15 @@ class _Graph:
         return self.add("Relu", [self.add("Add", [fine, coarse])])
 
     def outline(self, x: str, quarter: str, half: str, sides: dict[int, int]) -> Any:
-        """Add the decoder from the maps `x` of stride 8 and those of stride 4 and 2 to the output
-        "outline" (N, h, w), probabilities; return what describes the output.
+        """Add the decoder, from the maps `x` of stride 8 and those of stride 4 and 2 to the output
+        "outline" (N, h, w), probabilities; return the description of the output.
         """
         x = self.joined(x, "outline_deep", quarter, "outline_quarter", sides[4])
         x = self.convolution(x, "outline_quarter_joined")
         x = self.joined(x, "outline_up", half, "outline_half", sides[2])
         x = self.convolution(x, "outline_half_joined")
         x = self.convolution(x, "outline", activated=False)
-        nodes, _ = mean_of_both_ways_nodes(x, "outline")  # the constants are those of the maps
+        nodes, _ = mean_of_both_ways_nodes(x, "outline")  # the constants already exist for the maps
         self.nodes += nodes
         flat = self.add("Squeeze", ["outline_mean", "channel_axis"])
         self.constants.append(numpy_helper.from_array(np.array([1]), "channel_axis"))
@@ -404,7 +410,7 @@ def _random(seed: int, shapes: dict[str, tuple[int, int, int]]) -> Weights:
     weights: Weights = {}
     for name, (kernel, inside, outside) in shapes.items():
         spread = np.sqrt(2 / (kernel * kernel * inside))
-        if name == FIRST or name in SKIPS:  # what they read reaches 128; He's rule asks for 1
+        if name == FIRST or name in SKIPS:  # their inputs reach 128; He initialization assumes 1
             spread /= 128
         drawn = random.standard_normal((kernel, kernel, inside, outside)) * spread
         weights[f"{name}_W"] = drawn.astype(np.float32)
@@ -413,10 +419,10 @@ def _random(seed: int, shapes: dict[str, tuple[int, int, int]]) -> Weights:
 
 
 def _checked(stored: Weights, source: str, shapes: dict[str, tuple[int, int, int]]) -> Weights:
-    """Return the arrays of the encoder among the given ones.
+    """Return the encoder's arrays among the given ones.
 
     Raises:
-        ArtifactError: one is missing or has another shape, or a value is no number.
+        ArtifactError: one is missing or has another shape, or a value is not finite.
     """
     weights: Weights = {}
     for name, (kernel, inside, outside) in shapes.items():
@@ -427,7 +433,7 @@ def _checked(stored: Weights, source: str, shapes: dict[str, tuple[int, int, int
             if key not in stored and name not in SHAPES:
                 continue
             if key not in stored:
-                raise ArtifactError(f"{source} has no {key}; it holds no weights of GoogLeNet.")
+                raise ArtifactError(f"{source} has no {key}; it has no GoogLeNet weights.")
             if stored[key].shape != shape:
                 raise ArtifactError(
                     f"{source} has {key} of shape {stored[key].shape}; GoogLeNet has {shape}."
@@ -449,7 +455,7 @@ def _from_model(folder: Path, shapes: dict[str, tuple[int, int, int]]) -> Weight
     }
     if f"{FIRST}_scale" not in stored:
         raise ArtifactError(
-            f"The model {card.id} ({card.architecture}) keeps no GoogLeNet to start from."
+            f"The model {card.id} ({card.architecture}) has no GoogLeNet to start from."
         )
     weights: Weights = {SOFT_TISSUE: stored[SOFT_TISSUE]}
     for name in shapes:

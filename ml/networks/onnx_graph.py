@@ -1,5 +1,5 @@
-"""What all ONNX graphs of ours share: the operator sets they are written for, and how one becomes
-the content of a file.
+"""Shared by all ONNX graphs here: the operator sets that they are written for, and their
+serialization.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ OPSET = 17
 ML_OPSET = 1
 IR_VERSION = 8
 Part = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
-"""Nodes of a graph, and the constants they need."""
+"""Nodes of a graph, and their constants."""
 _BACKWARDS = {
     "from_the_end": [-1],
     "beyond_the_beginning": [-(2**31)],
@@ -31,7 +31,7 @@ def model_of(
     outputs: Sequence[onnx.ValueInfoProto],
     constants: Sequence[onnx.TensorProto] = (),
 ) -> onnx.ModelProto:
-    """Return nodes and constants as a model that `onnx.compose` can merge with the others."""
+    """Return nodes and constants as a model that `onnx.compose` can merge with the other graphs."""
     graph = helper.make_graph(nodes, name, inputs, outputs, constants)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
@@ -41,7 +41,7 @@ def serialized(model: onnx.ModelProto) -> bytes:
     """Return the content of the model's .onnx file.
 
     Raises:
-        onnx.checker.ValidationError: an operator is unknown or used in a wrong way.
+        onnx.checker.ValidationError: an operator is unknown or used incorrectly.
         onnx.shape_inference.InferenceError: shapes or types contradict each other.
     """
     onnx.checker.check_model(model, full_check=True)
@@ -49,8 +49,8 @@ def serialized(model: onnx.ModelProto) -> bytes:
 
 
 def both_ways_nodes(x: str) -> Part:
-    """Return what appends to pictures `x` (n, c, h, w) their mirror images: "ways" (2n, c, h, w).
-    `mean_of_both_ways_nodes` brings the constants.
+    """Return nodes that append their mirror images to images `x` (n, c, h, w): "ways" (2n, c, h,
+    w). Their constants are part of `mean_of_both_ways_nodes`.
     """
     return [
         helper.make_node("Slice", [x, *_BACKWARDS], ["other_way"]),
@@ -59,8 +59,8 @@ def both_ways_nodes(x: str) -> Part:
 
 
 def mean_of_both_ways_nodes(x: str, name: str = "maps") -> Part:
-    """Return what averages maps `x` (2n, c, h, w) of "ways" (`both_ways_nodes`), those of mirror
-    images mirrored back: "<name>_mean" (n, c, h, w).
+    """Return nodes that average the maps `x` (2n, c, h, w) of "ways" (`both_ways_nodes`), after
+    mirroring back those of the mirror images: "<name>_mean" (n, c, h, w).
     """
     nodes = [
         helper.make_node("Split", [x], [f"{name}_one_way", f"{name}_other_way"], axis=0),
@@ -75,7 +75,7 @@ def mean_of_both_ways_nodes(x: str, name: str = "maps") -> Part:
 
 
 def standardized_nodes(x: str, mean: Sequence[float], std: Sequence[float]) -> Part:
-    """Return what subtracts `mean` from three channels `x` (n, 3, h, w) and divides by `std`:
+    """Return nodes that subtract `mean` from three channels `x` (n, 3, h, w) and divide by `std`:
     "normalized" (n, 3, h, w).
     """
     nodes = [

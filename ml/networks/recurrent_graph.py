@@ -1,7 +1,7 @@
 """The head of a recurrent architecture as an ONNX graph, written node by node.
 
 ONNX orders the gates of an LSTM as input, output, forget, cell, and Keras as input, forget, cell,
-output; those of a GRU are in the same order in both, and Keras's reset after the product is ONNX's
+output. Those of a GRU have the same order in both, and Keras's `reset_after` is ONNX's
 `linear_before_reset`.
 """
 
@@ -28,11 +28,11 @@ class RecurrentHead:
 
     Attributes:
         cell: "lstm" or "gru".
-        reader: Keras's kernel, recurrent kernel and bias, of one direction or of two.
+        reader: Keras's kernel, recurrent kernel and bias, for one direction or both.
         dense: kernel and bias of the layers "projection", "step" and "evidence".
         mean, spread: (f,) of the standardization.
         maps: h, w, c.
-        by_rows: the sequence is the rows of each slice, not the slices.
+        by_rows: the sequence consists of the rows of each slice, not of slices.
         cells: the cells whose scores are the input and are corrected (`ml.networks.cells`); None
             for pooled maps.
     """
@@ -52,7 +52,7 @@ def head_to_onnx(head: RecurrentHead, platt: Platt, scan_platt: Platt) -> bytes:
     (1,).
 
     Args:
-        head: what was trained.
+        head: the trained head.
         platt, scan_platt: calibrations of slices and scans.
     """
     gates = _gates(head.cell, head.reader)
@@ -99,8 +99,8 @@ def _constants(head: RecurrentHead, gates: Mapping[str, np.ndarray]) -> list[onn
 
 
 def _features(head: RecurrentHead) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Return nodes "maps" -> "features" (N, f), or (N, h, f) of rows, and their constants; where
-    cells are read also "corrected" (N, 1, 1), what they decided.
+    """Return nodes "maps" -> "features" (N, f), or (N, h, f) for rows, and their constants; with
+    cells also "corrected" (N, 1, 1), their decision.
     """
     if head.cells is not None:
         nodes, constants = evidence_nodes(head.cells, head.maps[0], head.maps[2])
@@ -120,8 +120,8 @@ def _states(head: RecurrentHead, recurrent: np.ndarray) -> list[onnx.NodeProto]:
     directions, _, units = recurrent.shape
     direction = "bidirectional" if directions == 2 else "forward"
     more: dict[str, Any] = {"linear_before_reset": 1} if head.cell == "gru" else {}
-    # The reader takes (steps, sequences, numbers): slices are the steps of one sequence, rows those
-    # of a sequence for each slice.
+    # The recurrent layer takes (steps, sequences, features): slices are the steps of one sequence;
+    # rows are the steps of one sequence per slice.
     as_sequence = (
         helper.make_node("Transpose", ["projected"], ["sequence"], perm=[1, 0, 2])
         if head.by_rows
@@ -160,8 +160,8 @@ def _whole(head: RecurrentHead) -> list[onnx.NodeProto]:
 
 
 def _slices_and_scan(head: RecurrentHead) -> list[onnx.NodeProto]:
-    """Return nodes "states" and "whole" -> "own" (N, 1) of slices, and "scan" (1,), which is that
-    of the slice where there is but one.
+    """Return nodes "states" and "whole" -> "own" (N, 1), the decisions of slices, and "scan" (1,),
+    which for a single slice equals that of the slice.
     """
     return [
         *_decided("step", head.cells),
@@ -189,7 +189,7 @@ def _decided(name: str, cells: Tuned | None) -> list[onnx.NodeProto]:
 
 
 def _gates(cell: str, reader: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Return W (directions, gates x units, inputs), R and B of Keras's arrays."""
+    """Return W (directions, gates x units, inputs), R and B from Keras's arrays."""
     kernels, recurrents, biases = [], [], []
     for kernel, recurrent, bias in zip(reader[0::3], reader[1::3], reader[2::3], strict=True):
         if cell == "lstm":
@@ -204,6 +204,6 @@ def _gates(cell: str, reader: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _reordered(values: np.ndarray) -> np.ndarray:
-    """Return gates i, f, c, o of the last axis as i, o, f, c."""
+    """Reorder the gates i, f, c, o along the last axis to i, o, f, c."""
     entered, forgotten, cell, emitted = np.split(values, 4, axis=-1)
     return np.concatenate([entered, emitted, forgotten, cell], axis=-1)

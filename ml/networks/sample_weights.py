@@ -6,11 +6,11 @@ import numpy as np
 
 
 def sample_weights(labels: np.ndarray, sources: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return a weight for each image, 1 on average.
+    """Return a weight for each image, float64 (n,), 1 on average; all arguments are (n,).
 
-    A data set's weight depends on its number of groups, since the images of a patient are
-    correlated; within it both classes have equal weight, so that the source does not predict the
-    label.
+    Within a data set, every class has a total weight proportional to the data set's number of
+    groups: the images of a patient are correlated, and with equal weights of both classes the
+    source does not predict the label.
     """
     weights = np.zeros(len(labels))
     for source in np.unique(sources):

@@ -70,7 +70,7 @@ def _kernel_graph(svm: Pipeline, width: int) -> onnx.ModelProto:
     skl2onnx.
     """
     with warnings.catch_warnings():
-        # skl2onnx 1.20 asks scikit-learn 1.9 for probA_ and probB_, which are deprecated and not
+        # skl2onnx 1.20 reads probA_ and probB_ of scikit-learn 1.9, which are deprecated and not
         # used here.
         warnings.filterwarnings("ignore", message="Attribute `prob", category=FutureWarning)
         converted = sklearn_to_onnx(
@@ -80,7 +80,7 @@ def _kernel_graph(svm: Pipeline, width: int) -> onnx.ModelProto:
             target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET},
         )
     converted.ir_version = IR_VERSION
-    # The raw decision stands in the first column of the scores, its negative in the second.
+    # The raw decision is in the first column of the scores, its negative in the second.
     first = model_of(
         [helper.make_node("Gather", ["scores", "column"], ["svm_decision"], axis=1)],
         "part",

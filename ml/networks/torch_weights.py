@@ -24,10 +24,10 @@ from ml.errors import ArtifactError
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
-MOST_NUMBERS = 2**28  # of a storage: 1 GiB of single precision
+MOST_NUMBERS = 2**28  # maximum numbers per storage: 1 GiB in single precision
 MOST_PICKLE_BYTES = 2**22
 KINDS = {"FloatStorage": "<f4", "HalfStorage": "<f2", "DoubleStorage": "<f8", "LongStorage": "<i8"}
-# Exceptions on reading an invalid pickle or one that does not describe tensors.
+# Exceptions raised for an invalid pickle or one that does not describe tensors.
 UNREADABLE = (
     *(
         pickle.UnpicklingError,
@@ -63,8 +63,7 @@ class _Tensor:
 
 
 def read_tensors(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the named tensors of a file of weights (a `state_dict`), float32, omitting missing
-    names.
+    """Return the named tensors of a weights file (a `state_dict`), float32, omitting missing names.
 
     Raises:
         ArtifactError: it is not such a file, or it refers to code.
@@ -77,7 +76,7 @@ def read_tensors(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     except ArtifactError:
         raise
     except UNREADABLE as err:
-        raise ArtifactError(f"{path.name} is not a readable PyTorch file of weights.") from err
+        raise ArtifactError(f"{path.name} is not a readable PyTorch weights file.") from err
 
 
 class _Inert(pickle.Unpickler):
@@ -101,7 +100,7 @@ class _Inert(pickle.Unpickler):
         }
         if (module, name) not in known:
             raise ArtifactError(
-                f"The file of weights asks for {module[:40]}.{name[:40]}, which is no part of a"
+                f"The weights file refers to {module[:40]}.{name[:40]}, which is not part of a"
                 " tensor; it is not opened."
             )
         return known[module, name]
@@ -125,7 +124,7 @@ class _Numbers(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Refuse every name."""
         raise ArtifactError(
-            f"The file of weights asks for {module[:40]}.{name[:40]}, which is no part of a tensor;"
+            f"The weights file refers to {module[:40]}.{name[:40]}, which is not part of a tensor;"
             " it is not opened."
         )
 

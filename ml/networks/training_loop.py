@@ -1,8 +1,8 @@
-"""The training loop of every network: resumable epochs, and batches that are drawn while the
-network trains on the previous one.
+"""The training loop of every network: resumable epochs, with batches drawn while the network trains
+on the previous ones.
 
-What an epoch draws depends on the seed and the number of the epoch alone, and the state is written
-after each, so that an interrupted training continues with the same numbers.
+The batches of an epoch depend only on the seed and the number of the epoch, and the state is
+written after each epoch, so that an interrupted training resumes with identical results.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 from ml.checkpoints import load_arrays, save_arrays
 from ml.networks.watching import Watch
 
-AHEAD = 4  # batches that wait while one is learned from
+AHEAD = 4  # batches that are prepared in advance
 Batch = tuple[Any, ...]
-"""What `train_on_batch` takes: inputs, targets and perhaps sample weights."""
+"""The arguments of `train_on_batch`: inputs, targets and, optionally, sample weights."""
 
 
 def run_epochs(
@@ -39,31 +39,31 @@ def run_epochs(
     report: Callable[[float, Mapping[str, float]], None],
     watch: Watch | None = None,
 ) -> None:
-    """Train the network by Adam (D. Kingma, J. Ba 2015) with a learning rate that falls along a
-    cosine to nothing; afterwards it holds the running average of its weights.
+    """Train the network with Adam (D. Kingma, J. Ba 2015) and a cosine learning rate schedule that
+    decays to zero; afterwards it holds the running average of its weights.
 
-    Many parameters, because this is what five architectures do not share: all are given by keyword,
-    and an object that held them would be built only for this call.
+    Many parameters, because these are the differences between five architectures: all are given by
+    keyword, and an object that held them would be built only for this call.
 
     Args:
-        network: its outputs match `loss`; layers that are not trainable stay as they are.
+        network: its outputs match `loss`; non-trainable layers stay unchanged.
         loss, loss_weights: as `keras.Model.compile` takes them.
-        epochs, batches: how many of which length.
-        learning_rate: the first one.
-        averaging: momentum of the running average of the weights: scores on unseen sources move by
-            points from epoch to epoch.
+        epochs, batches: number of epochs, and of batches per epoch.
+        learning_rate: the initial learning rate.
+        averaging: momentum of the running average of the weights: metrics on unseen sources vary by
+            percentage points between epochs.
         seed: of everything random.
-        draw: seed of an epoch -> its batches; runs in a thread of its own, ahead of the training.
-        state: the file that keeps the state after each epoch.
-        report: called with the share done, 0..1, and the loss after each batch; raises to stop.
-        watch: its figures are reported after each epoch, and used for nothing.
+        draw: seed of an epoch -> its batches; runs in its own thread, ahead of the training.
+        state: file for the training state, written after each epoch.
+        report: called with the fraction done, 0..1, and the loss after each batch; raises to stop.
+        watch: its metrics are reported after each epoch, and have no influence on the training.
     """
     rate = keras.optimizers.schedules.CosineDecay(learning_rate, max(batches * epochs, 1))
     optimizer = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=averaging)
     network.compile(optimizer=optimizer, loss=loss, loss_weights=loss_weights)
     optimizer.build(network.trainable_variables)
-    # Of each layer, so that the state of the dropout's random numbers is among them and the metrics
-    # of the model are not.
+    # Saved layer by layer, to include the state of the dropout's random generators and exclude the
+    # model's metrics.
     variables = [
         *(variable for layer in network.layers for variable in layer.variables),
         *optimizer.variables,
@@ -71,7 +71,7 @@ def run_epochs(
     first = _restore(state, variables)
     for epoch in range(first, epochs):
         # Nothing here draws from a global generator, so none is seeded: that would make TensorFlow
-        # throw its compiled functions away.
+        # discard its compiled functions.
         epoch_seed = seed_of(seed, epoch)
         for number, batch in enumerate(_ahead(draw(epoch_seed))):
             results = network.train_on_batch(*batch, return_dict=True)
@@ -87,11 +87,11 @@ def run_epochs(
 
 
 def _watched(network: keras.Model, watch: Watch) -> dict[str, float]:
-    """Return the figures of what the training would leave if it ended now: the running average of
-    the weights. Afterwards the network holds its own weights again.
+    """Return the metrics of the network as if the training ended now, with the running average of
+    the weights. Afterwards the network has its own weights again.
 
-    Called before the state is written: a training that ends in between repeats the epoch, and its
-    figures are the same, as they depend on nothing but the weights.
+    Called before the state is written: a training that is interrupted in between repeats the epoch,
+    with the same metrics, as they depend only on the weights.
     """
     variables = network.trainable_variables
     own = [np.asarray(variable).copy() for variable in variables]
@@ -109,8 +109,8 @@ def seed_of(seed: int, number: int) -> int:
 
 
 def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the batches in their order while a thread draws the next ones; its exceptions are
-    raised here.
+    """Yield the batches in order while a thread draws the next ones; its exceptions are raised
+    here.
     """
     waiting: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
     ended = threading.Event()
@@ -146,13 +146,13 @@ def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _save(state: Path, epochs: int, variables: list[keras.Variable]) -> None:
-    """Write the state after so many epochs."""
+    """Write the state after that many epochs."""
     values = {f"v{number}": np.asarray(variable) for number, variable in enumerate(variables)}
     save_arrays(state, {"epoch": np.array(epochs)} | values)
 
 
 def _restore(state: Path, variables: list[keras.Variable]) -> int:
-    """Restore the saved state; return how many epochs were completed."""
+    """Restore the saved state; return the number of completed epochs."""
     saved = load_arrays(state)
     if saved is None:
         return 0

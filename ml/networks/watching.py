@@ -1,7 +1,7 @@
-"""Figures of a network on slices that it does not learn from, after each epoch.
+"""Metrics of a network on slices that it is not trained on, after each epoch.
 
-They are for people who look on: nothing is learned, chosen or ended by them, nothing is drawn from
-a random generator that a training uses, and the weights are the same to the bit as without them.
+They are for observers only: they do not affect training, selection or stopping, they draw nothing
+from the random generators of the training, and the weights are bit-for-bit the same without them.
 """
 
 from __future__ import annotations
@@ -15,27 +15,30 @@ import numpy as np
 
 from ml.evaluation.metrics import auroc
 
-MOST_WATCHED = 128  # slices
+MOST_WATCHED = 128  # maximum number of monitored slices
 RARER = 8
-"""So many times fewer slices are watched than an epoch learns from. Learning from one takes three
-times as long as answering it, so that watching takes a twenty-fourth of an epoch.
+"""Monitored slices are this many times fewer than the training slices of an epoch. A training step
+on a slice takes three times as long as its prediction, so monitoring takes a twenty-fourth of an
+epoch.
 """
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Batches that a network is watched on.
+    """Batches on which a network is monitored.
 
     Attributes:
-        batches: inputs, targets and perhaps sample weights, all of the same number of examples.
-        judged: a batch and the network's outputs for it -> labels and decisions of slices (k,).
+        batches: inputs, targets and, optionally, sample weights, each with the same number of
+            examples.
+        judged: function from a batch and the network's outputs for it to labels and decisions of
+            slices (k,).
     """
 
     batches: Sequence[tuple[Any, ...]]
     judged: Callable[[tuple[Any, ...], Any], tuple[np.ndarray, np.ndarray]]
 
     def figures(self, network: keras.Model) -> dict[str, float]:
-        """Return the loss of a compiled network as it is now and, where both classes are there, its
+        """Return the current loss of a compiled network and, if both classes are present, its
         AUROC.
         """
         losses, labels, decisions = [], [], []
@@ -59,20 +62,20 @@ class Watch:
 
 
 def watched_of(labels: np.ndarray, held_back: np.ndarray, shown: int, batch: int) -> np.ndarray:
-    """Return positions of slices to watch, as many of each class and evenly spread; none where a
-    class is missing.
+    """Return positions of slices to monitor, equally many of each class and evenly spaced; none if
+    a class is missing.
 
     Args:
         labels: (n,) 0 or 1 at `held_back`.
-        held_back: positions of slices that are not learned from.
-        shown: how many slices an epoch learns from.
-        batch: of more than one batch there are whole ones only.
+        held_back: positions of slices that are not trained on.
+        shown: number of slices that an epoch is trained on.
+        batch: the batch size; if there is more than one batch, all are complete.
     """
     classes = [np.sort(held_back[labels[held_back] == label]) for label in (0, 1)]
     wanted = max(min(MOST_WATCHED, shown // RARER), batch)
     each = min(wanted // 2, *(len(of_class) for of_class in classes))
     if 2 * each > batch:
         each = (2 * each // batch) * batch // 2
-    # Alternately, so that each batch holds both classes.
+    # Alternately, so that each batch contains both classes.
     spread = [of_class[np.arange(each) * len(of_class) // max(each, 1)] for of_class in classes]
     return np.stack(spread, axis=1).reshape(-1)

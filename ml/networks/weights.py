@@ -94,8 +94,8 @@ def _convolutions(widths: tuple[int, ...], first_padding: int) -> tuple[Convolut
 OWT = Layout(
     "owt", _convolutions((3, 64, 192, 384, 256, 256), 2), False, IMAGENET_MEAN, IMAGENET_STD
 )
-# Blue, green, red in 0..255 minus their means; the image is gray, so the order matters for the
-# means only.
+# Blue, green, red in 0..255 minus their means; the image is gray, so the order only matters for the
+# means.
 ORIGINAL = Layout(
     "original",
     _convolutions((3, 96, 256, 384, 384, 256), 0),
@@ -236,8 +236,8 @@ def _from_file(path: Path) -> Weights:
             conv, kind = names[name]
             if values.ndim != (4 if kind == "weight" else 1):
                 raise ArtifactError(
-                    f"{path.name} has {name} of shape {values.shape}; it is no AlexNet of"
-                    " torchvision."
+                    f"{path.name} has {name} of shape {values.shape}; it is not"
+                    " torchvision's AlexNet."
                 )
             # OIHW -> HWIO
             weights[f"{conv}_{'W' if kind == 'weight' else 'b'}"] = (
@@ -252,7 +252,7 @@ def _from_file(path: Path) -> Weights:
 
 
 def arrays_of_file(path: Path) -> Weights:
-    """Return the arrays of a .npz file by name; nothing in it is run.
+    """Return the arrays of a .npz file by name, without executing code in it.
 
     Raises:
         ArtifactError: it is missing or unreadable.

@@ -15,7 +15,7 @@ from ml.figures import Metrics
 
 Protocol = Literal["honest", "leaked"]
 IMAGES_TIMED = 200
-"""The number of images that the expected seconds refer to, on two cores."""
+"""The number of images to which the expected seconds refer, on two cores."""
 THRESHOLD = "one half"
 """The paper reports accuracy, so the threshold is a probability of 0.5, calibrated in the training
 part.
@@ -34,7 +34,7 @@ HEADS_ALONE = frozenset(
         "precision",
     )
 )
-"""Settings that frozen features do not depend on: cells that differ only in these share their
+"""Settings that do not affect frozen features: cells that differ only in these share their
 features.
 """
 
@@ -91,8 +91,8 @@ single folds divided by 1.6, the speedup of two cores; shared work counts where 
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination. `augmentation` counts the copies of each image, including the original; in a
-    leaked cell the copies are made before the split.
+    """One combination. `augmentation` is the number of copies of each image, including the
+    original; in a leaked cell the copies are made before the split.
     """
 
     architecture: str
@@ -114,7 +114,7 @@ class Cell:
 
     @property
     def identity(self) -> str:
-        """What its results depend on, besides data, weights and seed."""
+        """Everything its results depend on, besides data, weights and seed."""
         return digest(
             self.name, json.dumps([self.settings, self.folds, self.repeats], sort_keys=True)
         )[:16]
@@ -140,14 +140,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellResult:
-    """What a cell gave.
+    """The result of a cell.
 
     Attributes:
         name, identity, architecture, restructured, augmentation, protocol, settings, folds,
             repeats: of the cell.
-        epochs: of the network that learned last.
-        seconds: what the fits took.
-        metrics: by level; patients are a level where their scans have several slices.
+        epochs: of the network that was trained last.
+        seconds: duration of the fits.
+        metrics: by level; patients are a level if their scans have several slices.
     """
 
     name: str
@@ -166,13 +166,13 @@ class CellResult:
 
 @dataclass(frozen=True)
 class PaperResults:
-    """What the experiment has so far: cells.json.
+    """The results of the experiment so far: cells.json.
 
     Attributes:
-        identity: digest of what all cells hang on.
-        dataset, images, groups: of the data set: its name, labeled images and groups.
+        identity: digest of everything that all cells depend on.
+        dataset, images, groups: name of the data set, and its numbers of labeled images and groups.
         initial_weights, seed, command, notes: of the experiment.
-        cells: the results, honest and leaked beside each other.
+        cells: the results, with honest and leaked cells side by side.
     """
 
     identity: str

@@ -56,7 +56,7 @@ Report = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Watcher:
-    """Callbacks of an experiment of hours.
+    """Callbacks of an experiment that takes hours.
 
     Attributes:
         on_progress: called after every step.
@@ -89,8 +89,8 @@ def run_paper(
 
     Called again on the same folder, it resumes at the cell, fold and epoch where it stopped.
 
-    One function, because the loop over the cells needs all that precedes it (pool, weights, images
-    read once, expected time) and changes the results, the only state that outlives a cell.
+    One function, because the loop over the cells needs everything that precedes it (pool, weights,
+    images read once, expected time) and changes the results, the only state that outlives a cell.
 
     Args:
         dataset: slices or scans.
@@ -168,10 +168,10 @@ def _without_cells(
 
 
 def _saved(out_dir: Path, nothing: PaperResults) -> PaperResults:
-    """Return what the folder has of this experiment.
+    """Return the saved results of this experiment.
 
     Raises:
-        SettingError: it is another one's, or of another version.
+        SettingError: they belong to another experiment or another version.
     """
     saved = load_json(out_dir / "cells.json")
     if saved is None:
@@ -206,8 +206,8 @@ def _cross_validated(cell: Cell, bench: _Bench, checkpoint: Path, tell: Tell) ->
 
 @dataclass(frozen=True)
 class _Bench:
-    """The data set as the cells read it: original and enlarged; several leaked cells share the
-    latter.
+    """The data set as the cells read it: original and enlarged; the latter is shared by several
+    leaked cells.
     """
 
     pictures: Experiment

@@ -50,8 +50,7 @@ NOTES = (
 
 
 def write_report(results: PaperResults, out_dir: Path) -> list[Path]:
-    """Write what `ml.paper.grid.run_paper` returned as CSV, Markdown and pictures; return the
-    files.
+    """Write the results of `ml.paper.grid.run_paper` as CSV, Markdown and images; return the files.
 
     Raises:
         ArtifactError: the CSV file exists and has other columns.

@@ -19,7 +19,9 @@ from ml.scans.slices import FloatArray
 Mask = NDArray[np.uint8]
 
 MIDDLE_GRAYS = 0.3, 0.55
-"""The range of brain in a brain window; contrast changes are centered on a gray level in it."""
+"""The gray levels of brain in a brain window; contrast changes are centered on a gray level in this
+range.
+"""
 
 NOT_DRAWN = 255
 """The mask value where there is no annotation."""
@@ -127,8 +129,8 @@ def _warp(
 
 
 def _regrade(image: FloatArray, random: np.random.Generator, strength: Strength) -> FloatArray:
-    """Vary the image as other scanners, windows or screens do; the area outside the head stays
-    0.
+    """Vary the gray levels as other scanners, windows or screens do; the area outside the head
+    stays 0.
     """
     size = image.shape[0]
     outside = image <= 0.004

@@ -32,7 +32,7 @@ def find_head(gray: FloatArray) -> NDArray[np.bool_] | None:
     small = shrunk(gray, SEARCH_PX)
     background, bone = np.percentile(small, [2, 99])
     bright = (small > background + BRIGHTNESS * (bone - background)).astype(np.uint8)
-    # Opening cuts the thin things that touch a head: its holder, a panel letter, a scale bar.
+    # Opening removes thin structures that touch the head: its holder, a panel letter, a scale bar.
     bodies = cv2.morphologyEx(_bordered(bright), cv2.MORPH_OPEN, disc(OPENING_PX))
     outlines, _ = cv2.findContours(
         cv2.morphologyEx(bodies, cv2.MORPH_CLOSE, disc(CLOSING_PX)),
@@ -45,7 +45,7 @@ def find_head(gray: FloatArray) -> NDArray[np.bool_] | None:
     cv2.drawContours(filled, [max(outlines, key=cv2.contourArea)], -1, 1, thickness=cv2.FILLED)
     if filled.sum() < SMALLEST_HEAD * small.size:
         return None
-    # The rim gives back what opening took from the scalp, and keeps the outline off the bone.
+    # The rim restores what opening removed from the scalp, and keeps the outline off the bone.
     rimmed = cv2.dilate(filled, disc(2 * RIM_PX + 1))[
         CLOSING_PX:-CLOSING_PX, CLOSING_PX:-CLOSING_PX
     ]

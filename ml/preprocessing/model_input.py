@@ -99,7 +99,7 @@ class InputSpec:
                 )
         if not (isinstance(spec.size, int) and 16 <= spec.size <= 1024 and spec.window_width > 0):
             raise ValueError(
-                f"The preprocessing asks for size {spec.size} and window width {spec.window_width}."
+                f"The preprocessing has size {spec.size} and window width {spec.window_width}."
             )
         return spec
 

@@ -1,4 +1,4 @@
-"""Pictures made smaller for a computation, and what it selected brought back to their size."""
+"""Downscaling of images for a computation, and upscaling of the resulting masks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from ml.scans.slices import BoolArray, FloatArray, rendered_size
 
 
 def shrunk(picture: FloatArray, longest_px: int, shortest_px: int = 1) -> FloatArray:
-    """Return a picture (height, width) with its longer side at most `longest_px`, float32: aspect
-    kept, pixels averaged, never enlarged. What is shrunk keeps sides of at least `shortest_px`.
+    """Return an image (height, width) downscaled to a longer side of at most `longest_px`, float32,
+    by averaging pixels, with the aspect ratio kept; it is never enlarged. Downscaled sides have at
+    least `shortest_px`.
     """
     picture = np.ascontiguousarray(picture, np.float32)
     if max(picture.shape) <= longest_px:
@@ -23,13 +24,15 @@ def shrunk(picture: FloatArray, longest_px: int, shortest_px: int = 1) -> FloatA
 
 
 def restored(mask: np.ndarray, shape: tuple[int, ...]) -> BoolArray:
-    """Return a mask of zeros and ones that was made of a shrunk picture, as bool of the picture's
-    shape (height, width), its outline interpolated.
+    """Return a mask of zeros and ones that was computed on a downscaled image, as bool of the
+    image's shape (height, width), with its outline interpolated.
     """
     small, size = mask.astype(np.float32), shape[::-1]
     return np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_LINEAR) >= 0.5)
 
 
 def disc(diameter: int) -> NDArray[np.uint8]:
-    """Return the round structuring element of that diameter in pixels."""
+    """Return the round structuring element of that diameter in pixels, uint8 (diameter,
+    diameter).
+    """
     return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (diameter, diameter)), np.uint8)

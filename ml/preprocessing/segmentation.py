@@ -2,8 +2,8 @@
 edges. OpenCV only, for serving.
 
 All take a gray image, float32 (height, width) in 0..1, and the region of the head. As a model
-setting they modify its input: the selected region stays, everything else is dimmed to half. So a
-segmentation error costs contrast rather than the finding.
+setting they modify its input: the selected region stays, everything else is dimmed to half, so that
+a segmentation error reduces the contrast of a finding instead of removing it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ml.preprocessing.scaling import restored, shrunk
 from ml.scans.slices import BoolArray, FloatArray
 
-# of white in the brain window: below lies air, above bone (and calcium, and metal)
+# relative to white in the brain window: below lies air, above lies bone (and calcium, and metal)
 AIR, BONE = 0.02, 0.98
 DARKEST_WHITE = (
     0.7  # in a tinted or photographed image bone is darker than white, but not darker than this
@@ -32,12 +32,12 @@ CORE_PX = 15  # peaks of the distance transform closer than this belong to one b
 def restructure(picture: FloatArray, region: BoolArray, step: str) -> FloatArray:
     """Return the image modified by `step`, float32 (height, width) in 0..1.
 
-    - "none": as it is.
+    - "none": unchanged.
     - "otsu": the denser of the two classes of soft tissue, and bone, stay; the rest is dimmed.
     - "grabcut": what looks like the inside of the head stays; bone and air are dimmed.
-    - "watershed": dense bodies that are not mostly bone stay, also where they touch bone; the rest
-      is dimmed.
-    - "edges": the picture is dimmed and Canny's edges are drawn white.
+    - "watershed": dense bodies that are not mostly bone stay, even if they touch bone; the rest is
+      dimmed.
+    - "edges": the image is dimmed and Canny's edges are drawn in white.
 
     Raises:
         ValueError: the step is unknown.
@@ -87,8 +87,8 @@ def otsu_threshold(values: FloatArray) -> float:
 
 
 def dense(picture: FloatArray, region: BoolArray) -> BoolArray:
-    """Return the pixels above Otsu's threshold of the region's soft tissue; bone is excluded from
-    the computation of the threshold.
+    """Return the pixels above Otsu's threshold of the region's soft tissue, bool (height, width);
+    bone is excluded from the computation of the threshold.
     """
     threshold = otsu_threshold(picture[soft_tissue(picture, region)])
     return np.asarray(region & (np.round(picture * 255) > round(threshold * 255)))
@@ -127,7 +127,7 @@ def watershed(mask: BoolArray) -> NDArray[np.int32]:
     between touching bodies.
 
     Flooding by level starts at the maxima of the distance transform; watershed lines are drawn
-    where basins meet (Meyer 1994, doi 10.1016/0165-1684(94)90060-4). So two discs that touch become
+    where basins meet (Meyer 1994, doi 10.1016/0165-1684(94)90060-4). So two touching discs become
     two bodies. (`cv2.watershed` floods by the difference between neighbors and not by level: on a
     smooth distance transform its line was several pixels away from where two discs touch.)
     """
@@ -136,7 +136,7 @@ def watershed(mask: BoolArray) -> NDArray[np.int32]:
         cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32
     )
     peaks = (depth > 0) & (depth >= cv2.dilate(depth, np.ones((CORE_PX, CORE_PX), np.uint8)) - 1e-3)
-    # Peaks a pixel or two apart belong to one plateau of the distance.
+    # Peaks a pixel or two apart belong to one plateau of the distance transform.
     plateaus = np.asarray(cv2.dilate(peaks.astype(np.uint8), NEIGHBORS), np.uint8) & padded
     labels = np.asarray(cv2.connectedComponents(plateaus, connectivity=8)[1], np.float32)
     dry = padded > 0
@@ -161,8 +161,8 @@ def watershed(mask: BoolArray) -> NDArray[np.int32]:
 
 
 def dense_bodies(picture: FloatArray, region: BoolArray) -> BoolArray:
-    """Return the dense bodies that are not mostly bone; watershed separates hemorrhage from
-    adjacent skull.
+    """Return the dense bodies that are not mostly bone, bool (height, width); watershed separates
+    hemorrhage from adjacent skull.
     """
     labels = watershed(dense(picture, region))
     count = int(labels.max()) + 1
@@ -176,7 +176,7 @@ def dense_bodies(picture: FloatArray, region: BoolArray) -> BoolArray:
 def edges(picture: FloatArray, region: BoolArray) -> BoolArray:
     """Return Canny's edges inside the region (Canny 1986, doi 10.1109/TPAMI.1986.4767851).
 
-    The thresholds follow the median of the soft tissue (two and four thirds of it), so that dark
+    The thresholds are two thirds and four thirds of the median of the soft tissue, so that dark
     images have edges, too.
     """
     soft = picture[soft_tissue(picture, region)]

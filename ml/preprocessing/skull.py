@@ -11,7 +11,7 @@ from ml.preprocessing.segmentation import white_of
 from ml.scans.slices import BoolArray, FloatArray
 
 # relative to the head's white level; a higher value misses thin skulls, a lower one removes
-# adjacent blood (now a fifth of a bright crescent)
+# adjacent blood (with this value, a fifth of a bright crescent)
 BONE_SHARE = 0.93
 
 
@@ -24,7 +24,8 @@ GAP_PX, RIM_PX = 7, 3  # gaps in the skull up to this width are closed as thin b
 LEAST_BRAIN = 0.25  # minimum area, relative to the head
 
 
-MOST_RIM = 0.1  # maximum share of the head's rim in the inside; above, the skull counts as open
+# maximum share of the head's rim that belongs to the inside; above, the skull counts as open
+MOST_RIM = 0.1
 
 
 TILT_PX = 96
@@ -33,12 +34,12 @@ TILT_PX = 96
 MOST_TILT_DEG = 20
 
 
-SHIFTS_PX = range(-3, 4)  # since the midline need not run through the centroid
+SHIFTS_PX = range(-3, 4)  # since the midline need not pass through the centroid
 
 
 def inside_of_skull(gray: FloatArray) -> BoolArray | None:
     """Return `intracranial_space` of an image in the brain window, float32 (height, width) in 0..1;
-    None without a head, too.
+    None also if there is no head.
     """
     head = find_head(gray)
     return None if head is None else intracranial_space(gray, head)
@@ -57,7 +58,8 @@ def intracranial_space(gray: FloatArray, head: BoolArray) -> BoolArray | None:
     """
     small = shrunk(gray, STRIP_PX)
     inside_head = (shrunk(head.astype(np.float32), STRIP_PX) >= 0.5).astype(np.uint8)
-    smooth = cv2.GaussianBlur(small, (5, 5), 0)  # noise lifts a pixel of blood to bone
+    # noise can make single pixels of blood as bright as bone
+    smooth = cv2.GaussianBlur(small, (5, 5), 0)
     bone = ((smooth >= BONE_SHARE * white_of(small, inside_head > 0)) & (inside_head > 0)).astype(
         np.uint8
     )

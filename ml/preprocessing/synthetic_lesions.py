@@ -16,28 +16,28 @@ from ml.preprocessing.scaling import disc
 from ml.scans.slices import BoolArray, FloatArray
 
 FAINTEST = 0.05
-"""Minimum brightness of a drawn hemorrhage above the original: invisible hemorrhage must not be
-labeled.
+"""Minimum brightness of a drawn hemorrhage above the original: a lesion that is invisible must not
+be labeled.
 """
 
 TRIES = 4
-"""Attempts per shape: thin ones are often too faint and would otherwise be rare."""
+"""Attempts per shape: thin shapes are often too faint and would otherwise be rare."""
 
 RIM_PX = 4.0
-"""Depth below the bone of its partial volume, in pixels of an image 224 wide."""
+"""Depth of the partial-volume effect below the bone, in pixels of an image 224 wide."""
 
 PUSHED_SHARE = 0.5
 """Share of the crescents along the bone with mass effect."""
 
 
 def room_for_lesions(image: FloatArray) -> BoolArray:
-    """Return where a lesion may be made in a model's input, bool (size, size): inside the skull;
-    all False where no closed ring of bone shows, as at the skull base.
+    """Return where a lesion may be placed in a model's input, bool (size, size): inside the skull;
+    all False if there is no closed ring of bone, as at the skull base.
 
-    `ml.preprocessing.skull.intracranial_space` answers another question and is no substitute: it
-    strips the skull off any slice, so it takes the head's outline, adapts to dim bone and gives
-    back by a convex hull what bone hides. A lesion may lie in none of what a hull adds, and a face
-    must be refused.
+    `ml.preprocessing.skull.intracranial_space` serves another purpose and is no substitute: it
+    strips the skull in any slice, so it uses the head's outline, adapts to dim bone, and restores
+    by a convex hull what bone hides. Here, a lesion must not lie in an area that only the hull
+    adds, and a face must be rejected.
     """
     size = image.shape[0]
     none = np.zeros(image.shape, bool)
@@ -122,8 +122,8 @@ def _drawn(
 def with_moved_bleed(
     image: FloatArray, mask: Mask, donor: FloatArray, donor_mask: Mask, random: np.random.Generator
 ) -> tuple[FloatArray, Mask] | None:
-    """Return the image with another patient's hemorrhage at the same location in the head; None if
-    it does not fit.
+    """Return the image (size, size) with another patient's hemorrhage at the same location in the
+    head, and its mask (m, m); None if it does not fit.
 
     Both heads fill their frames, so locations correspond approximately.
     """
@@ -169,8 +169,8 @@ def with_moved_bleed(
 
 
 def with_decoy(image: FloatArray, random: np.random.Generator) -> FloatArray:
-    """Return the image with a mimic of hemorrhage: calcifications, a hypodense lesion, or beam
-    hardening streaks.
+    """Return the image (size, size) with a mimic of hemorrhage: calcifications, a hypodense lesion,
+    or beam-hardening streaks.
 
     Nothing clearly brighter than brain is darkened, and streaks are faint, so that a hemorrhage in
     the image remains brighter than its surroundings.
@@ -211,8 +211,8 @@ def _blob(
 
 
 def _along_bone(space: BoolArray, random: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-    """Return the depth below the bone in pixels, and how near a pixel's direction is to a random
-    one (1 there, 0 and less far away).
+    """Return the depth below the bone in pixels, and how close the direction of each pixel is to a
+    random one (1 in that direction, decreasing to 0).
     """
     depth = cv2.distanceTransform(space.astype(np.uint8), cv2.DIST_L2, 5)
     rows, columns = np.nonzero(space)
@@ -300,7 +300,7 @@ def _ball(image: FloatArray, space: BoolArray, random: np.random.Generator) -> F
     row, column = room[int(random.integers(len(room)))]
     radius = np.exp(random.uniform(np.log(4), np.log(26))) * size / 224
     blood = _blob(size, (float(row), float(column)), radius, random)
-    if random.random() < 0.6:  # swollen brain around it is darker
+    if random.random() < 0.6:  # often with hypodense edema around it
         rim = cv2.GaussianBlur(cv2.dilate(blood, np.ones((7, 7), np.uint8)), (0, 0), 3) * space
         image -= rim * np.float32(random.uniform(0.02, 0.1)) * (blood < 0.5)
     return blood * space
@@ -339,7 +339,7 @@ def _calcified(image: FloatArray, space: BoolArray, random: np.random.Generator)
 
 
 def _darkened(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
-    """An old or a young infarct, swelling, a cyst."""
+    """Return the image with a hypodense lesion: an old or a recent infarct, edema, or a cyst."""
     size = image.shape[0]
     places = np.argwhere(space)
     row, column = places[int(random.integers(len(places)))]

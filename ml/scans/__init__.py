@@ -1,1 +1,1 @@
-"""Files become slices in anatomical order."""
+"""Read files as slices in anatomical order."""

@@ -1,5 +1,5 @@
-"""Read CT slices from DICOM files, single-frame or multi-frame: Hounsfield units, upright, with
-their place in the patient.
+"""Read CT slices from DICOM files, single-frame or multi-frame: Hounsfield units, in the usual
+orientation, with their position in the patient.
 
 Tags are from DICOM PS3.3 (C.7.6.2 image plane, C.7.6.3 image pixel, C.8.2.1 CT image). No tag that
 names a patient is read.
@@ -27,7 +27,7 @@ from ml.scans.hounsfield import DICOM, Claim, Scale, assess_scale
 from ml.scans.limits import require_a_picture, require_fewer_pixels, require_fewer_slices
 from ml.scans.planes import FURTHEST_MM, Plane
 
-# its warnings quote what stands in tags, and a log may not
+# its warnings quote values of tags, which must not appear in a log
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
@@ -41,13 +41,14 @@ COMPRESSED = {
         for number in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)
     ),
 }
-"""Supported transfer syntaxes. Deflated ones are not supported: pydicom inflates without a limit.
+"""Supported transfer syntaxes. Deflated ones are not supported: pydicom inflates without a size
+limit.
 """
 
 CT_SOP_CLASSES = {f"1.2.840.10008.5.1.4.1.1.2{kind}" for kind in ("", ".1", ".2")}
 """CT, Enhanced CT, and Enhanced CT converted from single slices."""
 START_BYTES = 132 + 12
-# below the noise of air; so many different values are no marker
+# below the noise of air; a marker does not have this many different values
 LOWEST_POSSIBLE_HU, FEWEST_LOW_VALUES = -1300.0, 16
 TISSUE_HU = 200.0  # fat, brain, blood
 EXCHANGED = "The DICOM file's header exchanges rows and columns; this was corrected."
@@ -102,14 +103,14 @@ def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int, name: str =
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
-            )  # pydicom warns of every unusual value, and may quote it
+            )  # pydicom warns about every unusual value, and may quote it
             header = read_tags(file, TAGS)
             _assume_usual_pixels(header)
             announced = header.get("Rows"), header.get("Columns")
             frames = _require_ct_frames(header, max_pixels, max_slices)
             if _is_sheared(header, frames):
                 header.Rows, header.Columns = header.Columns, header.Rows
-            # uncorrected: a padding value may use the bits that are not stored
+            # uncorrected: a padding value may use bits that are not stored
             words = iter_pixels(header, correct_unused_bits=False)
             pairs = zip(frame_headers(header, frames), words, strict=True)
             order = ">" if header.file_meta.TransferSyntaxUID == BIG_ENDIAN else "<"
@@ -125,7 +126,7 @@ def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int, name: str =
         return planes
     except (ImageError, MemoryError):
         raise
-    # a damaged file makes pydicom and its decoders raise anything, RecursionError included
+    # a damaged file can make pydicom and its decoders raise any exception, including RecursionError
     except Exception as err:
         raise ImageError("The DICOM file is damaged or incomplete and cannot be decoded.") from err
 
@@ -139,7 +140,7 @@ def read_tags(file: BinaryIO, tags: Sequence[str], *, with_pixels: bool = True) 
     file.seek(0)
     offset = start_of_data(file.read(START_BYTES))
     file.seek(offset or 0)
-    # `dcmread` would inflate a deflated data set before it can be refused
+    # `dcmread` would inflate a deflated data set before it can be rejected
     meta = read_dataset(
         file,
         is_implicit_VR=False,
@@ -239,16 +240,16 @@ def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int
             # A decoder trusts the compressed stream, so a small header must not hide a huge image.
             if coded is not None and coded != (rows, columns):
                 raise ImageError(
-                    f"The DICOM file announces {columns} x {rows} pixels, but {coded[1]} x"
-                    f" {coded[0]} are coded."
+                    f"The DICOM file declares {columns} x {rows} pixels, but {coded[1]} x"
+                    f" {coded[0]} are encoded."
                 )
     return frames
 
 
 def _is_sheared(header: pydicom.Dataset, frames: int) -> bool:
-    """True if the header exchanges rows and columns: the middle frame is much smoother from row to
-    row if its rows are as long as its columns are said to be. Other compressed frames than RLE give
-    their size themselves.
+    """Return whether the header exchanges rows and columns: the middle frame is much smoother from
+    row to row if its rows are as long as the header says its columns are. Compressed frames other
+    than RLE contain their own size.
     """
     if header.Rows == header.Columns or header.file_meta.TransferSyntaxUID in COMPRESSED - {RLE}:
         return False
@@ -276,7 +277,7 @@ def _coded_size(frame: bytes) -> tuple[int, int] | None:
         if marker == 0xFF:  # a fill byte
             offset += 1
             continue
-        # a start of frame
+        # a start-of-frame marker
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             rows, columns = struct.unpack_from(">2H", frame, offset + 5)
             return rows, columns
@@ -346,13 +347,13 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
 
 
 def _technique_of(header: pydicom.Dataset) -> tuple[str, ...]:
-    """Return what may differ between two reconstructions of one acquisition, or between the two
-    energies of a dual-energy scan.
+    """Return the parameters that may differ between two reconstructions of one acquisition, or
+    between the two energies of a dual-energy scan.
     """
     kind = "FrameType" if "FrameType" in header else "ImageType"
     kinds = [str(word) for word in values_of(header, kind)[2:]]
     kernel = [str(value) for value in values_of(header, "ConvolutionKernel")[:1]]
-    # 120 and 120.0 are one voltage
+    # 120 and 120.0 are the same voltage
     others = [numbers_of(header, name, 1) or () for name in ("KVP", "TemporalPositionIndex")]
     return ("".join(kernel), *("".join(f"{value:g}" for value in some) for some in others), *kinds)
 
@@ -377,8 +378,8 @@ def _claim_of(header: pydicom.Dataset, bits: int) -> Claim:
 
 
 def _aligned(words: NDArray[np.generic], bits: int, high_bit: int) -> NDArray[np.generic]:
-    """Return words whose numbers begin at the lowest bit. Older files fill words from the highest
-    bit; other headers name a high bit that their pixels do not use.
+    """Return words whose numbers start at the lowest bit. Older files fill words from the highest
+    bit; other headers specify a high bit that their pixels do not use.
     """
     empty = high_bit + 1 - bits
     if empty <= 0 or high_bit >= 8 * words.dtype.itemsize or (words & ((1 << empty) - 1)).any():  # type: ignore[operator]
@@ -389,9 +390,9 @@ def _aligned(words: NDArray[np.generic], bits: int, high_bit: int) -> NDArray[np
 def _as_unsigned(
     words: NDArray[np.generic], stored: NDArray[np.generic], claim: Claim
 ) -> NDArray[np.generic] | None:
-    """Return the numbers as unsigned ones if they are declared signed, but show a head only so:
-    many of them would be impossibly low (bone would become air), and the bits above the sign do not
-    repeat it. Otherwise None.
+    """Return the numbers as unsigned if they are declared signed, but show a head only if unsigned:
+    many of the signed numbers would be impossibly low (bone would become air), and the bits above
+    the sign bit do not repeat it. Otherwise return None.
     """
     unused = 8 * words.dtype.itemsize - claim.bits
     if not claim.signed or unused <= 0:
@@ -423,11 +424,11 @@ def _require_hu(unit: str) -> None:
 
 
 def _is_table_of_hu(table: pydicom.Dataset, claim: Claim) -> bool:
-    """True if a modality table may give Hounsfield units; False if it gives another unit, and a
-    rescaling gives them.
+    """Return whether a modality table may yield Hounsfield units; False if it yields another unit,
+    but rescaling yields them.
 
     Raises:
-        ImageError: it gives another unit, and there is no rescaling.
+        ImageError: it yields another unit, and there is no rescaling.
     """
     unit = str(table.get("ModalityLUTType") or "HU").strip().upper()
     if unit in OTHER_TYPES and claim.slope is not None and claim.intercept is not None:
@@ -479,8 +480,8 @@ def _padding(
 
 
 def _is_tissue(stored: NDArray[np.generic], padding: NDArray[np.bool_], claim: Claim) -> bool:
-    """True if only 0 is marked as not scanned, which is the value of tissue, and no corner of the
-    slice shows it: some programs write 0 for signed numbers, of which 0 is water.
+    """Return whether only 0, the value of tissue, is marked as not scanned, although no corner of
+    the slice has this value: some programs write 0 for signed numbers, where 0 is water.
     """
     corners = padding[[0, 0, -1, -1], [0, -1, 0, -1]]
     is_zero = not stored[padding].any() and abs(claim.intercept or 0.0) < TISSUE_HU
@@ -501,8 +502,8 @@ def _printable(value: str) -> str:
 
 
 def values_of(header: pydicom.Dataset, name: str) -> list[object]:
-    """Return the values of a tag, as text if they are not valid for the tag; none if it is missing
-    or empty.
+    """Return the values of a tag, as text if they are not valid for the tag; empty if the tag is
+    missing or empty.
     """
     try:
         value = header.get(name)
@@ -515,9 +516,9 @@ def values_of(header: pydicom.Dataset, name: str) -> list[object]:
 
 
 def numbers_of(header: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
-    """Return the numbers of a tag, which may have decimal commas; None if it is missing, has
-    another number of values, or has values that are not finite numbers. Instead of one number, it
-    may have the same one several times.
+    """Return the numbers of a tag, which may have decimal commas; None if it is missing, has a
+    different number of values, or has values that are not finite numbers. Instead of a single
+    number, the same number may be repeated.
     """
     try:
         numbers = tuple(_number(str(value)) for value in values_of(header, name))

@@ -16,12 +16,12 @@ from ml.errors import ImageError, NoSliceError, TooLargeError
 IMAGES_OF_A_FOLDER = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".gz", ""}
 UID_NAME = re.compile(r"[0-9]+(\.[0-9]+){3,}(_.*)?")  # file names used by hospital archives
 DAMAGED_SHARE = 0.2  # maximum share of a scan's files that may be damaged
-MAX_LISTED = 5  # files with their own sentence
+MAX_LISTED = 5  # files listed with their own message
 
 
 class LeftOut:
-    """The files of a scan that are left out, each with a sentence: damaged files, up to a fifth,
-    and files that are not slices.
+    """The files of a scan that are left out, each with a message: damaged files, up to a fifth, and
+    files that are not slices.
     """
 
     def __init__(self, files: int) -> None:
@@ -34,7 +34,7 @@ class LeftOut:
         """Catch an `ImageError` raised inside, unless the file is the only one.
 
         Raises:
-            ImageError: it is the only file, or too many are damaged; then the sentence begins with
+            ImageError: it is the only file, or too many are damaged; then the message begins with
                 the name of the first of them.
         """
         try:
@@ -56,7 +56,7 @@ class LeftOut:
                 raise ImageError(self._damaged[0] + more) from err
 
     def require_others(self, read: Sequence[object]) -> None:
-        """Refuse a scan of which no file was read.
+        """Refuse a scan if none of its files could be read.
 
         Raises:
             ImageError: `read` is empty.
@@ -65,7 +65,7 @@ class LeftOut:
             raise ImageError((self._damaged + self._others)[0])
 
     def notes(self) -> list[str]:
-        """Return a sentence for each of the first files, and one for the rest."""
+        """Return a message for each of the first files, and one for the rest."""
         sentences = self._damaged + self._others
         listed = [f"A file was left out: {sentence}" for sentence in sentences[:MAX_LISTED]]
         return (
@@ -96,13 +96,13 @@ def opened(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
 
 
 def is_named_as_image(path: Path, suffixes: Collection[str]) -> bool:
-    """True if a file has one of these suffixes, or a UID as its name, which has no suffix."""
+    """Return whether a file has one of these suffixes, or a UID as its name, without a suffix."""
     return path.suffix.lower() in suffixes or bool(UID_NAME.fullmatch(path.name))
 
 
 def files_of_series(path: Path) -> list[Path]:
-    """Return the images in the folder of a series, in the order of the numbers in their names; a
-    file is returned alone.
+    """Return the images in the folder of a series, in the order of the numbers in their names; for
+    a single file, return that file.
     """
     if not path.is_dir():
         return [path]

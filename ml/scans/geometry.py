@@ -1,5 +1,5 @@
-"""Geometry of slices: turned upright, resampled to square pixels, the detection of placeholder
-sizes, and of gaps between slices.
+"""Geometry of slices: the standard orientation, resampling to square pixels, and the detection of
+placeholder sizes and of gaps between slices.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SHORTEST_HEAD_MM = 60.0
 GAP = 1.6  # a step larger than this multiple of the neighboring steps is a gap
 NEIGHBORING_STEPS = 5  # on each side
 EVEN = 1.25  # maximum ratio of the largest step to the smallest in an evenly spaced scan
-# no field of view is that small or large; a file that says so has its sizes in another unit
+# no field of view is that small or large; such a file gives its sizes in another unit
 SMALLEST_FIELD_MM, LARGEST_FIELD_MM = 2.0, 20_000.0
 
 Spacing = tuple[float, float]
@@ -50,8 +50,8 @@ def turned_upright(
 def in_square_pixels(
     pixels: FloatArray, spacing_mm: Spacing | None
 ) -> tuple[FloatArray, Spacing | None]:
-    """Return a slice resampled to square pixels of the finer spacing. It is unchanged if its pixels
-    are square already, or if the spacing is implausible.
+    """Return a slice (height, width), resampled to square pixels of the finer spacing, and the new
+    spacing. It is unchanged if its pixels are square already, or if the spacing is implausible.
     """
     if spacing_mm is None:
         return pixels, None
@@ -77,8 +77,8 @@ def factor_of_sizes(
     step_mm: float | None,
     slices: int,
 ) -> tuple[float | None, list[str]]:
-    """Return by how much the sizes of a scan are to be multiplied, None if they cannot be those of
-    a head and so are unknown, and a note if this is not 1.
+    """Return the factor by which the sizes of a scan must be multiplied, or None if they cannot be
+    those of a head and are therefore unknown, and a note if the factor is not 1.
 
     Args:
         container: the user's term for the file.
@@ -109,8 +109,8 @@ def scaled(sizes: Sequence[float] | None, factor: float) -> Any:
 
 
 def is_placeholder_size(spacing_mm: Sequence[float], slices: int) -> bool:
-    """True if voxels of 1 mm in each direction are a placeholder for unknown sizes: the head would
-    be implausibly short.
+    """Return whether voxels of 1 mm in each direction are a placeholder for unknown sizes, since
+    the head would be implausibly short.
     """
     return (
         slices * PLACEHOLDER_MM < SHORTEST_HEAD_MM
@@ -120,7 +120,9 @@ def is_placeholder_size(spacing_mm: Sequence[float], slices: int) -> bool:
 
 
 def is_gap(steps_mm: Vector) -> NDArray[np.bool_]:
-    """Return for each step between neighboring slices whether a part of the scan is missing."""
+    """Return, for each step in mm between neighboring slices (n,), whether a part of the scan is
+    missing, bool (n,).
+    """
     return np.asarray(steps_mm > GAP * _local_median(steps_mm))
 
 
@@ -133,8 +135,8 @@ def _local_median(steps_mm: Vector) -> Vector:
 
 
 def spacing_notes(steps_mm: Vector) -> list[str]:
-    """Return notes about gaps and uneven spacing. Scanners change the step within a head, so each
-    step is compared with its neighbors.
+    """Return notes about gaps and uneven spacing. Scanners may change the step within a head, so
+    each step is compared with its neighbors.
     """
     usual = _local_median(steps_mm)
     missing = is_gap(steps_mm)

@@ -1,9 +1,9 @@
-"""Convert stored pixel values to Hounsfield units (HU), for every file format: with the tags of the
-file, and with the appearance of air, tissue and bone in all slices of the scan.
+"""Convert stored pixel values to Hounsfield units (HU), for every file format, based on the file's
+tags and on the appearance of air, tissue and bone in all slices of the scan.
 
-The tags are used as long as they are plausible for a head. Otherwise the scale that puts air at
--1000 HU, shows soft tissue and yields no impossible value is used, with a note for the user. If two
-scales fit, the scan is refused with a sentence.
+The tags are used if they are plausible for a head. Otherwise the scale is used that puts air at
+-1000 HU, shows soft tissue and yields no impossible value, with a note for the user. If two scales
+fit, the scan is refused with an error message.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ LOWEST_HU, HIGHEST_HU = -1024.0, 4095.0
 SOFT_HU = (-20.0, 100.0)  # brain, blood, muscle
 NOT_AIR_HU = -300.0
 AIR_RANGE_HU = (-1100.0, -700.0)
-# maximum deviation of air from -1000 HU: of a scale that is derived from air, of any plausible one
+# maximum deviation of air from -1000 HU: for a scale that is derived from air, and for any
+# plausible one
 AIR_TOLERANCE_HU, AIR_TOLERANCE_PLAUSIBLE_HU = 10.0, 30.0
 BRIGHTEST_CORNER_HU = 300.0  # brighter corners are filled with a marker, not with anatomy
 FAT_HU = -100.0  # a scan without values below it shows neither fat nor air
@@ -34,12 +35,12 @@ LEAST_SOFT_WITH_TAGS = 0.05  # the same, if complete tags support the scale
 MOST_IMPOSSIBLE = 0.001  # maximum share of impossible values; metal seldom covers more
 AMBIGUOUS_OFFSETS = (1024.0, 1000.0)
 OFFSETS = (*AMBIGUOUS_OFFSETS, 32768.0)
-DARKEST_BRAIN_HU = 18.0  # median of soft tissue in a head
+DARKEST_BRAIN_HU = 18.0  # minimum median of soft tissue in a head
 AIR_WRAPPED_IN_12_BITS = 3096.0  # -1000 HU + 4096
-SAMPLE_PX, SAMPLE_SLICES = 128, 48  # per side of a slice, per scan
+SAMPLE_PX, SAMPLE_SLICES = 128, 48  # pixels per side of a slice, slices per scan
 
-# HU clipped to 0 and an upper end, as brain windows are: that end, the minimum share of pixels at
-# each end, and the median of the brain between them
+# HU clipped to 0 and an upper end, as in brain windows: the range of the upper end, the minimum
+# share of pixels at each end, and the range of the median of the brain in between
 CLIPPED_AT = (70.0, 130.0)
 CLIPPED_IN_8_BITS = 255.0
 LEAST_CLIPPED = 0.01
@@ -82,7 +83,7 @@ class Scale:
         unit: of the values: Hounsfield units, or gray 0..1.
         slope, intercept: value = number x slope + intercept.
         wraps_from, wraps_by: numbers from `wraps_from` on are negative numbers to which `wraps_by`
-            was added; None if no number is wrapped.
+            was added; None if no numbers are wrapped.
         inverted_from: stored numbers are first subtracted from this number; None if they are not
             inverted.
         border: the number that marks pixels that were not scanned, although no tag says so.
@@ -226,8 +227,8 @@ def soft_tissue_share(values_hu: NDArray[np.floating]) -> float:
 
 
 def is_clipped_window(values: NDArray[np.floating]) -> bool:
-    """True if values look like HU clipped to 0 and about 80 or 100, or 255: air and fat at one end,
-    bone at the other, and brain at its own HU between them.
+    """Return whether values look like HU clipped to 0 and about 80 or 100, or 255: air and fat at
+    one end, bone at the other, and brain at its own HU in between.
     """
     if not values.size or values.min() != 0:
         return False
@@ -243,12 +244,12 @@ def is_clipped_window(values: NDArray[np.floating]) -> bool:
 
 
 def scale_from_air(numbers: Numbers, bits: int, slope: float = 1.0) -> AirFit:
-    """Return the scale of untagged numbers that puts air at -1000 HU.
+    """Return the scale of untagged numbers (n,) that puts air at -1000 HU.
 
-    Programs save HU as signed numbers read as unsigned ones, or with 1024, 1000 or 32768 added. The
-    offset follows from air, which has -1000 HU. If air is clipped at zero, both 1024 (a padded
-    circle) and 1000 fit, and the 24 HU between them are the difference between brain and blood:
-    the result is then ambiguous.
+    Some programs save HU as signed numbers that are read as unsigned, or with 1024, 1000 or 32768
+    added. The offset follows from air, which has -1000 HU. If air is clipped at zero, both 1024 (a
+    padded circle) and 1000 fit, and the 24 HU between them are the difference between brain and
+    blood: the result is then ambiguous.
     """
     # With fewer than 16 bits, positive CT values may use the sign bit. Only numbers that would be
     # -1100 HU (the lowest value of noisy air) or more are then read as negative.
@@ -263,7 +264,7 @@ def scale_from_air(numbers: Numbers, bits: int, slope: float = 1.0) -> AirFit:
         ):
             continue
         lowest = float(values.min())
-        # Unsigned numbers that begin at 0 may have been clipped there.
+        # Unsigned numbers that start at 0 may have been clipped there.
         is_clipped = candidate is not signed and numbers.min() <= 0
         air_is_lowest = not is_clipped and abs(lowest - AIR_HU) <= AIR_TOLERANCE_HU
         above = values[(values > lowest) & (values < AIR_RANGE_HU[1])]
@@ -277,7 +278,9 @@ def scale_from_air(numbers: Numbers, bits: int, slope: float = 1.0) -> AirFit:
 
 
 def _is_air(values_hu: Numbers, count: int, tolerance_hu: float) -> bool:
-    """True if these values are at least 1% of `count` pixels and their median is that of air."""
+    """Return whether these values are at least 1% of `count` pixels and their median is that of
+    air.
+    """
     return (
         values_hu.size >= max(0.01 * count, 1)
         and abs(float(np.median(values_hu)) - AIR_HU) <= tolerance_hu
@@ -333,8 +336,8 @@ def _scale_from_tags(
         notes.append(_inversion_note(claim))
     numbers = sample if scale.inverted_from is None else scale.inverted_from - sample
     if claim.intercept is None:
-        # CT requires the tag. Values that are never negative have an intercept of -1024 HU almost
-        # always, and rarely of -1000 HU.
+        # CT requires the tag. If values are never negative, the intercept is almost always -1024
+        # HU, and rarely -1000 HU.
         assumed = 0.0 if numbers.min(initial=0.0) < 0 else -_likely_offset(numbers * scale.slope)
         notes.append(
             f"The {claim.container} has no rescale values; an intercept of {assumed:g} HU was"
@@ -357,8 +360,8 @@ def _scale_from_tags(
 
 
 def _likely_offset(numbers: Numbers) -> float:
-    """Return what was probably added to HU: 1024, unless the brain would then be as dark as water,
-    and would not with 1000.
+    """Return the offset that was probably added to HU: 1024, unless the brain would then be as dark
+    as water, but not with 1000.
     """
     with_1024, with_1000 = AMBIGUOUS_OFFSETS
     values = numbers - with_1024
@@ -474,7 +477,9 @@ def _corner_of(stored: Sequence[Stored]) -> float | None:
 
 
 def _air_is_brightest(stored: Sequence[Stored]) -> bool:
-    """True if in most slices the edge, which shows air, is brighter than the slice as a whole."""
+    """Return whether in most slices the edge, which shows air, is brighter than the slice as a
+    whole.
+    """
     bright = [
         np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]))
         > pixels.mean()

@@ -23,7 +23,7 @@ MAX_VOXELS = MAX_SLICES * 512 * 512  # in total: 1 GiB as float32
 MIN_SIDE_PX = 32
 
 
-# maximum ratio of the sides: every picture is padded to a square, so the memory of an elongated one
+# maximum ratio of the sides: every image is padded to a square, so the memory for an elongated one
 # grows with the square of its length
 MOST_ELONGATED = 4
 
@@ -32,21 +32,21 @@ MOST_ELONGATED = 4
 FEWEST_GRAYS = 16
 
 
-# a scan with a narrower range was normalized; gray values of 8 bits, resampled, and the share of
-# black among them
+# a scan with a narrower range was normalized; the range of resampled 8-bit gray values, and the
+# minimum share of black among them
 NARROWEST_HU = 20.0
 GRAY_RANGE, BLACK_HU, LEAST_BLACK = (-30.0, 290.0), 6.0, 0.1
 
 
-LEAST_SOFT_TISSUE = 0.05  # share of pixels other than air, in the slice that shows most
+LEAST_SOFT_TISSUE = 0.05  # minimum share of pixels other than air, in the slice that shows most
 
 
 def require_a_picture(pixels: FloatArray) -> None:
-    """Refuse a picture that cannot be a slice.
+    """Refuse an image that cannot be a slice.
 
     Raises:
-        ImageError: the picture is smaller than 32 px on a side, far from square, or has
-            values that are not finite numbers.
+        ImageError: the image is smaller than 32 px on a side, far from square, or has values that
+            are not finite numbers.
     """
     height, width = pixels.shape
     if min(height, width) < MIN_SIDE_PX:
@@ -64,7 +64,7 @@ def require_a_picture(pixels: FloatArray) -> None:
 
 
 def require_fewer_pixels(width: int, height: int, max_pixels: int) -> None:
-    """Refuse a picture by its declared size, before it is decoded.
+    """Refuse an image by its declared size, before it is decoded.
 
     Raises:
         ImageError: it has more than `max_pixels`.
@@ -77,7 +77,7 @@ def require_fewer_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def require_fewer_slices(slices: int, pixels: int, max_slices: int) -> None:
-    """Refuse a scan of this many slices with this many pixels each.
+    """Refuse a scan with too many slices, given the number of pixels of each.
 
     Raises:
         TooLargeError: it has more than `max_slices`, or more than `MAX_VOXELS` pixels in all.
@@ -91,8 +91,8 @@ def require_fewer_slices(slices: int, pixels: int, max_slices: int) -> None:
 
 
 def _is_gray_with_noise(series: Series, lowest: float, highest: float) -> bool:
-    """True for gray values of 8 bits that were resampled, and so go somewhat beyond 0 and 255: no
-    air at -1000 HU, but a black background.
+    """Return whether these are 8-bit gray values that were resampled, and so slightly exceed 0 and
+    255: there is no air at -1000 HU, but a black background.
     """
     is_exact = lowest >= 0 and highest <= CLIPPED_IN_8_BITS
     if is_exact or not (GRAY_RANGE[0] <= lowest and CLIPPED_AT[1] < highest <= GRAY_RANGE[1]):
@@ -102,8 +102,8 @@ def _is_gray_with_noise(series: Series, lowest: float, highest: float) -> bool:
 
 
 def _has_few_grays(series: Series) -> bool:
-    """True if the pictures have fewer than `FEWEST_GRAYS` shades of gray in all. Row after
-    row is looked at until there are as many, which takes far less time than sorting whole pictures.
+    """Return whether the images have fewer than `FEWEST_GRAYS` shades of gray in all. They are read
+    row by row until that many are found, which takes far less time than sorting whole images.
     """
     grays: set[float] = set()
     for slice_ in series.slices:

@@ -43,13 +43,14 @@ TYPES = {
     1024: "i8",
     1280: "u8",
 }
-# of files that do not name it, by the bits of a voxel
+# by the bits of a voxel, for files that do not specify a type
 UNKNOWN_TYPE, TYPE_OF_BITS = 0, {8: 2, 16: 4, 32: 16, 64: 64}
 # meters, millimeters, micrometers; unknown units are millimeters in practice
 TO_MM = {1: 1000.0, 2: 1.0, 3: 0.001}
-ACROSS = 2.0  # the axis of the slices has larger steps than the others by this factor, if one has
+# the axis of the slices has larger steps than the others by this factor, if any axis does
+ACROSS = 2.0
 
-# of the way from air to bone; of a line of voxels; of the head's width
+# relative to the range from air to bone; to the length of a line of voxels; to the head's width
 HEAD_LEVEL, HEAD_SHARE, LONGER = 0.2, 0.05, 1.05
 # rows run to the back and columns to the left, in coordinates to the right, the front and the head
 ROWS_FIRST = np.array(
@@ -78,7 +79,7 @@ class Header:
 
 
 def is_nifti(head: bytes) -> bool:
-    """True if a file with these first bytes is NIfTI, gzipped or not."""
+    """Return whether a file with these first bytes is NIfTI, gzipped or not."""
     if head.startswith(GZIP):
         try:
             head = zlib.decompressobj(wbits=31).decompress(head, HEADER_BYTES[2])
@@ -150,7 +151,7 @@ def read_nifti(file: BinaryIO, *, max_pixels: int, max_slices: int) -> Series:
 
 
 def _notes_of(header: Header) -> list[str]:
-    """Return what the reader of a scan should know of the orientation in its header."""
+    """Return notes for the user about the orientation in the header."""
     notes = []
     if not header.says_where:
         notes.append(
@@ -177,7 +178,7 @@ def _read_header(stream: BinaryIO) -> Header:
     One function, because each field is read and checked once, in the order of the header.
 
     Raises:
-        ImageError: it is no header of a volume of slices that can be read.
+        ImageError: it is not the header of a volume of slices that can be read.
     """
     head = stream.read(HEADER_BYTES[1])
     if head[344:348] in PAIR:
@@ -237,7 +238,7 @@ def _read_header(stream: BinaryIO) -> Header:
     )
     units = head[123] if version == 1 else struct.unpack_from(f"{order}i", head, 500)[0]
     unit_mm = TO_MM.get(units & 7, 1.0)
-    furthest = FURTHEST_MM / min(unit_mm, 1.0)  # also fits mm in a file that says meters
+    furthest = FURTHEST_MM / min(unit_mm, 1.0)  # large enough for mm in a file that claims meters
     with np.errstate(all="ignore"):  # a damaged header may contain any numbers
         fields = (
             pixdim,
@@ -246,7 +247,7 @@ def _read_header(stream: BinaryIO) -> Header:
         )
         affine, says_where = _affine(forms, *fields, furthest)
         by_quaternion, has_both = _affine((forms[0], 0), *fields, furthest)
-    # scripts that do not know the affine write np.eye(4), perhaps times the size of a voxel
+    # scripts that do not know the affine write np.eye(4), perhaps multiplied by the voxel size
     is_identity = says_where and bool(np.array_equal(affine, np.eye(4)))
     is_bare = bool(np.array_equal(affine, np.diag(np.abs(np.diag(affine))))) and says_where
     forms_differ = has_both and bool(((affine * by_quaternion)[:3, :3].sum(axis=0) < 0).any())
@@ -271,8 +272,8 @@ def _affine(
     rows: NDArray[np.float64],
     furthest: float,
 ) -> tuple[NDArray[np.float64], bool]:
-    """Return the affine (4, 4) and whether the file gives one: the standard form before the
-    quaternion's, as nifti1.h advises, unless it is an identity and the quaternion's is not.
+    """Return the affine (4, 4) and whether the file contains one: the sform takes precedence over
+    the quaternion (qform), as nifti1.h advises, unless it is an identity and the qform is not.
     """
     sizes = np.abs(pixdim[1:4])
     sizes = np.where((sizes > 0) & (sizes < furthest), sizes, 1.0)
@@ -306,8 +307,8 @@ def _is_usable(affine: NDArray[np.float64], furthest: float) -> bool:
 
 
 def _axes(affine: NDArray[np.float64]) -> tuple[list[int], list[int]]:
-    """Return which voxel axis runs along x, y and z of the world, and whether it runs up (1) or
-    down (-1).
+    """Return the voxel axis that runs along x, y and z of the world, and whether it runs in the
+    positive (1) or the negative (-1) direction.
 
     Raises:
         ImageError: the slices are not axial.
@@ -330,8 +331,8 @@ def _axes(affine: NDArray[np.float64]) -> tuple[list[int], list[int]]:
 
 
 def _rows_come_first(voxels: NDArray[np.generic]) -> bool:
-    """True if the head is longer along the first axis of the voxels (i, j, k) than along the
-    second: then they are rows and columns, as of a picture, and not columns and rows.
+    """Return whether the head is longer along the first axis of the voxels (i, j, k) than along the
+    second: then these axes are rows and columns, as in an image, and not columns and rows.
     """
     middle = np.nan_to_num(voxels[:, :, voxels.shape[2] // 2].astype(np.float64))
     low, high = np.percentile(middle, [1, 99])
@@ -341,7 +342,7 @@ def _rows_come_first(voxels: NDArray[np.generic]) -> bool:
 
 
 def _read_voxels(stream: BinaryIO, header: Header) -> NDArray[np.generic]:
-    """Return all voxels as they are stored, indexed (i, j, k)."""
+    """Return all voxels as stored, indexed (i, j, k)."""
     voxels = np.empty(header.shape, header.dtype, order="F")
     rest = voxels.reshape(-1, order="F").view(np.uint8).data
     while rest:

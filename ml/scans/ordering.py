@@ -1,5 +1,5 @@
-"""Put the slices of a scan in order by their position along the normal, and note irregularities for
-the user.
+"""Sort the slices of a scan by their position along the normal, and note irregularities for the
+user.
 
 A property that a file lacks is taken from the next best source: the orientation from the other
 slices, the position from the slice location or the instance number. Two slices at the same position
@@ -150,7 +150,7 @@ def tilt_note(step: Vector, normal: Vector) -> list[str]:
 
 
 def _require_one_series(planes: Sequence[Plane], notes: list[str]) -> None:
-    """Refuse slices of several studies or series, unless each has UIDs of its own and all other
+    """Refuse slices of several studies or series, unless each has its own UIDs and all other
     identifiers agree.
     """
     named = {(plane.study_uid, plane.series_uid) for plane in planes if plane.series_uid}
@@ -183,7 +183,7 @@ def _require_one_series(planes: Sequence[Plane], notes: list[str]) -> None:
 
 
 def _is_one_stack(planes: Sequence[Plane]) -> bool:
-    """True if the slices lie evenly above each other, as those of one scan."""
+    """Return whether the slices are evenly stacked, like those of one scan."""
     if any(plane.position_mm is None for plane in planes):
         return False
     positions = np.array(sorted(tuple(plane.position_mm[::-1]) for plane in planes))  # type: ignore[index]
@@ -194,7 +194,7 @@ def _is_one_stack(planes: Sequence[Plane]) -> bool:
 
 def _with_directions(planes: Sequence[Plane], notes: list[str]) -> list[Plane]:
     """Return the planes, with the most common directions for those that have none, and without the
-    planes in a quite different orientation if these are a minority.
+    planes with a clearly different orientation if these are a minority.
     """
     known = [plane.directions for plane in planes if plane.directions is not None]
     if not known:
@@ -246,7 +246,7 @@ def _most_common_directions(directions: Sequence[Vector]) -> Vector:
 
 
 def _is_parallel(directions: Vector, others: Vector) -> bool:
-    """True if the rows and the columns of two slices have the same directions."""
+    """Return whether the rows and the columns of two slices have the same directions."""
     cosines = (directions * others).sum(axis=1) / np.maximum(
         np.linalg.norm(directions, axis=1) * np.linalg.norm(others, axis=1), 1e-9
     )
@@ -254,8 +254,8 @@ def _is_parallel(directions: Vector, others: Vector) -> bool:
 
 
 def _without_pages(planes: Sequence[Plane], notes: list[str]) -> list[Plane]:
-    """Return the planes without pages of text among the slices: the minority with another pixel
-    type, and the few that have no position although the others do.
+    """Return the planes without pages of text among the slices: a minority with another pixel type,
+    and the few without a position if the others have one.
 
     Raises:
         ImageError: exactly half of the slices are 8-bit.
@@ -372,8 +372,8 @@ def _positions_of(planes: Sequence[Plane]) -> tuple[list[float | None], str]:
 
 
 def _has_placeholders(positions: Sequence[Vector | None]) -> bool:
-    """True if some positions are the zeros that some programs write instead: the others, at least
-    two, lie elsewhere in the plane, too.
+    """Return whether some positions are zeros that some programs write instead of a position: the
+    other slices, at least two, have other positions within the plane, too.
     """
     known = [position for position in positions if position is not None]
     elsewhere = [position for position in known if position.any()]

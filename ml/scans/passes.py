@@ -1,5 +1,5 @@
-"""The most complete pass over the head, where several slices lie at the same positions: copies, and
-acquisitions that repeat or continue each other.
+"""Find the most complete pass over the head if several slices lie at the same positions: copies,
+and acquisitions that repeat or continue each other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ THICKER = 1.5  # minimum ratio of thicknesses of two reconstructions
 
 def one_pass(planes: Sequence[Plane], positions: Sequence[float], notes: list[str]) -> list[int]:
     """Return the indices of the slices of the most complete pass over the head, from foot to head;
-    copies and the slices of other passes at the same positions, or between them, are left out.
+    copies, and the slices of other passes at or between the same positions, are left out.
     """
     by_position = _without_copies(planes, positions, notes)
     longest = max(_passes(planes, by_position), key=len)
@@ -66,8 +66,9 @@ def _acquisition_key(plane: Plane) -> tuple[float, float, str, str]:
 def _passes(
     planes: Sequence[Plane], by_position: Mapping[int, Sequence[int]]
 ) -> list[dict[int, int]]:
-    """Return the passes over the head, each as the index of the slice at each position. Those of
-    different techniques or thicknesses are one pass only if they continue each other.
+    """Return the passes over the head, each as a mapping from position to the index of the slice
+    there. Acquisitions of different techniques or thicknesses form one pass only if they continue
+    each other.
     """
     of_techniques: dict[tuple[tuple[str, ...], float], dict[int, list[int]]] = {}
     for position, indices in by_position.items():
@@ -87,8 +88,8 @@ def _passes(
 def _split_acquisitions(
     planes: Sequence[Plane], by_position: Mapping[int, Sequence[int]]
 ) -> list[dict[int, int]]:
-    """Return the acquisitions, each as the index of the slice at each position; one that covers a
-    position several times is split, so that each part covers it once.
+    """Return the acquisitions, each as a mapping from position to the index of the slice there; one
+    that covers a position several times is split, so that each part covers it once.
     """
     parts: dict[tuple[float, int], dict[int, int]] = {}
     for position, indices in by_position.items():
@@ -104,8 +105,9 @@ def _merged_passes(
     planes: Sequence[Plane], acquisitions: Sequence[Mapping[int, int]]
 ) -> list[dict[int, int]]:
     """Return passes over the head: each acquisition continues the first pass with which it shares
-    at most `OVERLAP` of its positions (the pass keeps its own slices there), or begins another. It
-    does not continue one between whose slices it lies, if the two are marked as different scans.
+    at most `OVERLAP` of its positions (the pass keeps its own slices there), or starts another. It
+    does not continue a pass with whose slices it alternates, if the two are marked as different
+    scans.
     """
     passes: list[dict[int, int]] = []
     for acquisition in acquisitions:
@@ -125,7 +127,7 @@ def _merged_passes(
 
 
 def _times_parted(acquisition: Mapping[int, int], other: Mapping[int, int]) -> int:
-    """Return how many neighboring slices of an acquisition have slices of the other between
+    """Return the number of neighboring slices of an acquisition with slices of the other between
     them.
     """
     of_other = sorted(other)
@@ -136,8 +138,8 @@ def _times_parted(acquisition: Mapping[int, int], other: Mapping[int, int]) -> i
 
 
 def _are_two_scans(planes: Sequence[Plane], others: Sequence[Plane]) -> bool:
-    """True if the slices contradict the others in acquisition, technique or thickness; what a slice
-    does not say contradicts nothing.
+    """Return whether the slices contradict the others in acquisition, technique or thickness;
+    missing values contradict nothing.
     """
     acquisitions, of_others = (
         {plane.acquisition for plane in some} - {None} for some in (planes, others)

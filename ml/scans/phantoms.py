@@ -1,7 +1,7 @@
-"""Synthetic head CT in Hounsfield units, with and without hemorrhage: for tests and for users
-without a CT scan.
+"""Synthetic head CT in Hounsfield units, with and without hemorrhage: for tests and for users who
+have no CT scan.
 
-Ellipses, ripples and noise, no patient. Phantoms never count in a reported result.
+Ellipses, ripples and noise, without patient data. Phantoms never count in a reported result.
 
     python -m ml.scans.phantoms OUT_DIR       writes the demonstration files and their index.json;
     the same bytes each time
@@ -28,35 +28,36 @@ from ml.scans.slices import FloatArray, Slice, render
 
 Kind = Literal["intraparenchymal", "subdural", "epidural", "intraventricular"]
 
-FIELD_MM = 230.0  # the side of the picture
+FIELD_MM = 230.0  # side of the image
 AIR_HU, SCALP_HU, FAT_HU, TABLE_HU, DIPLOE_HU = -1000.0, 45.0, -90.0, 1400.0, 700.0
 CSF_HU, GRAY_HU, WHITE_HU, FALX_HU, CALCIFIED_HU = 6.0, 35.0, 31.0, 45.0, 130.0
 BLOOD_HU, EDEMA_HU = 68.0, 20.0
 NOISE_HU = 6.0
-SEED_OF_BLOOD = 7919  # apart from the head's, so that one seed is one head, with or without blood
+# separate from the head's seed, so that one seed is one head, with or without blood
+SEED_OF_BLOOD = 7919
 
 
 def phantom(
     seed: int, hemorrhage: bool, kind: Kind = "intraparenchymal", size: int = 512
 ) -> NDArray[np.int16]:
-    """Return an axial slice at the height of the lateral ventricles, int16 (size, size) HU, 230 mm
+    """Return an axial slice at the level of the lateral ventricles, int16 (size, size) HU, 230 mm
     wide, forehead at the top.
 
-    One function, because all parts draw from one sequence of random numbers: in another order, the
-    same seed would give another head.
+    One function, because all parts draw from the same sequence of random numbers: in another order,
+    the same seed would give another head.
 
     Args:
-        seed: the head, and where its blood is.
-        hemorrhage: whether there is blood; the head is the same without.
-        kind: where the blood is; not read without hemorrhage.
-        size: pixels on a side, at least 64.
+        seed: determines the head, and the location of its hemorrhage.
+        hemorrhage: whether there is a hemorrhage; otherwise, the head is the same.
+        kind: type of the hemorrhage; ignored without hemorrhage.
+        size: number of pixels per side, at least 64.
 
     Raises:
         ValueError: the kind is unknown, or the size too small.
     """
     if kind not in get_args(Kind):
         raise ValueError(
-            f"There is no phantom with {kind!r} hemorrhage; there is {', '.join(get_args(Kind))}."
+            f"There is no phantom with {kind!r} hemorrhage; choose {', '.join(get_args(Kind))}."
         )
     if size < 64:
         raise ValueError(f"A phantom has at least 64 pixels on a side, not {size}.")
@@ -86,7 +87,7 @@ def phantom(
     hu[ventricles & brain] = CSF_HU
     falx = (np.abs(x) < 0.7) & (inside > 0) & (np.abs(y) > half_y * 0.42)
     hu[falx] = FALX_HU
-    for side in (-1, 1):  # plexus and pineal calcifications are bright and harmless
+    for side in (-1, 1):  # plexus and pineal calcifications are bright and benign
         if rng.random() < 0.5:
             hu[np.hypot(x - side * rng.uniform(16, 20), y - 25) < rng.uniform(1.2, 2.2)] = (
                 CALCIFIED_HU
@@ -119,15 +120,15 @@ def write_dicom(
     number: int = 1,
     position_mm: float = 0.0,
 ) -> None:
-    """Write HU (rows, columns) as a CT image of nobody.
+    """Write HU (rows, columns) as a CT image without personal data.
 
     Args:
         hu: the slice, 230 mm wide.
         path: the file.
-        series: slices of the same name belong together; UIDs are made of it, so that the same call
-            writes the same bytes.
+        series: slices with the same name belong together; UIDs are derived from it, so that the
+            same call writes the same bytes.
         number: the instance number in the series.
-        position_mm: how far toward the crown the slice lies.
+        position_mm: position of the slice toward the vertex.
     """
     rows, columns = hu.shape
     pixel_mm = round(FIELD_MM / columns, 6)
@@ -184,7 +185,7 @@ def write_demonstration(out_dir: Path) -> list[Path]:
     return [*(out_dir / file for file, *_ in DEMONSTRATION), out_dir / "index.json"]
 
 
-# Seeds whose heads the shipped model answers clearly: these show the pages at work and prove
+# Seeds whose heads the shipped model classifies clearly: these demonstrate the pages and prove
 # nothing about the model.
 DEMONSTRATION: tuple[tuple[str, str, int, Kind | None], ...] = (
     ("phantom-1.png", "Phantom 1: intraparenchymal hemorrhage (PNG)", 17, "intraparenchymal"),
@@ -204,8 +205,8 @@ SERIES_SLICES, SERIES_BLEEDS, SERIES_SIZE_PX = 20, range(8, 12), 128
 
 
 def _write_zip(seed: int, kind: Kind, path: Path) -> None:
-    """Write a head as a series of slices 5 mm apart, of which a few show blood; all are alike
-    otherwise.
+    """Write a head as a series of slices 5 mm apart, of which a few show blood; otherwise they are
+    alike.
     """
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
@@ -228,8 +229,8 @@ def _depth(
     angle: FloatArray,
     ripple: NDArray[np.float64],
 ) -> FloatArray:
-    """Return about how many mm a point lies below the outer table of an uneven oval; negative
-    outside.
+    """Return the approximate depth in mm of a point below the outer table of an irregular oval;
+    negative outside.
     """
     uneven = (
         1
@@ -238,7 +239,7 @@ def _depth(
         + 0.03 * np.sin(angle)
     )
     radius = np.hypot(x / half_x, y / half_y) / uneven
-    # Dividing by the slope of the radius turns it into mm (first order), so that bone is as thick
+    # Dividing by the slope of the radius converts it to mm (first order), so that bone is as thick
     # at the side as at the back.
     slope = np.hypot(x / half_x**2, y / half_y**2) / np.maximum(
         np.hypot(x / half_x, y / half_y), 1e-3
@@ -279,7 +280,7 @@ def _bleed(
     rng: np.random.Generator, hu: FloatArray, kind: Kind, x: FloatArray, y: FloatArray,
     inside: FloatArray, angle: FloatArray, ventricles: NDArray[np.bool_],
 ) -> None:  # fmt: skip
-    """Put blood into `hu`, in place.
+    """Add blood to `hu`, in place.
 
     Many parameters, because the geometry of a head is computed once and used for each `kind`.
     """
@@ -299,8 +300,8 @@ def _bleed(
         hu[(distance_mm < edge_mm + rng.uniform(4, 7)) & (inside > 3)] = EDEMA_HU
         hu[(distance_mm < edge_mm) & (inside > 3)] = BLOOD_HU
         return
-    # Along the inner table: a subdural is a long crescent, an epidural a short lens (its edges end
-    # at the sutures).
+    # Along the inner table: a subdural hematoma is a long crescent, an epidural one a short lens
+    # (it ends at the sutures).
     toward = 0 if side > 0 else np.pi
     angular_offset = np.abs(np.angle(np.exp(1j * (angle - toward - side * rng.uniform(-0.3, 0.3)))))
     reach, thick_mm = (

@@ -1,5 +1,5 @@
-"""Read PNG and JPEG pictures of slices: gray on a black background, without colors and
-transparency, or HU from 16-bit values.
+"""Read PNG and JPEG images of slices: gray on a black background, without colors and transparency,
+or HU from 16-bit values.
 """
 
 from __future__ import annotations
@@ -18,19 +18,26 @@ from ml.scans.limits import require_a_picture, require_fewer_pixels
 from ml.scans.repairs import on_black
 from ml.scans.slices import FloatArray, Slice
 
-COLOR_SPREAD = 24  # of 255 between a pixel's channels; JPEG chroma noise stays below it
+# maximum difference, of 255, between a pixel's channels in gray; JPEG chroma noise stays below it
+COLOR_SPREAD = 24
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow's
 BIT_DEPTH_AT = 24  # in a PNG; the color type follows
 OPAQUE = 65535  # of 16 bits
 TRANSPARENT = "The image had transparent parts, which were made black."
-COLOR_SHARE = 0.001  # share of pixels: a color cast or a colored mark, not a few stray pixels
+# minimum share of pixels: a color cast or a colored mark, not a few stray pixels
+COLOR_SHARE = 0.001
 
 
 def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
-    """Return a PNG or JPEG as display values, and notes about what was removed."""
+    """Return a PNG or JPEG as a slice, and notes about what was removed.
+
+    Raises:
+        ImageError: the file is damaged, animated or too large, cannot be a slice, or has an
+            ambiguous range of values.
+    """
     try:
         with warnings.catch_warnings():
-            # Pillow warns of odd metadata and of large pictures; the size is checked below
+            # Pillow warns about unusual metadata and large images; the size is checked below
             warnings.simplefilter("ignore")
             with Image.open(file, formats=("PNG", "JPEG")) as picture:
                 require_fewer_pixels(*picture.size, max_pixels)
@@ -44,7 +51,7 @@ def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
                 gray, notes = _gray_of_16_bits(file, picture)
                 pixels, unit, more = _to_slice(ImageOps.exif_transpose(gray or picture))
                 notes += more
-                if frames > 1:  # cameras add a preview or a map of brightness
+                if frames > 1:  # cameras add a preview or a brightness map
                     notes.append("The file contains several images; only the first was read.")
     except (ImageError, MemoryError):
         raise
@@ -52,7 +59,7 @@ def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
         raise ImageError(
             f"The image is too large: at most {max_pixels / 1e6:g} million pixels are supported."
         ) from err
-    # a damaged file makes a decoder raise anything from SyntaxError to struct.error
+    # a damaged file can make a decoder raise anything from SyntaxError to struct.error
     except Exception as err:
         raise ImageError("The image is damaged or incomplete and cannot be decoded.") from err
     require_a_picture(pixels)
@@ -60,8 +67,8 @@ def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
 
 
 def _gray_of_16_bits(file: BinaryIO, picture: Image.Image) -> tuple[Image.Image | None, list[str]]:
-    """Return the luminance of a PNG of 16 bits with colors or transparency as a picture of 16 bits,
-    and notes; None for any other picture. Pillow would keep the upper 8 bits only.
+    """Return the luminance of a 16-bit PNG with colors or transparency as a 16-bit image, and
+    notes; None for any other image. Pillow would keep only the upper 8 bits.
     """
     file.seek(BIT_DEPTH_AT)
     depth, color_type = file.read(2)
@@ -82,14 +89,14 @@ def _gray_of_16_bits(file: BinaryIO, picture: Image.Image) -> tuple[Image.Image 
 
 
 def _color_note(channels: NDArray[Any], white: int) -> list[str]:
-    """Return a note if a picture (height, width, 3) with values up to `white` is in color."""
+    """Return a note if an image (height, width, 3) with values up to `white` is in color."""
     spread = channels.max(axis=2) - channels.min(axis=2)
     is_colored = np.count_nonzero(spread > COLOR_SPREAD / 255 * white) > COLOR_SHARE * spread.size
     return ["The image was in color and was converted to gray."] if is_colored else []
 
 
 def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"], list[str]]:
-    """Return the pixels of a Pillow picture as HU if its 16-bit values are HU, or else as gray 0..1
+    """Return the pixels of a Pillow image as HU if its 16-bit values are HU, or else as gray 0..1
     on a black background; and notes.
 
     Raises:
@@ -118,7 +125,7 @@ def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"
 
 
 def _to_gray(picture: Image.Image) -> tuple[FloatArray, list[str]]:
-    """Return a Pillow picture as float32 gray 0..1, with transparency over black (air) and the
+    """Return a Pillow image as float32 gray 0..1, with transparency over black (air) and the
     luminance of colors.
     """
     if picture.mode == "I" or picture.mode.startswith("I;16"):

@@ -81,7 +81,7 @@ def names_of(planes: Sequence[Plane]) -> list[str]:
 
 
 def slices_named(names: Sequence[str]) -> str:
-    """Return the subject of a note about these slices, with the names of the first few."""
+    """Return the subject of a note about these slices, with the first few names."""
     shown = list(dict.fromkeys(name for name in names if name))
     listed = ", ".join(shown[:MAX_LISTED]) + (", …" if len(shown) > MAX_LISTED else "")
     named = f" ({listed})" if listed else ""

@@ -1,7 +1,7 @@
 """Read submitted files: PNG, JPEG, DICOM and NIfTI files become slices in anatomical order.
 
 The format is determined by a file's first bytes, never by its name. Files are untrusted: sizes are
-checked before anything is decoded, and every failure becomes an `ImageError` whose text is one
+checked before anything is decoded, and every failure becomes an `ImageError` whose message is one
 sentence for the user.
 """
 
@@ -33,7 +33,7 @@ ORDER_GIVEN = "PNG and JPEG images have no position, so they were read in the or
 
 DARK = 0.5  # 99th percentile relative to white; bone is white in the brain window
 
-# to determine the format; enough to unpack the header of a compressed NIfTI file
+# enough to determine the format, and to unpack the header of a compressed NIfTI file
 HEAD_BYTES = 16 * 1024
 
 DARK_NOTE = (
@@ -54,19 +54,19 @@ def read_series(
 ) -> Series:
     """Read the files of one scan.
 
-    The files are one of these: PNG or JPEG pictures, which have no position and are read in the
-    order given, with film sheets cut into slices; DICOM files of one series, single-frame or
-    multi-frame, which are ordered by position along the normal; or one NIfTI file. If there are
-    several files, damaged ones are left out with a warning, up to a fifth of them, and so are
-    images that are not axial slices.
+    The files are one of these: PNG or JPEG images, which have no position and are read in the order
+    given, with film sheets cut into slices; DICOM files of one series, single-frame or multi-frame,
+    which are ordered by position along the normal; or one NIfTI file. If there are several files,
+    damaged ones are left out with a warning, up to a fifth of them, and so are images that are not
+    axial slices.
 
     Args:
         paths: the files; names have no meaning, but notes about one of several files begin with its
             name.
         max_bytes: maximum size of a file that is opened.
-        max_pixels: maximum size (height x width) of a picture that is decoded.
+        max_pixels: maximum size (height x width) of an image that is decoded.
         max_slices: maximum number of slices.
-        crops: whether a wide margin or a program's window is cropped from a single picture.
+        crops: whether a wide margin or a program's window is cropped from a single image.
         cuts: whether a film sheet is cut into its slices.
         may_be_bare: accept a scan with almost no content, such as one slice of a larger scan.
 

@@ -1,4 +1,4 @@
-"""Makes the background of a picture black if it can be distinguished from the head."""
+"""Make the background of an image black if it can be distinguished from the head."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 
 WHITE, BLACK = 0.85, 0.15
-WHITE_LINE = 0.98  # of the pixels of a margin's row or column
-SKULL_DEPTH, SKULL_SHARE = 0.2, 0.25  # of the way to the body's middle; of that zone
+WHITE_LINE = 0.98  # minimum share of white pixels in a row or column of a margin
+# share of the way to the center of the body; share of that zone
+SKULL_DEPTH, SKULL_SHARE = 0.2, 0.25
 
 
 def on_black(gray: FloatArray) -> tuple[FloatArray | None, str]:
-    """Return a picture (height, width) in 0..1 with a black background, and a note about the
-    change.
+    """Return an image (height, width) in 0..1 with a black background, and a note about the change.
 
-    A dark background is unchanged. A white margin around a dark picture becomes black; an inverted
-    picture (a black skull under the scalp) is inverted back. Otherwise the picture is None: the
-    outline of white bone on a white background is unknown.
+    A dark background is unchanged. A white margin around a dark image becomes black; an inverted
+    image (a black skull under the scalp) is inverted back. Otherwise None is returned: the outline
+    of white bone on a white background is unknown.
     """
     if _rim_median(gray) < WHITE:
         return gray, ""
@@ -44,7 +44,7 @@ def on_black(gray: FloatArray) -> tuple[FloatArray | None, str]:
     zone = (depth > 0) & (depth <= SKULL_DEPTH * depth.max())
     black, white = zone & (gray < BLACK), zone & (gray >= WHITE)
     # From the outside: skin, fat, bone. In CT, fat is black and bone is white; if inverted, the
-    # other way round.
+    # reverse.
     bone_is_black = (
         not white.any() or depth[black].mean() > depth[white].mean() if black.any() else False
     )

@@ -1,6 +1,4 @@
-"""Film sheets, which are cut into their slices, and screenshots and wide margins, which are cropped
-to the head.
-"""
+"""Cut film sheets into their slices, and crop screenshots and wide margins to the head."""
 
 from __future__ import annotations
 
@@ -12,21 +10,22 @@ import numpy as np
 
 from ml.scans.slices import FloatArray
 
-SEARCH_PX = 1024  # longer side of the reduced picture that is searched for skulls
+SEARCH_PX = 1024  # longer side of the reduced image that is searched for skulls
 SMALLEST_SKULL_PX = 32
-BONE, BLACK = 0.8, 0.06  # of white
-BONE_SHARE = (0.05, 0.75)  # of a skull's inside
-LEAST_BRAIN = 0.25  # the same, darker than bone and not black
-SOLID, ROUND = 0.85, (0.85, 1.15)  # area over that of its hull, and over that of an ellipse
+BONE, BLACK = 0.8, 0.06  # relative to white
+BONE_SHARE = (0.05, 0.75)  # share of a skull's inside
+LEAST_BRAIN = 0.25  # the same, for pixels darker than bone and not black
+# area relative to that of the convex hull, and to that of an ellipse
+SOLID, ROUND = 0.85, (0.85, 1.15)
 MOST_LONG = 2.0
 
 FEWEST_ON_SHEET = 4
-SIZE_REACH = 0.35  # of the middle size, for skulls of one sheet
-SAME_LINE = 0.25  # of a skull's width, in which they stand in one line
+SIZE_REACH = 0.35  # maximum deviation from the median size, for skulls of one sheet
+SAME_LINE = 0.25  # maximum offset of skulls in one line, relative to a skull's width
 
-SMALL_HEAD = 0.34  # share of the canvas; a smaller head is not a slice by itself
+SMALL_HEAD = 0.34  # share of the canvas; a smaller head is not a single slice
 CLUTTER = 0.2  # share of the canvas outside the head that is not black
-HEAD_ON_CANVAS = 0.82  # of a slice's side, as scanners choose it
+HEAD_ON_CANVAS = 0.82  # share of a slice's side, as on scanners
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,11 @@ class Box:
 def slices_on(
     gray: FloatArray, *, crops: bool, cuts: bool = True
 ) -> tuple[list[FloatArray], list[str]]:
-    """Return the slices in a picture (height, width) in 0..1, row by row, and notes about what was
+    """Return the slices in an image (height, width) in 0..1, row by row, and notes about what was
     cut.
 
     Args:
-        gray: the picture, air black.
+        gray: the image, with black air.
         crops: whether to crop a wide margin, or the window of a program, from a single slice.
         cuts: whether to cut a sheet into its slices; otherwise it is read as one slice.
     """
@@ -157,11 +156,11 @@ def _lines(middles: Sequence[float], width: float, length: int) -> list[float]:
 
 
 def _head_around(skull: Box, gray: FloatArray) -> Box | None:
-    """Return the box of the head around a skull, if it is a small part of the picture or the rest
+    """Return the box of the head around a skull, if it is a small part of the image or the rest
     shows other content; else None.
     """
     shown = (gray > BLACK).astype(np.uint8)
-    # scalp and skull are parted by black fat
+    # scalp and skull are separated by black fat
     reach = max(3, round(0.1 * max(skull.width, skull.height))) | 1
     top, left = max(skull.top - reach, 0), max(skull.left - reach, 0)
     bottom = min(skull.top + skull.height + reach, gray.shape[0])
@@ -171,7 +170,7 @@ def _head_around(skull: Box, gray: FloatArray) -> Box | None:
          shown[top:bottom, right - 1]]
     )  # fmt: skip
     if rim.mean() > 0.5:
-        return None  # the head goes on, as it does below the skull's base
+        return None  # the head continues, as it does below the skull base
     inner = shown[top:bottom, left:right]
     rows, columns = np.flatnonzero(inner.any(axis=1)), np.flatnonzero(inner.any(axis=0))
     head = Box(
@@ -186,7 +185,7 @@ def _head_around(skull: Box, gray: FloatArray) -> Box | None:
 
 
 def _cut(gray: FloatArray, middle: tuple[float, float], side: float) -> FloatArray:
-    """Return the square of this side around a center (x, y), black beyond the picture."""
+    """Return the square with this side around a center (x, y), black beyond the image."""
     length = max(1, round(side))
     left, top = round(middle[0] - side / 2), round(middle[1] - side / 2)
     square = np.zeros((length, length), np.float32)

@@ -1,8 +1,8 @@
 """Averaging of thin slices into slabs for a model, and mapping of its output back to the slices.
 
 The models were trained on slices of about 5 mm. A thinner slice shows less blood and more noise, so
-thin neighbors are averaged into slabs of that thickness, like the thick reconstruction of a
-scanner. A viewer shows the slices themselves; each has the result of its slab.
+thin neighbors are averaged into slabs of that thickness, like a scanner's thick reconstruction. A
+viewer shows the original slices; each has the result of its slab.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ THIN_MM = 2.5
 
 
 class Slabs(Sequence[Slice]):
-    """The slabs of a series from foot to head, averaged on access; a slice that is not thin is a
-    slab by itself.
+    """The slabs of a series from foot to head, averaged on access; a slice that is not thin forms
+    its own slab.
 
     No slab extends across a gap, or contains both thin and thick slices.
     """
@@ -67,12 +67,13 @@ class Slabs(Sequence[Slice]):
 
 def slab_starts(steps_mm: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the index of the first slice of each slab, followed by the number of slices;
-    `steps_mm` are the distances between neighboring slices.
+    `steps_mm` (slices - 1,) are the distances between neighboring slices.
     """
     count = len(steps_mm) + 1
     ends = [*(np.flatnonzero(steps_mm >= THIN_MM) + 1), count]
     starts: list[int] = []
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):  # a run of thin slices, or one slice
+    # a run of thin slices, or a single slice
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
         thickness_mm = float(np.median(steps_mm[start : end - 1])) if end - start > 1 else SLAB_MM
         slabs = max(round((end - start) * thickness_mm / SLAB_MM), 1)
         starts += [int(first) for first in np.linspace(start, end, slabs + 1).round()[:-1]]

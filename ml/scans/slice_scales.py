@@ -27,9 +27,9 @@ def scales_of(
 ) -> tuple[list[Scale], list[str]]:
     """Return the scale of each slice of a scan, and notes about assumptions.
 
-    Scanners may write another slope and intercept for each slice; these are applied before the
-    values of all slices are judged together. A single slice whose values have another offset than
-    its tags say is corrected by itself.
+    Scanners may write a different slope and intercept for each slice; these are applied before the
+    values of all slices are assessed together. A single slice whose values have an offset different
+    from that in its tags is corrected individually.
 
     Args:
         stored: the numbers of each slice, (rows, columns).
@@ -63,7 +63,9 @@ def scales_of(
 
 
 def _scale_with_border(claim: Claim, border: float | None) -> Scale:
-    """Return the scale that tags give; `border` is what it makes of the number in the corners."""
+    """Return the scale given by the tags; `border` is the value to which it maps the number in the
+    corners.
+    """
     slope, intercept = claim.slope or 1.0, claim.intercept or 0.0
     return Scale(
         slope=slope,
@@ -73,7 +75,9 @@ def _scale_with_border(claim: Claim, border: float | None) -> Scale:
 
 
 def _completed(claim: Claim, usual: Claim) -> Claim:
-    """Return a slice's tags, the missing ones, and a slope of 0, as in most slices."""
+    """Return a slice's tags, with missing ones, and a slope of 0, replaced by those of most
+    slices.
+    """
     return replace(
         claim,
         slope=claim.slope or usual.slope,
@@ -83,7 +87,7 @@ def _completed(claim: Claim, usual: Claim) -> Claim:
 
 def _scale_for(claim: Claim, scale: Scale, usual: Claim) -> Scale:
     """Return the scale of one slice: its own tags override those of the series if the scale of the
-    series is the one that the `usual` tags give.
+    series is that of the `usual` tags.
     """
     is_from_tags = (scale.slope, scale.intercept) == (usual.slope or 1.0, usual.intercept)
     if not is_from_tags:
@@ -98,7 +102,7 @@ def _scale_for(claim: Claim, scale: Scale, usual: Claim) -> Scale:
 def _corrected(
     stored: Sequence[Stored], scales: list[Scale], claims: Sequence[Claim], notes: list[str]
 ) -> tuple[list[Scale], list[str]]:
-    """Return the scales, other ones for the few slices whose values show no air under theirs and
+    """Return the scales, replaced for the few slices whose values show no air under their scale but
     would under another.
     """
     corrected: dict[int, Scale] = {}
@@ -122,6 +126,6 @@ def _sample_of(numbers: Stored) -> Numbers:
 
 
 def _every(numbers: Stored) -> tuple[slice, slice]:
-    """Return which rows and columns make a sample."""
+    """Return the step through rows and columns for a sample."""
     rows, columns = numbers.shape
     return np.s_[:: max(1, rows // SAMPLE_PX), :: max(1, columns // SAMPLE_PX)]

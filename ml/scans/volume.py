@@ -6,8 +6,8 @@ an extra field of the gzip header (RFC 1952, 2.3.1.1) with the id "HS" contains 
 little-endian uint32 for each slice, from the start of the file. A raw inflate from there yields
 that slice alone.
 
-The description ends in the distances that were measured, since a ruler must not treat an assumed
-distance as measured: "pixels", and "slices" if these are evenly spaced.
+The description ends with the names of the distances that were measured, since a ruler must not
+treat an assumed distance as measured: "pixels", and "slices" if these are evenly spaced.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from ml.scans.slices import BoolArray, Series, Slice, rendered_size
 
 LONGEST_SIDE_PX = 512
 LEVEL = 1
-CHUNK = 16  # slices compressed before they are written; determines the memory
-HEADER_BYTES = 352  # with the four that say that no extension follows
+CHUNK = 16  # slices compressed before they are written; determines the memory usage
+HEADER_BYTES = 352  # including the four bytes that say that no extension follows
 INDEX = b"HS"
 NAME = "Hemoscan; measured:"
-DISPLAY_STEP = 0.001  # of white, in what holds no Hounsfield units
+DISPLAY_STEP = 0.001  # relative to white, if there are no Hounsfield units
 UNKNOWN_SPACING_MM, UNKNOWN_DISTANCE_MM = 1.0, 5.0
 # codes of nifti1.h: the voxels' type, the frame of the affine, the unit
 UINT8, INT16, SCANNER, MILLIMETERS = 2, 4, 1, 2
@@ -46,9 +46,9 @@ def write_volume(series: Series, path: Path) -> None:
     """Write a series as NIfTI-1, int16, gzipped: HU, or 1000 times a display value with a slope of
     0.001.
 
-    All slices have the size of the first, at most 512 pixels on a side. Voxels run to the right,
-    the front and the head (RAS), so a stored slice is the shown one turned by 180 degrees. Where
-    the series does not say, pixels are 1 mm and slices 5 mm apart.
+    All slices have the size of the first, at most 512 pixels per side. Voxels run to the right, the
+    front and the head (RAS), so a stored slice is the displayed one rotated by 180 degrees. If
+    unknown, pixels are 1 mm in size and slices 5 mm apart.
     """
     size = rendered_size(series.slices[0].pixels.shape, LONGEST_SIDE_PX)
     _write(
@@ -63,8 +63,7 @@ def write_masks(series: Series, masks: Sequence[BoolArray | None], path: Path) -
 
     Args:
         series: the scan.
-        masks: of each slice, bool (height, width) in its own pixels; None where nothing is
-            outlined.
+        masks: of each slice, bool (height, width) in its own pixels; None if nothing is outlined.
         path: the file.
     """
     size = rendered_size(series.slices[0].pixels.shape, LONGEST_SIDE_PX)
@@ -77,8 +76,8 @@ def write_masks(series: Series, masks: Sequence[BoolArray | None], path: Path) -
 
 
 def read_masks(content: bytes) -> BoolArray:
-    """Return what `write_masks` wrote: bool (slices, height, width), each slice as it is looked at,
-    from foot to head. Both sides of a slice are at most 512 pixels.
+    """Read what `write_masks` wrote: bool (slices, height, width), each slice as displayed, from
+    foot to head. Both sides of a slice have at most 512 pixels.
 
     Raises:
         ValueError: it is not such a file.
@@ -116,7 +115,7 @@ def _write(
         return stored, _deflated(stored)
 
     deflated_header = _deflated(header)
-    # zlib works outside the interpreter's lock
+    # zlib releases the global interpreter lock
     with ThreadPoolExecutor(os.cpu_count()) as pool, path.open("wb") as file:
         file.write(_gzip_header([0] * len(slices)) + deflated_header)
         checksum, length, starts = zlib.crc32(header), len(header), []
@@ -145,7 +144,9 @@ def _voxels(slice_: Slice, size: tuple[int, int]) -> NDArray[np.int16]:
 
 
 def _deflated(content: bytes) -> bytes:
-    """Return content compressed so that it is read by itself, with more to follow."""
+    """Return the content compressed as a block that can be decompressed by itself, with more blocks
+    to follow.
+    """
     compressor = zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
     return compressor.compress(content) + compressor.flush(zlib.Z_FULL_FLUSH)
 
@@ -182,8 +183,8 @@ def _is_even(steps_mm: Sequence[float]) -> bool:
 
 
 def has_volume(series: Series) -> bool:
-    """Return whether a viewer has more to show of a series than one picture: other slices, or
-    Hounsfield units.
+    """Return whether a viewer has more to show than one image: several slices, or Hounsfield
+    units.
     """
     return len(series.slices) > 1 or series.slices[0].unit == "hu"
 

@@ -1,5 +1,5 @@
-"""Control experiments of a run: the results of the same folds, code and budget where there is no
-signal.
+"""Control experiments of a training run: the results of the same folds, code and budget with one
+condition changed.
 
     permuted         labels permuted between groups: anything above chance is leakage
     metadata         no pixels, only file size, width, height, pixel format and color: the strength
@@ -53,13 +53,13 @@ MODES = ("L", "LA", "P", "RGB", "RGBA", "I;16", "DICOM")
 
 @dataclass(frozen=True)
 class ControlledRun:
-    """A run whose controls are asked for.
+    """A run that is to be controlled.
 
     Attributes:
         experiment: the data of the run.
         examples: its images, for file metadata.
         learned_features: whether the run trains convolutions; then permutations are expensive.
-        folds: of the run.
+        folds: number of folds of the run.
     """
 
     experiment: Experiment
@@ -95,7 +95,7 @@ def run_controls(run: ControlledRun, checkpoint: Path, tell: Tell) -> list[Contr
     names = control_names(run.experiment.settings, run.learned_features)
     results = []
     for number, name in enumerate(names):
-        # Equal steps, as `ml.expected_time.Part` counts them.
+        # Equal steps, as in `ml.expected_time.Part`.
         begin, length = number / len(names), 1 / len(names)
         within = _within(tell, f"control {name.replace('_', ' ')}: ", begin, length)
         saved = load_json(checkpoint / f"control-{name}.json")
@@ -110,8 +110,8 @@ def run_controls(run: ControlledRun, checkpoint: Path, tell: Tell) -> list[Contr
 
 
 def _within(tell: Tell, before: str, begin: float, length: float) -> Tell:
-    """Return a progress callback for a part of the controls, which begins at the share `begin` of
-    the whole and has the share `length` of it.
+    """Return a progress callback for a part of the controls, which starts at the fraction `begin`
+    of the whole and takes up the fraction `length` of it.
     """
     return lambda stage, share, metrics: tell(before + stage, begin + share * length, metrics)
 
@@ -149,12 +149,12 @@ def blocked_because(controls: Sequence[Control]) -> str | None:
 def permute_between_groups(
     labels: np.ndarray, groups: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
-    """Return permuted labels: every group gets the share of positives of another group, at random
-    positions.
+    """Return permuted labels (n,): every group gets the share of positives of another group, at
+    random positions.
 
-    Group sizes stay, and most groups remain of one class, so splitting and training are as hard as
-    before. Positions are drawn, too: whole label vectors would keep hemorrhage in the middle of
-    each head, which is predictable from anatomy without leakage.
+    Group sizes are kept, and most groups still have only one class, so splitting and training are
+    as hard as before. Positions are randomized, too: with whole label vectors, hemorrhage would
+    stay in the middle of each head, which is predictable from anatomy without leakage.
     """
     permuted = labels.copy()
     names, group_of = np.unique(groups, return_inverse=True)
@@ -210,14 +210,14 @@ def _permuted(run: ControlledRun, folder: Path, tell: Tell) -> Control:
 
 
 def _permutation(tell: Tell, number: int, n: int) -> Tell:
-    """Return a progress callback for one of n permutations, which does not show its own stages."""
+    """Return a progress callback for one of n permutations, which hides its own stages."""
     return lambda stage, share, metrics: tell(
         f"permutation {number + 1} of {n}", (number + share) / n, metrics
     )
 
 
 def _shuffled(experiment: Experiment, number: int) -> Experiment:
-    """Return the experiment with its labels permuted between groups, the permutation of that
+    """Return the experiment with its labels permuted between groups, by the permutation of that
     number.
     """
     random = np.random.default_rng([experiment.seed, number])
@@ -330,7 +330,7 @@ def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Exper
         if reads_slices
         else np.unique(experiment.scans[keep], return_inverse=True)[1]
     )
-    # a hidden file, so workers leave it out of the checkpoint; it is recomputed
+    # a hidden file, so that workers omit it from the checkpoint; it is recomputed
     path = folder / ".images.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     size = experiment.images.shape[1]

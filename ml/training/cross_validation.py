@@ -36,7 +36,7 @@ from ml.validation.heat_map_tests import HeatMapTest, judge_heat_maps
 
 MOST_HEAT_MAPS = 50  # per fold: they take about ten seconds
 Tell = Callable[[str, float, Mapping[str, float]], None]
-"""Called with a stage, the share that is done, and metrics to show; raises to stop."""
+"""Called with a stage, the fraction done, and metrics to show; raises to stop."""
 Report = Callable[[float, Mapping[str, float]], None]
 """The same without a stage."""
 
@@ -88,13 +88,14 @@ class FoldAnswers:
 
 @dataclass(frozen=True)
 class FoldResult:
-    """What is kept of a finished fold.
+    """The stored result of a finished fold.
 
     Attributes:
         slices, scans: its predictions.
         threshold, scan_threshold: fitted in its training part.
         seconds: its duration.
-        learnt_features: whether the convolutions were trained; checkpoints have this name.
+        learnt_features: whether the convolutions were trained; the spelling is that of stored
+            checkpoints.
         chosen: hyperparameters selected by the fit.
         heat_maps: results of `ml.validation.heat_map_tests`; None if not requested.
         outlines: of its slices; None where the architecture gives no outlines.
@@ -241,11 +242,11 @@ def _out_of_fold(
 
 
 def _judge_by_the_others(experiment: Experiment, slices: _Level, scans: _Level) -> None:
-    """Where each fold is a data set: calibrate and judge its answers by those for the others, which
-    models that had not seen them gave as well.
+    """If each fold is a data set: calibrate and evaluate its answers with the answers for the other
+    data sets, which also come from models that had not seen them.
 
-    What a model held back of the data sets that it learned from says little about one that it has
-    never seen.
+    The data that a model held back from its training data sets say little about a data set that it
+    has never seen.
     """
     held_out = HeldOut(*slices.first_decisions(), *scans.first_decisions())
     folds = slices.first_folds(), scans.first_folds()
@@ -271,13 +272,14 @@ def _splits_of_repeats(
 
 
 def _first_half(report: Report) -> Report:
-    """Return what a fit reports to that is the first half of a whole."""
+    """Return a progress callback for a fit that is the first half of the whole."""
     return lambda share, metrics: report(share / 2, metrics)
 
 
 def _within(tell: Tell, stage: str, begin: float, end: float) -> Report:
-    """Return the progress callback of a fit that covers the shares `begin` to `end` of the
-    whole."""
+    """Return the progress callback of a fit that covers the fractions `begin` to `end` of the
+    whole.
+    """
     return lambda share, metrics: tell(stage, begin + share * (end - begin), metrics)
 
 
@@ -289,16 +291,17 @@ def _finished(
     tests_follow: bool,
     test_heat_maps: bool,
 ) -> FoldResult:
-    """Return a fold's result: saved by an earlier call beside `folder`, or that of a new fit, which
-    is then saved there.
+    """Return a fold's result: the one that an earlier call saved beside `folder`, or that of a new
+    fit, which is then saved there.
 
     Args:
         experiment: training and test data.
         split: of the fold.
         folder: the folder of its checkpoint.
-        report: called with the share that is done.
-        tests_follow: the fit is half of that share, and tests of heat maps the other half.
-        test_heat_maps: test them.
+        report: called with the fraction done.
+        tests_follow: the fit is the first half of that fraction, and tests of heat maps the second
+            half.
+        test_heat_maps: whether to test them.
     """
     path = folder.with_name(f"{folder.name}.json")
     saved = load_json(path)
@@ -344,7 +347,7 @@ def _finished(
 
 def _learned_from(experiment: Experiment, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Return positions of slices and numbers of weakly labeled scans that a fold is trained on: its
-    own, and in every fold what the initial weights have seen.
+    own, and, in every fold, the data that the initial weights have seen.
     """
     always = np.setdiff1d(experiment.labeled, experiment.testable)
     weak_scans = experiment.weak_scans
@@ -359,7 +362,7 @@ def _judged_scans(
     of_slices: OperatingPoint,
     of_scans: OperatingPoint,
 ) -> dict[str, np.ndarray]:
-    """Return the answers for scans; one of a single slice is judged as that slice."""
+    """Return the answers for scans; a scan of one slice is treated as that slice."""
     single = experiment.scan_sizes[scans] == 1
     as_slices, as_scans = _judge(of_slices, decisions), _judge(of_scans, decisions)
     return {name: np.where(single, as_slices[name], as_scans[name]) for name in as_slices}
@@ -409,7 +412,7 @@ def _with_types(
 
 
 def _mistakes_in(experiment: Experiment, answers: FoldAnswers) -> list[int]:
-    """Return the positions of the slices that a fold was most wrong about."""
+    """Return the positions of the slices with a fold's worst mistakes."""
     at = np.asarray(answers.at, int)
     labels = experiment.labels[at]
     worst = worst_of(labels, np.asarray(answers.probabilities), np.asarray(answers.predicted))

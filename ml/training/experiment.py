@@ -1,4 +1,4 @@
-"""The data of a training with its architecture: fits on parts of it, and their calibration."""
+"""The data of a training run with its architecture: fits on parts of it, and their calibration."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ml.training.operating_points import operating_points
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(RunData):
-    """The data of a run, its architecture, and the labels of types of hemorrhage, None if they are
-    not used.
+    """The data of a run, its architecture, and the labels of types of hemorrhage, or None if these
+    are not used.
     """
 
     architecture: str
@@ -62,17 +62,19 @@ class Experiment(RunData):
 
     @property
     def testable(self) -> np.ndarray:
-        """Positions of the slices that can be tested: labeled and unseen by the initial weights."""
+        """Positions of the slices that can be tested, (k,): labeled, and unseen by the initial
+        weights.
+        """
         return np.flatnonzero(self.unseen & (self.labels != UNKNOWN))
 
     @property
     def labeled(self) -> np.ndarray:
-        """Positions of all labeled slices."""
+        """Positions of all labeled slices, (k,)."""
         return np.flatnonzero(self.labels != UNKNOWN)
 
     @property
     def weak_scans(self) -> np.ndarray:
-        """Numbers of the scans with a scan-level label and no labeled slice."""
+        """Numbers of the scans with a scan-level label and no labeled slice, (k,)."""
         return np.setdiff1d(
             np.array(sorted(self.given_scan_labels), np.int64), self.scans[self.labeled]
         )

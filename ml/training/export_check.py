@@ -27,12 +27,12 @@ def check_export(
     types: TypesHead | None,
     images: np.ndarray,
 ) -> ExportCheck:
-    """Return how far the graphs in `files` are from what was trained; that of types is looked at
-    where it is among them.
+    """Return the differences between the graphs in `files` and the trained model; the graph of
+    types is checked if it is among them.
 
-    The images are predicted as one scan, and the first one alone. Differences of probabilities,
-    those of outlines among them, are absolute; those of maps are relative to the largest value,
-    since single precision is relative.
+    The images are predicted as one scan, and the first one also by itself. Differences of
+    probabilities, including those of outlines, are absolute; those of maps are relative to the
+    largest value, since floating-point precision is relative.
     """
     features, head = (onnxruntime.InferenceSession(files[name]) for name in (FEATURES, HEAD))
     largest = 0.0

@@ -1,4 +1,4 @@
-"""The model that a training leaves: fitted on all images, exported and checked."""
+"""The final model of a training run: fitted on all images, exported and checked."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ PROBE_IMAGES = 16
 
 @dataclass(frozen=True)
 class FinalModel:
-    """The model that a training leaves.
+    """The final model of a training run.
 
     Attributes:
-        fitted: as the architecture handed it back.
+        fitted: the result of the architecture's fit.
         of_slices, of_scans: calibrations, thresholds and bands.
         files: of the model folder by name, without the card.
-        types: names of the types of bleeding that it gives.
-        export_check: how far the files are from what was trained.
-        calibrating: how many scans that were labeled as wholes calibrate it.
-        began: when the fit began, by `time.monotonic()`.
+        types: names of the types of hemorrhage that it predicts.
+        export_check: differences between the files and the trained model.
+        calibrating: number of scans with only a scan-level label that calibrate it.
+        began: when the fit started, by `time.monotonic()`.
     """
 
     fitted: Fitted
@@ -57,10 +57,10 @@ def fit_final(
 
     Args:
         plan: of the training.
-        experiment: what it learns from.
+        experiment: the training data.
         out_of_fold: the cross-validation, whose decisions may calibrate it.
-        report: called with the share of the fit that is done, 0..1; raises to stop.
-        on_export: called once it is fitted; raises to stop.
+        report: called with the fraction of the fit that is done, 0..1; raises to stop.
+        on_export: called after the fit; raises to stop.
     """
     began = time.monotonic()
     fitted = experiment.fit(
@@ -110,8 +110,8 @@ def _types_head(experiment: Experiment, fitted: Fitted, out_of_fold: OutOfFold) 
 
 
 def _seen(plan: Plan, experiment: Experiment, fitted: Fitted, calibrating: np.ndarray) -> bytes:
-    """Return seen.json: the labeled slices, and the scans labeled as wholes that taught or
-    calibrated the model.
+    """Return seen.json: the labeled slices, and the scans with only a scan-level label that trained
+    or calibrated the model.
     """
     examples = plan.pool.examples
     taught = experiment.weak_scans if plan.architecture.learns_scans else calibrating

@@ -19,7 +19,7 @@ from ml.preprocessing.model_input import Frame, InputSpec, cut, to_input
 MASK_PX = 112
 BLOOD, NO_BLOOD, NOT_DRAWN = 1, 0, 255
 SHARE_OF_A_CELL = 0.5
-"""A cell of the downsampled mask is positive from this share on."""
+"""Minimum share of hemorrhage from which a cell of the downsampled mask is positive."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ def read_inputs(
         examples: the images.
         spec: the model's preprocessing.
         cache: a folder for the two arrays, so that a large data set need not fit in memory.
-        report: called with the share that is done after each image; raises to stop.
+        report: called with the fraction done after each image; raises to stop.
 
     Raises:
         DatasetError: an image or mask is unreadable, a mask and its image differ in size, or the
-            cache, whose order a checkpoint relies on, is of other examples.
+            cache, on whose order a checkpoint relies, belongs to other examples.
     """
     paths = cache / "images.npy", cache / "masks.npy"
     digest, owner = _digest(examples), cache / "examples.json"

@@ -1,9 +1,9 @@
-"""The worst out-of-fold mistakes of a training, with what the model of their fold looked at.
+"""The worst out-of-fold mistakes of a training run, with the heat maps of the fold's model.
 
-A fold's model is gone once its answers are kept, and the final model has been trained on the images
-of all folds. So heat maps, and outlines where the architecture gives them, are drawn in the fold
-that made the mistake (`draw_mistakes`), and at the end those of the worst become pictures
-(`write_mistakes`).
+A fold's model is deleted once its answers are saved, and the final model has been trained on the
+images of all folds. So heat maps, and outlines if the architecture gives them, are computed in the
+fold that made the mistake (`draw_mistakes`), and at the end those of the worst mistakes become
+images (`write_mistakes`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ml.training.experiment import Experiment
 from ml.typed_json import to_json
 
 MOST_MISTAKES = 8
-"""Of each kind, missed hemorrhages and false alarms."""
+"""Maximum number of each kind: missed hemorrhages and false alarms."""
 PICTURE_PX = 512
 OUTLINE_RGBA = (255, 255, 255, 255)
 
@@ -42,10 +42,10 @@ def draw_mistakes(
     wrong: Sequence[int],
     on_map: Callable[[], None] = lambda: None,
 ) -> None:
-    """Keep heat maps and outlines of the slices on which a fold's model was wrong.
+    """Save heat maps and outlines of the slices on which a fold's model was wrong.
 
     Args:
-        path: the file, written by `save_arrays`: `at` (n,), `heat` float32 (n, h, w) and, where the
+        path: the file, written by `save_arrays`: `at` (n,), `heat` float32 (n, h, w) and, if the
             architecture gives outlines, `outlines` float16 (n, m, m).
         experiment: of the training.
         fitted: the fold's model.
@@ -91,17 +91,17 @@ def worst_of(labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarra
 def write_mistakes(
     folder: Path, answers: Answers, examples: Sequence[Example], spec: InputSpec, checkpoint: Path
 ) -> None:
-    """Write the pictures of the worst mistakes of a finished cross-validation.
+    """Write images of the worst mistakes of a finished cross-validation.
 
     Args:
-        folder: gets `mistakes.json`, a list of `Mistake` with `heat`, whether it has a layer; and
-            for each of them, by its number, `mistake-00.png` as a viewer shows it and
-            `mistake-00-heat.png`, a transparent layer of the same size with heat map and outline. A
-            fold that an earlier version computed has no layers.
+        folder: receives `mistakes.json`, a list of `Mistake` with `heat`, whether it has an
+            overlay; and for each of them, by its number, `mistake-00.png` as displayed by a viewer,
+            and `mistake-00-heat.png`, a transparent overlay of the same size with heat map and
+            outline. A fold that an earlier version computed has no overlays.
         answers: of slices; those of the first repeat count.
         examples: of the training, by position.
-        spec: how its models read a slice.
-        checkpoint: the folder of `draw_mistakes`.
+        spec: the preprocessing of its models.
+        checkpoint: the folder with the files of `draw_mistakes`.
     """
     drawn, mistakes = _drawn(checkpoint), []
     for number, column in enumerate(
@@ -126,7 +126,7 @@ def write_mistakes(
 
 
 def _drawn(checkpoint: Path) -> dict[int, tuple[FloatArray, FloatArray | None]]:
-    """Return heat map and outline of the mistakes of all folds by their positions."""
+    """Return heat map and outline of the mistakes of all folds, by position."""
     drawn: dict[int, tuple[FloatArray, FloatArray | None]] = {}
     for path in sorted(checkpoint.glob("fold-*-mistakes.npz")):
         arrays = load_arrays(path) or {}
@@ -140,7 +140,7 @@ def _drawn(checkpoint: Path) -> dict[int, tuple[FloatArray, FloatArray | None]]:
 def _layer(
     heat: FloatArray, outline: FloatArray | None, frame: Frame, shape: tuple[int, ...]
 ) -> Image.Image:
-    """Return a heat map, and an outline if there is one, as a layer for the picture of a slice."""
+    """Return a heat map, and an outline if there is one, as an overlay for the image of a slice."""
     layer = overlay(place(heat, frame, shape), PICTURE_PX)
     if outline is None:
         return layer

@@ -1,9 +1,9 @@
 """Calibration, threshold and inconclusive band of slices and of scans, fitted to held-out answers.
 
-Healthy series are few and come from one hospital. Composite series, drawn from the slices without
-hemorrhage of many patients whose data set holds single slices, show how the decisions of healthy
-scans vary across scanners. They count as a separate source, and are used only where an architecture
-aggregates the decisions of slices by a rule.
+Series without hemorrhage are few and come from one hospital. Composite series, drawn from the
+hemorrhage-free slices of many patients in data sets of single slices, show how the decisions on
+normal scans vary across scanners. They count as a separate source, and are used only if an
+architecture aggregates the decisions of slices by a rule.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from ml.models.contract import HeldOut, RunData, scan_rule_of
 from ml.named_points import POINTS
 
 FEWEST_SLICES = 2
-"""A data set whose typical scan has fewer slices holds single images; a few images of one patient
-are not a series.
+"""A data set whose typical scan has fewer slices consists of single images; a few images of one
+patient are not a series.
 """
 SERIES_SLICES = 30
 COMPOSITE_SERIES = 300
 FEWEST_PEOPLE = 100
-"""With fewer patients with single slices, a data set gives no composite series: they would overlap.
+"""A data set with fewer patients with single slices gives no composite series, since these would
+overlap.
 """
 
 
 def series_of(run: RunData) -> np.ndarray:
-    """Return which scans (s,) are series: several slices, in a data set of series."""
+    """Return which scans (s,) are series: those with several slices, in a data set of series."""
     sources = run.sources[run.first_of_scan]
     of_series = [
         name
@@ -49,9 +50,9 @@ def operating_points(
     """Return the operating points of slices, and of scans of several slices.
 
     Args:
-        run: what is known of the slices.
-        architecture: a name of `ml.catalogue`; whether it answers for scans by a rule.
-        held_out: decisions of models that had not learned from these slices and scans.
+        run: the data of the run.
+        architecture: a name of `ml.catalogue`; determines whether scans are predicted by a rule.
+        held_out: decisions of models that were not trained on these slices and scans.
         point: a name of `ml.named_points.POINTS` in place of the setting "threshold".
     """
     chosen = point or str(run.settings.get("threshold", "balanced"))
@@ -74,7 +75,7 @@ def _scans(
     """Return labels, decisions and sources of the scans that a scan's operating point is fitted to.
 
     Without composite series, only data sets with both classes of scans are used, if there are any:
-    one with bleeding patients only says nothing about a threshold.
+    one that contains only patients with hemorrhage says nothing about a threshold.
     """
     all_labels = run.scan_labels
     several = series_of(run)[held_out.scans] & (all_labels[held_out.scans] != UNKNOWN)
@@ -98,7 +99,7 @@ def composite_series(
     run: RunData, rule: Callable[[np.ndarray], float], held_out: HeldOut
 ) -> dict[str, np.ndarray]:
     """Return the decisions (`COMPOSITE_SERIES`,) of series of `SERIES_SLICES` slices without
-    hemorrhage, each slice of another patient, by the name of the composite source.
+    hemorrhage, each slice from a different patient, by the name of the composite source.
     """
     single = (run.labels[held_out.slices] == 0) & (run.scan_sizes[run.scans[held_out.slices]] == 1)
     decisions = {}
@@ -129,18 +130,18 @@ def without(held_out: HeldOut, slices: np.ndarray, scans: np.ndarray) -> HeldOut
 
 
 def has_both_classes(run: RunData, held_out: HeldOut) -> bool:
-    """True if slices of both classes are among the decisions."""
+    """Return whether the decisions include slices of both classes."""
     return len(np.unique(run.labels[held_out.slices])) == 2
 
 
 def named_points(
     run: RunData, architecture: str, held_out: HeldOut, folds: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, dict[str, PointFigures]]:
-    """Return by level, "slice" and "patient", each named operating point with its threshold and
-    what it means (`ml.evaluation.metrics.figures_at`).
+    """Return by level, "slice" and "patient", each named operating point with its threshold and its
+    performance (`ml.evaluation.metrics.figures_at`).
 
-    The figures are those of thresholds that were fitted to the answers of the other folds; where
-    folds are data sets, those of other hospitals.
+    The metrics are those of thresholds that were fitted to the answers of the other folds; if folds
+    are data sets, to those of other hospitals.
 
     Args:
         run, architecture, held_out: as `operating_points` takes them, of the whole
@@ -181,12 +182,12 @@ def named_points(
 def threshold_curves(
     run: RunData, architecture: str, held_out: HeldOut
 ) -> dict[str, list[CurvePoint]]:
-    """Return by level, "slice" and "patient", sensitivity and specificity of thresholds from 0 to
-    1, at most `ml.evaluation.curves.CURVE_POINTS` of them in ascending order; empty where a class
-    is missing.
+    """Return by level, "slice" and "patient", the sensitivity and specificity of thresholds from 0
+    to 1, at most `ml.evaluation.curves.CURVE_POINTS` of them, ascending; empty if a class is
+    missing.
 
-    The answers are held out, but the calibration is fitted to all of them. The figures of
-    `named_points` come from held-out calibrations, so they say what to expect elsewhere.
+    The answers are held out, but the calibration is fitted to all of them. The metrics of
+    `named_points` come from held-out calibrations, so they show what to expect elsewhere.
     """
     scans = held_out.scans[
         series_of(run)[held_out.scans] & (run.scan_labels[held_out.scans] != UNKNOWN)

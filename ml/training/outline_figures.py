@@ -1,9 +1,9 @@
-"""How well the outlines of held-out slices agree with the annotated ones.
+"""The agreement of the outlines of held-out slices with the annotations.
 
-Both are compared at the places of the masks in the model's input (`ml.models.contract.RunData`). An
-outline holds the places inside a closed skull whose probability is at least one half, without
-specks; nothing is fitted. As in serving (`ml.inference.outlines`), a slice that is called negative
-has no outline.
+Both are compared at the resolution of the masks in the model's input
+(`ml.models.contract.RunData`). An outline consists of the positions inside a closed skull whose
+probability is at least one half, without specks; nothing is fitted. As in serving
+(`ml.inference.outlines`), a slice that is called negative has no outline.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ INSIDE = 0.5
 
 @dataclass(frozen=True)
 class Overlap:
-    """The outline of one slice beside the annotated one.
+    """The outline of one slice compared with the annotation, in numbers of mask pixels.
 
     Attributes:
         at: position of the slice.
-        drawn, predicted: places inside the annotation and inside the model's outline.
-        both: places inside both.
+        drawn, predicted: pixels inside the annotation and inside the model's outline.
+        both: pixels inside both.
     """
 
     at: int
@@ -44,8 +44,8 @@ class Overlap:
 
 
 def overlaps(experiment: Experiment, fitted: Fitted, held_out: np.ndarray) -> list[Overlap] | None:
-    """Return the overlaps of held-out slices (positions), those without annotation left out; None
-    where the architecture gives no outlines.
+    """Return the overlaps of held-out slices (positions), excluding those without annotation; None
+    if the architecture gives no outlines.
     """
     if fitted.outlines is None:
         return None
@@ -65,8 +65,8 @@ def overlaps(experiment: Experiment, fitted: Fitted, held_out: np.ndarray) -> li
 
 
 def _places_inside(gray: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return which places, bool of that shape (m, m), lie inside a closed skull of an input (size,
-    size); all of them where there is none.
+    """Return which positions, bool of that shape (m, m), lie inside a closed skull of an input
+    (size, size); all of them if there is none.
     """
     space = inside_of_skull(gray)
     if space is None:
@@ -78,11 +78,12 @@ def _places_inside(gray: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def outline_figures(
     measured: Sequence[Overlap], slices: Answers, seed: int
 ) -> dict[str, OutlineFigures]:
-    """Return the figures of each data set that has annotations, by its name.
+    """Return the agreement for each data set that has annotations, by name.
 
     Args:
-        measured: of held-out slices.
-        slices: the answers for them; those of the first repeat say which have an outline.
+        measured: the overlaps of held-out slices.
+        slices: the answers for them; those of the first repeat determine which slices have an
+            outline.
         seed: of the bootstrap over groups.
     """
     place = {int(at): number for number, at in enumerate(slices.at)}

@@ -1,4 +1,4 @@
-"""What a training is to do, and all that decides its outcome."""
+"""The plan of a training run: everything that determines its outcome."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ LICENSE_NOTES = ("Research, non-commercial use only; not for diagnosis.",)
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What to train.
+    """The configuration of a training run.
 
     Attributes:
         architecture: a name of `ml.catalogue`.
-        settings: any of its settings; the others have their defaults.
+        settings: any of its settings; the others keep their defaults.
         seed: of everything random.
         init: initial weights: "random", "starter" (the convolutions of a shipped model that has not
             seen the images, else random ones), a file or a model folder.
-        command: how a person repeats this; goes into the card.
-        reuse: folder where fine-tuned convolutions are looked for and kept, so that trainings that
-            ask for the same fine-tuning do it once; it changes no number, but for the rounding and
-            the draws of whatever Keras computed with (`tuned_by` in the card).
+        command: the command line that repeats the run, for the card.
+        reuse: folder in which fine-tuned convolutions are looked up and stored, so that training
+            runs with the same fine-tuning perform it once. It does not change the results, except
+            for rounding and random numbers if other hardware computed it (`tuned_by` in the card).
         license_notes, notes: sentences for the card.
     """
 
@@ -56,17 +56,17 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A training before anything is computed.
+    """A training run before anything is computed.
 
     Attributes:
-        config: what was asked for.
-        architecture, settings: the entry of the catalogue, and all its settings.
+        config: the configuration.
+        architecture, settings: the entry of the catalogue, and all of its settings.
         folds, repeats: of the cross-validation.
         datasets: names of the data sets.
         fingerprint: digest of theirs.
         pool: their images.
-        init, start_from: the initial weights, and what the card says of them.
-        identity: digest of all that decides the outcome.
+        init, start_from: the initial weights, and their description in the card.
+        identity: digest of everything that determines the outcome.
     """
 
     config: TrainConfig
@@ -101,7 +101,7 @@ class Plan:
         return replace(experiment, reuse=self.config.reuse, types=types)
 
     def parts(self) -> list[Part]:
-        """Return the parts of the training, in the order of its progress."""
+        """Return the parts of the training run, in the order of its progress."""
         return expected_parts(
             self.architecture.name,
             self.settings,
@@ -112,7 +112,7 @@ class Plan:
 
 
 def plan_of(config: TrainConfig, datasets: Sequence[Dataset]) -> Plan:
-    """Return what a training is to do.
+    """Return the plan of a training run.
 
     Raises:
         DatasetError: the data cannot be trained or tested on.
@@ -123,7 +123,7 @@ def plan_of(config: TrainConfig, datasets: Sequence[Dataset]) -> Plan:
     settings = architecture.parse_settings(config.settings)
     folds, repeats = _folds_and_repeats(settings, len(datasets))
     joined = join_datasets(datasets)
-    # What starts from random weights has seen nothing.
+    # Random initial weights have seen nothing.
     init = config.init if architecture.encoder else "random"
     start = choose_start(init, architecture.encoder, joined, folds)
     pool = pool_datasets(joined, start)
@@ -131,7 +131,7 @@ def plan_of(config: TrainConfig, datasets: Sequence[Dataset]) -> Plan:
     if start.weights != "random":
         require_usable(architecture, settings, start.weights)  # fails before a folder is claimed
     fingerprint = digest(*(dataset.fingerprint for dataset in datasets))
-    # their files decide the order
+    # their files determine the order
     placed = [example.name for example in pool.examples if example.place_mm is not None]
     decided_by = [RECIPE, settings, config.seed, to_json(start_from)]
     return Plan(

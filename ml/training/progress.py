@@ -11,7 +11,7 @@ from ml.expected_time import READING, Part
 
 
 class TrainingStopped(Exception):
-    """The training was stopped; its checkpoint remains."""
+    """The training was stopped; its checkpoint is kept."""
 
 
 @dataclass(frozen=True)
@@ -27,31 +27,33 @@ class Progress:
 
 
 SKIPPED_S = 0.05
-"""A whole step of a part that takes less was not computed but read from a checkpoint."""
+"""A whole step that takes less than this many seconds was not computed but read from a
+checkpoint.
+"""
 LEAST_MEASURED = 0.01
-"""The share of the whole that must have been computed before the time left is estimated."""
+"""The fraction of the whole that must have been computed before the remaining time is estimated."""
 ROUNDING = 1e-9
 ENOUGH_MEASURED = 0.15
-"""The share of a part from which on its own speed counts for the rest of it."""
+"""The fraction of a part from which on its own speed is used for the rest of it."""
 ENOUGH_OF_FIRST_FIT_S = 60.0
-"""From then on the speed of the first fit is known even before its end. Until its first batch a fit
-loads and traces what it needs, so its beginning says little.
+"""Seconds from which on the speed of the first fit is used even before the end of that fit. Until
+its first batch, a fit loads and traces what it needs, so its beginning says little about its speed.
 """
 
 
 class Meter:
-    """Converts steps into monotonic `Progress`, with the time left from what was expected of each
-    part and how long it took in fact.
+    """Converts steps into monotonic `Progress`, with the remaining time estimated from the expected
+    and the actual duration of each part.
 
-    What a checkpoint made unnecessary takes no time and says nothing about the speed. Images are
-    read at another speed than models are fitted, so the parts behind the present one are estimated
-    by the fits as soon as there are any.
+    Steps that a checkpoint made unnecessary take no time and say nothing about the speed. Images
+    are read at another speed than models are fitted, so the later parts are estimated from the fits
+    as soon as there are any.
 
     Args:
         on_progress: called after each step.
-        should_stop: asked before each step.
-        parts: of the whole in their order; without them it is one part.
-        clock: the seconds.
+        should_stop: called before each step; True stops.
+        parts: the parts of the whole, in order; without them, the whole is one part.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Meter:
         self._ends = dict(zip(self._parts, ends, strict=True))
         self._clock, self._last_at, self._fraction = clock, clock(), 0.0
         self._has_begun = False
-        # Of each part: the expected seconds that were computed, and those that this took.
+        # Of each part: the expected seconds of what was computed, and the actual seconds.
         self._measured = dict.fromkeys(self._parts, (0.0, 0.0))
 
     def tell(self, stage: str, fraction: float, metrics: Mapping[str, float]) -> None:
@@ -122,7 +124,7 @@ class Meter:
         self._on_progress(Progress(stage, self._fraction, self._left_s(), dict(metrics)))
 
     def _is_whole_step(self, before: float) -> bool:
-        """Return whether the last report went through a whole step at once."""
+        """Return whether the last report completed a whole step at once."""
         reached = self._fraction + ROUNDING
         for name, part in self._parts.items():
             begin = self._ends[name] - part.seconds / self._whole
@@ -134,7 +136,7 @@ class Meter:
         return False
 
     def _measure(self, before: float, took: float) -> None:
-        """Divide the time since the last step among the parts that it went through."""
+        """Distribute the time since the last step among the parts that it covers."""
         gained = self._fraction - before
         for name, part in self._parts.items():
             end = self._ends[name]
@@ -146,7 +148,7 @@ class Meter:
             self._measured[name] = expected + share * self._whole, measured + spent
 
     def _left_s(self) -> float | None:
-        """Return the seconds that are left, None until enough was measured."""
+        """Return the remaining seconds, None until enough has been measured."""
         if sum(expected for expected, _ in self._measured.values()) < LEAST_MEASURED * self._whole:
             return None
         overall = self._overall()
@@ -163,7 +165,7 @@ class Meter:
         return left
 
     def _overall(self) -> float:
-        """Return the slowness that holds for parts that have not begun: that of the fits or, at the
+        """Return the slowness assumed for parts that have not started: that of the fits or, at the
         beginning of the first of them, that of reading.
         """
         others = [name for name in self._parts if name != READING]
@@ -180,8 +182,8 @@ class Meter:
         return 0.0
 
     def _slowness(self, names: Collection[str]) -> float | None:
-        """Return how many seconds an expected second of these parts takes here; None where too
-        little of them was measured.
+        """Return the actual seconds per expected second in these parts; None if too little of them
+        has been measured.
         """
         expected, measured = (
             sum(self._measured[name][which] for name in names) for which in (0, 1)

@@ -2,7 +2,7 @@
 model card.
 
 Everything that is fitted (features, scaler, SVM, its C, calibration, threshold) is fitted on the
-training part of a fold; the figures are computed from the pooled out-of-fold predictions. The final
+training part of a fold; the metrics are computed from the pooled out-of-fold predictions. The final
 model is then fitted on all images in the same way.
 """
 
@@ -52,26 +52,26 @@ def train(
 ) -> Card:
     """Train and evaluate a model; afterwards `out_dir/model` is its folder.
 
-    Called again on the same folder with the same configuration and data, it resumes and ends with
-    the same numbers.
+    Called again on the same folder with the same configuration and data, it resumes and gives the
+    same results.
 
-    One function, because it is the run from beginning to end, one call for each step; half of its
-    lines are this description and the example.
+    One function, because it is the run from beginning to end, with one call for each step; half of
+    its lines are this description and the example.
 
     Args:
         config: what to train.
         datasets: their images are pooled; slices with unknown labels are kept in their scans but
             not trained on.
-        out_dir: gets `model`, `predictions.csv` (every out-of-fold answer, see
-            `ml.evaluation.answers`), `mistakes` (pictures of the worst ones, see
-            `ml.training.mistakes`) and, where the data tell types of bleeding, `types.csv` (answers
-            about types); `checkpoint` and `cache` in it hold what is needed to continue and vanish
-            at the end.
+        out_dir: receives `model`, `predictions.csv` (every out-of-fold answer, see
+            `ml.evaluation.answers`), `mistakes` (images of the worst ones, see
+            `ml.training.mistakes`) and, if the data distinguish types of hemorrhage, `types.csv`
+            (predicted types); `checkpoint` and `cache` in it hold what is needed to resume and are
+            removed at the end.
         on_progress: called after every step.
         should_stop: called at least once per batch.
 
     Raises:
-        DatasetError: the data cannot be trained or tested on.
+        DatasetError: the data cannot be used for training or testing.
         SettingError: a setting is wrong, or the folder holds another training; an `OtherTraining`
             if that is unfinished.
         ArtifactError: the initial weights are unusable.

@@ -1,4 +1,4 @@
-"""The card of a training run: its figures, and sentences on how they were obtained."""
+"""The card of a training run: its metrics, and sentences on how they were obtained."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def card_of_run(
     controls: list[Control],
     final: FinalModel,
 ) -> Card:
-    """Return the card of a finished training; what it took ends with this call."""
+    """Return the card of a finished training run; its duration ends with this call."""
     config, slices, scans = plan.config, out_of_fold.slices, out_of_fold.scans
     chosen = {f"chosen_{name}": value for name, value in final.fitted.chosen.items()}
     return Card(
@@ -152,7 +152,7 @@ def _notes_on_tuning(out_of_fold: OutOfFold, final: Fitted) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    # Imported here because a program that trains nothing need not load Keras.
+    # Imported here because a program that does not train need not load Keras.
     from keras.backend import backend
 
     return {

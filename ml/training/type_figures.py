@@ -2,7 +2,7 @@
 known.
 
 A type that fewer than ten patients have gets no AUROC, which would depend on those patients more
-than on the type. Instead, each patient's probability and rank are given.
+than on the type. Instead, each patient's probability and rank are reported.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def figures_of_types(
     """Return the card's figures for each type; empty if the data have no types.
 
     Args:
-        experiment: the one that was evaluated.
+        out_of_fold: its out-of-fold predictions.
         out_of_fold: its answers.
         predicted: the types that the final model predicts.
     """
@@ -59,8 +59,8 @@ def figures_of_types(
 
 
 def distinguished_types(experiment: Experiment, out_of_fold: OutOfFold) -> tuple[str, ...]:
-    """Return the types that held-out answers distinguish among patients who bleed: the lower end
-    of the AUROC's interval is above .5.
+    """Return the types that held-out predictions distinguish among patients with hemorrhage: the
+    lower end of the AUROC's interval is above .5.
     """
     figures = figures_of_types(experiment, out_of_fold, BLEEDING_TYPES)
     return tuple(
@@ -89,9 +89,7 @@ def write_types(
 
 @dataclass(frozen=True)
 class _OfType:
-    """Answers of one level and what is known of the types there, (n, 5), as far as they concern the
-    type of that number.
-    """
+    """Predictions and labels of types (n, 5) at one level, for the type of that number."""
 
     answers: Answers
     truth: np.ndarray
@@ -99,22 +97,22 @@ class _OfType:
 
     @property
     def known(self) -> np.ndarray:
-        """Where it is known whether the type is shown, bool (n,)."""
+        """Whether it is known if the type is present, bool (n,)."""
         return np.asarray(self.truth[:, self.number] != UNKNOWN)
 
     @property
     def shown(self) -> np.ndarray:
-        """Where the type is shown, bool (n,)."""
+        """Whether the type is present, bool (n,)."""
         return np.asarray(self.truth[:, self.number] == 1)
 
     @property
     def probabilities(self) -> np.ndarray:
-        """The type's probabilities (repeats, n), NaN where a fold's model does not give it."""
+        """The type's probabilities (repeats, n), NaN where a fold's model does not predict it."""
         return self.answers.types[:, :, self.number]
 
     @property
     def answered(self) -> np.ndarray:
-        """Where the truth is known and every repeat gave a probability, bool (n,)."""
+        """Whether the label is known and every repeat gave a probability, bool (n,)."""
         return np.asarray(np.isfinite(self.probabilities).all(axis=0) & self.known)
 
     def metrics(self, seed: int) -> TypeMetrics:

@@ -1,4 +1,4 @@
-"""What every table of answers says of the image or scan that an answer is about."""
+"""The columns by which every table of answers identifies the image or scan of an answer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ml.datasets.examples import Example
 
 
 def whose_answer(example: Example, level: str, group: str) -> dict[str, Any]:
-    """Return the columns of `ml.evaluation.answers` that name an image or scan.
+    """Return the columns of `ml.evaluation.answers` that identify an image or scan.
 
     Args:
         example: the image, or the first one of the scan.
         level: "slice" or "patient". A patient's row names no file and no slice.
-        group: what never stands on both sides of a split.
+        group: images with the same group are never on both sides of a split.
     """
     whole = level == "patient" and example.patient
     return {
@@ -28,5 +28,5 @@ def whose_answer(example: Example, level: str, group: str) -> dict[str, Any]:
 
 
 def mark_of(example: Example) -> str:
-    """Return what identifies an image without its name: the first 16 hex digits of its SHA-256."""
+    """Return an identifier of an image without its name: the first 16 hex digits of its SHA-256."""
     return example.sha256[:16]

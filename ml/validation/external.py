@@ -78,14 +78,14 @@ class Level:
         )
 
     def outside_band(self, zones: np.ndarray) -> BandFigures:
-        """Return how often answers outside the inconclusive band are right, without what training
-        has seen; `zones` (n,).
+        """Return how often answers outside the inconclusive band are correct, excluding data seen
+        in training; `zones` (n,).
         """
         counted = (self.labels != UNKNOWN) & ~self.seen
         return predictive_values_outside_band(self.labels[counted], zones[counted])
 
     def states(self, zones: np.ndarray) -> StatesByLabel:
-        """Return how many verdicts are in each state, without what training has seen; `zones`
+        """Return the number of verdicts in each state, excluding data seen in training; `zones`
         (n,).
         """
 
@@ -104,8 +104,8 @@ class Level:
 
 @dataclass(frozen=True)
 class ScanAnswer:
-    """A model's answer for one scan, and for each of its slices its probability and how little it
-    looks like a head CT (nothing where the check is not available).
+    """A model's answer for one scan, with the probability and the score of the check "not a head
+    CT" of each of its slices (empty if that check is not available).
     """
 
     probability: float
@@ -122,8 +122,8 @@ class ScanAnswer:
 
 @dataclass(frozen=True)
 class Partial:
-    """What an interrupted evaluation has: the answers for the first scans, of this model and data
-    set, in this order of slices.
+    """The results of an interrupted evaluation: the answers for the first scans, of this model and
+    data set, in this order of slices.
     """
 
     identity: str
@@ -133,15 +133,15 @@ class Partial:
 
 @dataclass(frozen=True)
 class Scored:
-    """A data set with a model's answers.
+    """A data set with a model's predictions.
 
     Attributes:
         card: of the model.
-        dataset: what was scored.
-        examples: its readable images, scan by scan, n of them.
-        scans: (n,) number of the scan of each.
+        dataset: the data set.
+        examples: its n readable images, scan by scan.
+        scans: (n,) scan number of each.
         answers: one for each scan.
-        seen_images: (n,) which of them the model's training has seen.
+        seen_images: (n,) whether the model was trained on the image.
     """
 
     card: Card
@@ -158,7 +158,7 @@ class Scored:
 
     @cached_property
     def seen(self) -> np.ndarray:
-        """Which images belong to a group of which training has seen one, bool (n,)."""
+        """Which images belong to a group with an image seen in training, bool (n,)."""
         return np.isin(self.groups, self.groups[self.seen_images])
 
     @cached_property
@@ -168,7 +168,7 @@ class Scored:
 
     @cached_property
     def oddness(self) -> np.ndarray:
-        """How little each image looks like a head CT (n,), empty where nobody asked."""
+        """The score of each image in the check "not a head CT" (n,); empty if not checked."""
         return np.array([score for answer in self.answers for score in answer.not_head_ct])
 
     @cached_property
@@ -193,8 +193,8 @@ class Scored:
         )
 
     def _scan_labels(self) -> np.ndarray:
-        """Return 1 for each scan with a slice that bleeds, readable or not, or that was labeled so
-        as a whole; 0 if what is known shows none, else unknown.
+        """Return 1 for each scan with a slice with hemorrhage, readable or not, or with a positive
+        scan-level label; 0 if all known labels are negative, else unknown.
         """
         labels = np.full(len(self.answers), UNKNOWN)
         of_examples = [
@@ -272,9 +272,7 @@ def evaluate(
 def _figures(
     scored: Scored, identity: str, not_head_ct: GateFigures, notes: list[str], began: float
 ) -> Evaluation:
-    """Return all that is reported of a scored data set; `began` is when that was, by
-    `time.monotonic()`.
-    """
+    """Return the results of an evaluation; `began` is when it started, by `time.monotonic()`."""
     card, slices, patients = scored.card, scored.slices, scored.patients
     slice_zones = zones(slices.probabilities, card.uncertain_low, card.uncertain_high)
     patient_zones = np.array([answer.zone for answer in scored.answers])
@@ -304,7 +302,7 @@ def _figures(
 
 
 def _notes(scored: Scored) -> list[str]:
-    """Return notes for readers of the figures."""
+    """Return notes for readers of the metrics."""
     notes, examples = [], scored.examples
     if overlap := int(scored.seen_images.sum()):
         notes.append(

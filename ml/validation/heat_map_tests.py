@@ -26,7 +26,8 @@ from ml.inference.heat_maps import AIR, log_odds, occlusion
 from ml.scans.slices import FloatArray
 
 COVERED_SHARE = 0.1
-RANDOM_COVERS = 5  # the drop for the hottest tenth must exceed their mean drop
+# the drop for the hottest tenth must exceed the mean drop of this many random covers
+RANDOM_COVERS = 5
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def judge_heat_maps(
     seed: int,
     on_map: Callable[[], None] = lambda: None,
 ) -> list[HeatMapTest]:
-    """Return how the heat map of each slice does in both tests.
+    """Return the results of both tests for the heat map of each slice.
 
     Args:
         files: the exported graphs by name.
@@ -103,7 +104,9 @@ def judge_heat_maps(
 
 
 def summary(tested: Sequence[HeatMapTest], groups: np.ndarray, seed: int) -> dict[str, Estimate]:
-    """Return how often each test is passed, by its name; groups (n,) of all the run's slices."""
+    """Return the share of heat maps that pass each test, by name; `groups` (n,) are those of all
+    slices of the run.
+    """
     outlined = [test for test in tested if test.hottest_in_or_beside_mask is not None]
     passed = {
         "hottest_beats_random": [(test.at, test.hottest_beats_random) for test in tested],
@@ -132,8 +135,8 @@ def hottest_cells(heat: FloatArray) -> np.ndarray:
 def random_cells(
     image: FloatArray, shape: tuple[int, ...], random: np.random.Generator
 ) -> np.ndarray:
-    """Return bool `shape`: as many cells as in `hottest_cells`, drawn from those that are mostly
-    head.
+    """Return bool of that `shape` (h, w): as many cells as in `hottest_cells`, drawn from those
+    that are mostly head.
     """
     shown = cv2.resize(
         (image[..., 0] > AIR).astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_AREA

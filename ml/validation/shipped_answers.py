@@ -1,7 +1,7 @@
-"""The out-of-fold answers that ship with a model: small, and without names of files or patients.
+"""The out-of-fold answers that ship with a model: a small table without names of files or patients.
 
-With them a new version can be compared with a shipped one on the images that both judged, as soon
-as it is trained (`ml.evaluation.comparison`).
+With them, a new version can be compared with a shipped one on the images that both predicted, as
+soon as it is trained (`ml.evaluation.comparison`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ml.evaluation.answers import AnswersError, read_answers, write_answers
 from ml.validation.answer_rows import mark_of, whose_answer
 
 COPIED = ("level", "dataset", "label", "repeat", "fold", "predicted")
-"""Columns that are shipped as they are."""
+"""Columns that are copied unchanged."""
 SHIPPED_DIGITS = 5
 
 Place = tuple[str, str, str, str]
@@ -25,21 +25,22 @@ Place = tuple[str, str, str, str]
 
 
 def ship_answers(run: Path, datasets: Sequence[Dataset], out: Path) -> int:
-    """Write the out-of-fold answers of a training without names; return the number of rows.
+    """Write the out-of-fold answers of a training run without names; return the number of rows.
 
-    Images and scans are named by marks of their files, groups by numbers, and probabilities have
-    `SHIPPED_DIGITS` digits.
+    Images and scans are identified by hashes of their files, groups by numbers, and probabilities
+    are rounded to `SHIPPED_DIGITS` digits.
 
     Args:
         run: a folder that `train` wrote.
-        datasets: what it was trained on; needed only where its table lacks the marks of images,
-            as those of earlier versions do.
+        datasets: its training data; needed only if its table lacks the hashes of images, as in
+            earlier versions.
         out: the file.
 
     Raises:
-        AnswersError: the folder holds no answers, or an image of them is in none of the data sets.
+        AnswersError: the folder holds no answers, or one of their images is in none of the data
+            sets.
     """
-    read_answers(run)  # says what is wrong with a damaged table
+    read_answers(run)  # reports a damaged table
     with (run / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     written = list(_nameless(rows, _marks(datasets)))
@@ -48,7 +49,7 @@ def ship_answers(run: Path, datasets: Sequence[Dataset], out: Path) -> int:
 
 
 def _marks(datasets: Iterable[Dataset]) -> dict[Place, str]:
-    """Return the mark of each image, and of each scan that of its first image."""
+    """Return the hash of each image, and for each scan that of its first image."""
     marks: dict[Place, str] = {}
     for dataset in datasets:
         begun = set()

@@ -1,5 +1,5 @@
-"""A model folder calibrated to one site: the shipped graphs with the calibration that a site's
-confirmed scans ask for (`ml.evaluation.local_calibration`).
+"""A model folder calibrated to one site: the shipped graphs with a calibration that is fitted to
+the site's confirmed scans (`ml.evaluation.local_calibration`).
 """
 
 from __future__ import annotations
@@ -47,18 +47,20 @@ def calibrate(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     threads: int = 1,
 ) -> dict[str, LocalLevel]:
-    """Calibrate a model to a site: `out_dir/model` is its folder, `out_dir/evaluation` what the
-    model answered. Single images calibrate the answers for slices, series those for scans.
+    """Calibrate a model to a site: `out_dir/model` is the new model folder, `out_dir/evaluation`
+    holds the original model's answers. Single images calibrate the answers for slices, series those
+    for scans.
 
     Args:
         model_dir: the model.
-        dataset: labeled scans of the site; those that the training has seen do not count.
-        out_dir: a new folder, or one where this was interrupted.
-        on_progress: called with (images scored, images in all).
+        dataset: labeled scans of the site; those seen in training do not count.
+        out_dir: a new folder, or one of an interrupted calibration.
+        on_progress: called with (images predicted, number of images).
         threads: number of threads of the model.
 
     Returns:
-        Each level calibrated, "slice" or "scan"; its figures are cross-validated
+        Each calibrated level, "slice" or "scan"; its metrics are cross-validated
+            (`ml.evaluation.local_calibration.before_and_after`).
         (`ml.evaluation.local_calibration.before_and_after`).
 
     Raises:
@@ -90,12 +92,12 @@ def calibrate(
 
 
 def simulate_sites(run: Path) -> list[dict[str, Any]]:
-    """Return what local calibration would do at each data set of a training whose folds are data
-    sets: a row for each data set and each of `SIZES`, see
+    """Return the effect that local calibration would have at each data set of a training run whose
+    folds are data sets: a row for each data set and each of `SIZES`, see
     `ml.evaluation.local_calibration.simulate`.
 
-    Data sets without scans of both classes are left out, and sizes of which too few scans would
-    remain.
+    Data sets without scans of both classes are left out, and so are sizes that would leave too few
+    scans.
 
     Raises:
         AnswersError: the folder holds no answers.
@@ -119,7 +121,7 @@ def simulate_sites(run: Path) -> list[dict[str, Any]]:
             np.array(column) for column in zip(*scans_of_site, strict=True)
         )
         scans = LocalScans(labels, probabilities, groups)
-        # A few patients with two images make no data set of series.
+        # A few patients with two images do not make a data set of series.
         threshold = card.operating_point(int(np.median(sizes)))[0]
         rows += [
             {"site": name, "size": size, **simulate(scans, threshold, size)}
@@ -130,15 +132,15 @@ def simulate_sites(run: Path) -> list[dict[str, Any]]:
 
 
 def _scan(key: Key) -> tuple[str, str]:
-    """Return data set and name of the scan of an answer: its patient, or the file of an image
-    without one.
+    """Return the data set and the name of the scan of an answer: its patient, or the file of an
+    image without one.
     """
     dataset, patient, filename = key
     return dataset, patient or filename
 
 
 def _local_scans(evaluation: Path, dataset: Dataset) -> dict[str, LocalScans]:
-    """Return the answers for labeled scans that the training has not seen: single images under
+    """Return the answers for labeled scans that were not seen in training: single images under
     "slice", series under "scan".
     """
     sizes = Counter(
@@ -162,9 +164,9 @@ def _local_scans(evaluation: Path, dataset: Dataset) -> dict[str, LocalScans]:
 def _points(
     card: Card, local: dict[str, dict[str, PointFigures]]
 ) -> dict[str, dict[str, PointFigures]]:
-    """Return the named operating points of the calibrated model: of each level the local ones, or
-    those of the model before where the level was not calibrated; none at all where those are
-    missing, or so few scans contradict each other.
+    """Return the named operating points of the calibrated model: for each level the local ones, or
+    those of the original model if the level was not calibrated; empty if those are missing, or if
+    the points contradict each other because there are so few scans.
     """
     points = {
         key: local.get(name) or card.points.get(key, {})
@@ -199,8 +201,8 @@ def _local_card(card: Card, dataset: Dataset, result: dict[str, LocalLevel]) -> 
         ),
         notes=[
             *card.notes,
-            f"Calibrated to {counts} of {dataset.name}; but for the figures of this calibration and"
-            f" of the named operating points, all are those of the model {card.id} before.",
+            f"Calibrated to {counts} of {dataset.name}. Except for this calibration and the named"
+            f" operating points, all metrics are those of the original model {card.id}.",
         ],
     )
 

@@ -215,7 +215,7 @@ def test_a_question_without_what_it_needs_ends_with_a_sentence(
     db.session.commit()
     for kind, question, sentence in (
         (AnalysisKind.SPLIT, "folds=2 seed=0", "are not indexed"),
-        (AnalysisKind.SOURCES, dataset.id, "cannot be read any more"),
+        (AnalysisKind.SOURCES, dataset.id, "can no longer be read"),
     ):
         row = ask(dataset, kind, question, other_id=dataset.id)
         assert row.status == JobStatus.FAILED and sentence in (row.error or "")

@@ -1,8 +1,8 @@
-"""Python loads this at the start of every process that has this folder on PYTHONPATH: how chaos
-gets into a worker without a hook in it.
+"""Python loads this module at the start of every process that has this folder on PYTHONPATH. That
+is how faults get into a worker that has no hooks for them.
 
-`CHAOS_CLOCK_S` sets the clock of the process ahead by so many seconds. `CHAOS_POISON_PX` kills the
-process, as a crash in a decoder would, when it reads a PNG that is so many pixels wide.
+`CHAOS_CLOCK_S` sets the clock of the process ahead by that many seconds. `CHAOS_POISON_PX` kills
+the process, as a crash in a decoder would, when it reads a PNG of that width in pixels.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def set_clock_ahead(by_s: float) -> None:
-    """Let `time.time` and `datetime.now` tell another time; code that is compiled against C keeps
-    the true one.
+    """Make `time.time` and `datetime.now` return a different time; compiled C code keeps the true
+    one.
     """
     true_time, true_time_ns = time.time, time.time_ns
 
     class AnyDatetime(type):
-        """A datetime that C code made counts as one of ours."""
+        """A datetime created by C code passes isinstance checks against this class."""
 
         def __instancecheck__(cls, instance: object) -> bool:
             return isinstance(instance, TrueDatetime)

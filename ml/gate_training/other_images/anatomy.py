@@ -97,7 +97,9 @@ class _Sheet:
         )
 
     def ct(self) -> Slice:
-        """Return it as CT with realistic noise and sharpness, in HU or in one of the windows."""
+        """Return the image as CT with realistic noise and sharpness, in HU or in one of the
+        windows.
+        """
         rng = self.rng
         blurred = cv2.GaussianBlur(self.values, (0, 0), self.side / 512)
         grain = cv2.GaussianBlur(
@@ -113,7 +115,7 @@ class _Sheet:
         return Slice(window(hu, *WINDOWS_HU[int(rng.integers(len(WINDOWS_HU)))]), "display")
 
     def gray(self, noise: float = 0.03, blur: float = 1.0) -> Slice:
-        """Return it as an image of another modality, 0..1."""
+        """Return the image as one of another modality, 0..1."""
         values = cv2.GaussianBlur(self.values, (0, 0), blur * self.side / 400)
         return Slice(
             np.clip(values + self.rng.normal(0, noise, values.shape), 0, 1).astype(np.float32),

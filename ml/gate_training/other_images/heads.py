@@ -71,7 +71,7 @@ def varied(rng: np.random.Generator, slice_: Slice) -> Slice:
 
 
 def phantom_heads(n: int) -> Iterator[Slice]:
-    """Yield phantoms with and without hemorrhage: every other in HU, the others varied."""
+    """Yield phantoms with and without hemorrhage, alternately in HU and varied."""
     for seed in range(n):
         kind: Kind = get_args(Kind)[seed % 4]
         slice_ = Slice(

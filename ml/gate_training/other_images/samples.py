@@ -28,7 +28,7 @@ CUTS = (
     (0.4, 0.1, 0.95, 0.65),
     (0.2, 0.35, 0.75, 0.9),
 )
-"""Top, left, bottom and right as shares of the image."""
+"""Top, left, bottom and right as fractions of the image."""
 
 PHOTOGRAPHS = (
     "astronaut.png",

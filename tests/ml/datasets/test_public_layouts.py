@@ -390,7 +390,7 @@ def test_a_wrong_row_of_cq500s_table_is_named(cq500: Path) -> None:
     table = cq500 / "reads.csv"
     good = table.read_text()
     for old, new, sentence in (
-        ("CQ500-CT-7", "CT-7", "line 5: 'CT-7' is no name such as CQ500-CT-0"),
+        ("CQ500-CT-7", "CT-7", "line 5: 'CT-7' is not a name such as CQ500-CT-0"),
         ("CQ500-CT-7", "CQ500-CT-1", "line 5: CQ500-CT-1 is in the table twice"),
         (
             "CQ500-CT-0,B1,1",

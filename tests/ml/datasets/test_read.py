@@ -589,7 +589,7 @@ def test_the_folder_of_a_type_is_one_of_hemorrhage_and_another_is_named(
         ("normal/4.png", 0, None),
     ]
     assert result[3] == [
-        "2 files are left out: the folder edema is called neither hemorrhage nor normal."
+        "2 files are left out: the folder edema is named neither hemorrhage nor normal."
     ]
 
 
@@ -618,7 +618,7 @@ def test_files_that_are_not_read_are_counted_and_named(
     assert odd == [
         "2 files are left out: .bmp files, which are not read.",
         "1 files are left out: .tif files, which are not read.",
-        "1 files are left out: images beside the folders of the classes.",
+        "1 files are left out: images outside the class folders.",
     ]
 
 

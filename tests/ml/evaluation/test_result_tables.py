@@ -181,7 +181,7 @@ def test_an_update_replaces_its_own_rows_keeps_the_others_and_sorts(tmp_path: Pa
 
 def test_another_kind_of_table_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "head_ct.csv").write_text("family,n\nnoise,20\n")
-    with pytest.raises(ArtifactError, match="head_ct.csv is no table of results"):
+    with pytest.raises(ArtifactError, match="head_ct.csv is not a table of results"):
         update_results(tmp_path / "head_ct.csv", rows_of(FACTS, "slice", [("auroc", entry(0.9))]))
     assert (tmp_path / "head_ct.csv").read_text() == "family,n\nnoise,20\n"
 

@@ -491,7 +491,9 @@ def test_a_compressed_stream_larger_than_announced_is_refused(
     stream[at : at + 8] = struct.pack(">2I", 60_000, 60_000)
     file.PixelData = bytes(stream)
     file.save_as(tmp_path / "bomb")
-    with pytest.raises(ImageError, match="announces 128 x 128 pixels, but 60000 x 60000 are coded"):
+    with pytest.raises(
+        ImageError, match="declares 128 x 128 pixels, but 60000 x 60000 are encoded"
+    ):
         read_series([tmp_path / "bomb"])
 
 
