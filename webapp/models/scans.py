@@ -301,7 +301,7 @@ def set_stat(scan_id: str, user_id: str, stat: bool) -> bool:
 
 def _in_turn(scan_id: str) -> dict[str, Any]:
     """Return the columns to change in a scan that is queued again: it becomes routine if its owner
-    has too many STAT scans waiting.
+    already has too many STAT scans waiting.
     """
     scan = db.session.execute(
         select(Scan.user_id, Scan.stat, Scan.notes).where(Scan.id == scan_id)
@@ -312,11 +312,11 @@ def _in_turn(scan_id: str) -> dict[str, Any]:
 
 
 def force(scan_id: str, user_id: str) -> bool:
-    """Queue a scan of that user that was refused as no head CT again, to be analyzed anyway. The
-    caller commits and nudges.
+    """Queue a user's scan that was rejected because it is not a head CT again, to be analyzed
+    anyway. The caller commits and notifies a worker.
 
     Returns:
-        False if the scan was not refused for this reason, or its original is no longer stored.
+        False if the scan was not rejected for this reason, or its original is no longer stored.
     """
     refused = (
         (Scan.status == JobStatus.FAILED) & Scan.not_head_ct.is_not(None) & Scan.forced_at.is_(None)
@@ -333,7 +333,8 @@ def force(scan_id: str, user_id: str) -> bool:
 
 
 def retry(scan_id: str) -> bool:
-    """Queue a failed or cancelled scan again, like a new one. The caller commits and nudges.
+    """Queue a failed or cancelled scan again, like a new one. The caller commits and notifies a
+    worker.
 
     Returns:
         False if it is neither failed nor cancelled, or its original is no longer stored.
@@ -348,10 +349,11 @@ def retry(scan_id: str) -> bool:
 
 
 def score_again(scan_id: str) -> bool:
-    """Queue an answered scan for the version that is live now and keep its answer among the earlier
-    ones; False where it was not answered, or its original is not kept.
+    """Queue an analyzed scan for the version that is live now and keep its prediction among the
+    earlier ones; return False if it was not analyzed, or its original is no longer stored.
 
-    The caller commits and nudges. The heat maps of the earlier answer become orphans.
+    The caller commits and notifies a worker. The heat maps of the earlier prediction become
+    orphans.
     """
     queued = queue_again(
         Scan,
@@ -387,8 +389,8 @@ def score_again(scan_id: str) -> bool:
 
 
 class Environment(db.Model):
-    """Software and machine of a predict worker, by a hash: what answers may depend on besides their
-    version (`worker.made_with`).
+    """Software and machine of a predict worker, by a hash: what predictions may depend on besides
+    their version (`worker.made_with`).
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -397,18 +399,18 @@ class Environment(db.Model):
 
 
 class Answer:
-    """What an answer says, which pages, exports and the API read from here alone.
+    """The content of a prediction; pages, exports and the API read it from here alone.
 
     Attributes:
         environment_id, settings: software and machine, and the settings (`worker.made_with`) with
-            which it was given; None of answers from before they were recorded.
+            which it was computed; None in predictions from before these were recorded.
     """
 
     probability: Mapped[float]
     threshold: Mapped[float]
     positive: Mapped[bool]
     uncertain: Mapped[bool]
-    # An `Environment`, which is never deleted. A foreign key would have SQLite rebuild this table.
+    # An `Environment`, which is never deleted. With a foreign key, SQLite would rebuild this table.
     environment_id: Mapped[str | None] = mapped_column(String(32))
     settings: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
@@ -424,26 +426,25 @@ class Answer:
 
 
 class Prediction(Answer, db.Model):
-    """The verdict on a scan; a scan has one exactly if it is done.
+    """The prediction for a scan; a scan has one exactly if it is done.
 
     Attributes:
         probability, threshold: 0..1.
         uncertain: whether the probability lies in the inconclusive band.
         warnings: sentences for the scan's owner.
-        doubts: those of them that cast doubt on the answer; None in predictions from before they
-            were distinguished.
+        doubts: those warnings that make the prediction less reliable; None in predictions from
+            before they were distinguished.
         slices: the probability of each slice, in anatomical order.
         first_slices: indices, from 0, of the slices of a series to look at first.
         types: estimated types of hemorrhage: name -> {"probability": of the scan, "slices": of each
             slice}; None if the model has no such estimate.
-        outlined_slices: which slices have an outline in `Scan.outline_key`; None where the model
-            gives none, or found no hemorrhage.
-        areas_mm2: the outlined area of each slice; None as above, or where the size of a pixel is
-            unknown.
-        volume_ml, no_volume_because: of what is outlined; a sentence why there is none.
-        can_be_segmented: whether the submitted DICOM files say where the outlined slices lie, as a
-            DICOM Segmentation needs it; None in predictions from before this was known, and where
-            nothing is outlined.
+        outlined_slices: which slices have an outline in `Scan.outline_key`; None if the model gives
+            none, or found no hemorrhage.
+        areas_mm2: the outlined area of each slice; None as above, or if the pixel size is unknown.
+        volume_ml, no_volume_because: the outlined volume; a sentence that says why there is none.
+        can_be_segmented: whether the submitted DICOM files state the positions of the outlined
+            slices, as a DICOM Segmentation requires; None in predictions from before this was
+            recorded, and if nothing is outlined.
         seconds: this scan's share of its batch's time in the model.
     """
 
@@ -468,7 +469,7 @@ class Prediction(Answer, db.Model):
 
     @property
     def doubts_of_answer(self) -> list[str]:
-        """The warnings that cast doubt on the answer."""
+        """The warnings that make the prediction less reliable."""
         return self.warnings if self.doubts is None else self.doubts
 
     @property
@@ -478,9 +479,9 @@ class Prediction(Answer, db.Model):
 
 
 class EarlierAnswer(Answer, db.Model):
-    """An answer that was followed by another one, of the same or another model version.
+    """A prediction that was followed by another one, of the same or another model version.
 
-    `slices` has the probability of each slice; None of those from before they were kept.
+    `slices` has the probability of each slice; None in those from before these were stored.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -521,10 +522,10 @@ class Heatmap(Leased, db.Model):
 
 
 def draw_heatmap(scan_id: str, user_id: str) -> bool:
-    """Queue the heat maps of an answered scan of that user; False where it has some, or its
-    original is not kept. The caller commits and nudges.
+    """Queue the heat maps of a user's analyzed scan; return False if it already has some, or its
+    original is no longer stored. The caller commits and notifies a worker.
 
-    Models that outline the hemorrhage get them only when somebody asks.
+    For models that outline the hemorrhage, they are drawn only on request.
     """
     prediction_id = db.session.scalar(
         select(Prediction.id)
@@ -543,7 +544,7 @@ def draw_heatmap(scan_id: str, user_id: str) -> bool:
         with db.session.begin_nested():
             db.session.add(Heatmap(prediction_id=prediction_id, user_id=user_id))
     except IntegrityError:
-        return False  # Two clicks are one.
+        return False  # A double click counts once.
     return True
 
 
