@@ -8,7 +8,7 @@ processes, never in the parent.
 where QUIET is `--without-mingle --without-gossip --without-heartbeat` (without mingling, a worker
 is ready a second sooner). A second worker on the same machine needs its own name, such as
 `-n predict-2@%h`. SIGTERM or SIGINT, sent to the parent or its process group, stops a worker
-gracefully: it finishes its batch, or hands its training back with the checkpoint.
+gracefully: it finishes its batch, or returns its training run to the queue with the checkpoint.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """DICOM files: reading the header, which decides on acceptance, and writing a de-identified copy.
 
-The copy is written anew from an allow-list (`webapp/intake/dicom_allow_list.py`). Everything else
-is dropped: private groups, other sequences, overlays, texts, dates, the preamble, names in the file
-meta information, and data after the pixels. Pixels are copied as they are, never decoded.
+The copy is written from scratch with an allow-list (`webapp/intake/dicom_allow_list.py`).
+Everything else is dropped: private groups, other sequences, overlays, texts, dates, the preamble,
+names in the file meta information, and data after the pixels. Pixels are copied unchanged, never
+decoded.
 
-pydicom is not used here: it loads numpy, a quarter of the memory that a web process may have, and
-holds a whole value in memory, which may be huge in a hostile file. Formats: PS3.10 section 7 and
-PS3.5 section 7.
+pydicom is not used here: it loads numpy, a quarter of the memory that a web process may use, and
+reads complete values into memory, which may be huge in a malicious file. Formats: PS3.10 section 7
+and PS3.5 section 7.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ COMPRESSED = (
     ),
 )
 READ_SYNTAXES = (IMPLICIT_VR, EXPLICIT_VR, BIG_ENDIAN, *COMPRESSED)
-"""The transfer syntaxes that the workers decode; not the deflated one, which would be inflated
-without a limit.
+"""The transfer syntaxes that the workers decode; the deflated one is not among them, because it
+would be inflated without a limit.
 """
 CT_SOP_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.2",
@@ -82,11 +83,11 @@ SYNTAX, FRAMES, PIXELS = 0x00020010, 0x00280008, 0x7FE00010
 POSITION, PLANE_POSITION, PER_FRAME = 0x00200032, 0x00209113, 0x52009230
 FILTER, KERNEL, TEMPORAL_POSITION, VOLTAGE = 0x00181160, 0x00181210, 0x00200100, 0x00180060
 PARTS_OF_FRAME = 200
-"""Additional elements allowed for each frame: an enhanced file describes a frame by about a
+"""Additional elements allowed for each frame: an enhanced file describes a frame with about a
 hundred.
 """
 MAX_KEPT_BYTES, MAX_SEQUENCE = 8 * 2**20, 32 * 2**20
-"""Maximum total bytes of the values that are kept, and of a sequence without a length: enough to
+"""Maximum total bytes of the values that are kept, and of a sequence of undefined length: enough to
 describe thousands of frames.
 """
 
@@ -95,7 +96,8 @@ LOOKED_AT = {
     0x00081030: b"LO", 0x0008103E: b"LO", 0x00100020: b"LO", 0x00181030: b"LO", FRAMES: b"IS",
     FILTER: b"SH", KERNEL: b"SH", TEMPORAL_POSITION: b"IS",
 }  # fmt: skip
-"""Elements that are read but not kept, or not in this form: acceptance and grouping depend on them.
+"""Elements that are read but not kept, or not in this form: acceptance and grouping depend on
+them.
 """
 
 

@@ -40,38 +40,39 @@ ORIGINAL_REMOVED = "The scan cannot be analyzed again because its file is no lon
 CUT_OFF = "Slices may be missing because the connection was lost while this study was arriving."
 CAME_EARLIER = "Other slices of this series arrived earlier and are part of another scan."
 MORE_ARRIVED = "More of this series arrived later. Another scan has these slices and the new ones."
-# Not by status: PostgreSQL would take the index for claims, which it does not sort.
+# Not by status: PostgreSQL would use the index for claims, and it does not have their order.
 _OPEN = text("finished_at IS NULL")
 
 
 class Scan(Leased, db.Model):
-    """A slice or a series that a person submitted; these rows are the predict workers' queue.
+    """A slice or a series that a user submitted; these rows are the predict workers' queue.
 
     Its original is one stored file: the slice, a multi-frame file, or the files of a series in an
     uncompressed ZIP.
 
     Attributes:
-        study_id: shared by the series of one examination. They share `created_at` too, so that an
-            index has them in one place.
+        study_id: shared by the series of one examination. They share `created_at` too, so that they
+            are adjacent in an index.
         kind: the file format: "png", "jpeg", "dicom" or "nifti".
         slice_count: according to the headers; some slices may turn out to be unreadable.
         size: bytes of the original.
-        stat: whether the scan is analyzed before all others.
-        uncut: whether a film sheet is read as one picture.
+        stat: whether the scan is analyzed before all routine scans.
+        uncut: whether a film sheet is read as one image.
         study_uid: the Study Instance UID in the stored copy of DICOM files, to which objects made
-            of the scan belong; None where there is none, or nobody has looked yet.
-        dicom_results: whether DICOM objects are made of its result unasked, and kept with it.
-        notes: what was noticed at upload; sentences for its owner.
+            from the scan belong; None if there is none, or nobody has looked yet.
+        dicom_results: whether DICOM objects are made from its result automatically, and kept with
+            it.
+        notes: remarks from the upload; sentences for its owner.
         replaces: the earlier scans of its series, of which more arrived later
             (`webapp.intake.completing`): a "sentence" about each, and its structured report that
             others may have: the id of the prediction that was "sent", and the UIDs of series and
             instance of the report that was "served" by DICOMweb.
         original_removed_at: when the original was deleted (KEEP_ORIGINALS_DAYS).
-        image_key, thumbnail_key: the slice that represents the scan, drawn by the worker.
+        image_key, thumbnail_key: the slice that represents the scan, rendered by the worker.
         volume_key: all slices of a series, for the viewer (`ml.scans.volume`).
-        outline_key: what its model outlines, in the same frame; None where nothing is outlined.
+        outline_key: what its model outlines, in the same frame; None if nothing is outlined.
         not_head_ct: 0..1; set if the scan failed because it does not look like a head CT.
-        forced_at: when its owner asked to analyze it anyway.
+        forced_at: when its owner requested the analysis anyway.
         risk, margin, verdict_state: the prediction's probability, its distance from the threshold,
             and its state, repeated here for the indexes of the worklist. Scans without a prediction
             come last in every order.
@@ -111,9 +112,9 @@ class Scan(Leased, db.Model):
 
     __table_args__ = (
         Index(None, "status", "queued_at"),
-        # For scans that finished since a worklist was opened.
+        # For counting scans that finished after a worklist was opened.
         Index("ix_scan_finished", "user_id", "finished_at"),
-        # For a person's scans that have not ended, and how many of them are STAT.
+        # For a user's unfinished scans, and how many of them are STAT.
         Index(
             "ix_scan_open", "user_id", "stat", "status", postgresql_where=_OPEN, sqlite_where=_OPEN
         ),
@@ -137,14 +138,14 @@ class Scan(Leased, db.Model):
 
     @property
     def turnaround_s(self) -> float | None:
-        """Seconds from submission to the end; None until the scan has ended."""
+        """Seconds from submission to the end; None until the scan is finished."""
         if self.finished_at is None:
             return None
         return (self.finished_at - self.created_at).total_seconds()
 
     @property
     def cautions(self) -> list[str]:
-        """Those of the notes that say that slices may be missing."""
+        """The notes which say that slices may be missing."""
         incomplete = (CUT_OFF, CAME_EARLIER, MORE_ARRIVED)
         return [note for note in self.notes or () if note in incomplete]
 
@@ -159,7 +160,7 @@ class Scan(Leased, db.Model):
 
     @property
     def may_have_heat_maps(self) -> bool:
-        """True where it was answered without heat maps, which can still be drawn."""
+        """True if it was analyzed without heat maps, which can still be drawn."""
         return (
             self.prediction is not None
             and self.prediction.heatmap is None
@@ -168,13 +169,13 @@ class Scan(Leased, db.Model):
 
     @property
     def may_be_scored_again(self) -> bool:
-        """True where it was answered, and what was submitted is still stored."""
+        """True if it was analyzed, and its original is still stored."""
         return self.status == JobStatus.DONE and self.original_removed_at is None
 
     @property
     def sheet_may_be(self) -> Literal["cut", "uncut"] | None:
-        """How else a film sheet can be read than it was; None for other scans, and where it is no
-        longer stored.
+        """The other way in which a film sheet can be read; None for other scans, and if the
+        original is no longer stored.
         """
         if self.original_removed_at is not None or self.prediction is None:
             return None
@@ -185,8 +186,8 @@ class Scan(Leased, db.Model):
 
     @property
     def may_be_forced(self) -> bool:
-        """Whether its owner may have it analyzed anyway: it failed only because it does not look
-        like a head CT, and its original is still stored.
+        """Whether its owner may request the analysis anyway: it failed only because it does not
+        look like a head CT, and its original is still stored.
         """
         return (
             self.status == JobStatus.FAILED
@@ -197,15 +198,15 @@ class Scan(Leased, db.Model):
 
 
 class ReplacedScan(db.Model):
-    """The id of a scan that another one replaced, so that links to it lead to that one."""
+    """The id of a scan that was replaced, so that links to it lead to the scan that replaced it."""
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     scan_id: Mapped[str] = mapped_column(ForeignKey("scan.id", ondelete="CASCADE"), index=True)
 
 
 def lead_on(scan_ids: Collection[str], scan_id: str) -> None:
-    """Let links to these scans lead to the stored scan that replaces them, and with them links to
-    those that they replaced; the caller deletes them afterward, and commits.
+    """Let links to these scans, and links to those that they replaced, lead to the stored scan that
+    replaces them; the caller deletes them afterward, and commits.
     """
     without_session = {"synchronize_session": False}
     leads_to_them, is_one = ReplacedScan.scan_id.in_(scan_ids), ReplacedScan.id.in_(scan_ids)
@@ -217,7 +218,7 @@ def lead_on(scan_ids: Collection[str], scan_id: str) -> None:
 
 
 class Order(StrEnum):
-    """The order in which a person's scans are listed."""
+    """The sort orders of a user's scans."""
 
     NEWEST = "newest"
     RISK = "risk"
@@ -236,8 +237,8 @@ class Order(StrEnum):
         return (newest, Scan.study_id, Scan.id)
 
 
-# For worklists by risk and by uncertainty. Defined outside the class, since with the name of an
-# inherited column in place of the column Alembic sees another index on SQLite.
+# For worklists by risk and by uncertainty. Defined outside the class, because Alembic sees a
+# different index on SQLite if an inherited column is given by name.
 Index(
     "ix_scan_risk",
     Scan.user_id,
@@ -249,7 +250,7 @@ Index(
 Index(
     "ix_scan_margin", Scan.user_id, Scan.stat.desc(), Scan.margin, Scan.created_at.desc(), Scan.id
 )
-# All that a worklist filters and sorts by, so that it reads the rows of one page only.
+# All columns that a worklist filters and sorts by, so that it reads the rows of one page only.
 Index(
     "ix_scan_worklist",
     Scan.user_id,
@@ -266,13 +267,13 @@ Index(
 )
 
 IS_OPEN = Scan.finished_at.is_(None) & Scan.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
-"""The condition of scans that wait or are analyzed; none of them has `finished_at`."""
+"""The condition for scans that are waiting or being analyzed; none of them has `finished_at`."""
 
 
 def urgent_room(user_id: str) -> int:
-    """Return how many more STAT scans that person may have in the queue (`MAX_STAT`).
+    """Return how many more STAT scans a user may have in the queue (`MAX_STAT`).
 
-    The person's row is locked, so the number holds until the caller commits.
+    The user's row is locked, so the number is valid until the caller commits.
     """
     lock_person(user_id)
     count = select(func.count()).where(Scan.user_id == user_id, Scan.stat, IS_OPEN)
