@@ -86,7 +86,7 @@ def listen(folder: Path) -> None:
 
 
 def tls_of(config: Mapping[str, Any]) -> ssl.SSLContext | None:
-    """Return the TLS context of the server; None where no certificate is set. With an authority
+    """Return the TLS context of the server; None if no certificate is set. With an authority
     (`DICOM_TLS_CA`) peers must show a certificate that it signed.
 
     Raises:

@@ -143,7 +143,7 @@ class Closer:
                 if time.monotonic() - self._swept_at > SWEEP_S:
                     self._swept_at = time.monotonic()
                     self._spool.sweep()
-            except Exception as err:  # noqa: BLE001 - whatever it is, the next look begins anew.
+            except Exception as err:  # noqa: BLE001 - the next round retries, whatever failed.
                 log.error("studies cannot be closed: %s", type(err).__name__)
 
 

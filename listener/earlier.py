@@ -27,8 +27,7 @@ class Part:
         instances: keyed hashes of its instances.
         answers: the destinations that get its result.
         copies: the stored copies of those that were not sent again.
-        originals: the original UID of each copy, by its new UID; empty where no result is sent
-            back.
+        originals: the original UID of each copy, by its new UID; empty if no result is sent back.
     """
 
     scan_id: str

@@ -45,8 +45,8 @@ required = DataRequired("Please fill in this field.")
 
 
 def is_id(text: str) -> bool:
-    """Return whether `text` looks like the id of a row. Nothing else is sent to the database, since
-    PostgreSQL rejects NUL characters.
+    """Return whether `text` looks like the id of a row. Nothing else is sent to the database,
+    because PostgreSQL rejects NUL characters.
     """
     return re.match(ID, text) is not None
 

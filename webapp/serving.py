@@ -321,9 +321,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.linger(conn)
 
     def linger(self, conn: TConn) -> None:
-        """Close the sending side, then read and discard until the client closes the connection:
-        with bytes unread it would be reset, and the answer lost. gunicorn itself waits for this in
-        the main loop, up to two seconds per client.
+        """Close the sending side, then read and discard until the client closes the connection: if
+        bytes were unread, the connection would be reset and the response lost. gunicorn itself
+        waits for this in the main loop, up to two seconds per client.
         """
         try:
             conn.sock.shutdown(socket.SHUT_WR)

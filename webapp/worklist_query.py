@@ -47,7 +47,7 @@ _STAT = func.max(case((Scan.stat, 1), else_=0))
 _NEWEST = (Scan.created_at.desc(), Scan.study_id.asc())
 _WORST_VERDICT = func.min(_VERDICT_RANK)
 # Rank and risk in one number: 2 x rank dominates because risk <= 1, so the minimum belongs to the
-# worst verdict and, among the series with that verdict, to the highest risk. `_RISK` recovers it.
+# worst state and, among the series with that state, to the highest risk. `_RISK` recovers it.
 _WORST = func.min(2 * _VERDICT_RANK - Scan.risk)
 _RISK = 2 * _WORST_VERDICT - _WORST
 _WORST_FIRST = (
@@ -65,14 +65,14 @@ class Study:
     """An entry of a worklist.
 
     Attributes:
-        scans: the listed series, the worst verdict first.
+        scans: the listed series, the worst state first.
         chosen: the number of its series that match the filters.
         total: the number of all its series.
         slice_count: the total of the matching series.
         stat: True if at least one matching series is urgent.
         status: the status of the series that needs attention first: running, waiting, done.
         verdict_state: the worst one; None if there is none.
-        risk: the highest probability among the series with that verdict.
+        risk: the highest probability among the series with that state.
     """
 
     id: str
@@ -453,7 +453,7 @@ def _totals(which: Sequence[ColumnElement[bool]]) -> dict[str, int]:
 def _listed_series(
     which: Sequence[ColumnElement[bool]], study_ids: Iterable[str]
 ) -> dict[str, list[Scan]]:
-    """Return the series to list of each of these studies, the worst verdict first."""
+    """Return the series to list of each of these studies, the worst state first."""
     number = func.row_number().over(partition_by=Scan.study_id, order_by=_WORST_FIRST)
     ranked = select(Scan.id, number.label("number")).where(*which).subquery()
     listed = (
@@ -470,7 +470,7 @@ def _listed_series(
 
 
 def _summaries(which: Sequence[ColumnElement[bool]]) -> Sequence[Row[Any]]:
-    """Return one row per study with the counts and the worst verdict of its series."""
+    """Return one row per study with the counts and the worst state of its series."""
     summaries = (
         select(
             Scan.study_id,

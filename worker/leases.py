@@ -226,8 +226,8 @@ def _in_order(
 
 
 def is_queued(table: type[Row]) -> ColumnElement[bool]:
-    """Return the condition of the queue's partial index as a literal, since the planner cannot use
-    the index with a parameter.
+    """Return the condition of the queue's partial index as a literal, because the planner cannot
+    use the index with a parameter.
     """
     return table.status == literal_column(f"'{JobStatus.QUEUED}'")
 

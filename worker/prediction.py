@@ -240,13 +240,13 @@ def read(scan: Scan) -> Outcome:
     outcome = Outcome(scan)
     try:
         outcome.series = read_original(scan)
-    except Exception as err:  # noqa: BLE001 - one scan must not take its batch mates with it.
+    except Exception as err:  # noqa: BLE001 - one scan must not fail the rest of its batch.
         outcome.fail_for(err)
     return outcome
 
 
 def ask(version: ModelVersion, chosen: Sequence[tuple[Outcome, Series]]) -> None:
-    """Analyze these scans with the version; hand them back if it cannot be loaded."""
+    """Analyze these scans with the version; return them to the queue if it cannot be loaded."""
     ids = [outcome.scan.id for outcome, _ in chosen]
     if not loads(version):
         hand_back_for_later(ids)  # the next claim raises the alarm
@@ -279,7 +279,7 @@ def render(outcome: Outcome) -> None:
         if outcome.scan.kind == "dicom" and outcome.result.outlines.outlined_slices:
             slices = len(outcome.series.slices)
             outcome.can_be_segmented = can_be_segmented(outcome.scan, slices)
-    except Exception as err:  # noqa: BLE001 - one scan must not take its batch mates with it.
+    except Exception as err:  # noqa: BLE001 - one scan must not fail the rest of its batch.
         outcome.fail_for(err)
 
 
@@ -332,7 +332,7 @@ def score(predictor: Predictor, chosen: Sequence[tuple[Outcome, Series]], watch:
         answered = list(zip(chosen, results, strict=True))
     except Stopped:
         return
-    except Exception as err:  # noqa: BLE001 - scoring one by one shows which scan it was.
+    except Exception as err:  # noqa: BLE001 - scoring one by one shows which scan failed.
         log.warning(
             "scans=%s the batch failed and is scored one by one: %s",
             ",".join(outcome.scan.id for outcome, _ in chosen),

@@ -87,7 +87,7 @@ def send(delivery: ResultDelivery) -> None:
         sentence = str(err)
         same = ResultDelivery.destination == delivery.destination
         in_transaction(lambda: note_failure(delivery, sentence, RETRY_S, same))
-    except Exception as err:  # noqa: BLE001 - logged, but for its text, which may quote a header.
+    except Exception as err:  # noqa: BLE001 - logged without its message, which may quote a header.
         db.session.rollback()
         log.error("result_delivery=%s failed unexpectedly: %s", delivery.id, place_of(err))
         in_transaction(lambda: leases.fail(ResultDelivery, owner, {ids[0]: UNEXPECTED}))

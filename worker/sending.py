@@ -66,7 +66,7 @@ def within(limit_s: float, deliver: Callable[[], None]) -> None:
     def run() -> None:
         try:
             deliver()
-        except Exception as err:  # noqa: BLE001 - handed over.
+        except Exception as err:  # noqa: BLE001 - passed to the waiting thread, which raises it.
             ended.put(err)
         else:
             ended.put(None)

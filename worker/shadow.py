@@ -79,7 +79,7 @@ def _carry_through(row: ShadowAnswer) -> bool:
         log.error("shadow=%s ended: %s", row.shadow_id, sentence)
     except (ImageError, MissingFile):
         in_transaction(lambda: _skip(row))  # Due to the storage, not the candidate.
-    except Exception as err:  # noqa: BLE001 - a candidate may fail in any way, and costs nobody a verdict.
+    except Exception as err:  # noqa: BLE001 - a candidate may fail in any way without affecting results.
         _fail(row, err, time.process_time() - began)
     else:
         columns = {

@@ -380,7 +380,7 @@ def create_queue_index(table: str, columns: list[Any]) -> None:
 
 
 def make_audit_log_append_only() -> None:
-    """Let the database refuse every change to the entries of the audit log."""
+    """Have the database refuse every change to the contents of the audit log."""
     if op.get_bind().dialect.name == "postgresql":
         op.execute(
             "CREATE FUNCTION refuse_to_change_audit_event() RETURNS trigger LANGUAGE plpgsql "

@@ -192,7 +192,7 @@ def evaluation_answers(evaluation_id: str) -> ResponseReturnValue:
     "/evaluations/<evaluation_id>/mistakes/<int:index>-heat.png", endpoint="mistake_heat"
 )
 def mistake_picture(evaluation_id: str, index: int) -> ResponseReturnValue:
-    """Send the picture of one of the worst mistakes, or its heat map."""
+    """Send the image of one of the worst mistakes, or its heat map."""
     evaluation = done(evaluation_id)
     if index >= len(evaluation.mistakes or ()):
         abort(404)

@@ -273,7 +273,7 @@ def _own_scans() -> list[tuple[str, str]]:
 
 
 def _restructuring_versions() -> list[tuple[str, str]]:
-    """Return the versions that restructure their inputs, the newest first."""
+    """Return the versions that restructure their inputs, newest first."""
     versions = db.session.scalars(
         select(ModelVersion)
         .where(ModelVersion.card[("settings", "restructure")].as_string() == "autoencoder")

@@ -12,7 +12,7 @@ from threading import Lock
 import flask_smorest
 from flask import Flask, Response
 
-from webapp.api import (  # noqa: F401 - they add the operations.
+from webapp.api import (  # noqa: F401 - importing them registers the operations.
     dataset_images,
     datasets,
     deliveries,

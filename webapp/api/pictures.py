@@ -147,7 +147,7 @@ def outline_mask(scan_id: str) -> Response:
 
 
 def outline_of(scan_id: str) -> Row[Any]:
-    """Return the columns `webapp.pictures.OUTLINE` of a scan with a result.
+    """Return the `webapp.pictures.OUTLINE` columns of a scan with a result.
 
     Raises:
         NotFound: the token's owner has no such scan, or it ended without a result.

@@ -438,7 +438,7 @@ class LiveModelSchema(Schema):
 
 
 class LiveModelsSchema(Schema):
-    """The versions that were live at a time; null where none of that kind was."""
+    """The versions that were live at a time; null if there was none of that kind."""
 
     at = fields.AwareDateTime(required=True)
     slice = fields.Nested(LiveModelSchema, required=True, allow_none=True)

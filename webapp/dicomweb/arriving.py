@@ -191,8 +191,8 @@ def taken_along(
 
 
 def stored_scans(user_id: str, study_uids: Sequence[str]) -> list[Stored]:
-    """Return the scans of these studies that do not wait for more, the newest first; if its copies
-    are gone, a scan has no instances.
+    """Return the scans of these studies that do not wait for more, newest first; a scan whose
+    copies are gone has no instances.
 
     Raises:
         StorageError: the stored copies cannot be read.

@@ -137,7 +137,7 @@ class AuditEvent(db.Model):
 
 class AuditLink(db.Model):
     """A link of the hash chain over the audit log (`webapp.audit_chain`). Append-only, too; links
-    of events that were trimmed go with them.
+    of trimmed events are deleted with them.
 
     Attributes:
         position: counts from 1 without a gap, in the order in which events were sealed.

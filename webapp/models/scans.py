@@ -417,12 +417,12 @@ class Answer:
 
     @property
     def verdict(self) -> str:
-        """The verdict as a sentence."""
+        """The result as a sentence."""
         return "Brain Hemorrhage Detected." if self.positive else "No Brain Hemorrhage Detected."
 
     @property
     def state(self) -> State:
-        """Whether the verdict is positive, negative or inconclusive."""
+        """Whether the result is positive, negative or inconclusive."""
         return state_of(positive=self.positive, uncertain=self.uncertain)
 
 
@@ -494,7 +494,7 @@ class EarlierAnswer(Answer, db.Model):
 
 
 class Heatmap(Leased, db.Model):
-    """The heat map of a prediction, drawn after the verdict is stored; a job like any other.
+    """The heat map of a prediction, drawn after the result is stored; a job like any other.
 
     Attributes:
         user_id: the owner of the scan, repeated here for the index of the queue.
@@ -550,7 +550,7 @@ def draw_heatmap(scan_id: str, user_id: str) -> bool:
 
 
 def result_of(scan: Scan) -> dict[str, Any] | None:
-    """Return the verdict as the API's `Result`, without the URLs, which the caller adds; None if
+    """Return the prediction as the API's `Result`, without the URLs, which the caller adds; None if
     there is none yet.
     """
     prediction = scan.prediction
