@@ -1,4 +1,4 @@
-# Three images from one file: `web` and `predict` have no TensorFlow, `train` has.
+# Three images from one file: `web` and `predict` do not contain TensorFlow, `train` does.
 #   docker build --target predict -t hemoscan-predict .
 
 ARG PYTHON_IMAGE=python:3.12-slim@sha256:2f17fc044b579bab302c2e8054d3a686e2cb9a83de48e70534b94cd8ebbe06a9
@@ -10,7 +10,7 @@ ENV PYTHONUNBUFFERED=1 \
     HOME=/tmp \
     HEMOSCAN_HOME=/var/hemoscan
 WORKDIR /app
-# The volumes take over the owner of these folders.
+# The volumes inherit the owner of these folders.
 RUN useradd --system --uid 10001 --no-create-home hemoscan \
     && install --directory --owner=hemoscan --mode=0700 /var/hemoscan /files
 COPY webapp/requirements.txt webapp/requirements.txt
@@ -19,11 +19,11 @@ RUN pip install --no-cache-dir --require-hashes -r webapp/requirements.txt
 FROM base AS web
 COPY webapp webapp
 COPY migrations migrations
-# Setup puts the starter models into storage; of `ml` the web application knows these modules only.
+# Setup stores the starter models; the web application uses only these modules of `ml`.
 COPY ml/__init__.py ml/catalogue.py ml/errors.py ml/expected_time.py ml/named_points.py ml/verdict.py ml/
 COPY ml/starter ml/starter
 COPY ml/starter_series ml/starter_series
-# Once here, as nobody may write into /app later: otherwise each process would compile all of it.
+# Compiled once here: /app is read-only later, and each process would compile all of it again.
 RUN python -m compileall -q webapp ml migrations
 USER 10001
 EXPOSE 8000

@@ -4,11 +4,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 UV ?= $(VENV)/bin/uv
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-# The first interpreter that will do; name another with PYTHON=….
+# The first suitable interpreter; choose another one with PYTHON=….
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do $$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 ARGS ?=
-# All tests take two processes, in the order of the folders: tests/e2e has the longest, with which one process would be left
-# alone at the end. Those that ARGS picks are quicker in one.
+# All tests run in two processes, in the order of the folders: tests/e2e has the longest tests, which would otherwise keep one process
+# busy alone at the end. Tests selected with ARGS run faster in one process.
 TESTS = $(if $(ARGS),$(ARGS),-n 2 --dist loadfile --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
@@ -17,12 +17,12 @@ TESTS = $(if $(ARGS),$(ARGS),-n 2 --dist loadfile --no-loadscope-reorder)
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+( [a-z-]+)*:.*## / {printf "make %-42s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(VENV)/.installed  ## Make .venv with what Hemoscan needs to run.
+install: $(VENV)/.installed  ## Create .venv with everything that Hemoscan needs to run.
 
 run: $(VENV)/.installed  ## Start everything on http://127.0.0.1:8000 (PORT and HEMOSCAN_HOME choose others); Ctrl-C stops it.
 	@exec $(PY) -m webapp.embedded
 
-test: $(VENV)/.installed-tests  ## Run all tests; ARGS="-k login" picks some.
+test: $(VENV)/.installed-tests  ## Run all tests; ARGS="-k login" selects some.
 	@$(PY) -m pytest $(TESTS)
 
 sure: $(VENV)/.installed-tests  ## Check format, lint and types, then run all tests: what CI does.
@@ -31,7 +31,7 @@ sure: $(VENV)/.installed-tests  ## Check format, lint and types, then run all te
 	@$(PY) -m mypy
 	@$(PY) -m pytest $(TESTS)
 
-bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails where a limit is broken.
+bench: $(VENV)/.installed  ## Measure the speed of models and service; fails if a limit is exceeded.
 	@$(PY) -m bench.models
 	@$(PY) -m bench.series
 	@$(PY) -m bench.peers
@@ -45,33 +45,33 @@ bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails 
 	@$(PY) -m bench.scale
 	@$(PY) -m bench.overload
 
-screenshots: $(VENV)/.installed-tests  ## Make the pictures in docs/ and on the front page with phantoms; needs Chromium.
+screenshots: $(VENV)/.installed-tests  ## Take the screenshots in docs/ and on the front page, with phantoms; needs Chromium.
 	@$(PY) -m bench.screenshots
 
-chaos: $(VENV)/.installed  ## Kill, pause and cut off everything while 1,000 scans come in; fails where one is lost, doubled or stuck.
+chaos: $(VENV)/.installed  ## Kill, pause and disconnect processes while 1,000 scans are submitted; fails if one is lost, duplicated or stuck.
 	@$(PY) -m bench.chaos $(ARGS)
 
-fuzz: $(VENV)/.installed-tests  ## Send 10,000 spoiled uploads, and requests that nobody should make; fails where one does harm.
+fuzz: $(VENV)/.installed-tests  ## Send 10,000 corrupted uploads, and requests that must be refused; fails if one does harm.
 	@nice $(PY) -m bench.fuzz $(ARGS)
 
-web worker-predict worker-train beat dicom-listen: $(VENV)/.installed  ## Start one process with the settings of the environment.
+web worker-predict worker-train beat dicom-listen: $(VENV)/.installed  ## Start one process with the settings in the environment.
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; export PATH; exec $(shell sed -n 's/^$@: //p' Procfile)
 
-# The largest set first; the others take its versions, so that every image and every test runs the same code.
+# The largest set first; the others reuse its versions, so that every image and every test runs the same code.
 COMPILE = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 AS_TESTED = -c tests/requirements.txt
 
-lock: $(if $(filter $(VENV)/%,$(UV)),$(VENV)/.installed-tests)  ## Lock the requirements anew; ARGS=--upgrade takes newer versions.
+lock: $(if $(filter $(VENV)/%,$(UV)),$(VENV)/.installed-tests)  ## Lock the requirements again; ARGS=--upgrade allows newer versions.
 	@$(COMPILE) --group dev -o tests/requirements.txt $(ARGS)
 	@$(COMPILE) --group web $(AS_TESTED) -o webapp/requirements.txt $(ARGS)
 	@$(COMPILE) --group predict $(AS_TESTED) -o worker/requirements.txt $(ARGS)
 	@$(COMPILE) --group train $(AS_TESTED) -o ml/requirements.txt $(ARGS)
 
-# Strict: what could not be looked up counts as a finding. Needs pypi.org itself, since a mirror knows no advisories.
-audit: $(if $(filter $(VENV)/%,$(UV)),$(VENV)/.installed-tests)  ## Look up the locked requirements among the known vulnerabilities.
+# Strict: a package that could not be looked up counts as a finding. Needs pypi.org itself, because mirrors have no advisories.
+audit: $(if $(filter $(VENV)/%,$(UV)),$(VENV)/.installed-tests)  ## Check the locked requirements for known vulnerabilities.
 	@$(UV) tool run pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r tests/requirements.txt $(ARGS)
 
-# Stamps: an installation counts when it is complete, so an interrupted one is done again.
+# Stamp files: they are written when an installation is complete, so an interrupted one is repeated.
 $(VENV)/.made:
 	@$(if $(PYTHON),,echo "Hemoscan needs Python 3.11, 3.12 or 3.13; if it has an unusual name: make PYTHON=/path/to/python3.12" >&2; exit 1)
 	@$(PYTHON) -c '$(SUITABLE)' || { echo "Hemoscan needs Python 3.11, 3.12 or 3.13, which $(PYTHON) is not." >&2; exit 1; }
@@ -79,9 +79,9 @@ $(VENV)/.made:
 	@touch $@
 
 PIP = $(PY) -m pip install --disable-pip-version-check
-# Says how far pip is, every 20 packages. Where pip fails, this fails and shows what pip complained of; where it succeeds,
-# its warnings help nobody.
-# $(1): the requirements file; $(2): the files that name its packages.
+# Reports pip's progress every 20 packages. If pip fails, this fails and shows pip's error messages; if it succeeds,
+# its warnings are hidden.
+# $(1): the requirements file; $(2): the files that list its packages.
 INSTALL = { $(PIP) --progress-bar off --require-hashes -r $(1) 2>$(VENV)/.pip-errors && echo "pip is done"; } | { \
 	count=0; is_done=; total=$$(sed -n 's/^\([A-Za-z0-9._-]*\).*==.*/\1/p' $(2) | sort -u | wc -l | tr -d ' '); \
 	while IFS= read -r line; do case "$$line" in \

@@ -79,14 +79,14 @@ def listen(folder: Path) -> None:
             f"The listener cannot use DICOM_PORT {app.config['DICOM_PORT']}: {err.strerror}."
         ) from err
     closer.start()
-    log.info("%s listens at port %d", app.config["DICOM_AE_TITLE"], port)
+    log.info("%s listens on port %d", app.config["DICOM_AE_TITLE"], port)
     over.wait()
     listener.stop()
     closer.stop()
 
 
 def tls_of(config: Mapping[str, Any]) -> ssl.SSLContext | None:
-    """Return the TLS context of the server; None where no certificate is set. With an authority
+    """Return the TLS context of the server; None if no certificate is set. With an authority
     (`DICOM_TLS_CA`) peers must show a certificate that it signed.
 
     Raises:
@@ -110,10 +110,10 @@ def tls_of(config: Mapping[str, Any]) -> ssl.SSLContext | None:
 
 @contextmanager
 def only_listener_on(folder: Path) -> Iterator[None]:
-    """Lock the folder of the studies that come in.
+    """Lock the folder of incoming studies.
 
     Raises:
-        CannotStart: another listener has it, or it cannot be written to.
+        CannotStart: another listener has locked it, or it is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,4 +1,4 @@
-"""Closes studies that are complete: they become scans as an upload does, or a refusal that
+"""Closes complete studies: their files become scans as an upload's do, or are refused, which
 administrators see.
 """
 
@@ -42,7 +42,9 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.5
 FIRST_RETRY_S, LAST_RETRY_S = 2.0, 300.0
 MOST_FAILURES = 5
-"""A study is given up after this many failures that are not of the storage or the database."""
+"""A study is given up after this many failures that are due neither to storage nor to the
+database.
+"""
 SWEEP_S = 600
 GIVEN_UP = "The study could not be stored because of an internal error; see the log."
 WAITS_FOR_ROOM = (
@@ -61,8 +63,8 @@ OF_PATIENT_AND_STUDY = (
 
 @dataclass(frozen=True)
 class PutOff:
-    """A study that could not be made into scans: until when it waits, for how long, and how many of
-    its failures were of neither storage nor database.
+    """A study that could not be made into scans: until when it waits, how long the last wait was,
+    and how many of its failures were due to neither storage nor the database.
     """
 
     until: float = 0.0
@@ -125,7 +127,7 @@ class Closer:
         wait_s = min(max(FIRST_RETRY_S, 2 * waited_s), LAST_RETRY_S)
         self._put_off[study.key] = PutOff(time.monotonic() + wait_s, wait_s, failures)
         log.warning(
-            "a study of %s could not be taken in and is tried again: %s",
+            "a study of %s could not be accepted and will be retried: %s",
             ", ".join(study.about.senders),
             type(err).__name__,
         )
@@ -141,16 +143,17 @@ class Closer:
                 if time.monotonic() - self._swept_at > SWEEP_S:
                     self._swept_at = time.monotonic()
                     self._spool.sweep()
-            except Exception as err:  # noqa: BLE001 - whatever it is, the next look begins anew.
+            except Exception as err:  # noqa: BLE001 - the next round retries, whatever failed.
                 log.error("studies cannot be closed: %s", type(err).__name__)
 
 
 def take_in(study: Study) -> list[str]:
-    """Make scans of a study, except of series that are scans already, and commit; return the ids.
-    If part of a series is a scan already, the whole series becomes a new scan that replaces it.
+    """Make scans of a study, except for series that already are scans; commit and return the
+    ids.
+    If part of a series already is a scan, the whole series becomes a new scan that replaces it.
 
     Raises:
-        StorageError, SQLAlchemyError, QuotaReached, Changed: it has to be tried again later.
+        StorageError, SQLAlchemyError, QuotaReached, Changed: it has to be retried later.
     """
     about = study.about
     user_id = account_of(about.account)
@@ -178,7 +181,7 @@ def take_in(study: Study) -> list[str]:
         if len(fresh) == 1:
             return whole.refuse([str(err)])
     scan_ids, sentences = [], []
-    for files in fresh:  # A refused series does not make the others fail.
+    for files in fresh:  # Separately, so that a refused series does not make the others fail.
         try:
             scan_ids += whole.take_in(files, is_alone=False)
         except QuotaReached:
@@ -204,14 +207,14 @@ class _Arrived:
         self._study, self._user_id, self._scans = study, user_id, scans
         self._study_id, self._at = study_id, at
         self._known = {scan.scan_id for scan in scans}
-        # Scans that were made at one time.
+        # Instances whose scans were made at the same time.
         self._made: dict[str, set[str]] = {}
         for scan in scans:
             self._made.setdefault(scan.study_id, set()).update(scan.instances)
 
     def has(self, instances: Set[str]) -> bool:
-        """Return whether all of these instances of a series were made into scans at one time; scans
-        made at different times are parts of the series.
+        """Return whether all of these instances of a series became scans at the same time; scans
+        made at different times each hold part of the series.
         """
         return any(instances <= made for made in self._made.values())
 
@@ -228,7 +231,7 @@ class _Arrived:
             is_alone: no other scan is made of the study.
 
         Raises:
-            UploadRejected: they are refused.
+            UploadRejected: the files are refused.
             StorageError: they cannot be stored now, or stored slices of their series cannot be
                 read.
             Changed: the stored slices of their series changed meanwhile, or another listener made
@@ -265,7 +268,7 @@ class _Arrived:
             heirs = heirs_of(parts, held, self.has)
             left_out = set(names).difference(*held)
             link = self._link(files, parts, uids) if answers else None
-            # Set before the insertion, when the owner's studies are counted.
+            # Set before the insertion, which counts the owner's studies.
             for scan in scans:
                 scan.study_id, scan.created_at, scan.queued_at = self._study_id, self._at, self._at
             db.session.flush()
@@ -315,7 +318,7 @@ class _Arrived:
 
 
 def patient_of(path: Path) -> dict[str, Any]:
-    """Return a file's attributes of patient and study as DICOM JSON, without those that cannot be
+    """Return a file's patient and study attributes as DICOM JSON, without those that cannot be
     read.
     """
     with warnings.catch_warnings():
@@ -328,8 +331,8 @@ def patient_of(path: Path) -> dict[str, Any]:
 
 
 def _missing(study: Study) -> list[str]:
-    """Return sentences about what may be missing: instances that were refused when they came, and
-    an association that broke off.
+    """Return sentences about what may be missing: instances that were refused on arrival, and an
+    association that broke off.
     """
     refused = [
         f"Refused on arrival ({count}): {sentence}"

@@ -1,5 +1,5 @@
-"""Stored parts of the series of a study: the scans that hold them, and the copies of those slices
-that were not sent again.
+"""The parts of a study's series that are already stored: the scans that hold them, and the copies
+of those slices that were not sent again.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ class Part:
         instances: keyed hashes of its instances.
         answers: the destinations that get its result.
         copies: the stored copies of those that were not sent again.
-        originals: the original UID of each copy, by its new UID; empty where no result is sent
-            back.
+        originals: the original UID of each copy, by its new UID; empty if no result is sent back.
     """
 
     scan_id: str
@@ -51,7 +50,7 @@ def parts_of(
 
     Args:
         scans: all scans of the study (`webapp.routing.received_scans`).
-        files: what arrived.
+        files: the files that arrived.
         answers: the destinations of their results.
         uids: gives the UIDs of the copies.
         folder: where copies are fetched to.
@@ -141,10 +140,10 @@ def heirs_of(
 
 
 def series_of(name: str) -> str:
-    """Return the keyed hash of the series of an instance."""
+    """Return the keyed hash of an instance's series."""
     return name.partition("-")[0]
 
 
 def series_of_scan(scan: Row[Any]) -> str:
-    """Return the keyed hash of the series of a scan, whose instances come first."""
+    """Return the keyed hash of a scan's series, given its instances."""
     return series_of(scan.instances[0])

@@ -195,7 +195,7 @@ class Listener:
             with self._app.app_context():
                 user_id = account_of(peer.account)
         except SQLAlchemyError as err:
-            log.warning("the database cannot be asked: %s", type(err).__name__)
+            log.warning("the database cannot be reached: %s", type(err).__name__)
             _reject(association, LATER)
             return
         if user_id is None:
@@ -229,11 +229,11 @@ class Listener:
         """Return the status of a complete instance.
 
         Raises:
-            StorageFull, UploadRejected: there is no room for it.
-            OSError: the disk refuses.
+            StorageFull, UploadRejected: there is no room for it, or it is refused.
+            OSError: writing to the disk failed.
         """
         size = path.stat().st_size
-        with suppress(SQLAlchemyError):  # A database that is away is asked when the study closes.
+        with suppress(SQLAlchemyError):  # If the database is away, closing the study checks it.
             try:
                 require_room(session.user_id)
                 require_cap()
@@ -343,7 +343,7 @@ class Listener:
         partial = getattr(message, "_data_set_file", None)
         if partial is not None:
             Path(partial.name).unlink(missing_ok=True)
-            if event.event is evt.EVT_CONN_CLOSE:  # No longer written to.
+            if event.event is evt.EVT_CONN_CLOSE:  # Nothing writes to it any more.
                 partial.close()
         with self._lock:
             return self._sessions.pop(event.assoc, None)
@@ -367,7 +367,7 @@ class Server(ThreadedAssociationServer):
 
     Attributes:
         is_known: whether an address is that of a peer.
-        most_connections: how many there may be at one time, in whatever state.
+        most_connections: the maximum number of simultaneous connections, in any state.
     """
 
     is_known: Callable[[str], bool]
@@ -385,7 +385,7 @@ class Server(ThreadedAssociationServer):
         return connection, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Return whether there may be another connection."""
+        """Return whether another connection may be opened."""
         with self._counting:
             has_room = self._greeted + len(self.active_associations) < self.most_connections
             self._greeted += has_room
@@ -462,8 +462,8 @@ def header_of(path: Path) -> DicomHeader | None:
 
 
 def status(code: int, sentence: str) -> Dataset:
-    """Return the status of a refused instance, with as much of the sentence as the comment may
-    hold.
+    """Return the status of a refused instance, with as much of the message as fits in the error
+    comment.
     """
     answer = Dataset()
     answer.Status = code

@@ -37,10 +37,10 @@ class About:
     """Facts about a study besides its instances.
 
     Attributes:
-        account: the username of the account that gets the scans.
-        senders: the AE titles that it came from.
+        account: the username of the account that owns the scans.
+        senders: the AE titles of the senders.
         answers: the destinations of results, and which results each gets.
-        refused: how many instances were refused, by the sentence that says why.
+        refused: how many instances were refused, by the sentence that gives the reason.
         is_cut_off: the last association that sent instances of it broke off.
     """
 
@@ -60,7 +60,7 @@ class About:
             self.answers.setdefault(name, peer.results.value)
 
     def add_refusal(self, sentence: str) -> None:
-        """Note that an instance was refused."""
+        """Record that an instance was refused."""
         if sentence in self.refused or len(self.refused) < MOST_REASONS:
             self.refused[sentence] = self.refused.get(sentence, 0) + 1
 
@@ -103,13 +103,13 @@ class Spool:
             os.utime(folder)
 
     def add(self, key: str, peer: Peer, account: str, path: Path, name: str) -> None:
-        """Move a complete file to its study; it is safe on the disk afterwards.
+        """Move a complete file to its study; it is synced to disk on return.
 
         Args:
-            name: the same for the same instance, of which the last one counts.
+            name: the same for every copy of an instance, of which the last one counts.
 
         Raises:
-            OSError: the disk is full, or refuses.
+            OSError: the disk is full, or writing failed.
         """
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -121,7 +121,7 @@ class Spool:
             self._settle(key)
 
     def refuse(self, key: str, peer: Peer, account: str, sentence: str) -> None:
-        """Note that an instance of a study was refused, and why."""
+        """Record that an instance of a study was refused, and why."""
         with self._lock:
             self._note(key, peer, account, sentence)
             self._settle(key)
@@ -133,7 +133,7 @@ class Spool:
             return len(sizes), sum(sizes)
 
     def note_association_over(self, key: str, *, is_cut_off: bool) -> None:
-        """Note how an association ended that sent a part of a study."""
+        """Record how an association ended that sent part of a study."""
         folder = self._open / key
         with self._lock:
             if not _counts(folder):
@@ -144,7 +144,7 @@ class Spool:
                 _write(folder, about)
 
     def end(self, key: str) -> None:
-        """Note that the sender announced a study as complete."""
+        """Record that the sender announced a study as complete."""
         with suppress(FileNotFoundError):
             (self._open / key / ENDED).touch(mode=0o600)
 
@@ -225,7 +225,7 @@ class Spool:
         with self._lock:
             target = self._open / key
             self._sizes.pop(key, None)
-            if not _counts(folder):  # The deletion had failed.
+            if not _counts(folder):  # An earlier deletion failed.
                 return
             if not _counts(target):
                 shutil.rmtree(target, ignore_errors=True)

@@ -13,8 +13,8 @@ extension = current_app.extensions["migrate"]
 
 
 def render_item(kind: str, item: Any, _: Any) -> str | Literal[False]:
-    """Write our own type as what it is in the database, so that a migration never depends on
-    today's code.
+    """Write our own column types as their database types, so that a migration never depends on the
+    current code.
     """
     return "sa.DateTime()" if kind == "type" and isinstance(item, UtcDateTime) else False
 

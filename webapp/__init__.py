@@ -1,7 +1,7 @@
 """Hemoscan's web application: accounts, uploads, results, administration and the JSON API.
 
 Imported inside the functions is what each needs, because every process loads this package: the
-supervisor of `make run` does without Flask, and workers without pages and API.
+supervisor of `make run` works without Flask, and workers without pages and API.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # The supervisor of `make run` does without Flask.
+if TYPE_CHECKING:  # The supervisor of `make run` works without Flask.
     from flask import Flask
 
 __version__ = "0.1.0"
@@ -60,7 +60,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 
 
 def create_core(config: Mapping[str, Any] | None = None) -> Flask:
-    """Return the application without pages, API and commands, which is what workers need:
+    """Return the application without pages, API and commands, as workers need it: with
     configuration, database, queue and storage. It starts in less than half the time.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Writes the audit log: an event is committed together with the act that it records, or neither
+"""Writes the audit log: an event is committed together with the action that it records, or neither
 is.
 """
 
@@ -15,13 +15,13 @@ from webapp.forms import is_id
 from webapp.models import Act, AuditEvent, Scan
 
 SELDOM_S = 60
-"""Refused requests are recorded at most once in this time for each person or address, so that
-nobody can fill the log.
+"""Refused requests are recorded at most once in this time for each user or address, so that nobody
+can flood the log.
 """
 
 
 def init_audit(app: Flask) -> None:
-    """Make `app` record requests for what belongs to others."""
+    """Make `app` record requests for objects that belong to others."""
     app.after_request(record_refusal)
 
 
@@ -32,11 +32,11 @@ def record(
     actor_id: str | None = None,
     detail: str | None = None,
 ) -> None:
-    """Add an event; the caller commits it with the act.
+    """Add an event; the caller commits it together with the action.
 
     Args:
-        object_id: id of the row that it was done to.
-        actor_id: id of the person who did it; by default the one who sent this request.
+        object_id: id of the row that the action applied to.
+        actor_id: id of the user who did it; by default the one who sent this request.
         detail: what was chosen, in at most 120 characters and without names of people.
     """
     db.session.add(
@@ -51,7 +51,7 @@ def record(
 
 
 def whose_request() -> str | None:
-    """Return the id of the person who sent this request, by login or API token; None if unknown."""
+    """Return the id of the user who sent this request, by login or API token; None if unknown."""
     if not has_request_context():
         return None
     if owner := g.get("token_owner_id"):
@@ -69,8 +69,8 @@ def address() -> str:
 
 
 def record_refusal(answer: Response) -> Response:
-    """Record a request for another person's scan, or of a user for an administrator's page; both
-    are answered with 404.
+    """Record a request for another user's scan, or a non-administrator's request for an
+    administrator's page; both get status 404.
     """
     if answer.status_code != 404 or request.endpoint is None or (person := whose_request()) is None:
         return answer
@@ -88,8 +88,8 @@ def record_refusal(answer: Response) -> Response:
 
 
 def record_seldom(act: Act, object_id: str | None, *whose: ColumnElement[bool]) -> None:
-    """Add an event unless one of this act that matches `whose` was recorded in the last `SELDOM_S`
-    seconds; the caller commits.
+    """Add an event unless one for the same action that matches `whose` was recorded in the last
+    `SELDOM_S` seconds; the caller commits.
     """
     newest = (
         select(AuditEvent.at)

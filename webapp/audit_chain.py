@@ -1,8 +1,9 @@
-"""A hash chain over the audit log, by which a changed, deleted or slipped-in event is noticed.
+"""A hash chain over the audit log, which reveals changed, deleted or inserted events.
 
-Requests only add events. A maintenance worker seals them seconds later: it appends a link for each
-to the chain, which holds the hash of the event and of the link before. Links count in the order of
-sealing, since on PostgreSQL an event with a smaller id may be committed after one with a larger id.
+Requests only add events. A maintenance worker seals them seconds later: it appends a link to the
+chain for each event, which holds the hash of the event and of the previous link. The order of links
+is the order of sealing, because on PostgreSQL an event with a smaller id may be committed after one
+with a larger id.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ SEALED_AT_ONCE = 500
 VERIFIED_AT_ONCE = 5000
 TRIMMED_AT_ONCE = 2000
 LATE_IDS = 1000
-"""An event that is committed so many ids late is still sealed by the next sweep; the hourly
-cleanup looks for any.
+"""An event that is committed this many ids late is still sealed by the next sweep; the hourly
+cleanup looks for any that are later.
 """
 ANY = 2**31 - 1
 OPEN_S = 600
-"""Events that are not sealed after this long are reported: no maintenance worker is running."""
-LOCK = 0x61756469  # "audi": PostgreSQL's advisory locks are numbers.
+"""Events that are not sealed after this time are reported: no maintenance worker is running."""
+LOCK = 0x61756469  # "audi" in ASCII: PostgreSQL identifies advisory locks by numbers.
 
 
 @dataclass(frozen=True)
 class Head:
-    """The end of the chain, or its beginning where nothing is sealed: a position and its hash.
+    """The end of the chain, or its beginning if nothing is sealed: a position and its hash.
 
-    If it is noted elsewhere, one can check later that everything before it is unchanged.
+    If it is also stored elsewhere, one can check later that everything before it is unchanged.
     """
 
     position: int
@@ -52,13 +53,13 @@ class Head:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a verification found.
+    """The result of a verification.
 
     Attributes:
         events: how many events were verified.
         head: the end of the chain.
-        unsealed: events that were not sealed within `OPEN_S`.
-        problem: where the chain is broken, a sentence; None while it is not.
+        unsealed: the number of events that were not sealed within `OPEN_S`.
+        problem: where the chain is broken, as a sentence; None if it is intact.
     """
 
     events: int
@@ -68,8 +69,8 @@ class Verification:
 
 
 def hash_of(previous: str, event: Any) -> str:
-    """Return the hash of a link, 64 hexadecimal digits: SHA-256 of the hash before and all that the
-    event holds. It is an `AuditEvent`, or a row of its columns.
+    """Return the hash of a link, 64 hexadecimal digits: SHA-256 of the previous hash and all fields
+    of the event, which is an `AuditEvent` or a row of its columns.
     """
     content = [
         event.id,
@@ -85,11 +86,12 @@ def hash_of(previous: str, event: Any) -> str:
 
 
 def seal(late_ids: int = LATE_IDS) -> int:
-    """Append links for events that have none, up to `SEALED_AT_ONCE`, oldest first; return how
-    many. The caller commits. Events with ids further than `late_ids` behind are not looked for.
+    """Append links for up to `SEALED_AT_ONCE` events that have none, oldest first; return the
+    number of links. The caller commits. Events whose ids are further than `late_ids` behind are
+    ignored.
 
-    One process at a time does so: SQLite has one writer, and on PostgreSQL the others find the lock
-    taken and leave it to the one that holds it.
+    Only one process does this at a time: SQLite has one writer, and on PostgreSQL other processes
+    find the lock taken and do nothing.
     """
     if db.engine.dialect.name == "postgresql" and not db.session.scalar(
         select(func.pg_try_advisory_xact_lock(LOCK))
@@ -126,8 +128,8 @@ def head_of_chain() -> Head:
 
 
 def anchor_of_chain() -> Head:
-    """Return where the chain begins: its start, or what trims left; of two at the same moment the
-    one that went further, as the triggers have it.
+    """Return where the chain begins: its start, or the anchor left by trimming; of two anchors from
+    the same moment the later in the chain, as in the triggers.
     """
     order = AuditAnchor.position.desc(), AuditAnchor.id.desc()
     furthest = db.session.scalar(select(AuditAnchor).order_by(*order).limit(1))
@@ -135,10 +137,9 @@ def anchor_of_chain() -> Head:
 
 
 def verify(noted: Head | None = None) -> Verification:
-    """Compute all hashes again, and look for `noted`, an earlier head that must still be there.
-
-    Commits, and reads without SQLite's write lock. If the log is trimmed meanwhile, it begins
-    again.
+    """Recompute all hashes, and check that `noted`, an earlier head, is still in the chain.
+    Commits, and reads without SQLite's write lock. If the log is trimmed meanwhile, the
+    verification starts again.
     """
     db.session.commit()
     token = reads_only.set(True)
@@ -168,7 +169,7 @@ def _verified_from(anchor: Head, noted: Head | None) -> Verification:
                 problem = _problem_of_head(wanted, at, last)
             if problem is not None:
                 break
-        db.session.commit()  # Nothing is held for as long as a long log takes.
+        db.session.commit()  # Verifying a long log takes time; no transaction is open meanwhile.
     reached = max((head.position for head in wanted), default=at)
     if problem is None and reached > at:
         problem = f"The end is gone: the chain reached {reached} before, and ends at {at}."
@@ -206,14 +207,14 @@ def _problem_of_link(row: Row[Any], at: int, last: str) -> str | None:
 
 
 def _problem_of_head(wanted: Sequence[Head], position: int, hash: str) -> str | None:
-    """Return a sentence where an earlier head at this position had another hash."""
+    """Return a sentence if an earlier head at this position had another hash."""
     if all(head.hash == hash for head in wanted if head.position == position):
         return None
     return f"The chain was rewritten: link {position} had another hash before."
 
 
 def _problem_of_anchor(anchor: Head) -> str | None:
-    """Return a sentence where the beginning was deleted and no trim is on record."""
+    """Return a sentence if the beginning was deleted and no trimming is on record."""
     if not anchor.position:
         return None
     on_record = select(AuditEvent.id).where(
@@ -234,20 +235,20 @@ def _unsealed() -> int:
 
 
 def verify_and_note() -> Verification:
-    """Verify the chain and keep what was found, for pages and metrics; the caller commits.
+    """Verify the chain and store the result, for pages and metrics; the caller commits.
 
-    Where it is broken, the head of the verification before is kept: otherwise the next one would
-    take the broken chain for the right one.
+    If the chain is broken, the head of the previous verification is kept: otherwise the next
+    verification would accept the broken chain as correct.
     """
     result = verify()
     before, head = newest_check(), result.head
     if result.problem is not None and before is not None:
         head = Head(before.position, before.hash)
     if result.problem is not None:
-        log.error("the audit log does not verify: %s", result.problem)
+        log.error("the audit log failed verification: %s", result.problem)
     else:
-        # Log collectors then have the head outside of the database, too.
-        log.info("the audit log verifies, events=%d head=%s", result.events, result.head)
+        # This puts the head into log collectors, outside of the database.
+        log.info("the audit log was verified, events=%d head=%s", result.events, result.head)
     db.session.execute(delete(AuditCheck))
     db.session.add(
         AuditCheck(
@@ -266,11 +267,11 @@ def newest_check() -> AuditCheck | None:
 
 
 def trim(days: int) -> int:
-    """Delete sealed events older than so many days, and commit; return how many.
+    """Delete sealed events older than this many days, and commit; return how many.
 
-    The last link that goes becomes the anchor from which the rest is verified, and an event says
-    so. The triggers let only those go that are before the anchor, so one that was interrupted is
-    finished by the next.
+    The last deleted link becomes the anchor from which the rest is verified, and an event records
+    this. The triggers allow deletion only before the anchor, so an interrupted trimming is
+    completed by the next one.
     """
     before = utc_now() - timedelta(days=days)
     first_kept = (
@@ -303,7 +304,7 @@ def _delete_up_to(position: int) -> int:
         if not some:
             db.session.commit()
             return trimmed
-        # Links last: the triggers look an event's link up.
+        # Links are deleted last, because the triggers look up an event's link.
         db.session.execute(delete(AuditEvent).where(AuditEvent.id.in_([row[1] for row in some])))
         db.session.execute(delete(AuditLink).where(AuditLink.position <= some[-1].position))
         db.session.commit()

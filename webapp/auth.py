@@ -123,7 +123,7 @@ def signup() -> str | tuple[str, int] | WerkzeugResponse:
 @blueprint.route("/login", methods=["GET", "POST"])
 @limits_guesses("20 per 10 minutes", whose=who_guesses)
 def login() -> str | tuple[str, int] | WerkzeugResponse:
-    """Log in with this browser; a person with a second factor is then asked for a code."""
+    """Log in with this browser; a user with a second factor is then asked for a code."""
     form = LoginForm(next=request.args.get("next"))
     if request.method == "GET" and current_user.is_authenticated:
         return redirect(local_target(form.next.data))
@@ -140,10 +140,10 @@ def login() -> str | tuple[str, int] | WerkzeugResponse:
 
 
 def forget_here(answer: WerkzeugResponse) -> WerkzeugResponse:
-    """Tell the browser to delete its cached pages, so that the next person at it cannot read them.
+    """Tell the browser to delete its cached pages, so that its next user cannot read them.
 
-    Its cookies remain: that of the login is no longer valid, and the other one marks the browser as
-    known.
+    Its cookies remain: the session cookie is no longer valid, and the other one marks the browser
+    as known.
     """
     answer.headers["Clear-Site-Data"] = '"cache", "storage"'
     return answer
@@ -151,7 +151,7 @@ def forget_here(answer: WerkzeugResponse) -> WerkzeugResponse:
 
 @blueprint.post("/logout")
 def logout() -> WerkzeugResponse:
-    """End this login."""
+    """Log out of this session."""
     if current_user.is_authenticated:
         db.session.execute(
             delete(LoginSession).where(
@@ -173,7 +173,7 @@ guesses_own_password = limiter.shared_limit(
     methods=["POST"],
     deduct_when=lambda answer: answer.status_code == 400,
 )
-"""Decorates views that ask a logged-in person for their password again: their failures are counted
+"""Decorates views that ask a logged-in user for their password again: their failures are counted
 together, in case somebody else uses a browser left open.
 """
 
@@ -183,11 +183,11 @@ together, in case somebody else uses a browser left open.
 @guesses_own_password
 @limiter.limit("20 per minute", methods=["POST"])
 def account() -> str | tuple[str, int] | WerkzeugResponse:
-    """Show the account page; change the password, which ends other logins and revokes tokens."""
+    """Show the account page; change the password, which ends other sessions and revokes tokens."""
     form = ChangePasswordForm(current_user.username)
     if form.validate_on_submit():
         user: User = current_user._get_current_object()
-        db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
+        db.session.commit()  # Argon2 is slow on purpose; no transaction is open meanwhile.
         if user.has_password(form.current_password.data):
             user.set_password(form.password.data)
             end_access(user, but=user.login_secret)
@@ -208,11 +208,11 @@ def account() -> str | tuple[str, int] | WerkzeugResponse:
 @guesses_own_password
 @limiter.limit("20 per minute")
 def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
-    """Delete the account with all its scans, after a check of the password."""
+    """Delete the account with all its scans, after checking the password."""
     form = DeleteAccountForm()
     if form.validate_on_submit():
         user: User = current_user._get_current_object()
-        db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
+        db.session.commit()  # Argon2 is slow on purpose; no transaction is open meanwhile.
         if user.has_password(form.your_password.data):
             try:
                 all_removed = delete_account(user.id)
@@ -233,7 +233,7 @@ def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
 @blueprint.post("/account/logins/<login_id>/end")
 @login_required
 def end_login(login_id: str) -> WerkzeugResponse:
-    """End one of the person's logins, in this browser or another."""
+    """End one of the user's sessions, in this browser or another."""
     is_own = LoginSession.user_id == current_user.id
     if not is_id(login_id) or not db.session.scalar(
         delete(LoginSession).where(LoginSession.id == login_id, is_own).returning(LoginSession.id)
@@ -248,7 +248,7 @@ def end_login(login_id: str) -> WerkzeugResponse:
 @blueprint.post("/account/logins/end-others")
 @login_required
 def end_other_logins() -> WerkzeugResponse:
-    """End all of the person's logins except this one."""
+    """End all of the user's sessions except this one."""
     end_logins(current_user, but=current_user.login_secret)
     record(Act.LOGINS_ENDED, current_user.id)
     db.session.commit()
@@ -261,12 +261,12 @@ def end_other_logins() -> WerkzeugResponse:
 @guesses_own_password
 @limiter.limit("20 per minute")
 def make_token() -> str | tuple[str, int] | WerkzeugResponse:
-    """Create an API token, after a check of the password, and show it once."""
+    """Create an API token, after checking the password, and show it once."""
     form = TokenForm(current_user)
     secret = None
     if form.validate_on_submit():
         user: User = current_user._get_current_object()
-        db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
+        db.session.commit()  # Argon2 is slow on purpose; no transaction is open meanwhile.
         if not user.has_password(form.token_password.data):
             form.token_password.errors = ["The password is incorrect."]
         elif lock_person(user.id) != user.password_hash:  # The password was changed meanwhile.
@@ -289,7 +289,7 @@ def make_token() -> str | tuple[str, int] | WerkzeugResponse:
 @blueprint.post("/account/tokens/<token_id>/revoke")
 @login_required
 def revoke_token(token_id: str) -> WerkzeugResponse:
-    """Revoke one of the person's API tokens."""
+    """Revoke one of the user's API tokens."""
     if not is_id(token_id):
         abort(404)
     token = db.session.scalar(
@@ -307,8 +307,8 @@ def revoke_token(token_id: str) -> WerkzeugResponse:
 @blueprint.route("/reset/<secret>", methods=["GET", "POST"])
 @limiter.limit("20 per minute")
 def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
-    """Set a new password through a link that an administrator made. The link works once; all logins
-    end and all tokens are revoked.
+    """Set a new password through a link that an administrator created. The link works once; all
+    sessions end and all tokens are revoked.
     """
     spent = (
         "This link has already been used or has expired. Please ask an administrator for a new one."
@@ -328,7 +328,7 @@ def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
     form = NewPasswordForm(user.username)
     if not form.validate_on_submit():
         return _page("auth/reset.html", form, username=user.username)
-    db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
+    db.session.commit()  # Argon2 is slow on purpose; no transaction is open meanwhile.
     user.set_password(form.password.data)
     used = db.session.scalars(
         delete(PasswordReset).where(PasswordReset.user_id == user.id).returning(PasswordReset.id)
@@ -345,16 +345,16 @@ def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
 def _page(
     template: str, form: SignupForm | LoginForm | NewPasswordForm, **context: object
 ) -> str | tuple[str, int]:
-    """Return the form's page, with status 400 if the form was submitted and refused."""
+    """Render the page of a form, with status 400 if the form was submitted and rejected."""
     page = render_template(template, form=form, **context)
     return (page, 400) if form.is_submitted() else page
 
 
 def account_page(secret: str | None = None, **posted: PostedForm) -> str | tuple[str, int]:
-    """Return the account page, with status 400 if one of its forms was submitted and refused.
+    """Render the account page, with status 400 if one of its forms was submitted and rejected.
 
     Args:
-        secret: of an API token created by this request.
+        secret: the API token created by this request.
         posted: the form that was submitted, by its name in the template.
     """
     factor = confirmed_factor(current_user.id)

@@ -14,11 +14,11 @@ from webapp.models import ModelVersion, Prediction
 
 
 def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
-    """Return `types`, the most probable first, and `unreported_types`, those tested but not
-    reported; both are empty for a negative result outside the inconclusive band.
+    """Return `types`, the most probable first, and `unreported_types`, those that were evaluated
+    but are not reported; both are empty for a negative result outside the inconclusive band.
 
-    Each type has `name`, `probability`, `trust` (a sentence) and `slice`: the one of a series where
-    it is most probable (`most_probable_slice`).
+    Each type has `name`, `probability`, `trust` (a sentence) and, in a series, `slice`: the slice
+    where it is most probable (`most_probable_slice`).
     """
     if prediction is None or not (prediction.positive or prediction.uncertain):
         return {"types": [], "unreported_types": []}
@@ -48,7 +48,7 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
 
 def most_probable_slice(probabilities: Sequence[float]) -> dict[str, int] | None:
     """Return the `index` from 0 and the `number` from 1 of the slice with the highest probability;
-    None for one slice.
+    None if there is only one slice.
     """
     if len(probabilities) <= 1:
         return None

@@ -1,4 +1,4 @@
-"""Charts that pages draw as SVG: every coordinate is computed here, templates only print them."""
+"""Charts that pages render as SVG: every coordinate is computed here, templates only print them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ FALSE_POSITIVE_RATE = "False positive rate (1 − specificity)"
 TRUE_POSITIVE_RATE = "True positive rate (sensitivity)"
 TICKS = (0, 0.25, 0.5, 0.75, 1)
 LOWEST_TOP = 0.001
-"""Of a histogram's axis, so that a class without pixels has one too."""
+"""The minimum upper end of a histogram's axis, so that a class without pixels has one too."""
 Curve = Sequence[Mapping[str, float]]
-"""What thresholds found, ascending: `ml.figures.CurvePoint` as JSON."""
+"""The performance at each threshold, in ascending order: `ml.figures.CurvePoint` as JSON."""
 BAR_WIDTH = 0.9
-"""Share of a slice's place in the strip of probabilities; the rest is the gap to the next bar."""
+"""Fraction of a slice's place that its bar fills in the strip of probabilities; the rest is the gap
+to the next bar.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,12 @@ class Axes:
 
     @property
     def right(self) -> float:
-        """The x of the right edge."""
+        """The x coordinate of the right edge."""
         return self.left + self.width
 
     @property
     def bottom(self) -> float:
-        """The y of the lower edge."""
+        """The y coordinate of the lower edge."""
         return self.top + self.height
 
     def x(self, share: float) -> float:
@@ -47,12 +49,12 @@ class Axes:
         return round(self.bottom - share * self.height, 1)
 
     def points(self, shares: Iterable[tuple[float, float]]) -> str:
-        """Return pairs of such shares as the `points` of a polyline."""
+        """Return pairs of such shares as the `points` attribute of a polyline."""
         return " ".join(f"{self.x(across):.1f},{self.y(up):.1f}" for across, up in shares)
 
 
 SQUARE = Axes(left=52, top=20, width=280, height=280)
-"""Of all charts of one share against another."""
+"""The plotting area of all charts of one share against another."""
 DIAGONAL = SQUARE.points(((0, 0), (1, 1)))
 
 
@@ -67,7 +69,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Where the threshold puts a model on its ROC curve."""
+    """The point of a threshold on the ROC curve of a model."""
 
     x: float
     y: float
@@ -77,7 +79,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class RocChart:
-    """An ROC curve, and chance as a dashed line; `operating_point` is None where a class is
+    """An ROC curve with chance as a dashed line; `operating_point` is None if a class is
     missing.
     """
 
@@ -109,7 +111,7 @@ def roc_chart(card: Mapping[str, Any]) -> RocChart:
 
 
 def roc_at_chart(curve: Curve, threshold: float) -> RocChart:
-    """Return the ROC curve of what thresholds found, and where one of them lies on it."""
+    """Return the ROC curve of a list of thresholds, and the point of one of them on it."""
     axes = SQUARE
     point = point_at(curve, threshold)
     rate = 1 - point["specificity"]
@@ -125,7 +127,7 @@ def roc_at_chart(curve: Curve, threshold: float) -> RocChart:
 
 @dataclass(frozen=True)
 class Overlay:
-    """Curves of several runs on the same axes, each of shares from 0 to 1; the dashed line is
+    """Curves of several runs on the same axes, each with values from 0 to 1; the dashed line is
     chance.
     """
 
@@ -138,9 +140,7 @@ class Overlay:
 
 
 def roc_overlay(curves: Mapping[str, Curve]) -> Overlay:
-    """Return the ROC curves of runs, each given as what thresholds found
-    (`ml.figures.CurvePoint`).
-    """
+    """Return the ROC curves of runs, each given as a list of `ml.figures.CurvePoint`."""
     axes = SQUARE
     return Overlay(
         axes,
@@ -156,8 +156,8 @@ def roc_overlay(curves: Mapping[str, Curve]) -> Overlay:
 
 
 def precision_overlay(curves: Mapping[str, Curve], positive: int, negative: int) -> Overlay:
-    """Return the precision-recall curves of runs on that many images or patients with and without
-    hemorrhage.
+    """Return the precision-recall curves of runs, given the numbers of images or patients with and
+    without hemorrhage.
     """
     axes = SQUARE
     prevalence = positive / max(positive + negative, 1)
@@ -184,20 +184,20 @@ def _precisions(curve: Curve, positive: int, negative: int) -> Iterator[tuple[fl
 
 
 USUAL_SHARE, OUTLYING = 0.9, 3.0
-"""Where the largest value is so many times that below which this share lies, the chart is cut at
-half of that.
+"""If the largest value is this many times the value below which this share of the values lies, the
+chart is cut off at half of that multiple.
 """
 
 
 @dataclass(frozen=True)
 class TrainingChart:
-    """A metric over a training: a line for each of its stages, such as folds; single points where a
-    stage has but one.
+    """A metric during a training run: a line for each of its stages, such as folds; a single point
+    if a stage has only one.
 
     Attributes:
-        validation: of these stages, the loss on images that are held back from what learns.
+        validation: for these stages, the loss on images that are held out from training.
         is_cut: whether a few values above `highest` are drawn at the upper edge: the loss of the
-            first batches is often many times that of all others, which would be one flat line.
+            first batches is often many times that of all others, which would become one flat line.
     """
 
     axes: Axes
@@ -216,12 +216,12 @@ LOSS, VALIDATION_LOSS = "loss", "validation_loss"
 def training_charts(
     points: Iterable[tuple[str, int, float, str]], steps: int
 ) -> tuple[TrainingChart, ...]:
-    """Return a chart for each metric of a training, that of the loss first; the loss on images that
-    are held back is drawn into it.
+    """Return a chart for each metric of a training run, the loss first; it includes the loss on
+    held-out images.
 
     Args:
         points: metric, step, value and stage, ordered by step.
-        steps: how many there are in a whole training.
+        steps: the number of steps in a whole training run.
     """
     of_metric: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for metric, step, value, stage in points:
@@ -287,7 +287,9 @@ class CalibrationMark:
 
 @dataclass(frozen=True)
 class CalibrationChart:
-    """How often what was given a probability was a hemorrhage; the dashed line is perfect."""
+    """How often each predicted probability was a hemorrhage; the dashed line is perfect
+    calibration.
+    """
 
     axes: Axes
     ticks: tuple[Tick, ...]
@@ -320,8 +322,8 @@ def calibration_chart(bins: Sequence[Mapping[str, Any]]) -> CalibrationChart:
 
 @dataclass(frozen=True)
 class DriftMark:
-    """The probabilities of one version in a period: where the median and the ends of its line lie,
-    and a sentence.
+    """The probabilities of one version in a period: the positions of the median and of the ends of
+    its line, and a sentence.
     """
 
     whose: str
@@ -344,11 +346,11 @@ class DriftChart:
 
 
 def drift_chart(periods: Sequence[Any]) -> DriftChart | None:
-    """Return the chart of `webapp.shadow_figures.Period`s in order; None where there is none."""
+    """Return the chart of `webapp.shadow_figures.Period`s in order; None if there are none."""
     if not periods:
         return None
     axes = Axes(left=52, top=12, width=560, height=190)
-    apart = 0.18  # Of a period's place, from its middle to either line.
+    apart = 0.18  # Fraction of a period's width, from its middle to either line.
 
     def mark(number: int, whose: str) -> DriftMark:
         period = periods[number]
@@ -379,9 +381,9 @@ class AccuracyRow:
 
     Attributes:
         model: its name.
-        source: where its figures are from.
-        link: the page that says more.
-        honest, leaked: `ml.figures.Estimate` as JSON; None where there is none.
+        source: the source of its figures.
+        link: the page with details.
+        honest, leaked: `ml.figures.Estimate` as JSON; None if there is none.
     """
 
     model: str
@@ -393,7 +395,7 @@ class AccuracyRow:
 
 @dataclass(frozen=True)
 class AccuracyMark:
-    """A figure in the accuracy graph: its place, the ends of its interval, and a sentence."""
+    """A figure in the accuracy graph: its position, the ends of its interval, and a sentence."""
 
     protocol: str
     x: float
@@ -405,7 +407,7 @@ class AccuracyMark:
 
 @dataclass(frozen=True)
 class AccuracyLine:
-    """A model in the accuracy graph with the place of its name and its figures."""
+    """A model in the accuracy graph with the position of its name and its figures."""
 
     row: AccuracyRow
     y: float
@@ -414,7 +416,7 @@ class AccuracyLine:
 
 @dataclass(frozen=True)
 class AccuracyChart:
-    """Figures of models with their intervals, a row each; the axis starts at `lowest`."""
+    """Figures of models with their intervals, one row each; the axis starts at `lowest`."""
 
     axes: Axes
     width: float
@@ -424,7 +426,7 @@ class AccuracyChart:
 
 
 ROW_PX, NAME_PX, HONEST_PX, LEAKED_PX = 48, 15, 26, 36
-"""How high a row is, and where in it name and figures stand."""
+"""The height of a row, and the positions of name and figures in it."""
 
 
 def accuracy_chart(rows: Sequence[AccuracyRow]) -> AccuracyChart:
@@ -468,7 +470,7 @@ def accuracy_chart(rows: Sequence[AccuracyRow]) -> AccuracyChart:
 
 
 def _end(figure: Mapping[str, Any], name: str) -> float:
-    """Return an end of a figure's interval, the figure itself where it has none."""
+    """Return an end of a figure's interval, or the figure itself if it has no interval."""
     return float(figure["value"] if figure.get(name) is None else figure[name])
 
 
@@ -485,7 +487,7 @@ def _ticks(axes: Axes) -> tuple[Tick, ...]:
 
 @dataclass(frozen=True)
 class HistogramChart:
-    """Gray levels of both classes; `highest` is the share at the top of the axis."""
+    """Gray levels of both classes; `highest` is the fraction at the top of the axis."""
 
     axes: Axes
     highest: float
@@ -496,7 +498,7 @@ def histogram_chart(histograms: Mapping[str, Sequence[float]]) -> HistogramChart
     """Return the curves of `negative` and `positive`, one for each class that has pixels.
 
     Args:
-        histograms: for each class the share of its pixels in each bin, from black to white.
+        histograms: for each class the fraction of its pixels in each bin, from black to white.
     """
     axes = Axes(left=52, top=20, width=460, height=170)
     classes = {name: histograms[name] for name in ("negative", "positive") if histograms[name]}
@@ -528,7 +530,9 @@ class Bar:
 def probability_bars(
     probabilities: Iterable[float], first_slices: Collection[int]
 ) -> tuple[Bar, ...]:
-    """Return a bar for each slice; those of `first_slices`, to be looked at first, are marked."""
+    """Return a bar for each slice; those of `first_slices`, to be looked at first, are
+    highlighted.
+    """
     margin = (1 - BAR_WIDTH) / 2
     return tuple(
         Bar(
@@ -544,8 +548,8 @@ def probability_bars(
 
 @dataclass(frozen=True)
 class Distribution:
-    """How images are distributed, a line for each series of them; `highest` is the share at the top
-    of the axis, `low` and `high` its ends below.
+    """The distribution of images, with one line for each series of values; `highest` is the
+    fraction at the top of the axis, `low` and `high` are the ends of the horizontal axis.
     """
 
     axes: Axes
@@ -558,10 +562,10 @@ class Distribution:
 def distribution_chart(
     series: Mapping[str, Sequence[float]], low: float, high: float, *, cuts_ends: bool = False
 ) -> Distribution | None:
-    """Return a chart of shares by bin, None where there is no series.
+    """Return a chart of fractions by bin; None if there is no series.
 
     Args:
-        series: for each name the share of its images in each of equal bins from `low` to `high`.
+        series: for each name the fraction of its images in each of equal bins from `low` to `high`.
         low, high: the ends of the axis.
         cuts_ends: whether the bins at both ends, such as black and white, may rise above the axis,
             so that they do not flatten the others.
@@ -581,7 +585,7 @@ def distribution_chart(
 
 
 def _steps_of(shares: Sequence[float], highest: float) -> Iterator[tuple[float, float]]:
-    """Yield the corners of a histogram's outline, as shares of both axes."""
+    """Yield the corners of a histogram's outline, as fractions of both axes."""
     yield 0, 0
     for number, share in enumerate(shares):
         up = min(share / highest, 1.0)
@@ -592,7 +596,7 @@ def _steps_of(shares: Sequence[float], highest: float) -> Iterator[tuple[float, 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval on an axis from 0 to 1, as a line of its own."""
+    """An estimate with its interval on an axis from 0 to 1, as a separate line."""
 
     name: str
     x: float
@@ -603,7 +607,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Estimates below each other in an SVG of that height; the dashed line is chance."""
+    """Estimates below each other in an SVG of this height; the dashed line is chance."""
 
     axes: Axes
     height: float

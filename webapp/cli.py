@@ -135,7 +135,7 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
 )
 @with_appcontext
 def create_token(username: str, name: str, scopes: tuple[str, ...], days: int | None) -> None:
-    """Print a new API token for USERNAME, alone on the last line. Only its hash is stored."""
+    """Print a new API token for USERNAME, on the last line by itself. Only its hash is stored."""
     user = db.session.scalar(select(User).where(User.username_key == username.lower()))
     if user is None:
         raise click.ClickException(f"User {username!r} does not exist.")
@@ -161,7 +161,7 @@ def create_token(username: str, name: str, scopes: tuple[str, ...], days: int | 
 @click.argument("username")
 @with_appcontext
 def reset_second_factor(username: str) -> None:
-    """Take away the second factor of USERNAME, who lost it, and end their logins.
+    """Remove the second factor of USERNAME, who lost it, and end their sessions.
 
     Until a new one is set up, the password alone is enough to log in.
     """
@@ -183,8 +183,8 @@ def reset_second_factor(username: str) -> None:
 def set_role(username: str, role: str) -> None:
     """Make USERNAME a user or a reviewer, who sees the scans that are shared with the reviewers.
 
-    Of administrators, all but the last can be made one of these. The page of users makes
-    administrators, and so does create-admin.
+    Any administrator except the last can be demoted with this command. To make somebody an
+    administrator, use the users page or create-admin.
     """
     user = db.session.scalar(select(User).where(User.username_key == username.lower()))
     if user is None:
@@ -209,7 +209,7 @@ def set_role(username: str, role: str) -> None:
 )
 @with_appcontext
 def audit_verify(head: str | None) -> None:
-    """Verify the hash chain over the audit log; fail where it is broken.
+    """Verify the hash chain over the audit log; fail if it is broken.
 
     Prints its head. If you store it elsewhere, --head can show later that nothing before it was
     changed, not even by somebody who can write to the database.
@@ -244,7 +244,7 @@ def audit_verify(head: str | None) -> None:
 )
 @with_appcontext
 def replay_sample(count: int, wait: bool) -> None:
-    """Have COUNT past answers, drawn at random, computed again by predict workers."""
+    """Have COUNT past predictions, drawn at random, computed again by predict workers."""
     sample, drawn = sample_answers(count, None)
     if not drawn:
         raise click.ClickException("No result has a submitted file that is still stored.")
@@ -257,11 +257,13 @@ def replay_sample(count: int, wait: bool) -> None:
 
 
 def wait_for_sample(sample_id: str, drawn: int) -> None:
-    """Return when all answers of a sample were reproduced exactly; exit with what was not."""
+    """Return once all predictions of a sample were reproduced exactly; otherwise exit with those
+    that were not.
+    """
     ended = [status for status in JobStatus if status.is_final]
     of_sample = select(Replay).where(Replay.sample_id == sample_id)
     while db.session.scalar(of_sample.where(Replay.status.not_in(ended)).limit(1)) is not None:
-        db.session.commit()  # As below.
+        db.session.commit()  # For the same reason as below.
         time.sleep(0.5)
     unlike = db.session.scalars(of_sample.where(Replay.is_same.is_not(True))).all()
     for row in unlike:
@@ -320,7 +322,7 @@ def archive_of(path: Path) -> Iterator[Path]:
 
 
 def wait_for_dataset(dataset_id: str) -> None:
-    """Return when the data set is ready; exit with the reason if the import failed."""
+    """Return once the data set is ready; exit with the reason if the import failed."""
     while True:
         dataset = db.session.get_one(Dataset, dataset_id, populate_existing=True)
         # An open transaction would keep the worker from writing to SQLite; after a rollback, the

@@ -1,5 +1,5 @@
-"""Scripts and style sheets are sent compressed: NiiVue has 2.3 MB. Pages are not, as their size
-would tell a listener about the secrets in them (the BREACH attack).
+"""Scripts and style sheets are sent compressed, because NiiVue alone has 2.3 MB. Pages are not,
+because their size would reveal their secrets to an eavesdropper (the BREACH attack).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ COMPRESSED = ("text/javascript", "application/javascript", "text/css", "image/sv
 SMALLEST_BYTES = 2_000
 
 _compressed: dict[str, bytes] = {}
-"""By ETag: an address may be written in any number of ways, a file has one."""
+"""Compressed content by ETag: a file may have any number of addresses, but only one ETag."""
 
 
 def init_compression(app: Flask) -> None:
@@ -31,10 +31,10 @@ def _compress(response: Response) -> Response:
     if not etag:
         return response
     response.direct_passthrough = False
-    content = response.get_data()  # Also where it is known, so that the file is closed.
+    content = response.get_data()  # Even if it is in the cache, so that the file is closed.
     if etag not in _compressed:
         _compressed[etag] = gzip.compress(content, mtime=0)
     response.set_data(_compressed[etag])
     response.content_encoding = "gzip"
-    response.set_etag(etag, weak=True)  # The bytes differ, what they mean does not.
+    response.set_etag(etag, weak=True)  # The bytes differ, but the content is the same.
     return response

@@ -26,8 +26,8 @@ NUMBERS = {
     "LOGIN_DAYS": 14,
     "LOGIN_IDLE_HOURS": 24,
     "RESET_LINK_HOURS": 24,
-    # For how many days an API token is valid unless its owner chooses otherwise, and for how many
-    # at most: a forgotten one must not work forever. 0: no limit.
+    # How many days an API token is valid by default, and at most: a forgotten one must not work
+    # forever. 0: no limit.
     "TOKEN_DAYS": 90,
     "TOKEN_MAX_DAYS": 365,
     # Number of reverse proxies whose X-Forwarded-* headers are trusted.
@@ -42,55 +42,55 @@ NUMBERS = {
     "MAX_SLICES": 2000,
     "MAX_SERIES_PIXELS": 150_000_000,
     "MAX_PIXELS": 16_000_000,
-    # Maximum total size of one person's submitted files, without the files that workers derive from
-    # them; 0 for no limit.
+    # Maximum total size of one user's submitted files, not counting the files that workers derive
+    # from them; 0 for no limit.
     "QUOTA_MB": 20_000,
-    # The same for all people together; 0 sets no limit but the disk.
+    # The same for all users together; with 0, only the disk limits it.
     "TOTAL_QUOTA_MB": 0,
-    # Uploads are refused that would leave less free where they wait or where files live: a full
-    # disk stops the database, and with it logins and the analysis of scans.
+    # Uploads are refused if they would leave less free space than this where they are spooled or
+    # stored: a full disk stops the database, and with it logins and the analysis of scans.
     "MIN_FREE_MB": 1024,
     "UPLOADS_PER_MINUTE": 600,
-    # Requests of one person to the API: a hundred scans polled every two seconds are half of it. 0
+    # A user's maximum API requests; polling a hundred scans every two seconds takes half of it. 0
     # for no limit.
     "API_REQUESTS_PER_MINUTE": 6000,
-    # How long a study that DICOMweb stored waits for more of it, since archives send one in several
-    # requests; 0 analyzes what each request brings by itself.
+    # How long a study stored by DICOMweb waits for more of its files, because archives send one
+    # study in several requests; with 0, the files of each request are analyzed separately.
     "DICOMWEB_QUIET_S": 15,
-    # Maximum STAT scans of one person in the queue: if everything is STAT, nothing is.
+    # Maximum STAT scans of one user in the queue: if everything is STAT, nothing is.
     "MAX_STAT": 20,
     # Limits on decoding one scan (`worker/decoder.py`); a thousand slices of 512 x 512 need half of
     # each.
     "DECODE_MEMORY_MB": 2048,
     "DECODE_S": 60,
-    # Maximum size of a data set's archive; such imports have a limit of their own.
+    # Maximum size of a data set's archive; imports have this separate limit.
     "MAX_DATASET_MB": 4096,
     # Workers report every HEARTBEAT_S; after LEASE_S of silence they are presumed dead.
     "LEASE_S": 20,
     "HEARTBEAT_S": 5,
     "SWEEP_S": 5,
-    # How often a training's checkpoint is stored at most, and so how much training is lost if the
-    # machine dies.
+    # Minimum time between the checkpoints of a training run, and therefore the maximum training
+    # time lost if the machine dies.
     "CHECKPOINT_S": 300,
-    # Retention in days after a scan has finished: of the submitted file, and of the whole scan; 0
+    # Retention in days after a scan has finished, for the submitted file and for the whole scan; 0
     # for no limit.
     "KEEP_ORIGINALS_DAYS": 0,
     "KEEP_SCANS_DAYS": 0,
     # Retention of the audit log in days; 0 for no limit.
     "KEEP_AUDIT_DAYS": 0,
-    # Percentage of the scans shared with the reviewers that the review queue chooses at random:
-    # enough for figures of the usual scans, few enough to be read.
+    # Percentage of the scans shared with the reviewers that the review queue selects at random:
+    # enough for figures on typical scans, few enough to be read.
     "REVIEW_PERCENT": 10,
-    # Where the DICOM listener waits for studies; it starts only where DICOM_PEERS names somebody.
+    # Where the DICOM listener waits for studies; it starts only if DICOM_PEERS has an entry.
     "DICOM_PORT": 11112,
-    # A study is complete after this time without another instance of it: longer than the pauses of
-    # scanners between series that belong together, short enough for an emergency.
+    # A study is complete when no instance of it has arrived for this time: longer than the pauses
+    # of scanners between series that belong together, short enough for an emergency.
     "DICOM_QUIET_S": 60,
-    # Associations at one time, and the silence after which one is ended.
+    # Maximum number of simultaneous associations, and the idle time after which one is ended.
     "DICOM_MAX_ASSOCIATIONS": 10,
     "DICOM_TIMEOUT_S": 30,
-    # How long the encrypted link to the original study is kept at most, for results that could not
-    # be sent yet.
+    # Maximum time for which the encrypted link to the original study is kept, for results that
+    # could not be sent yet.
     "DICOM_KEEP_LINKS_DAYS": 7,
     # Scans per claim: enough to fill a batch, few enough that two workers share a queue of twenty.
     "PREDICT_BATCH": 8,
@@ -109,13 +109,13 @@ SWITCHES = {
     # Off scores every readable image, whatever it shows; for operators whose scans are wrongly
     # rejected by the check.
     "CHECK_HEAD_CT": True,
-    # Blacks out everything outside the head, where names may be burned in, in all images that are
-    # shown or derived; submitted files are not changed.
+    # Blacks out everything outside the head, where names may be burned in, in all displayed or
+    # derived images; submitted files are not changed.
     "MASK_OUTSIDE_HEAD": False,
-    # Takes a study for complete as soon as its sender releases the association, for senders that
-    # send a study in one.
+    # Treats a study as complete as soon as its sender releases the association, for senders that
+    # send each study in a single association.
     "DICOM_CLOSE_ON_RELEASE": False,
-    # Lets the webhook lead to addresses of private networks and this machine, and use http.
+    # Allows webhook addresses in private networks and on this machine, and http.
     "NOTIFY_PRIVATE_ADDRESSES": False,
 }
 """The settings that are 0 or 1, with their defaults."""
@@ -123,8 +123,8 @@ SWITCHES = {
 CHOICES = {
     # Plain text for people, or one line of JSON per event for a log collector.
     "LOG_FORMAT": ("text", "json"),
-    # Of which DICOM scans results are made as DICOM objects unasked: of those that DICOMweb took
-    # in, or of all, for a viewer that shows what people upload; each takes a worker a second.
+    # The DICOM scans whose results are made into DICOM objects automatically: those stored through
+    # DICOMweb, or all, for viewers that display uploads; each takes a worker a second.
     "DICOM_RESULTS": ("dicomweb", "all"),
 }
 """The settings that are one of several words; the first is the default."""
@@ -132,19 +132,20 @@ CHOICES = {
 FIXED = {
     "SESSION_COOKIE_SAMESITE": "Lax",
     "SESSION_COOKIE_HTTPONLY": True,
-    # The cookie expires with the login, LOGIN_DAYS after it was set.
+    # The cookie expires with the session, LOGIN_DAYS after it was set.
     "SESSION_REFRESH_EACH_REQUEST": False,
     "MAX_FORM_MEMORY_SIZE": 500_000,
     # Logins must work, without delay, while the broker is down.
     "RATELIMIT_STORAGE_OPTIONS": {"socket_connect_timeout": 0.3, "socket_timeout": 0.3},
     "RATELIMIT_IN_MEMORY_FALLBACK_ENABLED": True,
-    # Of requests that wait for the broker when it is given up, one begins to count in memory, and
-    # the others are answered without being counted.
+    # When the broker is given up, one of the requests that wait for it starts counting in memory,
+    # and the others are answered without being counted.
     "RATELIMIT_SWALLOW_ERRORS": True,
     "RATELIMIT_HEADERS_ENABLED": True,
-    # Not its own name: `webapp.web_extensions.keep_retry_after` sends it where it makes sense.
+    # Not set to a header name: `webapp.web_extensions.keep_retry_after` sends it where it makes
+    # sense.
     "RATELIMIT_HEADER_RETRY_AFTER": "X-RateLimit-Retry-After",
-    # A form left open over a long shift must still be accepted; the login limits its age.
+    # A form left open over a long shift must still be accepted; the session limits its age.
     "WTF_CSRF_TIME_LIMIT": None,
     "API_TITLE": "Hemoscan",
     "API_VERSION": "v1",
@@ -186,13 +187,14 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         # so that a forged Host header cannot end up in a password-reset link. Requests from the
         # machine itself, such as health checks, are always allowed.
         "TRUSTED_HOSTS": trusted_hosts(environ.get("TRUSTED_HOSTS") or ""),
-        # The address at which people reach this service, for links in notifications.
+        # The public address of this service, for links in notifications.
         "PUBLIC_URL": public_url(environ.get("PUBLIC_URL") or ""),
         **notifications(environ, switches["NOTIFY_PRIVATE_ADDRESSES"]),
-        # Websites that browsers let read DICOMweb's answers: where a viewer runs, such as OHIF.
+        # Origins of websites that may read DICOMweb's responses in browsers, such as an OHIF
+        # viewer.
         "DICOMWEB_ORIGINS": origins(environ.get("DICOMWEB_ORIGINS") or ""),
         **dicom(environ),
-        # Bearer token for /metrics; without it the page does not exist.
+        # Bearer token for /metrics; without it the page returns 404.
         "METRICS_TOKEN": environ.get("METRICS_TOKEN") or "",
         "PERMANENT_SESSION_LIFETIME": timedelta(days=numbers["LOGIN_DAYS"]),
         # The limit of any request, with room for the other fields of a form.
@@ -202,7 +204,8 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def locations(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return where database, broker, files and weights are, and the key that processes share.
+    """Return the settings for database, broker, files and weights, and the key that processes
+    share.
 
     Raises:
         ConfigurationError: the database is of an unknown kind, or `SECRET_KEY` is missing without
@@ -219,10 +222,10 @@ def locations(environ: Mapping[str, str]) -> dict[str, Any]:
             environ.get("SECRET_KEY")
             or (secret_key_file(home) if is_embedded else missing_secret_key())
         ),
-        # Where uploads wait while they are taken in.
+        # Where uploads are spooled while they are processed.
         "INCOMING_DIR": home / "incoming",
         "SQLALCHEMY_DATABASE_URI": database,
-        # Survive a restart of the database, and do not wait long for one that hangs.
+        # Reconnect after a restart of the database, and do not wait long for one that hangs.
         "SQLALCHEMY_ENGINE_OPTIONS": (
             {"pool_pre_ping": True, "connect_args": {"connect_timeout": 5}}
             if "psycopg" in database
@@ -265,7 +268,7 @@ def choice(environ: Mapping[str, str], name: str, choices: Sequence[str]) -> str
 
 
 def public_url(text: str) -> str:
-    """Return an address without a slash at its end, or "" without one.
+    """Return an address without a trailing slash, or "" if there is none.
 
     Raises:
         ConfigurationError: it is not the address of a website.
@@ -280,14 +283,14 @@ def public_url(text: str) -> str:
 def notifications(environ: Mapping[str, str], allows_private: bool) -> dict[str, Any]:
     """Return the settings of notifications; a channel without an address is not offered.
 
-    Their values are not repeated in errors, since they hold passwords. `allows_private` is
+    Errors do not repeat the values, because they contain passwords. `allows_private` is
     `NOTIFY_PRIVATE_ADDRESSES`.
 
     Raises:
-        ConfigurationError: one of them is invalid, or one that it needs is missing.
+        ConfigurationError: one of them is invalid, or a required one is missing.
     """
     # Apprise addresses (https://appriseit.com/services): the outgoing mail server, to which the
-    # recipient is added, and a chat that everybody's notifications go to.
+    # recipient is added, and a chat that receives everybody's notifications.
     email, chat = environ.get("NOTIFY_EMAIL_URL") or "", environ.get("NOTIFY_CHAT_URL") or ""
     # A program that is notified by HTTP POST, signed with the secret.
     webhook = environ.get("NOTIFY_WEBHOOK_URL") or ""
@@ -321,7 +324,7 @@ def dicom(environ: Mapping[str, str]) -> dict[str, Any]:
     """Return the settings of the DICOM listener and of the destinations of results.
 
     Raises:
-        ConfigurationError: one of them is invalid, or one that it needs is missing.
+        ConfigurationError: one of them is invalid, or a required one is missing.
     """
     title = environ.get("DICOM_AE_TITLE") or "HEMOSCAN"
     if not re.fullmatch(dicom_peers.AE_TITLE, title):
@@ -335,8 +338,8 @@ def dicom(environ: Mapping[str, str]) -> dict[str, Any]:
         peers = dicom_peers.peers_of(environ.get("DICOM_PEERS") or "", destinations)
     except ValueError as err:
         raise ConfigurationError(str(err)) from err
-    # PEM files: this service's certificate and key, without which the listener speaks no TLS, and
-    # the authority that peers' certificates must be from.
+    # PEM files: this service's certificate and key, without which the listener uses no TLS, and the
+    # authority that must have signed the peers' certificates.
     files = {
         name: environ.get(name) or ""
         for name in ("DICOM_TLS_CERT", "DICOM_TLS_KEY", "DICOM_TLS_CA")
@@ -356,7 +359,7 @@ def dicom(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def is_webhook_secret(text: str) -> bool:
-    """Return whether this is a secret as Standard Webhooks writes it."""
+    """Return whether this is a secret in the format of Standard Webhooks."""
     try:
         return text.startswith("whsec_") and 24 <= len(b64decode(text[6:], validate=True)) <= 64
     except ValueError:
@@ -383,7 +386,7 @@ def origins(text: str) -> list[str]:
     """Return the origins of websites, as browsers send them.
 
     Raises:
-        ConfigurationError: one of them is no origin.
+        ConfigurationError: one of them is not an origin.
     """
     listed = [origin.strip() for origin in text.split(",") if origin.strip()]
     for origin in listed:
@@ -401,7 +404,7 @@ def database_url(url: str) -> str:
     Raises:
         ConfigurationError: it is neither SQLite nor PostgreSQL.
     """
-    # Not by SQLAlchemy, which the supervisor of `make run` does without.
+    # Without SQLAlchemy, which the supervisor of `make run` does not load.
     backend = url.partition("://")[0].partition("+")[0]
     if backend == "sqlite":
         return url
@@ -451,7 +454,7 @@ def secret_key_file(home: Path) -> str:
 
 
 def missing_secret_key() -> str:
-    """Refuse to start: machines can only share logins if they have the same key."""
+    """Refuse to start: machines can only share sessions if they have the same key."""
     raise ConfigurationError(
         "DATABASE_URL or BROKER_URL is set, so SECRET_KEY must be set too: one long random string,"
         " the same for every process."

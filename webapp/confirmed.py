@@ -1,9 +1,9 @@
 """Confirmed scans: scans on whose label people agree, and their use at a site.
 
-A scan counts while it is shared with the reviewers and more people say one thing of the whole scan
-than the opposite. Administrators have data sets made of such scans, and see what the live models
-achieve on them. A scan that a model learned from, directly or by the versions it began with, never
-counts in its figures.
+A scan counts while it is shared with the reviewers and more people give one label to the whole scan
+than the opposite. Administrators have data sets made from such scans, and see how the live models
+perform on them. A scan that a model was trained on, directly or through the versions it started
+from, never counts in its figures.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from webapp.storage import new_key
 
 MAX_DATASET_NAME = 80
 VERSION = "version:"
-"""The prefix of initial weights that are a version of this service."""
+"""The prefix of initial weights that come from a version of this service."""
 
 
 class RequestRefused(ValueError):
-    """A request of an administrator cannot be fulfilled; the text is a sentence."""
+    """An administrator's request cannot be fulfilled; the message is a sentence."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Filter:
     """Which confirmed scans belong to a data set.
 
     Attributes:
-        since, until: days of submission in UTC, the last one included, in ISO 8601; None for any.
+        since, until: days of submission in UTC, both inclusive, in ISO 8601; None for any.
         kind: "series", "slice" or "" for both.
-        opinions: how many people have to agree at least.
+        opinions: the minimum number of people who agree.
     """
 
     since: str | None = None
@@ -83,12 +83,12 @@ EVERYTHING = Filter()
 
 
 def filter_of(made_from: Mapping[str, Any]) -> Filter:
-    """Return the filter that `Dataset.made_from` holds."""
+    """Return the filter stored in `Dataset.made_from`."""
     return Filter(**made_from)
 
 
 def confirmed_scans(chosen: Filter = EVERYTHING) -> Select[Scan]:
-    """Return the statement for the confirmed scans that a filter lets through, the oldest first."""
+    """Return the statement for the confirmed scans that match a filter, oldest first."""
     voted = votes()
     surplus = voted.c.present - voted.c.absent
     most = case((surplus > 0, voted.c.present), else_=voted.c.absent)
@@ -107,8 +107,8 @@ def confirmed_scans(chosen: Filter = EVERYTHING) -> Select[Scan]:
 
 
 def confirmed_counts() -> dict[str, int]:
-    """Return how many scans are confirmed "present" and "absent", and how many are "disputed" by as
-    many people as support each.
+    """Return how many scans are confirmed "present" and "absent", and how many are "disputed", with
+    as many people on either side.
     """
     voted = votes()
     shared = Scan.id.in_(shared_with_reviewers())
@@ -130,7 +130,7 @@ def confirmed_counts() -> dict[str, int]:
 
 
 def disputed_scans(limit: int) -> list[tuple[Scan, int, int]]:
-    """Return scans on which people contradict each other, the newest first, with how many say
+    """Return scans on which people disagree, newest first, with the numbers of people who say
     present and absent.
     """
     voted = votes()
@@ -146,9 +146,9 @@ def disputed_scans(limit: int) -> list[tuple[Scan, int, int]]:
 
 
 def studies_learned_from(version: ModelVersion) -> set[str]:
-    """Return the ids of the studies that a version learned from: those of the data sets of its
-    training, or calibration, and of all versions that it began with, whether or not their scans are
-    still there. Scans of one study are of one patient.
+    """Return the ids of the studies that a version was trained on: those in the data sets of its
+    training or calibration, and of all versions that it started from, whether or not their scans
+    still exist. Scans of one study are of one patient.
     """
     trained = {
         row.id: row
@@ -174,11 +174,11 @@ def studies_learned_from(version: ModelVersion) -> set[str]:
 
 
 def request_dataset(name: str, chosen: Filter, user_id: str) -> tuple[Dataset, bool]:
-    """Queue a data set to be made of the confirmed scans that a filter lets through; return it, and
+    """Queue a data set to be made from the confirmed scans that match a filter; return it, and
     whether a worker could be notified.
 
     Raises:
-        RequestRefused: the name is taken or none, or there is no such scan.
+        RequestRefused: the name is taken or invalid, or no scan matches.
     """
     problem = text_problem(name, MAX_DATASET_NAME) if name else "Please enter a name."
     if problem:
@@ -213,8 +213,8 @@ def request_dataset(name: str, chosen: Filter, user_id: str) -> tuple[Dataset, b
 
 
 def request_figures(user_id: str | None) -> bool:
-    """Queue a computation of the site figures unless one waits; return whether a worker could be
-    notified.
+    """Queue a computation of the site figures unless one is already queued; return whether a worker
+    could be notified.
     """
     waits = SiteFigures.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
     if db.session.scalar(select(SiteFigures.id).where(waits).limit(1)) is None:
@@ -226,7 +226,7 @@ def request_figures(user_id: str | None) -> bool:
 
 
 def newest_figures(status: JobStatus | None = None) -> SiteFigures | None:
-    """Return the newest computation of the site figures, or the newest in that status."""
+    """Return the newest computation of the site figures, optionally in a given status."""
     newest = select(SiteFigures).order_by(SiteFigures.created_at.desc(), SiteFigures.id).limit(1)
     return db.session.scalar(
         newest if status is None else newest.where(SiteFigures.status == status)
@@ -234,8 +234,8 @@ def newest_figures(status: JobStatus | None = None) -> SiteFigures | None:
 
 
 def opinions_since(figures: SiteFigures) -> int:
-    """Return how many opinions on whole scans were given or changed after these figures were asked
-    for.
+    """Return how many opinions on whole scans were given or changed after these figures were
+    requested.
     """
     changed = select(func.count()).where(
         Opinion.slice_index.is_(None), Opinion.updated_at > figures.created_at
@@ -249,11 +249,11 @@ def request_calibration(
     user_id: str,
     before_commit: Callable[[TrainingRun], None] = lambda _: None,
 ) -> tuple[str, bool]:
-    """Queue a calibration of a version to a data set; return the id of the run, and whether a
+    """Queue a calibration of a version on a data set; return the id of the run, and whether a
     worker could be notified.
 
     Args:
-        before_commit: is called with the new row in its transaction.
+        before_commit: called with the new row in its transaction.
 
     Raises:
         RequestRefused: the data set is not ready.

@@ -1,4 +1,4 @@
-"""Corrections of labels: collected, then applied together as a new version of a data set."""
+"""Label corrections: collected, then applied together as a new version of a data set."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ WORDS = {1: "hemorrhage", 0: "normal", None: "unknown"}
 
 
 class CorrectionRefused(ValueError):
-    """A correction is not made; the text is a sentence."""
+    """A correction is refused; the message is a sentence."""
 
 
 def waiting_corrections(dataset_id: str) -> int:
-    """Return how many corrections of a data set wait to be applied."""
+    """Return the number of pending corrections of a data set."""
     query = select(func.count()).where(LabelCorrection.dataset_id == dataset_id)
     return db.session.scalar(query) or 0
 
 
 def corrections_of(dataset_id: str) -> Sequence[LabelCorrection]:
-    """Return the corrections of a data set that wait, in the order of their images."""
+    """Return the pending corrections of a data set, in the order of their images."""
     return db.session.scalars(
         select(LabelCorrection)
         .where(LabelCorrection.dataset_id == dataset_id)
@@ -53,12 +53,12 @@ def corrections_of(dataset_id: str) -> Sequence[LabelCorrection]:
 
 
 def correct(dataset: Dataset, image: DatasetImage, label: int | None, reason: str) -> bool:
-    """Note a correction of a label, in place of an earlier one of this image, and commit; the label
-    that the image has withdraws it. Return whether a correction waits now.
+    """Record a label correction, replacing an earlier one of this image, and commit; a correction
+    to the current label withdraws it. Return whether a correction is pending now.
 
     Raises:
-        CorrectionRefused: the reason is too long, too many corrections wait, or the data set was
-            deleted.
+        CorrectionRefused: the reason is too long, too many corrections are pending, or the data set
+            was deleted.
     """
     if problem := text_problem(reason, 200):
         raise CorrectionRefused(problem)
@@ -98,7 +98,7 @@ def correct(dataset: Dataset, image: DatasetImage, label: int | None, reason: st
 
 
 def suggested_name(name: str) -> str:
-    """Return a free name for the next version of a data set: "head_ct v2"."""
+    """Return an unused name for the next version of a data set, such as "head_ct v2"."""
     stem = re.sub(r" v[0-9]{1,4}$", "", name)[: MAX_NAME - 6]
     existing = set(
         db.session.scalars(
@@ -112,18 +112,19 @@ def suggested_name(name: str) -> str:
 
 
 def apply_corrections(dataset: Dataset, name: str, user_id: str) -> tuple[Dataset, bool]:
-    """Queue the next version of a data set, in which all corrections that wait are applied, and
+    """Queue the next version of a data set, to which all pending corrections are applied, and
     commit; return it, and whether a worker could be notified.
 
-    It has the same archive. The data set itself stays as it is, for what was trained on it.
+    It shares the archive. The data set itself stays unchanged, for the models that were trained on
+    it.
 
     Raises:
-        CorrectionRefused: nothing waits any more, or the name is invalid or taken.
+        CorrectionRefused: no correction is pending any more, or the name is invalid or taken.
     """
     problem = text_problem(name, MAX_NAME) if name else "Enter a name for the new version."
     if problem:
         raise CorrectionRefused(problem)
-    # If two people apply them at once, the second finds none.
+    # If two people apply them at the same time, the second finds none.
     db.session.execute(select(Dataset.id).where(Dataset.id == dataset.id).with_for_update())
     waiting = corrections_of(dataset.id)
     if not waiting:
@@ -154,7 +155,7 @@ def apply_corrections(dataset: Dataset, name: str, user_id: str) -> tuple[Datase
     except IntegrityError as err:
         db.session.rollback()
         raise CorrectionRefused(f"A data set named “{name}” already exists.") from err
-    # Confirmed scans of the data set, by which later models know what they were trained on.
+    # The confirmed scans in the data set, by which later models record what they were trained on.
     scans = select(literal(corrected.id), dataset_scan.c.scan_id, dataset_scan.c.study_id).where(
         dataset_scan.c.dataset_id == dataset.id
     )
@@ -169,8 +170,8 @@ def apply_corrections(dataset: Dataset, name: str, user_id: str) -> tuple[Datase
 
 
 def versions_of_one(dataset_ids: Sequence[str]) -> list[str]:
-    """Return the names of those data sets that hold the same images, with other labels; empty if
-    there are none.
+    """Return the names of those data sets that contain the same images with different labels; empty
+    if there are none.
     """
     rows = db.session.execute(
         select(Dataset.name, Dataset.archive_key)
@@ -183,7 +184,7 @@ def versions_of_one(dataset_ids: Sequence[str]) -> list[str]:
 
 def versions_around(dataset: Dataset) -> tuple[Dataset | None, Sequence[Dataset]]:
     """Return the version that a data set was corrected from, if it still exists, and those that
-    were made of it.
+    were made from it.
     """
     before = (
         db.session.get(Dataset, dataset.corrected_from_id) if dataset.corrected_from_id else None

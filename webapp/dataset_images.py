@@ -1,6 +1,6 @@
-"""Queries for the images of a data set: filtered, sorted, a page or a neighbor at a time.
+"""Queries for the images of a data set: filtered, sorted, as a page or with neighbors.
 
-Every query is bounded: it looks at the rows of one data set, and returns a page of them at most.
+Every query is bounded: it reads rows of one data set only, and returns one page of them at most.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SORTS: dict[str, tuple[str, ColumnElement[Any] | InstrumentedAttribute[int], boo
     "file-size": ("Largest file first", DatasetImage.bytes, True),
     "group": ("By group", func.coalesce(DatasetImage.group, 2**31 - 1), False),
 }
-"""By name: label, value, and whether the order is descending."""
+"""Sort orders by name: label, column, and whether the order is descending."""
 SHOWN = (
     DatasetImage.number,
     (DatasetImage.number + 1).label("position"),
@@ -176,7 +176,7 @@ def page_of_images(
 def neighbors_of(
     dataset_id: str, number: int, chosen: Mapping[str, Any]
 ) -> tuple[int | None, int | None]:
-    """Return the numbers of the images before and after one in the order of the page."""
+    """Return the numbers of the images before and after one, in the order of the page."""
     _, value, descends = SORTS[chosen.get("sort", "")]
     current = db.session.scalar(
         select(value).where(DatasetImage.dataset_id == dataset_id, DatasetImage.number == number)

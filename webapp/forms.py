@@ -45,15 +45,15 @@ required = DataRequired("Please fill in this field.")
 
 
 def is_id(text: str) -> bool:
-    """Return whether `text` looks like the id of a row. Nothing else is sent to the database, since
-    PostgreSQL rejects NUL characters.
+    """Return whether `text` looks like the id of a row. Nothing else is sent to the database,
+    because PostgreSQL rejects NUL characters.
     """
     return re.match(ID, text) is not None
 
 
 def moment_of(text: str) -> datetime | None:
-    """Return the point in time that the text names in ISO 8601, in UTC unless it says otherwise;
-    None if it names none, or one outside the calendar's years 1 to 9999.
+    """Parse a point in time in ISO 8601, in UTC unless it has a time zone; None if it is invalid,
+    or outside the years 1 to 9999.
     """
     try:
         moment = datetime.fromisoformat(text)
@@ -68,15 +68,15 @@ def text_problem(text: str, longest: int) -> str | None:
     """
     if len(text) > longest:
         return f"Please use at most {longest} characters."
-    # PostgreSQL refuses a NUL.
+    # PostgreSQL rejects NUL characters.
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         return "Please use printable characters only."
     return None
 
 
 def lines_problem(text: str, longest: int) -> str | None:
-    """Return, as a sentence, why `text` is not lines of together at most `longest` printable
-    characters; None if it is.
+    """Return, as a sentence, why `text` is not a text of several lines with at most `longest`
+    printable characters in total; None if it is.
     """
     return text_problem(text.replace("\n", " ").replace("\t", " "), longest)
 
@@ -97,7 +97,7 @@ def at_most(characters: int) -> Length:
 
 
 _posted = object()
-"""Default of a form's data: the data of the current request."""
+"""The default for a form's data: the data of the current request."""
 
 
 class TextField(StringField):
@@ -115,15 +115,15 @@ class TextField(StringField):
 class PostedForm(FlaskForm):
     """A form as browsers post it: text fields come from text parts, files from file parts.
 
-    Flask-WTF alone would also fill a text field from a file of that name or from a JSON body, which
-    validators do not expect and rate limits do not see.
+    Flask-WTF alone would also fill a text field from a file with its name or from a JSON body,
+    which validators do not expect and rate limits do not see.
     """
 
     class Meta(FlaskForm.Meta):  # type: ignore[misc]
-        """How the request's data reaches the fields."""
+        """How the request's data is passed to the fields."""
 
         def wrap_formdata(self, form: Form, formdata: Any) -> MultiDict[str, Any] | None:
-            """Return the values of the right type for each field; None if nothing was posted."""
+            """Return the values of the correct type for each field; None if nothing was posted."""
             if formdata is None or (formdata is not _posted and not formdata):
                 return None
             if formdata is _posted:
@@ -192,7 +192,7 @@ class SignupForm(PostedForm):
 
 
 class LoginForm(PostedForm):
-    """Username and password. Values that are too long get the same answer as a wrong password."""
+    """Username and password. Values that are too long get the same response as a wrong password."""
 
     username = StringField(
         "Username",
@@ -204,7 +204,7 @@ class LoginForm(PostedForm):
 
 
 class NewPasswordForm(PostedForm):
-    """A new password; the username is given to the constructor."""
+    """A new password; the username is passed to the constructor."""
 
     password = PasswordField(
         "New password",
@@ -225,7 +225,7 @@ class NewPasswordForm(PostedForm):
 
 
 class ChangePasswordForm(NewPasswordForm):
-    """A new password, confirmed by the current one."""
+    """A new password, confirmed with the current one."""
 
     current_password = PasswordField(
         "Current password", [required], render_kw={"autocomplete": "current-password"}
@@ -250,8 +250,8 @@ SCOPE_LABELS = {
 
 
 class TokenForm(PostedForm):
-    """What an API token is for, what it may do and for how long, and the password again, so that a
-    browser left open cannot create one.
+    """The purpose, scopes and validity of an API token, and the password again, so that a browser
+    left open cannot be used to create one.
     """
 
     name = TextField(
@@ -284,7 +284,7 @@ class TokenForm(PostedForm):
 
 
 class SetUpFactorForm(PostedForm):
-    """The password once more: a browser left open sets up no second factor."""
+    """The password again, so that a browser left open cannot be used to set up a second factor."""
 
     factor_password = PasswordField(
         "Your password", [required], render_kw={"autocomplete": "current-password"}
@@ -292,7 +292,7 @@ class SetUpFactorForm(PostedForm):
 
 
 class CodeForm(PostedForm):
-    """A code of the authenticator app, or a recovery code in its place."""
+    """A code from the authenticator app, or a recovery code instead."""
 
     code = StringField(
         "Code",
@@ -307,7 +307,7 @@ class CodeForm(PostedForm):
 
 
 class ChangeFactorForm(SetUpFactorForm):
-    """Password and code: only who has both changes a second factor."""
+    """Password and code: both are needed to change a second factor."""
 
     factor_code = StringField(
         "Code from your app, or a recovery code",
@@ -317,7 +317,7 @@ class ChangeFactorForm(SetUpFactorForm):
 
 
 class LinesField(TextAreaField):
-    """Lines of text, stripped of surrounding white space, with the line breaks of Unix."""
+    """Text of several lines, stripped of surrounding white space, with Unix line breaks."""
 
     def process_formdata(self, valuelist: list[str]) -> None:
         super().process_formdata(
@@ -376,7 +376,7 @@ class OpinionForm(PostedForm):
 
 
 class ShareForm(PostedForm):
-    """With whom a scan is to be shared: a person, by name, or the reviewers."""
+    """Whom to share a scan with: a user, by name, or the reviewers."""
 
     username = TextField(
         "Username",
@@ -389,7 +389,7 @@ SHARED = "shared"
 
 
 class FilterForm(Form):
-    """What a page shows, as its address says. A field with an error is not applied."""
+    """The filters of a page, from its address. A field with an error is not applied."""
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -403,7 +403,7 @@ class FilterForm(Form):
 
 
 class WorklistFilterForm(FilterForm):
-    """What a worklist shows."""
+    """The filters of a worklist."""
 
     whose = SelectField(
         "Scans",
@@ -451,7 +451,7 @@ class WorklistFilterForm(FilterForm):
 
 
 class NotificationsForm(PostedForm):
-    """Of which results a person wants to be notified, for each channel that is offered."""
+    """Which results a user wants to be notified of, for each available channel."""
 
     browser = SelectField("In this browser, while a page is open")
     email = SelectField("By email", description="To the address of your account.")

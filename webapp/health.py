@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 @blueprint.get("/healthz")
 def healthz() -> Response:
-    """Report that this process is up. Checks nothing else, so that a slow database does not get it
-    restarted.
+    """Report that this process is up. Checks nothing else, so that a slow database does not cause a
+    restart.
     """
     return uncached({"status": "up"}, 200)
 
@@ -57,8 +57,8 @@ def readyz() -> Response:
 def checks_by_rows() -> dict[str, bool]:
     """Return whether broker and predict workers are up, in one SQL statement.
 
-    The broker is not contacted: every few seconds a sweep goes through it, and a worker records
-    that it arrived.
+    The broker is not contacted: every few seconds a sweep is sent through it, and a worker records
+    its arrival.
     """
     delivered_after = database_now(-4 * current_app.config["SWEEP_S"])
     seen_after = database_now(-current_app.config["LEASE_S"])

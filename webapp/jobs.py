@@ -1,4 +1,4 @@
-"""The contract with the workers: queues, task names, and the nudges that wake them.
+"""The contract with the workers: queues, task names, and the messages ("nudges") that wake them.
 
 The jobs are rows. A nudge only says "look in the database", so it may be lost, duplicated or late.
 """
@@ -68,8 +68,8 @@ QUEUE_OF_TABLE: dict[type[Leased], str] = {
 """Which workers claim the rows of which table."""
 
 IN_BACKGROUND: frozenset[type[Leased]] = frozenset({Replay, ShadowAnswer})
-"""Tables whose rows nobody waits for: workers claim them when there is nothing else to do, so that
-one that waits for hours is no fault.
+"""Tables whose rows nobody waits for: workers claim them when there is nothing else to do, so a row
+that waits for hours is not a problem.
 """
 
 
@@ -79,7 +79,7 @@ def make_celery(app: Flask) -> Celery:
     celery.conf.update(
         # The state of a job is in the database only, so Celery keeps no results.
         task_ignore_result=True,
-        # Never read anything from the broker that could run code.
+        # Never deserialize anything from the broker that could run code.
         task_serializer="json",
         accept_content=["json"],
         task_routes={task: {"queue": queue} for task, queue in QUEUE_OF_TASK.items()},
@@ -96,7 +96,7 @@ def make_celery(app: Flask) -> Celery:
         # Workers survive a restart of the broker, and may start before it.
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # The queue is short (`sweep` tops it up), so events and gossip between workers would be
+        # The queue is short (`sweep` refills it), so events and gossip between workers would be
         # most of its traffic.
         worker_send_task_events=False,
         # A web request does not wait for an unreachable broker: the row is committed, and the
@@ -108,8 +108,8 @@ def make_celery(app: Flask) -> Celery:
             "retry_on_timeout": False,
             "max_retries": 0,
             # A nudge is removed from the broker when it is received. Acknowledging it would take a
-            # second message; a worker that cannot send that one during a restart of the broker
-            # would never take another nudge.
+            # second message; a worker that could not send that message during a restart of the
+            # broker would never take another nudge.
             "ack_emulation": False,
         },
         redis_socket_connect_timeout=0.5,
@@ -129,7 +129,7 @@ def nudge(task: str) -> bool:
         celery.send_task(task, queue=QUEUE_OF_TASK[task])
     except (OperationalError, OSError) as err:
         log.warning(
-            "The broker cannot be reached, %s waits for the sweeper: %s", task, type(err).__name__
+            "The broker cannot be reached; %s waits for the sweeper: %s", task, type(err).__name__
         )
         return False
     return True

@@ -1,4 +1,6 @@
-"""Logins: start, use and end of each, cookies that make a browser known, and limits on guessing."""
+"""Login sessions: start, use and end of each, cookies that make a browser known, and limits on
+guessing.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,9 @@ from webapp.security_headers import cookie_name, over_tls
 from webapp.web_extensions import limiter, login_manager
 
 NOTED_S = 60
-"""`used_at` of a login or token is updated at most once in this time."""
+"""`used_at` of a session or token is updated at most once in this time."""
 KNOWN_BROWSER = "known"
-KNOWN_BROWSER_DAYS = 400  # The longest that browsers keep a cookie.
+KNOWN_BROWSER_DAYS = 400  # The maximum age of a cookie in browsers.
 BROWSERS = {
     "Edg": "Edge",
     "OPR": "Opera",
@@ -52,7 +54,7 @@ P = ParamSpec("P")
 
 @login_manager.user_loader
 def user_of_login(secret: str) -> User | None:
-    """Return the person with this login; None if it has ended or the account is disabled."""
+    """Return the user of this session; None if it has ended or the account is disabled."""
     row = db.session.execute(
         select(LoginSession, User)
         .join(User, LoginSession.user_id == User.id)
@@ -74,9 +76,9 @@ def user_of_login(secret: str) -> User | None:
 
 @login_manager.unauthorized_handler
 def ask_to_log_in() -> WerkzeugResponse:
-    """Redirect to the login form, which leads back to the page that was requested."""
+    """Redirect to the login form, which then redirects to the requested page."""
     if request.headers.get("HX-Request"):
-        # Reload the whole page, not a part of it.
+        # Reload the whole page, not a fragment.
         return Response(status=204, headers={"HX-Refresh": "true"})
     flash("Please log in first.", "warning")
     wanted = request.full_path.rstrip("?") if request.method == "GET" else None
@@ -84,13 +86,13 @@ def ask_to_log_in() -> WerkzeugResponse:
 
 
 def has_ended() -> ColumnElement[bool]:
-    """Return the SQL condition for logins that have expired, by age or for lack of use."""
+    """Return the SQL condition for sessions that have expired, by age or inactivity."""
     idle_since = utc_now() - timedelta(hours=current_app.config["LOGIN_IDLE_HOURS"])
     return or_(LoginSession.expires_at <= utc_now(), LoginSession.used_at <= idle_since)
 
 
 def note_use(row: LoginSession | ApiToken) -> None:
-    """Record that a login or token is used now, at most once a minute, and commit."""
+    """Record that a session or token is used now, at most once a minute, and commit."""
     a_while_ago = utc_now() - timedelta(seconds=NOTED_S)
     if row.used_at is not None and row.used_at > a_while_ago:
         return
@@ -102,7 +104,7 @@ def note_use(row: LoginSession | ApiToken) -> None:
 
 
 def start_login(user: User) -> None:
-    """Log `user` in with this browser, and commit; an earlier login of the browser ends."""
+    """Log `user` in with this browser, and commit; an earlier session of the browser ends."""
     if "_user_id" in session:
         db.session.execute(
             delete(LoginSession).where(LoginSession.secret_hash == secret_hash(session["_user_id"]))
@@ -120,14 +122,14 @@ def start_login(user: User) -> None:
     )
     record(Act.LOGGED_IN, user.id, actor_id=user.id)
     db.session.commit()
-    # The session from before the login must not survive it (session fixation).
+    # The cookie session from before the login must not survive it (session fixation).
     session.clear()
     session.permanent = True
     login_user(user)
 
 
 def end_logins(user: User, but: str | None = None) -> None:
-    """End all logins of `user` except the one with the secret `but`; the caller commits."""
+    """End all sessions of `user` except the one with the secret `but`; the caller commits."""
     ended = delete(LoginSession).where(LoginSession.user_id == user.id)
     if but is not None:
         ended = ended.where(LoginSession.secret_hash != secret_hash(but))
@@ -135,11 +137,11 @@ def end_logins(user: User, but: str | None = None) -> None:
 
 
 def require_login_still() -> None:
-    """Check that this request's login has not ended since the request arrived, and lock it until
+    """Check that this request's session has not ended since the request arrived, and lock it until
     the caller commits.
 
     Raises:
-        Unauthorized: the login has ended.
+        Unauthorized: the session has ended.
     """
     login = select(LoginSession.id).where(
         LoginSession.secret_hash == secret_hash(current_user.login_secret)
@@ -149,7 +151,7 @@ def require_login_still() -> None:
 
 
 def end_access(user: User, but: str | None = None) -> None:
-    """End all logins of `user` except the one with the secret `but`, and revoke all their API
+    """End all sessions of `user` except the one with the secret `but`, and revoke all their API
     tokens, as every change of a password requires; the caller commits.
     """
     db.session.flush()  # Writing the new password locks the row, so no token is added meanwhile.
@@ -158,7 +160,7 @@ def end_access(user: User, but: str | None = None) -> None:
 
 
 def browser_name(user_agent: str) -> str:
-    """Return a name for the browser that its user recognizes, such as "Firefox on Linux"."""
+    """Return a browser name that its user recognizes, such as "Firefox on Linux"."""
     browser = next(
         (name for sign, name in BROWSERS.items() if f"{sign}/" in user_agent), "A browser"
     )
@@ -168,20 +170,22 @@ def browser_name(user_agent: str) -> str:
 
 @cache
 def nobodys_password_hash() -> str:
-    """Return a hash to check passwords of unknown users against, which takes the same time."""
+    """Return a hash to check passwords of unknown users against, so that this takes the same
+    time.
+    """
     return hasher.hash(new_secret())
 
 
 def user_with_password(username: str, password: str) -> User | None:
-    """Return the person with that username and password; None if they do not match or the account
-    is disabled. It takes the same time whether or not the username exists.
+    """Return the user with this username and password; None if they do not match or the account is
+    disabled. It takes the same time whether or not the username exists.
 
     A failure is recorded in the audit log, and committed.
     """
     user = None
     if text_problem(username, MAX_USERNAME) is None:
         user = db.session.scalar(select(User).where(User.username_key == username.lower()))
-    db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
+    db.session.commit()  # Argon2 is slow on purpose; no transaction is open meanwhile.
     if len(password) > MAX_PASSWORD:
         password = ""
     if user is not None:
@@ -198,8 +202,8 @@ def user_with_password(username: str, password: str) -> User | None:
 
 
 def who_guesses() -> str:
-    """Return the key under which a failed login counts: one for each browser that was logged in to
-    this account before, and one for all other browsers together.
+    """Return the key under which a failed login is counted: one for each browser that was logged in
+    to this account before, and one for all other browsers together.
 
     So strangers get few guesses at an account, from however many addresses, and cannot lock its
     owner out. An account that does not exist is treated the same way.
@@ -208,12 +212,14 @@ def who_guesses() -> str:
 
 
 def account_key(username: str) -> str:
-    """Return a digest that stands for an account in cookies and counters, even if there is none."""
+    """Return a digest that represents an account in cookies and counters, even if it does not
+    exist.
+    """
     return hashlib.sha256(username.lower().encode("utf-8", "replace")).hexdigest()
 
 
 def guesser(account: str) -> str:
-    """Return the key under which this request's guess at an account (`account_key`) counts."""
+    """Return the key under which this request's guess at an account (`account_key`) is counted."""
     try:
         known_account, browser = known_browsers().loads(
             request.cookies.get(cookie_name(KNOWN_BROWSER), ""), max_age=KNOWN_BROWSER_DAYS * 86_400
@@ -248,11 +254,11 @@ def limits_guesses(
     each: str, whose: Callable[[], str]
 ) -> Callable[[Callable[P, ResponseReturnValue]], Callable[P, ResponseReturnValue]]:
     """Return a decorator for views that check a password or a code: failed attempts are limited by
-    address, and by `whose` they are.
+    address, and by the key that `whose` returns.
 
     Args:
-        each: how many may fail of those that count together, in Flask-Limiter's notation.
-        whose: returns the key under which this request's failure counts.
+        each: how many attempts with the same key may fail, in Flask-Limiter's notation.
+        whose: returns the key under which this request's failure is counted.
     """
     by_address = limiter.limit(
         "10 per minute", methods=["POST"], deduct_when=has_failed, on_breach=record_throttling
@@ -264,7 +270,7 @@ def limits_guesses(
 
 
 def has_failed(answer: WerkzeugResponse) -> bool:
-    """Return whether an answer to a login does not redirect; a successful login does."""
+    """Return whether a login failed: a successful one redirects."""
     return answer.status_code != 302
 
 

@@ -81,7 +81,7 @@ def _ids_of_request() -> dict[str, list[str]]:
 
 def json_logging(level: int | str = "WARNING") -> dict[str, Any]:
     """Return the configuration for `logging.config.dictConfig`: Hemoscan's own records from INFO
-    on, those of libraries from `level` on.
+    up, those of libraries from `level` up.
     """
     return {
         "version": 1,
@@ -92,7 +92,7 @@ def json_logging(level: int | str = "WARNING") -> dict[str, Any]:
         "loggers": {
             **{package: {"level": "INFO"} for package in ("webapp", "worker", "listener", "ml")},
             "gunicorn.error": {"level": level, "handlers": [], "propagate": True},
-            # Its lines contain URLs, and thus the secrets of reset links.
+            # Its lines contain URLs, and therefore the secrets of reset links.
             "gunicorn.access": {"level": "WARNING"},
         },
     }

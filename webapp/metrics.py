@@ -158,7 +158,7 @@ def _durations() -> tuple[Metric, Metric]:
 
 
 def _workers() -> tuple[Metric, Metric]:
-    """Return how many workers of each queue spoke within a lease, and how many of these have an
+    """Return how many workers of each queue reported within a lease, and how many of these have an
     alarm.
     """
     family = GaugeMetricFamily(
@@ -183,8 +183,8 @@ def _workers() -> tuple[Metric, Metric]:
 
 
 def _audit_log() -> Iterator[Metric]:
-    """Yield whether the audit log's hash chain was intact when it was last verified, and when; none
-    before the first time.
+    """Yield whether the audit log's hash chain was intact when it was last verified, and when that
+    was; nothing before the first verification.
     """
     check = newest_check()
     if check is None:

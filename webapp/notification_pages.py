@@ -1,5 +1,5 @@
-"""Notifications on pages: what a person chooses on the account page, a test message, and what pages
-that are open ask for.
+"""Notifications on pages: a user's choices on the account page, a test message, and the polling of
+open pages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ blueprint = Blueprint("notifications", __name__)
 @login_required
 @within_settings_rate
 def save() -> str | tuple[str, int] | WerkzeugResponse:
-    """Save which results a person wants to be notified of, and how."""
+    """Save which results a user wants to be notified of, and how."""
     form = NotificationsForm(channels_offered())
     if not form.validate_on_submit():
         return account_page(notifications_form=form)
@@ -39,7 +39,7 @@ def save() -> str | tuple[str, int] | WerkzeugResponse:
 @login_required
 @within_test_rate
 def send_test() -> WerkzeugResponse:
-    """Queue a test message for each channel that the person chose."""
+    """Queue a test message for each channel that the user chose."""
     queued = queue_test(current_user.id)
     db.session.commit()
     if queued:
@@ -53,14 +53,14 @@ def send_test() -> WerkzeugResponse:
 @login_required
 def news() -> Response:
     """Return the addresses of results that came after a point in time (`after`) or shortly before
-    it, and the point to ask from next.
+    it, and the point in time for the next request.
     """
     try:
         after = datetime.fromisoformat(request.args.get("after", ""))
         if after.tzinfo is None:
             raise ValueError
         scan_ids, now = news_since(current_user.id, after.astimezone(UTC))
-    except (ValueError, OverflowError):  # The calendar ends in the year 9999.
+    except (ValueError, OverflowError):  # For example, a date after the year 9999.
         abort(400, "Unknown point in time.")
     results = [url_for("scans.show", scan_id=scan_id) for scan_id in scan_ids]
     answer = jsonify({"now": now.isoformat(), "results": results})

@@ -25,9 +25,9 @@ from webapp.models import (
 from webapp.models.accounts import lock_person
 
 MOST_NEWS = 200
-"""The most results that a page is notified of at once."""
+"""Maximum number of results that a page is notified of at once."""
 OVERLAP_S = 10
-"""The overlap of consecutive answers. A result has the time at which it was written, but becomes
+"""The overlap of consecutive responses. A result has the time at which it was written, but becomes
 visible when its transaction commits, at most this much later; pages ignore results that they know
 already.
 """
@@ -47,8 +47,8 @@ def channels_offered() -> set[Channel]:
 
 def queue_notifications(scan_ids: Collection[str]) -> None:
     """Queue a message for everybody who wants to be notified of these scans, which just got a
-    result;
-    in the caller's transaction, in a number of statements that does not depend on theirs.
+    result; in the caller's transaction, with a number of statements that does not depend on the
+    number of scans.
     """
     offered = channels_offered() - {Channel.BROWSER}
     if not scan_ids or not offered:
@@ -65,7 +65,7 @@ def queue_notifications(scan_ids: Collection[str]) -> None:
 
 
 def save_choices(user_id: str, chosen: dict[Channel, Wanted]) -> bool:
-    """Replace what a person chose for these channels, and commit; return False if their account was
+    """Replace a user's choices for these channels, and commit; return False if the account was
     deleted or disabled meanwhile.
     """
     if lock_person(user_id) is None:
@@ -76,7 +76,7 @@ def save_choices(user_id: str, chosen: dict[Channel, Wanted]) -> bool:
 
 
 def queue_test(user_id: str) -> int:
-    """Queue a test message for each channel that a person chose; return how many. The caller
+    """Queue a test message for each channel that a user chose; return how many. The caller
     commits.
     """
     chosen = choices_of(user_id)
@@ -91,7 +91,7 @@ def queue_test(user_id: str) -> int:
 
 
 def newest_notifications(user_id: str, most: int) -> list[Notification]:
-    """Return the messages that were queued last for a person, the newest first."""
+    """Return the messages that were queued last for a user, newest first."""
     query = (
         select(Notification)
         .where(Notification.user_id == user_id)
@@ -102,10 +102,9 @@ def newest_notifications(user_id: str, most: int) -> list[Notification]:
 
 
 def news_since(user_id: str, after: datetime) -> tuple[list[str], datetime]:
-    """Return the ids of a person's scans that got a result after that time, or `OVERLAP_S` before
-    it, that they have not opened since and want to be notified of in the browser, the newest
-    first; and
-    until when the database was asked, which is the time to ask from next.
+    """Return the ids of a user's scans that got a result after this time, or up to `OVERLAP_S`
+    before it, that they have not opened since and want to be notified of in the browser, newest
+    first; and the time of this query, which is the time to ask from next.
     """
     now: datetime = db.session.scalars(select(database_now())).one()
     wanted = choices_of(user_id)[Channel.BROWSER]

@@ -83,7 +83,9 @@ def withdraw_opinion(scan_id: str, opinion_id: str) -> ResponseReturnValue:
 @login_required
 @within_sharing_rate
 def add_share(scan_id: str) -> ResponseReturnValue:
-    """Share an own scan with the reviewers, if `reviewers` was posted, or with the person named."""
+    """Share one's own scan with the reviewers, if `reviewers` was posted, or with the named
+    user.
+    """
     scan = own_scan(scan_id)
     form = ShareForm()
     name = None if "reviewers" in request.form else form.username.data or ""
@@ -105,7 +107,7 @@ def add_share(scan_id: str) -> ResponseReturnValue:
 @login_required
 @within_sharing_rate
 def remove_share(scan_id: str, share_id: str) -> ResponseReturnValue:
-    """Take back what an own scan was shared with."""
+    """Stop sharing one's own scan with a user or the reviewers."""
     scan = own_scan(scan_id)
     if not is_id(share_id) or not end_share(scan.id, share_id):
         db.session.rollback()
@@ -142,7 +144,9 @@ def _require_reviewer() -> None:
 
 
 def _next(saved: str = "") -> ResponseReturnValue:
-    """Go to the next scan of the queue, and say what was `saved` of the one before."""
+    """Go to the next scan of the queue, with a message that the opinion on the previous one was
+    `saved`.
+    """
     scan_id = next_in_queue(current_user.id)
     sentences = [saved] * bool(saved) + ["That was the last scan in the queue."] * (scan_id is None)
     if sentences:
@@ -156,7 +160,7 @@ def _next(saved: str = "") -> ResponseReturnValue:
 
 
 def _wants_panel() -> bool:
-    """True for opinions.js, which stays on the page and shows the panel anew."""
+    """True for opinions.js, which stays on the page and updates the panel."""
     return request.accept_mimetypes.best == "application/json"
 
 

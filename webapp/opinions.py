@@ -24,7 +24,7 @@ DIGITS = 4
 
 
 class OpinionRefused(ValueError):
-    """An opinion is invalid; the text is a sentence for its author."""
+    """An opinion is invalid; the message is a sentence for its author."""
 
 
 class ScanGone(LookupError):
@@ -50,7 +50,7 @@ class NewOpinion:
         """Check an opinion on a scan with `slice_count` slices.
 
         Raises:
-            OpinionRefused: a part is missing, unknown or contradicts another.
+            OpinionRefused: a part is missing, unknown or contradicts another part.
         """
         if self.slice_index is not None and not 0 <= self.slice_index < slice_count:
             raise OpinionRefused(
@@ -75,8 +75,8 @@ class NewOpinion:
 
 @dataclass(frozen=True)
 class Consensus:
-    """The number of people in whose opinion the whole scan shows hemorrhage, and of those in whose
-    opinion it does not.
+    """The numbers of people in whose opinion the whole scan shows hemorrhage, and in whose opinion
+    it does not.
     """
 
     present: int
@@ -84,8 +84,8 @@ class Consensus:
 
     @property
     def finding(self) -> Finding | None:
-        """The finding of the majority, which confirms the scan; None if nobody decided or the votes
-        are tied.
+        """The majority's finding, which confirms the scan; None if nobody gave a decisive opinion
+        or the votes are tied.
         """
         if self.present == self.absent:
             return None
@@ -93,17 +93,17 @@ class Consensus:
 
     @property
     def voters(self) -> int:
-        """The number of people who decided."""
+        """The number of people with a decisive opinion."""
         return self.present + self.absent
 
     @property
     def is_disputed(self) -> bool:
-        """True if people contradict each other."""
+        """True if people disagree."""
         return self.present > 0 and self.absent > 0
 
 
 def consensus_of(opinions: Iterable[Opinion]) -> Consensus:
-    """Return the consensus of these opinions on one scan about the whole scan."""
+    """Return the consensus on the whole scan in these opinions on one scan."""
     of_scan = [opinion.finding for opinion in opinions if opinion.slice_index is None]
     return Consensus(of_scan.count(Finding.PRESENT), of_scan.count(Finding.ABSENT))
 
@@ -162,7 +162,7 @@ def give(
         raise OpinionRefused("You can give an opinion once the scan has a result.")
     count = reviewable_slices(scan)
     new.require_sound(count)
-    index = None if count == 1 else new.slice_index  # a single slice is the whole scan
+    index = None if count == 1 else new.slice_index  # a single slice counts as the whole scan
     opinion = db.session.scalar(
         select(Opinion).where(
             Opinion.scan_id == scan_id,
@@ -185,7 +185,7 @@ def give(
             types = opinion.types if new.finding == Finding.PRESENT else []
             columns = {"finding": new.finding, "types": types}
         _update(opinion, columns)
-    # Also of an opinion that stays as it is: the scan may have another result since.
+    # Also for an opinion that does not change: the scan's result may have changed since.
     _record_result(opinion, scan)
     return opinion
 
@@ -238,8 +238,8 @@ def panel(
     """Return the template context of the opinions panel as seen by `reader_id`.
 
     Args:
-        form: an opinion that was refused, to be corrected.
-        share_form: a name that was refused, likewise.
+        form: an opinion that was rejected, to be corrected.
+        share_form: a username that was rejected, likewise.
     """
     opinions = opinions_of(scan)
     by_reader = [each for each in opinions if each.author_id == reader_id]
@@ -299,7 +299,7 @@ def _record_result(opinion: Opinion, scan: Scan) -> None:
     opinion.model_version_id = prediction.model_version_id
     if opinion.slice_index is None:
         opinion.model_probability = prediction.probability
-        # One cannot agree with an answer that is inconclusive.
+        # One cannot agree with an inconclusive prediction.
         opinion.model_positive = None if prediction.uncertain else prediction.positive
     else:
         opinion.model_probability = prediction.slices[opinion.slice_index]

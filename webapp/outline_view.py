@@ -1,5 +1,5 @@
-"""The outline of a hemorrhage on a scan's page: its volume, and how well outlines of its model
-agree with annotated ones.
+"""The outline of a hemorrhage on a scan's page: its volume, and how well its model's outlines agree
+with annotated ones.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class OutlineView:
     """What a page says about an outline.
 
     Attributes:
-        volume: such as "about 12 mL"; empty where it is unknown.
+        volume: such as "about 12 mL"; empty if it is unknown.
         volume_sentence: the same as a sentence, or why it is unknown.
         agreement: a sentence about Dice's coefficient on test data.
-        is_drawn: something is outlined.
+        is_drawn: whether something is outlined.
     """
 
     volume: str
@@ -34,7 +34,7 @@ class OutlineView:
 
 
 def outline_view(prediction: Prediction | None) -> OutlineView | None:
-    """Return what a page shows of the outline of a scan; None where its model gives none, or found
+    """Return what a page shows about the outline of a scan; None if its model gives none, or found
     no hemorrhage.
     """
     if prediction is None or prediction.outlined_slices is None:
@@ -50,8 +50,8 @@ def outline_view(prediction: Prediction | None) -> OutlineView | None:
 
 
 def volume_sentence(prediction: Prediction) -> str:
-    """Return the volume of what is outlined, or why it is unknown, in a sentence; empty where the
-    model gives no outlines, or found no hemorrhage.
+    """Return the outlined volume, or why it is unknown, as a sentence; empty if the model gives no
+    outlines, or found no hemorrhage.
     """
     if prediction.outlined_slices is None:
         return ""
@@ -62,7 +62,9 @@ def volume_sentence(prediction: Prediction) -> str:
 
 
 def volume_text(volume_ml: float) -> str:
-    """Return a volume with two digits at most, since no outline is more exact than that."""
+    """Format a volume with two significant digits at most, because no outline is more precise than
+    that.
+    """
     if volume_ml < 1:
         return "less than 1 mL"
     rounded = round(volume_ml, -1 if volume_ml >= 99.5 else 0)
@@ -70,7 +72,7 @@ def volume_text(volume_ml: float) -> str:
 
 
 def agreement(measured: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return how well outlines agree with annotated ones, in a sentence.
+    """Return how well outlines agree with annotated ones, as a sentence.
 
     Args:
         measured: `ml.artifacts.card.Card.outlines` as JSON.

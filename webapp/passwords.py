@@ -1,4 +1,4 @@
-"""Which passwords are refused: too short, too long, or easy to guess."""
+"""The rules for refusing passwords: too short, too long, or easy to guess."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 MIN_PASSWORD, MAX_PASSWORD = 10, 200
 COMMON = Path(__file__).with_name("common_passwords.txt")
 EXPECTED_WORDS = ("hemoscan", "hemorrhage", "haemorrhage", "radiology", "hospital")
-"""Words that suggest themselves on this service, besides the username."""
+"""Words that are obvious guesses for this service, besides the username."""
 FEWEST_CHARACTERS = 4
 """Minimum number of different characters: "1212121212" is long but has only two."""
 SHORTEST_WORD = 4
-"""A password without its digits and punctuation counts as a word from this length on."""
+"""Without its digits and punctuation, a password of at least this length counts as a word."""
 
 
 def password_problem(username: str, password: str) -> str | None:
     """Return why this password is refused, as a sentence, or None.
 
-    Nothing is asked of its characters. A common password or an expected word is refused with digits
-    and signs around it too, since that is what people add first.
+    There are no rules about character classes. A common password or an obvious word is refused with
+    digits and punctuation around it too, because that is what people add first.
     """
     if len(password) < MIN_PASSWORD:
         return f"Passwords must have at least {MIN_PASSWORD} characters."
@@ -36,8 +36,8 @@ def password_problem(username: str, password: str) -> str | None:
 
 
 def core(text: str) -> str:
-    """Return `text` in lower case without the digits and signs at its ends; empty if that is no
-    word.
+    """Return `text` in lower case without the digits and punctuation at its ends; empty if the rest
+    is not a word.
     """
     letters = [place for place, character in enumerate(text) if character.isalpha()]
     word = text[letters[0] : letters[-1] + 1].lower() if letters else ""
@@ -46,6 +46,6 @@ def core(text: str) -> str:
 
 @cache
 def common_passwords() -> frozenset[str]:
-    """Return the common passwords, in lower case; the file says where they come from."""
+    """Return the common passwords, in lower case; the file states its source."""
     lines = COMMON.read_text("ascii").splitlines()
     return frozenset(line for line in lines if not line.startswith("#"))

@@ -31,8 +31,8 @@ OUTLINE = (
     Prediction.first_slices,
     Prediction.id.label("prediction_id"),
 )
-"""What an outline is served from. A scan's next prediction has another outline under the same
-key.
+"""The columns needed to serve an outline. A scan's next prediction stores another outline under the
+same key.
 """
 
 blueprint = Blueprint("pictures", __name__, url_prefix="/scans/<scan_id>")
@@ -136,13 +136,13 @@ def slice_outline(scan_id: str, index: int) -> Response:
 @blueprint.get("/outline.nii.gz")
 @login_required
 def outline_file(scan_id: str) -> Response:
-    """Send what is outlined in all slices as one file."""
+    """Send the outlined voxels of all slices as one file."""
     return mask_file(_of_scan(scan_id, *OUTLINE))
 
 
 def picture(key: str | None, made_at: datetime | None = None) -> Response:
-    """Return a stored PNG, or 404 if it is not ready yet; `made_at` tells one from another that was
-    stored under the same key before.
+    """Return a stored PNG, or 404 if it is not ready yet; `made_at` distinguishes it from an
+    earlier one under the same key.
     """
     if key is None:
         abort(404, "This image is not ready yet.")
@@ -171,7 +171,7 @@ def series_file(volume_key: str | None) -> Response:
 
 
 def outline_picture(stored: Row[Any], index: int) -> Response:
-    """Return the contour in one slice as a PNG, or 404 where nothing is outlined; `stored` are the
+    """Return the contour in one slice as a PNG, or 404 if nothing is outlined; `stored` are the
     columns `OUTLINE` of the scan.
     """
     if stored.outline_key is None or index not in (stored.outlined_slices or ()):
@@ -188,8 +188,8 @@ def outline_picture(stored: Row[Any], index: int) -> Response:
 
 
 def mask_file(stored: Row[Any]) -> Response:
-    """Stream what is outlined, or 404 where nothing is; `stored` are the columns `OUTLINE` of the
-    scan.
+    """Stream the outlined voxels, or 404 if there are none; `stored` are the columns `OUTLINE` of
+    the scan.
     """
     if stored.outline_key is None or not stored.outlined_slices:
         abort(404, "This scan has no outline.")
@@ -227,7 +227,7 @@ def private_response(
     answer.set_etag(tag)
     if not request.if_none_match.contains(tag):
         body = content()
-        # No middleware may buffer a long file.
+        # No proxy may buffer a long file.
         answer.direct_passthrough = not isinstance(body, bytes)
         answer.response = [body] if isinstance(body, bytes) else body
     answer.make_conditional(request)

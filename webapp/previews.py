@@ -1,4 +1,4 @@
-"""Previews for the pages: found in the cache, or queued for a worker (`worker.previews`)."""
+"""Previews for the pages: taken from the cache, or queued for a worker (`worker.previews`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from webapp.models import (
 from webapp.models.exploration import MOST_OPEN_PREVIEWS
 
 USED_AGAIN = timedelta(minutes=10)
-"""How often it is noted that a preview is still looked at."""
+"""How often the last use of a preview is recorded."""
 TRIED_AGAIN = timedelta(seconds=20)
 """A preview that failed is made again when its page is opened after this time."""
 
@@ -30,12 +30,12 @@ TRIED_AGAIN = timedelta(seconds=20)
 def preview_of(
     what: Mapping[str, Any], settings: Mapping[str, Any], *, may_retry: bool
 ) -> Preview | None:
-    """Return the preview of a slice with these settings; the first time it is queued. None if too
-    many wait already: the page asks again.
+    """Return the preview of a slice with these settings, queueing it the first time. Returns None
+    if too many are waiting already: the page then asks again.
 
     Args:
         what, settings: see `webapp.models.Preview`.
-        may_retry: whether one that failed is made again.
+        may_retry: whether a failed one is made again.
     """
     preview = _known(what, settings)
     if preview is None:
@@ -45,7 +45,7 @@ def preview_of(
             with noting():
                 new_preview(what, settings)
         except IntegrityError:
-            db.session.rollback()  # Somebody else asked for the same, or it was deleted.
+            db.session.rollback()  # Somebody else requested the same, or it was deleted.
         nudge(PREDICT_SCANS)
         return _known(what, settings)
     now = utc_now()

@@ -10,21 +10,22 @@ from webapp.web_extensions import limiter
 
 
 def per_person(rate: str | Callable[[], str], scope: str) -> Any:
-    """Return a decorator for views that a person may ask for so often, all of one scope together.
+    """Return a decorator that limits how often a user may request a view, together with all views
+    of one scope.
 
     Args:
-        rate: in Flask-Limiter's notation, or what returns it.
+        rate: in Flask-Limiter's notation, or a function that returns it.
     """
     return limiter.shared_limit(rate, scope=scope, key_func=lambda: str(whose_request()))
 
 
 within_opinion_rate = per_person("120 per minute", "opinions")
-"""Decorates what gives and withdraws opinions: more than a person can read."""
+"""Decorates views that give and withdraw opinions: more than a person can read."""
 within_sharing_rate = per_person("30 per minute", "sharing")
-"""Decorates what shares scans, which tells whether a username exists."""
+"""Decorates views that share scans, which reveal whether a username exists."""
 within_change_rate = per_person("600 per minute", "changes")
-"""Decorates what queues, cancels and deletes scans, one by one or a selection."""
+"""Decorates views that queue, cancel and delete scans, individually or as a selection."""
 within_settings_rate = per_person("20 per minute", "settings")
-"""Decorates what a person sets for themselves."""
+"""Decorates views that change a user's own settings."""
 within_test_rate = per_person("6 per minute", "test messages")
-"""Decorates what sends test messages."""
+"""Decorates views that send test messages."""

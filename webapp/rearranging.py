@@ -1,4 +1,4 @@
-"""The pages on which selected pictures are joined into one series, and series are split again."""
+"""The pages on which selected images are joined into one series, and series are split again."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ blueprint = Blueprint("rearranging", __name__, url_prefix="/scans/selected")
 @within_rate
 @login_required
 def join() -> tuple[str, int] | WerkzeugResponse:
-    """Join single pictures (`id`, repeated) into one series, in the order of their places (`place`,
-    repeated, one for each).
+    """Join single images (`id`, repeated) into one series, in the order of their positions
+    (`place`, repeated, one for each).
     """
     ids = [each for each in request.form.getlist("id") if is_id(each)]
     title = request.form.get("title", "").strip()
@@ -44,7 +44,7 @@ def join() -> tuple[str, int] | WerkzeugResponse:
 @within_rate
 @login_required
 def split() -> WerkzeugResponse:
-    """Split series of pictures (`id`, repeated) into single pictures."""
+    """Split series of images (`id`, repeated) into single images."""
     pictures = 0
     for scan_id in dict.fromkeys(request.form.getlist("id")):
         if not is_id(scan_id):
@@ -59,10 +59,10 @@ def split() -> WerkzeugResponse:
 
 
 def _in_order(ids: list[str], places: list[str]) -> list[str]:
-    """Return the ids by their places.
+    """Return the ids in the order of their positions.
 
     Raises:
-        NotRearranged: a place is missing, no number, or given twice.
+        NotRearranged: a position is missing, not a number, or duplicated.
     """
     entered = [place.strip() for place in places]
     if len(entered) != len(ids) or not all(

@@ -1,4 +1,4 @@
-"""What a replay found, in sentences for pages and the command line."""
+"""The result of a replay, as sentences for pages and the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARTS = {
     "types": "the types of hemorrhage",
     "outlines": "the outline",
 }
-"""The parts of an answer, as `worker.replay` compares them."""
+"""The parts of a prediction, as `worker.replay` compares them."""
 RECORDED_SINCE = (
     "The software and machine that produced this result were not recorded. They have been"
     " recorded since version 0.1.0."
@@ -25,12 +25,12 @@ RECORDED_SINCE = (
 
 @dataclass(frozen=True)
 class ReplayView:
-    """A replay for its reader.
+    """A replay in a form for display.
 
     Attributes:
         outcome: "same", "different", "failed", "canceled" or "waiting".
         headline: the outcome as a sentence.
-        details: sentences on what differs, what has changed and what is not known.
+        details: sentences on what differs, what has changed and what is unknown.
     """
 
     outcome: str
@@ -39,7 +39,7 @@ class ReplayView:
 
 
 def replay_view(replay: Replay) -> ReplayView:
-    """Return what a replay found."""
+    """Return the result of a replay."""
     version = name_of_version(replay.version)
     if not JobStatus(replay.status).is_final:
         return ReplayView(
@@ -81,7 +81,7 @@ def _differences(result: dict[str, Any]) -> list[str]:
 
 def _reasons(result: dict[str, Any]) -> list[str]:
     if result["changes"] is None:
-        return []  # `_not_known` says so.
+        return []  # `_not_known` reports this.
     if not result["changes"]:
         return ["The recorded software and machine are the same, so something else has changed."]
     return [f"{name}: {before} before, {now} now." for name, before, now in result["changes"]]

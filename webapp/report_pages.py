@@ -1,4 +1,4 @@
-"""The pages of reports: a button that asks for one, a page that waits for it, and the download."""
+"""The pages of reports: a button that requests one, a page that waits for it, and the download."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ blueprint = Blueprint("reports", __name__, url_prefix="/scans/<scan_id>")
 @login_required
 @within_report_rate
 def ask(scan_id: str, kind: str) -> WerkzeugResponse:
-    """Ask for a report, and go to where it will be."""
+    """Request a report, and redirect to its address."""
     try:
         queue_report(scan_id, Scan.user_id == current_user.id, kind)
     except ReportRefused as err:
@@ -57,7 +57,7 @@ def show(scan_id: str, kind: str) -> Response | str:
 @blueprint.get("/report.json")
 @login_required
 def as_json(scan_id: str) -> Response:
-    """Send a scan as the API describes it, with the opinions on it, as a file."""
+    """Send a scan in the API's format, with the opinions on it, as a file."""
     scan = (
         is_id(scan_id)
         and db.session.scalars(

@@ -25,19 +25,20 @@ from webapp.rates import per_person
 from webapp.storage import storage
 
 WAIT_S = 2.0
-"""How long a request waits for a report; most are made within a second."""
+"""How long a request waits for a report; most are ready within a second."""
 LOOK_S = 0.1
 NO_SUCH_REPORT = "This report no longer exists. Please request it again."
 within_report_rate = per_person("60 per minute", "reports")
-"""Decorates what asks for reports."""
+"""Decorates views that request reports."""
 
 
 def queue_report(scan_id: str, is_allowed: ColumnElement[bool], kind: str) -> Report:
-    """Queue a report of a scan that the person may see, commit and wake a worker; return it.
+    """Queue a report of a scan that the user may see, commit and notify a worker; return the
+    report.
 
     Raises:
-        NotFound: there is no such scan for this person, or no such kind of report.
-        ReportRefused: it is not made; the text says why.
+        NotFound: there is no such scan for this user, or no such kind of report.
+        ReportRefused: it is refused; the message says why.
     """
     scan = is_id(scan_id) and db.session.scalar(
         select(Scan).where(Scan.id == scan_id, is_allowed).options(joinedload(Scan.prediction))
@@ -58,11 +59,11 @@ def queue_report(scan_id: str, is_allowed: ColumnElement[bool], kind: str) -> Re
 
 
 def finished_report(scan_id: str, is_allowed: ColumnElement[bool], kind: str) -> Report | None:
-    """Wait up to `WAIT_S` for a report of a scan that the person may see; return it as it then is,
-    None where nobody asked for it or its time is over.
+    """Wait up to `WAIT_S` for a report of a scan that the user may see; return its state then, or
+    None if nobody requested it or it has expired.
 
     Raises:
-        NotFound: there is no such scan for this person, or no such kind of report.
+        NotFound: there is no such scan for this user, or no such kind of report.
     """
     known = _known_kind(kind)
     if not is_id(scan_id) or not db.session.scalar(
@@ -77,7 +78,7 @@ def finished_report(scan_id: str, is_allowed: ColumnElement[bool], kind: str) ->
     give_up_at = time.monotonic() + WAIT_S
     while True:
         report = db.session.scalar(find)
-        # No transaction is open while this request waits; what was read stays as it is.
+        # No transaction is open while this request waits; objects read before are not refreshed.
         db.session.commit()
         if report is None or report.status.is_final or time.monotonic() >= give_up_at:
             return report
@@ -85,7 +86,7 @@ def finished_report(scan_id: str, is_allowed: ColumnElement[bool], kind: str) ->
 
 
 def report_file(report: Report) -> Response:
-    """Return the file of a report that is done."""
+    """Return the file of a finished report."""
     key, kind = report.file_key, ReportKind(report.kind)
     answer = private_response(kind.media_type, key, lambda: storage.get(key))
     answer.headers.set("Content-Disposition", "attachment", filename=report.file_name)

@@ -1,12 +1,12 @@
 """The review queue: which of the scans that are shared with the reviewers should be read next.
 
-Uncertain ones come first, then those on which people disagree with each other or one person with
-the model, then a random share of all others. Scans that people choose to read are not
+Inconclusive ones come first, then those on which people disagree with each other or one person with
+the model, then a random sample of all others. Scans that people choose to read are not
 representative, so figures from them alone would be biased: each opinion stores the probability with
-which the queue chose its scan, and site figures are weighted by it.
+which the queue selected its scan, and site figures are weighted by it.
 
-A scan belongs to the random share or not by its id, which is random, so the choice needs no row and
-is the same for every reviewer.
+Whether a scan is in the random sample depends on its id, which is random, so the selection needs no
+row and is the same for every reviewer.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from webapp.sharing import shared_with_reviewers
 UNCERTAIN, DISAGREEMENT, RANDOM = REASONS = ("uncertain", "disagreement", "random share")
 INCONCLUSIVE, SUSPECTED, NOT_FOUND = "inconclusive", "suspected", "not found"
 DIGITS = 8
-"""Hexadecimal digits of an id that decide; their first ones are random."""
+"""How many leading hexadecimal digits of an id, which are random, decide."""
 
 
 @dataclass(frozen=True)
 class Due:
-    """A scan of the queue, and why it is in it (one of `REASONS`)."""
+    """A scan in the queue, and the reason (one of `REASONS`)."""
 
     scan: Scan
     reason: str
 
 
 def sampling_of(scan_id: str, state: str | None) -> float | None:
-    """Return the probability with which the queue chooses a scan, whose verdict is in that state,
-    for its first opinion; None if it does not choose it.
+    """Return the probability with which the queue selects a scan, whose prediction is in this
+    state, for its first opinion; None if it does not select it.
     """
     if state == INCONCLUSIVE:
         return 1.0
@@ -48,8 +48,8 @@ def sampling_of(scan_id: str, state: str | None) -> float | None:
 
 
 def sampling_for(reviewer: User, scan: Scan) -> float | None:
-    """Return the probability with which the queue chose a scan that it offers this person for its
-    first opinion now; None where it does not offer it, whatever the person says.
+    """Return the probability with which the queue selected a scan that it currently offers this
+    user for its first opinion; None if it does not offer it, whatever the user claims.
     """
     if not reviewer.is_reviewer:
         return None
@@ -61,12 +61,12 @@ def sampling_for(reviewer: User, scan: Scan) -> float | None:
 
 
 def random_share() -> float:
-    """Return the share of all scans that are reviewed at random, 0..1."""
+    """Return the fraction of all scans that are reviewed at random, 0..1."""
     return float(min(current_app.config["REVIEW_PERCENT"], 100) / 100)
 
 
 def in_random_share() -> ColumnElement[bool]:
-    """Return the condition of scans that belong to the random share."""
+    """Return the condition for scans in the random sample."""
     return Scan.id < _bound(random_share())
 
 
@@ -77,7 +77,7 @@ def queue_of(reviewer_id: str, limit: int) -> list[Due]:
 
 
 def due_of(rows: Iterable[Row[Any]]) -> list[Due]:
-    """Return the scans of these rows of a queue, without those that were deleted meanwhile."""
+    """Return the scans of these queue rows, without those that were deleted meanwhile."""
     ids = {row.id: REASONS[row.rank] for row in rows}
     rows_of_scans = db.session.scalars(
         select(Scan).where(Scan.id.in_(ids)).options(joinedload(Scan.user))
@@ -94,8 +94,8 @@ def next_in_queue(reviewer_id: str) -> str | None:
 
 
 def neighbors_in_queue(reviewer_id: str, scan_id: str) -> tuple[str | None, str | None]:
-    """Return the ids of the scans before and after one in this reviewer's queue, None at the ends.
-    After a scan that is not in it, or not any more, comes the first one.
+    """Return the ids of the scans before and after one in this reviewer's queue; None at the ends.
+    After a scan that is not, or no longer, in the queue comes the first one.
     """
     rows, order = queue_rows(reviewer_id)
     before, after = (
@@ -117,8 +117,8 @@ def counts_for(reviewer_id: str) -> dict[str, int]:
 
 
 def queue_rows(reviewer_id: str) -> tuple[Select[Any], tuple[ColumnElement[Any], ...]]:
-    """Return the statement for id and rank (of `REASONS`) of the scans in a reviewer's queue, and
-    what to order them by.
+    """Return the statement for id and rank (in `REASONS`) of the scans in a reviewer's queue, and
+    the columns to sort them by.
     """
     voted = votes()
     present, absent = func.coalesce(voted.c.present, 0), func.coalesce(voted.c.absent, 0)
@@ -153,5 +153,5 @@ def queue_rows(reviewer_id: str) -> tuple[Select[Any], tuple[ColumnElement[Any],
 
 
 def _bound(share: float) -> str:
-    """Return the text below which so large a share of all ids lies."""
+    """Return the text below which this fraction of all ids lies."""
     return "g" if share >= 1 else f"{int(share * 16**DIGITS):0{DIGITS}x}"

@@ -1,8 +1,8 @@
 """Scans received by DICOM: known instances, the link to the original study, and the results to be
 sent back.
 
-The link is made only where a result is to be sent back, encrypted with a key of its own, and
-deleted once all results of its scan have been sent, canceled or are not wanted, or after
+The link is created only if a result is to be sent back, encrypted with a separate key, and deleted
+once all results of its scan have been sent or canceled or are not wanted, or after
 `DICOM_KEEP_LINKS_DAYS`. It is never logged.
 """
 
@@ -39,8 +39,8 @@ OPEN = (JobStatus.QUEUED, JobStatus.RUNNING)
 
 
 class LinkGone(LookupError):
-    """The link to an original study is no longer kept, or cannot be read; the text is a sentence
-    for administrators.
+    """The link to an original study is no longer stored, or cannot be read; the message is a
+    sentence for administrators.
     """
 
 
@@ -58,7 +58,7 @@ class Link:
 
 
 def seal(link: Link) -> str:
-    """Return a link encrypted."""
+    """Return an encrypted link."""
     content = json.dumps({"uids": dict(link.uids), "patient": dict(link.patient)})
     return sealer(LINK).encrypt(zlib.compress(content.encode())).decode()
 
@@ -67,7 +67,7 @@ def link_of(scan_id: str) -> Link:
     """Return the link of a scan.
 
     Raises:
-        LinkGone: there is none any more.
+        LinkGone: it is no longer stored.
     """
     sealed = db.session.scalar(
         select(ReceivedScan.sealed_link).where(ReceivedScan.scan_id == scan_id)
@@ -88,16 +88,16 @@ def study_key(user_id: str, study_uid: str) -> str:
 
 
 def instance_key(series_uid: str, instance_uid: str, pixels: bytes = b"") -> str:
-    """Return the keyed hash of the series of an instance, and after a hyphen that of the instance
-    with the digest of its pixels.
+    """Return the keyed hash of an instance's series, then a hyphen, then that of the instance with
+    the digest of its pixels.
     """
     series = keyed_hash(INSTANCE, series_uid, "")[:16]
     return f"{series}-{keyed_hash(INSTANCE, instance_uid, pixels.hex())}"
 
 
 def received_scans(study_hash: str) -> Sequence[Row[Any]]:
-    """Return the scans that were made of a study, the newest first: `scan_id`, the keyed hashes of
-    their `instances`, their `answers`, and what is stored of them (`study_id`, `original_key`,
+    """Return the scans that were made from a study, newest first: `scan_id`, the keyed hashes of
+    their `instances`, their `answers`, and what is stored for them (`study_id`, `original_key`,
     `original_removed_at`, `slice_count`, `stat`).
     """
     received = (ReceivedScan.scan_id, ReceivedScan.instances, ReceivedScan.answers)
@@ -114,8 +114,8 @@ def received_scans(study_hash: str) -> Sequence[Row[Any]]:
 
 def queue_deliveries(scan_ids: Collection[str]) -> None:
     """Queue the results of these scans, which just got one, for the destinations that get them; in
-    the caller's transaction, in a number of statements that does not depend on theirs. A result
-    that could not be sent is replaced by the new one, which is tried anew.
+    the caller's transaction, with a number of statements that does not depend on the number of
+    scans. A result that could not be sent is replaced by the new one, whose tries start again.
     """
     if not scan_ids:
         return
@@ -158,7 +158,7 @@ def queue_deliveries(scan_ids: Collection[str]) -> None:
 
 
 def forget_links(*which: ColumnElement[bool]) -> None:
-    """Delete the links that are no longer needed, of all scans or of some. The caller commits."""
+    """Delete the links that are no longer needed, for all scans or some. The caller commits."""
     unsent = select(ResultDelivery.id).where(
         ResultDelivery.scan_id == ReceivedScan.scan_id,
         ResultDelivery.status.in_((*OPEN, JobStatus.FAILED)),
@@ -176,7 +176,9 @@ def forget_links(*which: ColumnElement[bool]) -> None:
 
 
 def unsent_results(most: int) -> list[ResultDelivery]:
-    """Return the newest results that failed for good, or at least once and wait for another try."""
+    """Return the newest results that failed permanently, or at least once and wait for another
+    try.
+    """
     return failed_or_retrying(ResultDelivery, most)
 
 

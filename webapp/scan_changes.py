@@ -30,7 +30,7 @@ from webapp.sharing import SharingRefused, share
 from webapp.storage import storage
 
 MOST_SELECTED = 500
-"""Scans that are changed or exported at once."""
+"""Maximum number of scans that are changed or exported at once."""
 NOT_REJECTED = (
     "This scan was not rejected by the head CT check, or it is already being analyzed anyway."
 )
@@ -52,19 +52,21 @@ def retry_scan(scan: Scan) -> bool:
 
 
 def score_scan_again(scan: Scan) -> bool:
-    """Queue an answered scan for the live model; False if it has no answer, or its file is gone."""
+    """Queue an analyzed scan for the live model; False if it has no result, or its file is gone."""
     return _recorded(score_again(scan.id), Act.SCAN_SCORED_AGAIN, scan)
 
 
 def reproduce_answer(scan: Scan, answer: Prediction | EarlierAnswer) -> bool:
-    """Queue an answer of a scan to be computed again; False if it is already, or its file is gone.
-    The caller nudges.
+    """Queue a prediction of a scan to be computed again; False if that is already queued, or the
+    file is gone. The caller notifies a worker.
     """
     return _recorded(request_replay(scan, answer), Act.REPLAY_REQUESTED, scan)
 
 
 def score_scan_anyway(scan: Scan) -> bool:
-    """Queue a scan that was rejected as no head CT; False if it was not, or its file is gone."""
+    """Queue a scan that was rejected because it is not a head CT; False if it was not, or its file
+    is gone.
+    """
     return _recorded(force(scan.id, scan.user_id), Act.SCAN_FORCED, scan)
 
 
@@ -88,13 +90,13 @@ def _share(scan: Scan) -> bool:
 
 @dataclass(frozen=True)
 class Change:
-    """What can be done to many scans.
+    """An action on many scans.
 
     Attributes:
-        apply: does it to one of them; returns whether it did.
-        done: the words for the scans that were changed.
-        otherwise: of the others.
-        queues: whether a worker has to be woken.
+        apply: applies it to one of them; returns whether it changed the scan.
+        done: the message about the scans that were changed.
+        otherwise: the message about the others.
+        queues: whether a worker has to be notified.
     """
 
     apply: Callable[[Scan], bool]
@@ -137,11 +139,12 @@ class Changed:
 
 
 def change_scans(scans: Sequence[Scan], action: str) -> Changed:
-    """Do to each of these scans of one person what `action` says, a name of `CHANGES`, and wake a
-    worker if that queued any.
+    """Apply `action`, a name in `CHANGES`, to each of these scans of one user, and notify a worker
+    if that queued any.
     """
     change = CHANGES[action]
-    # Each by itself: no transaction locks several scans, which workers would lock in another order.
+    # Each separately: no transaction locks several scans, which workers would lock in another
+    # order.
     outcome = [(scan, change.apply(scan)) for scan in scans]
     changed = [scan for scan, was in outcome if was]
     reachable = not (change.queues and changed) or nudge(PREDICT_SCANS)
@@ -149,8 +152,8 @@ def change_scans(scans: Sequence[Scan], action: str) -> Changed:
 
 
 def other_reading(scan: Scan) -> tuple[FileStorage, Choices] | None:
-    """Return the film sheet that a scan is, and the choices with which it is submitted again: cut
-    into its slices if it was read as one, as one if it was cut; None if it is none.
+    """Return the film sheet that a scan is, and the options with which it is submitted again: cut
+    into slices if it was read as one slice, and vice versa; None if it is not a film sheet.
     """
     if scan.sheet_may_be is None:
         return None

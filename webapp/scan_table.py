@@ -32,8 +32,8 @@ FIELDS_OF_CSV = (
 
 
 def as_csv(scans: list[dict[str, Any]]) -> str:
-    """Return scans with their opinions (`webapp.api.opinions.add_opinions`) as a table: a row for
-    each, without its slices.
+    """Return scans with their opinions (`webapp.api.opinions.add_opinions`) as a table: one row for
+    each scan, without its slices.
     """
     file = io.StringIO()
     table = csv.DictWriter(file, FIELDS_OF_CSV, extrasaction="ignore")
@@ -63,7 +63,7 @@ def _opinion_text(opinion: Mapping[str, Any]) -> str:
 
 
 def _inert(value: Any) -> Any:
-    """Return a cell that no spreadsheet takes for a formula."""
+    """Return a cell that no spreadsheet interprets as a formula."""
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"
     return value

@@ -69,10 +69,10 @@ log = logging.getLogger(__name__)
 blueprint = Blueprint("scans", __name__)
 
 NAMED = (ModelVersion.architecture, ModelVersion.card_id, ModelVersion.number)
-"""What the name of a version is made of."""
+"""The columns from which a version's name is built."""
 NO_SUCH_SCAN = "This scan does not exist or is not shared with you."
 STOP_POLLING = 286
-"""htmx shows the response and stops polling."""
+"""The status at which htmx shows the response and stops polling."""
 
 
 @blueprint.get("/")
@@ -86,9 +86,9 @@ def home() -> str | WerkzeugResponse:
 @blueprint.get("/scans/<scan_id>")
 @login_required
 def show(scan_id: str) -> str | WerkzeugResponse:
-    """Show a scan with its progress or result. A scan that was replaced leads to the one in its
-    place, as somebody may have a link to it; of one that is gone, those who could see it are told
-    why.
+    """Show a scan with its progress or result. The page of a replaced scan redirects to the one
+    that replaced it, because somebody may have a link to it; if a scan was deleted, those who could
+    see it are told why.
     """
     try:
         scan = visible_scan(scan_id)
@@ -105,8 +105,8 @@ def show(scan_id: str) -> str | WerkzeugResponse:
 def scan_page(
     scan: Scan, opinion_form: OpinionForm | None = None, share_form: ShareForm | None = None
 ) -> str:
-    """Return the page of a scan; `opinion_form` is an opinion that was refused, `share_form` a name
-    that was.
+    """Return the page of a scan; `opinion_form` is a rejected opinion, `share_form` a rejected
+    username.
     """
     return render_template(
         "scans/show.html",
@@ -121,7 +121,7 @@ def scan_page(
 
 
 def opinions_panel(scan: Scan, opinion_form: OpinionForm | None = None) -> str:
-    """Return the part of a scan's page that has the opinions."""
+    """Return the opinions panel of a scan's page."""
     return render_template(
         "scans/_opinions.html", scan=scan, **panel(scan, current_user.id, opinion_form)
     )
@@ -130,8 +130,8 @@ def opinions_panel(scan: Scan, opinion_form: OpinionForm | None = None) -> str:
 @blueprint.get("/scans/<scan_id>/progress")
 @login_required
 def progress(scan_id: str) -> Response:
-    """Return the part of the scan's page that changes, or 204 if the page already shows it
-    (`seen`). The page of a scan that was replaced goes on to the one in its place.
+    """Return the fragment of the scan's page that changes, or 204 if the page already shows it
+    (`seen`). The page of a scan that was replaced redirects to the one that replaced it.
     """
     try:
         scan = visible_scan(scan_id)
@@ -165,7 +165,7 @@ def progress(scan_id: str) -> Response:
 @login_required
 @within_change_rate
 def score_anyway(scan_id: str) -> WerkzeugResponse:
-    """Score a scan that was rejected because it does not look like a head CT."""
+    """Analyze a scan that was rejected because it does not look like a head CT."""
     queued = score_scan_anyway(own_scan(scan_id))
     return _queued(scan_id, queued, "This scan was not rejected, so it does not need an override.")
 
@@ -174,9 +174,7 @@ def score_anyway(scan_id: str) -> WerkzeugResponse:
 @within_rate
 @login_required
 def cut(scan_id: str) -> WerkzeugResponse:
-    """Submit a film sheet again: cut into its slices if it was read as one, as one if it was
-    cut.
-    """
+    """Submit a film sheet again: cut into slices if it was read as one slice, and vice versa."""
     scan = own_scan(scan_id)
     if (reading := other_reading(scan)) is None:
         flash(NO_SHEET, "warning")
@@ -203,7 +201,9 @@ def cancel_scan(scan_id: str) -> WerkzeugResponse:
 @login_required
 @within_change_rate
 def score_scan_again(scan_id: str) -> WerkzeugResponse:
-    """Score an answered scan with the model that is live now; the answer joins the earlier ones."""
+    """Analyze a scan again with the current live model; its prediction moves to the earlier
+    ones.
+    """
     scan = own_scan(scan_id)
     otherwise = ORIGINAL_REMOVED if scan.original_removed_at else NOT_ANSWERED
     return _queued(scan.id, score_own_again(scan), otherwise)
@@ -213,8 +213,8 @@ def score_scan_again(scan_id: str) -> WerkzeugResponse:
 @login_required
 @within_change_rate
 def reproduce(scan_id: str) -> WerkzeugResponse:
-    """Have an answer of a scan computed again, the present one or the earlier one in `answer`; for
-    the scan's owner, and for administrators who see the scan.
+    """Have a prediction of a scan computed again, the current one or the earlier one in `answer`;
+    for the scan's owner, and for administrators who see the scan.
     """
     scan = visible_scan(scan_id)
     if not _may_reproduce(scan):
@@ -304,7 +304,7 @@ def _scan_where(scan_id: str, allowed: ColumnElement[bool]) -> Scan:
 
 
 def _note_opened(scan: Scan) -> None:
-    """Note that the owner of an unread scan sees what became of it."""
+    """Record that the owner of an unread scan has seen its outcome."""
     if scan.is_unread and scan.user_id == current_user.id:
         with noting():
             db.session.execute(
@@ -315,8 +315,8 @@ def _note_opened(scan: Scan) -> None:
 
 def _place_in_worklist(scan: Scan) -> dict[str, object]:
     """Return the ids of the scans before and after this one in the worklist that the address
-    describes, as `previous_id` and `next_id`, and that address. Scans of others are in the worklist
-    of what is shared with the reader, or in the review queue, if they were opened from it.
+    describes, as `previous_id` and `next_id`, and that address. Scans of other users are looked up
+    among those shared with the reader, or in the review queue if they were opened from it.
     """
     if request.args.get("queue") and current_user.is_reviewer:
         before, after = neighbors_in_queue(current_user.id, scan.id)
@@ -329,13 +329,13 @@ def _place_in_worklist(scan: Scan) -> dict[str, object]:
 
 
 def _to_scan(scan_id: str) -> WerkzeugResponse:
-    """Return to a scan's page, at its place in the worklist."""
+    """Return to a scan's page, at its position in the worklist."""
     address = address_of(*filters_in(request.args))
     return redirect(url_for("scans.show", scan_id=scan_id, **address))
 
 
 def _may_reproduce(scan: Scan) -> bool:
-    """Return whether the reader of a scan's page may have its answers computed again."""
+    """Return whether the viewer of a scan's page may have its predictions computed again."""
     return bool(current_user.id == scan.user_id or current_user.is_admin)
 
 
@@ -343,8 +343,9 @@ def _standing(scan: Scan) -> dict[str, object]:
     """Return the progress of a scan for its page.
 
     `open`: something will still change; `drawing`: the heat map will; `state`: a hash that changes
-    whenever the page does; `report_kinds`: what may be asked for; `nobody_reads`: the scan is
-    queued and no predict worker is running; `replays`: by answer, what computing it again found.
+    whenever the page does; `report_kinds`: the reports that can be requested; `nobody_reads`: the
+    scan is queued and no predict worker is running; `replays`: the result of each prediction's
+    replay.
     """
     rows = replays_of(scan)
     replaying = [row for row in rows.values() if not row.status.is_final]
@@ -368,7 +369,7 @@ def _standing(scan: Scan) -> dict[str, object]:
 
 
 def _pictured(scan: Scan) -> dict[str, object]:
-    """Return what the viewer shows: `series`, where slices are stored in it, the layers over them
+    """Return what the viewer shows: the `series`, if its slices are stored, the overlays
     (`drawn_slices` have a heat map, `outlined_slices` an outline), and the text on the outline.
 
     While the storage is unavailable, the page shows only the slice that represents the scan.
@@ -378,9 +379,7 @@ def _pictured(scan: Scan) -> dict[str, object]:
         try:
             series = series_view(open_volume(scan.volume_key), scan.prediction)
         except StorageError as err:
-            log.error(
-                "scan=%s its slices cannot be shown: %s", scan.id, type(err.__cause__).__name__
-            )
+            log.error("scan=%s cannot show its slices: %s", scan.id, type(err.__cause__).__name__)
     heatmap = scan.prediction.heatmap if scan.prediction else None
     drawn = (heatmap and heatmap.slices) or []
     if heatmap and heatmap.image_key and scan.prediction and len(scan.prediction.slices) == 1:
@@ -394,8 +393,8 @@ def _pictured(scan: Scan) -> dict[str, object]:
 
 
 def _answered(scan: Scan) -> dict[str, object]:
-    """Return what is shown of a scan's answer: its `scale`, the `doubts` about it, and the `notes`
-    on the images.
+    """Return what is shown of a scan's prediction: its `scale`, the `doubts` about it, and the
+    `notes` on the images.
     """
     prediction = scan.prediction
     doubts = [*scan.cautions, *prediction.doubts_of_answer] if prediction else []
@@ -408,7 +407,7 @@ def _answered(scan: Scan) -> dict[str, object]:
 
 
 def _queued(scan_id: str, queued: bool, otherwise: str) -> WerkzeugResponse:
-    """Wake a worker for a scan that was queued again and redirect to the scan's page, with the
+    """Notify a worker of a scan that was queued again and redirect to the scan's page, with the
     message `otherwise` if nothing was queued.
     """
     if not queued:

@@ -1,5 +1,5 @@
 """Secrets in the database: encrypted, or hashed, with keys derived from `SECRET_KEY`, one for each
-purpose. A stolen copy of the database is not enough to read or to guess them.
+purpose. A stolen copy of the database is not enough to read or guess them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def sealer(purpose: str) -> Fernet:
 
 
 def keyed_hash(purpose: str, *parts: str) -> str:
-    """Return 32 hexadecimal digits that are the same for the same texts, from which nobody without
-    the key can tell which texts they were.
+    """Return 32 hexadecimal digits that are the same for the same texts, and from which nobody
+    without the key can tell the texts.
     """
     text = "\0".join(parts).encode()
     return hmac.new(_key(purpose), text, hashlib.sha256).hexdigest()[:32]

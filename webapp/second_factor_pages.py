@@ -35,15 +35,15 @@ WRONG_CODE = "This code is wrong, has expired or was used before."
 
 
 def who_gives_codes() -> str:
-    """Return the key under which a wrong code counts, as for passwords."""
+    """Return the key under which a wrong code is counted, as for passwords."""
     return guesser(awaited_account())
 
 
 @blueprint.route("/login/code", methods=["GET", "POST"])
-# Three of a million codes are right at any time, so 50 tries find one on one day in 6,667.
+# Three of a million codes are valid at any time, so 50 tries a day find one on one day in 6,667.
 @limits_guesses("10 per 10 minutes; 50 per day", whose=who_gives_codes)
 def give_code() -> ResponseReturnValue:
-    """Ask for a code of the app or a recovery code, after the password, and log in."""
+    """Ask for a code from the app or a recovery code, after the password, and log in."""
     if (waiting := awaited()) is None:
         flash("Please log in again.", "warning")
         return redirect(url_for("auth.login"))
@@ -71,7 +71,7 @@ def give_code() -> ResponseReturnValue:
 @guesses_own_password
 @limiter.limit("20 per minute")
 def set_up() -> ResponseReturnValue:
-    """Show a new secret once, after a check of the password; a first code then confirms it."""
+    """Show a new secret once, after checking the password; a first code then confirms it."""
     form = SetUpFactorForm()
     if confirmed_factor(current_user.id) is not None:
         return _to_account(str(AlreadySetUp()))
@@ -92,7 +92,7 @@ def set_up() -> ResponseReturnValue:
 @guesses_own_password
 @limiter.limit("20 per minute")
 def confirm_secret() -> ResponseReturnValue:
-    """Turn the second factor on by a first code, end other logins, and show recovery codes."""
+    """Turn the second factor on with a first code, end other sessions, and show recovery codes."""
     form = CodeForm()
     if form.validate_on_submit():
         user: User = current_user._get_current_object()
@@ -112,7 +112,7 @@ def confirm_secret() -> ResponseReturnValue:
 @guesses_own_password
 @limiter.limit("20 per minute")
 def renew_recovery_codes() -> ResponseReturnValue:
-    """Replace the recovery codes, after a check of password and code; show the new ones once."""
+    """Replace the recovery codes, after checking password and code; show the new ones once."""
     form = ChangeFactorForm()
     if confirmed_factor(current_user.id) is None:
         return _to_account("The second factor is off.")
@@ -129,7 +129,7 @@ def renew_recovery_codes() -> ResponseReturnValue:
 @guesses_own_password
 @limiter.limit("20 per minute")
 def turn_off() -> ResponseReturnValue:
-    """Turn the second factor off, after a check of password and code."""
+    """Turn the second factor off, after checking password and code."""
     form = ChangeFactorForm()
     if confirmed_factor(current_user.id) is None:
         return _to_account("The second factor is off.")
@@ -142,11 +142,11 @@ def turn_off() -> ResponseReturnValue:
 
 
 def _with_password(form: SetUpFactorForm) -> User | None:
-    """Return the logged-in person with their row locked if the password in the form is right; or
-    else add an error to the form.
+    """Return the logged-in user with their row locked if the password in the form is correct;
+    otherwise add an error to the form and return None.
     """
     user: User = current_user._get_current_object()
-    db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
+    db.session.commit()  # Argon2 is slow on purpose; no transaction is open meanwhile.
     if not user.has_password(form.factor_password.data):
         form.factor_password.errors = ["The password is incorrect."]
         return None
@@ -156,8 +156,8 @@ def _with_password(form: SetUpFactorForm) -> User | None:
 
 
 def _with_password_and_code(form: ChangeFactorForm) -> User | None:
-    """Return the logged-in person with their row locked and the code used up if password and code
-    are right; or else add an error to the form, and commit.
+    """Return the logged-in user with their row locked and the code used up if password and code are
+    correct; otherwise add an error to the form, commit, and return None.
     """
     if not form.validate_on_submit() or (user := _with_password(form)) is None:
         return None
@@ -172,7 +172,7 @@ def _with_password_and_code(form: ChangeFactorForm) -> User | None:
 
 
 def _to_account(sentence: str, category: str = "warning") -> Response:
-    """Redirect to the account page and show a sentence there."""
+    """Redirect to the account page and show a message there."""
     flash(sentence, category)
     return redirect(url_for("auth.account", _anchor="second-factor"))
 

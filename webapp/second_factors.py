@@ -34,21 +34,21 @@ ISSUER = "Hemoscan"
 SEALED_FOR = "second factor"
 RECOVERY_CODES = 10
 EARLY_OR_LATE_STEPS = 1
-"""A phone's clock may be a step of 30 s off, and typing takes a while."""
+"""The clock of a phone may be off by one step of 30 s, and typing takes a while."""
 PENDING = "second_factor"
 PENDING_FOR = timedelta(minutes=5)
 """How long after the password the code is accepted."""
 
 
 class AlreadySetUp(ValueError):
-    """This person has a second factor already; the message is a sentence for them."""
+    """This user already has a second factor; the message is a sentence for them."""
 
     def __init__(self) -> None:
         super().__init__("A second factor is already set up. Turn it off first.")
 
 
 def confirmed_factor(user_id: str) -> SecondFactor | None:
-    """Return the confirmed second factor of a person; None if there is none."""
+    """Return the confirmed second factor of a user; None if there is none."""
     return db.session.scalar(
         select(SecondFactor).where(
             SecondFactor.user_id == user_id, SecondFactor.confirmed_at.is_not(None)
@@ -57,7 +57,7 @@ def confirmed_factor(user_id: str) -> SecondFactor | None:
 
 
 def lacks_required_factor(user: User) -> bool:
-    """Return whether this person needs a second factor (`REQUIRE_SECOND_FACTOR`) and has none."""
+    """Return whether this user needs a second factor (`REQUIRE_SECOND_FACTOR`) and has none."""
     return (
         bool(current_app.config["REQUIRE_SECOND_FACTOR"])
         and user.is_admin
@@ -66,11 +66,11 @@ def lacks_required_factor(user: User) -> bool:
 
 
 def begin(user_id: str) -> str:
-    """Store a new, unconfirmed secret for a person whose row the caller has locked, and return it
-    in base32. The caller commits.
+    """Store a new, unconfirmed secret for a user whose row the caller has locked, and return it in
+    base32. The caller commits.
 
     Raises:
-        AlreadySetUp: the person has a confirmed second factor.
+        AlreadySetUp: the user has a confirmed second factor.
     """
     if confirmed_factor(user_id) is not None:
         raise AlreadySetUp
@@ -85,7 +85,7 @@ def begin(user_id: str) -> str:
 
 
 def confirm(user_id: str, code: str) -> bool:
-    """Confirm a person's new secret if `code` is one of its codes; return whether it is. The caller
+    """Confirm a user's new secret if `code` is one of its codes; return whether it is. The caller
     commits.
     """
     waiting = db.session.scalar(
@@ -106,7 +106,7 @@ def confirm(user_id: str, code: str) -> bool:
 
 
 def new_recovery_codes(user_id: str) -> list[str]:
-    """Replace a person's recovery codes and return the new ones; the caller commits."""
+    """Replace a user's recovery codes and return the new ones; the caller commits."""
     db.session.execute(delete(RecoveryCode).where(RecoveryCode.user_id == user_id))
     codes = [
         base64.b32encode(secrets.token_bytes(15)).decode().lower() for _ in range(RECOVERY_CODES)
@@ -118,16 +118,16 @@ def new_recovery_codes(user_id: str) -> list[str]:
 
 
 def recovery_codes_left(user_id: str) -> int:
-    """Return how many unused recovery codes a person has."""
+    """Return how many unused recovery codes a user has."""
     query = select(func.count()).select_from(RecoveryCode).where(RecoveryCode.user_id == user_id)
     return db.session.scalar(query) or 0
 
 
 def accepts(user_id: str, text: str) -> type[SecondFactor] | type[RecoveryCode] | None:
-    """Use up a code of a person's app or a recovery code; return which it was, or None if it is
+    """Use up a code from a user's app or a recovery code; return which it was, or None if it is
     neither. The caller commits.
 
-    A code of the app is refused if it or a later one was accepted before.
+    A code from the app is refused if it or a later one was accepted before.
     """
     code = re.sub(r"[\s-]", "", text.lower())
     factor = confirmed_factor(user_id)
@@ -144,7 +144,7 @@ def accepts(user_id: str, text: str) -> type[SecondFactor] | type[RecoveryCode] 
 
 
 def remove(user_id: str) -> bool:
-    """Delete a person's second factor and recovery codes; return whether there was a confirmed one.
+    """Delete a user's second factor and recovery codes; return whether there was a confirmed one.
     The caller commits.
     """
     counted = confirmed_factor(user_id) is not None
@@ -169,8 +169,8 @@ def qr_code(user: User, secret: str) -> Markup:
 
 
 def await_code(user: User, target: str | None) -> None:
-    """Store in the signed cookie that `user` gave the right password in this browser. It is no
-    login yet.
+    """Store in the signed cookie that `user` entered the correct password in this browser. This
+    does not log them in yet.
 
     Args:
         target: the URL to open after the login.
@@ -185,8 +185,8 @@ def await_code(user: User, target: str | None) -> None:
 
 
 def awaited() -> tuple[User, str] | None:
-    """Return the person whose code is awaited in this browser, and the URL to open afterwards; None
-    if no password was given, it was given too long ago, or it has changed since.
+    """Return the user whose code is awaited in this browser, and the URL to open afterwards; None
+    if no password was entered, it was entered too long ago, or it has changed since.
     """
     pending: Mapping[str, Any] | None = session.get(PENDING)
     if pending is None or pending["until"] < utc_now().timestamp():

@@ -22,8 +22,8 @@ POLICIES = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    # In full to this site, because the CSRF check over TLS needs it; to others nothing, because the
-    # URL of a reset link is a secret.
+    # The full referrer to this site, because the CSRF check over TLS needs it; nothing to others,
+    # because the URL of a reset link is a secret.
     "Referrer-Policy": "same-origin",
     "Permissions-Policy": (
         "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()"

@@ -15,7 +15,7 @@ from webapp.stored_volume import AS_SUBMITTED, WINDOWS, Volume
 
 @dataclass(frozen=True)
 class Preset:
-    """A window that one click chooses; `is_chosen` marks the one that the viewer opens with."""
+    """A window preset; `is_chosen` marks the one that the viewer opens with."""
 
     name: str
     level: float
@@ -28,9 +28,9 @@ MARK_MARGIN = 0.1  # of a slice
 
 @dataclass(frozen=True)
 class SliceView:
-    """One slice: its index counts from 0, its number as people count, from 1.
+    """One slice: its index counts from 0, its number as displayed from 1.
 
-    `probability` is None where the model gave no probability for each slice.
+    `probability` is None if the model gave no probability for each slice.
     """
 
     index: int
@@ -39,7 +39,9 @@ class SliceView:
 
     @property
     def mark_x(self) -> float:
-        """Where the slice's mark begins on a strip as wide as the series has slices."""
+        """Where the slice's mark begins on a strip that is one unit wide for each slice of the
+        series.
+        """
         return self.index + MARK_MARGIN
 
 
@@ -49,12 +51,12 @@ class SeriesView:
 
     Attributes:
         columns, rows: pixels of a slice.
-        mm: how far neighboring voxels lie apart, to the right, the front and the head.
+        mm: the distances of neighboring voxels, to the right, to the front and to the head.
         measured: which of these distances are not assumed (`webapp.stored_volume.Volume`).
         probabilities: one for each slice, or empty.
-        bars: the same as bars of the strip, `first_slices` marked.
+        bars: the same as bars of the strip, with `first_slices` highlighted.
         start: the slice that is shown first.
-        window: the query that asks for a slice through the first preset; empty without HU.
+        window: the query for a slice in the first preset; empty without HU.
     """
 
     columns: int
@@ -72,19 +74,19 @@ class SeriesView:
 
     @property
     def has_pixel_size(self) -> bool:
-        """Whether distances in a slice are known."""
+        """Whether distances within a slice are known."""
         return "pixels" in self.measured
 
     @property
     def has_planes(self) -> bool:
-        """Whether the slices lie evenly at known distances, so that other planes are in
+        """Whether the slices are evenly spaced at known distances, so that other planes are in
         proportion.
         """
         return self.slice_count > 1 and {"pixels", "slices"} <= self.measured
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What viewer.js has to know."""
+        """The values that viewer.js needs."""
         return {
             "columns": self.columns,
             "rows": self.rows,
@@ -96,8 +98,8 @@ class SeriesView:
 
 
 def series_view(volume: Volume, prediction: Prediction) -> SeriesView:
-    """Return the view of a stored series with its verdict: it opens at the first slice to look at,
-    else in the middle.
+    """Return the view of a stored series with its prediction: it opens at the first slice to look
+    at, otherwise in the middle.
     """
     count = len(volume.starts)
     probabilities = prediction.slices if len(prediction.slices) == count else []
@@ -105,7 +107,7 @@ def series_view(volume: Volume, prediction: Prediction) -> SeriesView:
     def view_of(index: int) -> SliceView:
         return SliceView(index, index + 1, probabilities[index] if probabilities else None)
 
-    # Of a series of which fewer slices are stored than were submitted, some may be missing.
+    # If fewer slices are stored than were submitted, some may be missing.
     first = [index for index in prediction.first_slices or [] if index < count]
     windows = WINDOWS if volume.is_hu else {"as submitted": AS_SUBMITTED}
     return SeriesView(

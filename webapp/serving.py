@@ -3,10 +3,10 @@ occupy none.
 
 gunicorn's own threaded worker gives each connection a thread, which then waits for the rest of the
 header or body without limit, so a few idle sockets stop the service. Here the main loop collects
-the header and a small body without a thread and within `REQUEST_S`. Uploads are read in threads of
-their own, at a minimum rate, and health checks are answered in threads of their own, so pages and
-health checks are answered no matter what uploads do. Uploads that would have to wait for longer
-than `MOST_WAIT_S` are refused with 429 immediately.
+the header and a small body without a thread and within `REQUEST_S`. Uploads are read in separate
+threads, at a minimum rate, and health checks are answered in separate threads, so pages and health
+checks get a response no matter what uploads do. Uploads that would have to wait for longer than
+`MOST_WAIT_S` are refused with 429 immediately.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ FIRST_GUESS_S = 0.25
 SMOOTHING = 0.1
 """The weight of the latest upload in the moving average of durations."""
 LONGEST_S = 10.0
-"""Longer uploads enter the average with this value: most of their time was the client's network."""
+"""Longer uploads are averaged as this duration: most of their time was the client's network."""
 UPLOAD_THREADS = 2
 """Upload threads per thread for everything else; clients of one address get half of them."""
 SWITCH_S = 0.001
-"""How long a thread computes while others wait; Python's default is five times as long."""
+"""How long a thread runs while others wait; Python's default is five times as long."""
 MOST_IDLE = 500
-"""Maximum connections of one address without a request; beyond it the oldest one is closed."""
+"""Maximum idle connections of one address; beyond it the oldest one is closed."""
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})", re.IGNORECASE)
 SENT_IN_PARTS = re.compile(rb"\r\n(transfer-encoding|expect):", re.IGNORECASE)
 WITH_FILES = re.compile(rb"\r\ncontent-type:[ \t]*multipart/(?:form-data|related)", re.IGNORECASE)
@@ -120,7 +120,8 @@ def is_upload(begun: bytes | bytearray) -> bool | None:
 
 
 class Line:
-    """The uploads that wait for a thread, and an estimate of how long; used by the main loop only.
+    """The uploads that wait for a thread, and an estimate of their wait; used by the main loop
+    only.
 
     Args:
         threads: number of upload threads.
@@ -202,8 +203,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.health = {name: ThreadPoolExecutor(1, name.decode()) for name in HEALTH_CHECKS}
         self.idle: Counter[str] = Counter()
         self.refusals: dict[tuple[bool, int], bytes] = {}
-        # Threads that look through uploads take turns with those that answer pages, and with the
-        # main loop, which needs several turns for each connection.
+        # Threads that process uploads take turns with those that serve pages, and with the main
+        # loop, which needs several turns for each connection.
         sys.setswitchinterval(SWITCH_S)
         super().init_process()
 
@@ -243,7 +244,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                     if address_of(pending) == address_of(conn)
                 )
             )
-        # At the maximum number of connections, no new client would be answered.
+        # At the maximum number of connections, no new client would get a response.
         if self.nr_conns >= self.worker_connections and self.pending_conns:
             ((most, _),) = self.idle.most_common(1)
             self.drop(
@@ -320,9 +321,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.linger(conn)
 
     def linger(self, conn: TConn) -> None:
-        """Close the sending side, then read and discard until the client closes the connection:
-        with bytes unread it would be reset, and the answer lost. gunicorn itself waits for this in
-        the main loop, up to two seconds per client.
+        """Close the sending side, then read and discard until the client closes the connection: if
+        bytes were unread, the connection would be reset and the response lost. gunicorn itself
+        waits for this in the main loop, up to two seconds per client.
         """
         try:
             conn.sock.shutdown(socket.SHUT_WR)

@@ -38,10 +38,12 @@ from webapp.models import (
 )
 from webapp.storage import storage
 
-SETUP_LOCK = 0x68656D6F  # "hemo": PostgreSQL's advisory locks are numbers.
+SETUP_LOCK = 0x68656D6F  # "hemo" in ASCII: PostgreSQL identifies advisory locks by numbers.
 FIRST_ADMIN = "admin"
 PREDICTIONS = "predictions.csv"
-"""A model's out-of-fold answers (`ml.validation.shipped_answers`), in its folder and in storage."""
+"""A model's out-of-fold predictions (`ml.validation.shipped_answers`), in its folder and in
+storage.
+"""
 
 
 @click.command("setup")
@@ -51,7 +53,7 @@ def setup(brief: bool) -> None:
     """Create or update the tables, the first administrator and the starter models. Safe to repeat,
     and to run more than once at the same time.
     """
-    # Imported here because the other commands and all processes do without Alembic.
+    # Imported here because the other commands and all processes work without Alembic.
     from flask_migrate import upgrade
 
     with one_at_a_time():
@@ -115,10 +117,10 @@ def ensure_admin() -> None:
 
 
 def has_storage() -> bool:
-    """Return whether the storage is available; that of a new installation is created.
+    """Return whether the storage is available; for a new installation it is created.
 
-    If the database refers to files, an empty folder is a mount point without its mount, and is left
-    alone.
+    If the database refers to files, an empty folder is the mount point of an unmounted storage, and
+    is left alone.
     """
     named = [
         db.session.scalar(select(table.id).limit(1)) for table in (ModelVersion, Scan, Dataset)
@@ -162,7 +164,7 @@ def install_starter(folder: Path) -> None:
         return
     version_id = new_id()
     prefix = f"models/{version_id}"
-    db.session.commit()  # No transaction stays open while files are stored.
+    db.session.commit()  # No transaction is open while files are stored.
     for name in card["files"]:
         storage.put(f"{prefix}/{name}", folder / name)
     storage.put(f"{prefix}/card.json", content)
@@ -194,8 +196,8 @@ def install_starter(folder: Path) -> None:
 
 
 def store_predictions(folder: Path, prefix: str) -> None:
-    """Store the out-of-fold answers that ship with a model, if they do, so that other versions can
-    be compared with it.
+    """Store the out-of-fold predictions shipped with a model, if there are any, so that other
+    versions can be compared with it.
     """
     if (folder / PREDICTIONS).exists():
         storage.put(f"{prefix}/{PREDICTIONS}", folder / PREDICTIONS)

@@ -20,19 +20,19 @@ from webapp.models import JobStatus, ModelVersion, Shadow, ShadowAnswer
 from webapp.models.shadows import OPEN
 
 DAYS_ONE_BY_ONE = 21
-"""A shadow that has run for longer is shown by week."""
+"""A shadow that has run for more days than this is shown by week."""
 MOST_PERIODS = 53
 QUANTILES = (0.1, 0.5, 0.9)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How many scans were in which state by the live version and by the candidate.
+    """How many scans were in which state according to the live version and to the candidate.
 
     Attributes:
         counts: by (live, candidate).
-        low, high: 95% interval of the share in the same state; None without scans. Series of one
-            study count as scans of their own.
+        low, high: 95% interval of the fraction in the same state; None without scans. The series of
+            one study count as separate scans.
     """
 
     counts: Mapping[tuple[State, State], int]
@@ -41,27 +41,27 @@ class Agreement:
 
     @property
     def n(self) -> int:
-        """How many scans both answered."""
+        """The number of scans with both predictions."""
         return sum(self.counts.values())
 
     @property
     def same(self) -> int:
-        """How many scans are in the same state by both."""
+        """The number of scans in the same state according to both."""
         return sum(count for (live, candidate), count in self.counts.items() if live == candidate)
 
     @property
     def share(self) -> float | None:
-        """The share in the same state, 0..1; None without scans."""
+        """The fraction in the same state, 0..1; None without scans."""
         return self.same / self.n if self.n else None
 
     @property
     def only_candidate(self) -> int:
-        """How many the candidate alone suspects."""
+        """The number of scans that only the candidate suspects."""
         return self._only(1)
 
     @property
     def only_live(self) -> int:
-        """How many the live version alone suspects."""
+        """The number of scans that only the live version suspects."""
         return self._only(0)
 
     def _only(self, whose: int) -> int:
@@ -75,7 +75,7 @@ class Agreement:
 @dataclass(frozen=True)
 class Spread:
     """The probabilities of one version in one period: 10th, 50th and 90th percentile, to a
-    hundredth, and the share suspected.
+    hundredth, and the fraction suspected.
     """
 
     low: float
@@ -86,7 +86,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Period:
-    """A day or a week, from its first day on."""
+    """A day or a week, given by its first day."""
 
     begins: date
     n: int
@@ -96,8 +96,8 @@ class Period:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a shadow so far: scans by outcome, and seconds of processor time, in all and per
-    answer.
+    """The cost of a shadow so far: scans by outcome, and seconds of processor time, in total and
+    per prediction.
     """
 
     answered: int = 0
@@ -109,7 +109,7 @@ class Cost:
 
 @dataclass
 class _Tally:
-    """The answers of a period, by hundredths of the probability."""
+    """The predictions of a period, by hundredths of the probability."""
 
     live: Counter[int] = field(default_factory=Counter)
     candidate: Counter[int] = field(default_factory=Counter)
@@ -153,7 +153,7 @@ def cost_of(shadow_id: str) -> Cost:
 
 
 def drift_of(shadow_id: str) -> list[Period]:
-    """Return the probabilities by day, or by week where there are many days, the newest
+    """Return the probabilities by day, or by week if there are many days, the newest
     `MOST_PERIODS`, in order.
     """
     tallies: dict[date, _Tally] = {}
@@ -183,15 +183,15 @@ def drift_of(shadow_id: str) -> list[Period]:
 
 
 def shadows_of(version: ModelVersion) -> Sequence[Shadow]:
-    """Return the shadows in which a version was the candidate, the newest first."""
+    """Return the shadows in which a version was the candidate, newest first."""
     return db.session.scalars(
         select(Shadow).where(Shadow.version_id == version.id).order_by(Shadow.started_at.desc())
     ).all()
 
 
 def seen_in_shadow(version: ModelVersion, live: ModelVersion) -> Agreement | None:
-    """Return what the newest shadow of a version against the live one has seen that has answered
-    any scan; None where none has.
+    """Return the agreement in the newest shadow of a version against the live one that has analyzed
+    any scan; None if there is none.
     """
     answered = select(ShadowAnswer.id).where(*_answered(Shadow.id)).exists()
     newest = db.session.scalar(
@@ -204,8 +204,8 @@ def seen_in_shadow(version: ModelVersion, live: ModelVersion) -> Agreement | Non
 
 
 def disagreements(shadow_id: str, live: str | None, own: str | None) -> list[ColumnElement[bool]]:
-    """Return the condition of answers in another state than the live version's, or in those two
-    states.
+    """Return the condition for predictions in a different state than the live version's, or in
+    these two states.
     """
     if live in STATES and own in STATES:
         pair = [ShadowAnswer.live_state == live, ShadowAnswer.state == own]

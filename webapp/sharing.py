@@ -11,7 +11,7 @@ from webapp.forms import is_id, username_problem
 from webapp.models import REVIEWERS, Act, AuditEvent, ReplacedScan, Scan, Share, User
 
 MOST_SHARES = 50
-"""People with whom one scan can be shared, each by name."""
+"""Maximum number of users that one scan can be shared with by name."""
 THE_REVIEWERS = "the reviewers"
 REARRANGED = (Act.SCANS_JOINED, Act.SCAN_SPLIT)
 MADE = (Act.SCAN_SUBMITTED, *REARRANGED)
@@ -19,12 +19,12 @@ SHARED_OR_NOT = (Act.SCAN_SHARED, Act.SHARING_ENDED)
 
 
 class SharingRefused(ValueError):
-    """A scan cannot be shared like this; the text is a sentence for its owner."""
+    """A scan cannot be shared like this; the message is a sentence for its owner."""
 
 
 def visible_to(user_id: str) -> ColumnElement[bool]:
-    """Return the condition of scans that this person may see: their own, and what is shared with
-    them now.
+    """Return the condition for scans that this user may see: their own, and those currently shared
+    with them.
     """
     # Separate subqueries, so that each can use its index.
     return or_(
@@ -36,8 +36,8 @@ def visible_to(user_id: str) -> ColumnElement[bool]:
 
 
 def successor_of(scan_id: str, user_id: str) -> str | None:
-    """Return the id of the scan that took the place of one that is gone, if this person may see it;
-    None if there is none.
+    """Return the id of the scan that replaced one that is gone, if this user may see it; None if
+    there is none.
     """
     if not is_id(scan_id):
         return None
@@ -46,8 +46,8 @@ def successor_of(scan_id: str, user_id: str) -> str | None:
 
 
 def why_gone(scan_id: str, user_id: str) -> str | None:
-    """Return in a sentence why a scan is gone that this person could see until then; None if they
-    could not, if it or the one in its place exists, or if the audit log does not reach back to it.
+    """Return, as a sentence, why a scan is gone that this user could see until then; None if they
+    could not, if it or its replacement exists, or if the audit log does not reach back to it.
     """
     still = exists().where(Scan.id == scan_id) | exists().where(ReplacedScan.id == scan_id)
     if not is_id(scan_id) or db.session.scalar(select(still)):
@@ -73,7 +73,7 @@ def why_gone(scan_id: str, user_id: str) -> str | None:
 
 
 def shared_with(user_id: str) -> Select[str]:
-    """Return the statement for the ids of all scans that are shared with this person."""
+    """Return the statement for the ids of all scans that are shared with this user."""
     to_reviewers = Share.with_user_id.is_(None) & _is_reviewer(user_id)
     return select(Share.scan_id).where(or_(Share.with_user_id == user_id, to_reviewers))
 
@@ -84,7 +84,9 @@ def shared_with_reviewers() -> Select[str]:
 
 
 def move_shares(scan_id: str, heir_id: str) -> None:
-    """Share a scan with whom another one is shared that it replaces; the caller commits."""
+    """Share a scan with everybody whom the scan that it replaces is shared with; the caller
+    commits.
+    """
     known = {each.with_user_id for each in shares_of(heir_id)}
     for each in shares_of(scan_id):
         if each.with_user_id not in known:
@@ -93,27 +95,27 @@ def move_shares(scan_id: str, heir_id: str) -> None:
 
 
 def is_any_shared_with(user_id: str) -> bool:
-    """Return whether a scan of somebody else is shared with this person."""
+    """Return whether another user's scan is shared with this user."""
     return db.session.scalar(shared_with(user_id).limit(1)) is not None
 
 
 def shares_of(scan_id: str) -> list[Share]:
-    """Return with whom a scan is shared, in the order in which that was decided."""
+    """Return whom a scan is shared with, in the order in which it was shared."""
     shares = select(Share).where(Share.scan_id == scan_id).options(joinedload(Share.with_user))
     return list(db.session.scalars(shares.order_by(Share.created_at, Share.id)))
 
 
 def share(scan: Scan, username: str | None) -> Share:
-    """Share a scan with the person of that username, or with the reviewers; the caller commits.
+    """Share a scan with the user of that name, or with the reviewers; the caller commits.
 
     Raises:
-        SharingRefused: there is no such person, it is shared with them already, also by a request
-            at the same time, with too many, or was deleted meanwhile.
+        SharingRefused: there is no such user, the scan is already shared with them (perhaps by a
+            simultaneous request) or with too many users, or it was deleted meanwhile.
     """
     person = None if username is None else _person_named(username.strip())
     if person is not None and person.id == scan.user_id:
         raise SharingRefused("This scan is already yours.")
-    # Locked, so that the second of two requests at once finds what the first one did.
+    # Locked, so that of two simultaneous requests the second finds what the first one did.
     if db.session.scalar(select(Scan.id).where(Scan.id == scan.id).with_for_update()) is None:
         raise SharingRefused("This scan has been deleted.")
     with_user_id = person and person.id
@@ -130,7 +132,9 @@ def share(scan: Scan, username: str | None) -> Share:
 
 
 def end_share(scan_id: str, share_id: str) -> bool:
-    """Take a share of a scan back; False if there is none. The caller commits."""
+    """Stop sharing a scan with a user or the reviewers; False if it was not shared. The caller
+    commits.
+    """
     ended = db.session.execute(
         delete(Share)
         .where(Share.id == share_id, Share.scan_id == scan_id)
@@ -147,7 +151,7 @@ def _is_reviewer(user_id: str) -> ColumnElement[bool]:
 
 
 def _whom(user_id: str | None) -> str:
-    """Return with whom a scan is shared for the audit log, which holds no names."""
+    """Return whom a scan is shared with for the audit log, which contains no names."""
     return f"with {THE_REVIEWERS}" if user_id is None else f"with {user_id}"
 
 

@@ -32,11 +32,11 @@ be held in memory for each reader.
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a disk says that is full, a quota that is used up and a file that may not grow."""
+"""The errors of a full disk, an exhausted quota and a file size limit."""
 
 STARTED = ".started"
-"""The empty folder that setup creates in a new storage, to tell it from the bare mount point of an
-unavailable one.
+"""The empty folder that setup creates in a new storage, to distinguish it from the bare mount point
+of an unavailable one.
 """
 
 
@@ -94,8 +94,8 @@ class Storage:
 
     @property
     def _failures(self) -> tuple[type[Exception], ...]:
-        """The exceptions of a failing storage: s3fs turns error responses into OSErrors, but lets
-        connection errors through.
+        """The exceptions of a failing storage: s3fs converts error responses to OSErrors, but not
+        connection errors.
         """
         if self._protocol != "s3":
             return (OSError,)
@@ -106,7 +106,7 @@ class Storage:
 
     @contextmanager
     def _asking(self, otherwise: str) -> Iterator[None]:
-        """Turn exceptions of the storage into a `StorageError` with the message `otherwise`."""
+        """Convert exceptions of the storage to a `StorageError` with the message `otherwise`."""
         try:
             yield
         except self._failures as err:
@@ -115,7 +115,7 @@ class Storage:
 
     @property
     def folder(self) -> Path | None:
-        """The folder that the files are in; None where they are not on this machine's disks."""
+        """The folder that contains the files; None if they are not on this machine's disks."""
         return Path(self._root) if self._protocol == "file" else None
 
     def _path(self, key: str) -> str:
@@ -178,8 +178,8 @@ class Storage:
                 raise
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Return the content under `key`, or its bytes from `start` to before `stop`: nothing else
-        is read or transferred.
+        """Return the content under `key`, or only its bytes from `start` to before `stop`, in which
+        case nothing else is read or transferred.
 
         Raises:
             StorageError: it cannot be read.
@@ -209,7 +209,7 @@ class Storage:
 
     def answers(self) -> bool:
         """Return whether the storage is available: a folder that exists or a bucket that can be
-        reached, and is not empty, as the bare mount point of a network folder would be.
+        reached, and is not empty, as an unmounted network folder would be.
         """
         try:
             return bool(self._files.ls(self._root, detail=False))

@@ -28,7 +28,7 @@ POSITIONS = b"HS"
 FAST = 1
 """The zlib level of PNG files, which are sent once or twice and not stored."""
 GRAY, INDEXED = 0, 3
-"""A PNG's types of color."""
+"""The color types of a PNG."""
 
 Color = tuple[int, int, int, int]
 """Red, green, blue and opacity, 0..255."""
@@ -63,7 +63,7 @@ class Volume:
         slope, intercept: value = voxel x slope + intercept.
         starts: offset of each slice in the file, in bytes, in anatomical order.
         measured: which distances are not assumed: "pixels", "slices". Files of earlier versions
-            name none.
+            contain none.
     """
 
     key: str
@@ -79,7 +79,7 @@ class Volume:
 
     @property
     def is_hu(self) -> bool:
-        """False if the series was submitted as pictures, which have gray levels but no HU."""
+        """False if the series was submitted as images, which have gray levels but no HU."""
         return self.slope == 1
 
     def png(self, index: int, window: Window | None = None) -> bytes:
@@ -88,8 +88,8 @@ class Volume:
 
         Args:
             index: from 0, in anatomical order.
-            window: by default the brain window. A series without HU is shown with the gray levels
-                submitted, unless the window is none of `WINDOWS`.
+            window: by default the brain window. A series without HU is shown with the submitted
+                gray levels, unless the window is none of `WINDOWS`.
 
         Raises:
             IndexError: there is no such slice.
@@ -102,16 +102,16 @@ class Volume:
             window = WINDOWS["brain"] if self.is_hu else AS_SUBMITTED
         gray = gray_of(window, self.slope, self.intercept)
         shown = bytes([gray[voxel] for voxel in voxels])
-        # Stored to the right and to the front (RAS), looked at from the foot end with the face up:
-        # turned by 180 degrees.
+        # Stored to the right and to the front (RAS), viewed from the feet with the face up: rotated
+        # by 180 degrees.
         return png(shown[::-1], self.columns)
 
     def voxels(self, index: int, voxel_bytes: int) -> bytes:
-        """Return a slice as it is stored, its voxels one after the other.
+        """Return a slice as it is stored, one voxel after the other.
 
         Raises:
             IndexError: there is no such slice.
-            StorageError: it cannot be read, or its voxels are of another size.
+            StorageError: it cannot be read, or its size is wrong.
         """
         if not 0 <= index < len(self.starts):
             raise IndexError(index)
@@ -186,8 +186,8 @@ def gray_of(window: Window, slope: float, intercept: float) -> bytes:
 
 
 def png(grays: bytes, columns: int, palette: Sequence[Color] = ()) -> bytes:
-    """Return rows of bytes, one after the other, as a PNG file: grays, or numbers of the colors in
-    a palette.
+    """Return rows of bytes, one after the other, as a PNG file: gray levels, or color indices of a
+    palette.
     """
     rows = [grays[start : start + columns] for start in range(0, len(grays), columns)]
     header = pack(">2I5B", columns, len(rows), 8, INDEXED if palette else GRAY, 0, 0, 0)

@@ -1,5 +1,5 @@
-"""The verdict on a scan's page as a scale: the probability, the threshold and the inconclusive
-band; and the meaning of the threshold in one sentence.
+"""The result on a scan's page as a scale: the probability, the threshold and the inconclusive band;
+and the meaning of the threshold in one sentence.
 """
 
 from __future__ import annotations

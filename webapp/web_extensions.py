@@ -15,12 +15,12 @@ csrf = CSRFProtect()
 limiter = Limiter(get_remote_address)
 
 LIMIT_IS_OVER = "X-RateLimit-Retry-After"
-"""The header in which the limiter says when its limit is over (`keep_retry_after`)."""
+"""The header in which the limiter states when its limit resets (`keep_retry_after`)."""
 
 
 def keep_retry_after(answer: Response) -> Response:
-    """Say when to try again where a request was refused by a limit, and there only: the limiter
-    says it with every answer, and would overwrite what others say.
+    """Send Retry-After only if a limit refused the request: the limiter sets its header on every
+    response, and would overwrite values set elsewhere.
     """
     seconds = answer.headers.pop(LIMIT_IS_OVER, None)
     if seconds is not None and answer.status_code == 429:

@@ -1,5 +1,5 @@
-"""The worklist: a person's scans as a table that is filtered, sorted and kept up to date, and what
-can be done with several of them at once.
+"""The worklist: a user's scans as a table that is filtered, sorted and kept up to date, and actions
+on several of them at once.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ blueprint = Blueprint("worklist", __name__, url_prefix="/scans")
 
 PER_PAGE = 50
 SERIES_PER_PAGE = 500
-"""In the worklist of one study: its pictures are joined from there."""
+"""The filter for the worklist of one study, from which its images are joined."""
 
 
 @blueprint.get("")
 @login_required
 def show() -> str:
-    """Show a page of the worklist, with the filters and the order of the address."""
+    """Show a page of the worklist, with the filters and the order in the address."""
     form = WorklistFilterForm(request.args)
     chosen, order = form.chosen, known_order(request.args.get("order", ""))
     per_page = SERIES_PER_PAGE if "study" in chosen else PER_PAGE
@@ -108,8 +108,8 @@ def show() -> str:
 @blueprint.get("/rows")
 @login_required
 def rows() -> Response:
-    """Return these rows (`id`, repeated) as they are now, whether anything of the person's is
-    pending, and how many verdicts came after `opened`; 304 if the browser's copy is current.
+    """Return these rows (`id`, repeated) with their current values, whether any of the user's scans
+    is pending, and how many results came after `opened`; 304 if the browser's copy is current.
     """
     opened = moment_of(request.args.get("opened", ""))
     if opened is None:
@@ -145,8 +145,8 @@ def rows() -> Response:
 @login_required
 @within_change_rate
 def act() -> str | WerkzeugResponse:
-    """Do to the selected scans (`id`, repeated) what `action` says: cancel, retry, again, stat,
-    routine, share, csv or json; join, split and delete ask first.
+    """Apply `action` to the selected scans (`id`, repeated): cancel, retry, again, stat, routine,
+    share, csv or json; join, split and delete ask for confirmation first.
     """
     ids, action = _ids(request.form.getlist("id")), request.form.get("action", "")
     if action not in {*CHANGES, *CONFIRMED_FIRST, "csv", "json"}:
@@ -187,7 +187,7 @@ def delete() -> WerkzeugResponse:
 
 
 def _ask(action: str, scans: list[Scan]) -> str | WerkzeugResponse:
-    """Return the page that asks whether these scans are to be deleted, joined or split."""
+    """Return the confirmation page for deleting, joining or splitting these scans."""
     may_be, otherwise = CONFIRMED_FIRST[action]
     chosen = [scan for scan in scans if may_be(scan)]
     if len(chosen) < (2 if action == "join" else 1):
@@ -208,7 +208,7 @@ CONFIRMED_FIRST: dict[str, tuple[Callable[[Scan], bool], str]] = {
     "join": (may_be_joined, "only single PNG or JPEG images can be joined, at least two."),
     "split": (may_be_split, "only series of PNG or JPEG images can be split."),
 }
-"""By action: to which scans it can be applied, and the message where others were selected."""
+"""By action: the scans that it can be applied to, and the message if others were selected."""
 
 
 def _report(changed: int, selected: int, done: str, otherwise: str) -> None:
@@ -225,24 +225,24 @@ def _counted(scans: int) -> str:
 
 
 def _ids(texts: list[str], most: int = MOST_SELECTED) -> list[str]:
-    """Return the ids among these, at most so many."""
+    """Return those of these ids that are valid, at most this many."""
     return [each for each in texts if is_id(each)][:most]
 
 
 def _address() -> dict[str, Any]:
-    """Return the valid filters, the order and the page of the request as such parameters."""
+    """Return the valid filters, the order and the page of the request as query parameters."""
     address = address_of(*filters_in(request.args))
     page = request.args.get("page", "")
     return {**address, "page": page} if page.isascii() and page.isdigit() else address
 
 
 def _back() -> WerkzeugResponse:
-    """Return to the worklist as it was."""
+    """Return to the worklist with the same filters, order and page."""
     return redirect(url_for("worklist.show", **_address()))
 
 
 def _export(ids: list[str], form: str) -> Response:
-    """Return these scans as the API describes them, with the opinions on each, as a file."""
+    """Return these scans in the API's format, with the opinions on each, as a file."""
     scans = {
         scan.id: scan
         for scan in db.session.scalars(

@@ -47,7 +47,7 @@ _STAT = func.max(case((Scan.stat, 1), else_=0))
 _NEWEST = (Scan.created_at.desc(), Scan.study_id.asc())
 _WORST_VERDICT = func.min(_VERDICT_RANK)
 # Rank and risk in one number: 2 x rank dominates because risk <= 1, so the minimum belongs to the
-# worst verdict and, among the series with that verdict, to the highest risk. `_RISK` recovers it.
+# worst state and, among the series with that state, to the highest risk. `_RISK` recovers it.
 _WORST = func.min(2 * _VERDICT_RANK - Scan.risk)
 _RISK = 2 * _WORST_VERDICT - _WORST
 _WORST_FIRST = (
@@ -65,14 +65,14 @@ class Study:
     """An entry of a worklist.
 
     Attributes:
-        scans: the listed series, the worst verdict first.
-        chosen: number of its series that match the filters.
-        total: number of all its series.
-        slice_count: of the matching series together.
+        scans: the listed series, the worst state first.
+        chosen: the number of its series that match the filters.
+        total: the number of all its series.
+        slice_count: the total of the matching series.
         stat: True if at least one matching series is urgent.
-        status: of the series that needs attention first: running, waiting, done.
+        status: the status of the series that needs attention first: running, waiting, done.
         verdict_state: the worst one; None if there is none.
-        risk: the highest probability among the series with that verdict.
+        risk: the highest probability among the series with that state.
     """
 
     id: str
@@ -196,7 +196,7 @@ def order_of_studies(order: str) -> tuple[ColumnElement[Any], ...]:
 
 
 def next_order(name: str, order: str) -> str:
-    """Return the order that a click on the heading of a column leads to."""
+    """Return the order selected by a click on the heading of a column."""
     column = COLUMNS[name]
     if order.removeprefix("-") == name:
         return name if order.startswith("-") else f"-{name}"
@@ -242,7 +242,7 @@ def conditions(user_id: str, chosen: Mapping[str, Any]) -> list[ColumnElement[bo
 
 def count_of(user_id: str, chosen: Mapping[str, Any]) -> tuple[int, int]:
     """Return the number of entries and of scans in the user's worklist; without filters they are
-    known, else they are counted.
+    read from the totals, otherwise they are counted.
     """
     if not chosen:
         totals = totals_of(user_id)
@@ -268,7 +268,7 @@ def places_of_page(
     backward: bool = False,
 ) -> Select[Any]:
     """Return the query for the entries on a page of such a worklist, in order, or from its end in
-    the opposite order; `apart` gives each scan its own entry.
+    the opposite order; with `apart`, each scan is a separate entry.
     """
     columns = (*order_of_studies(order), *((Scan.id,) if apart else ()))
     directions = (
@@ -282,8 +282,8 @@ def places_of_page(
 def studies_of_page(
     user_id: str, chosen: Mapping[str, Any], order: str, total: int, limit: int, offset: int
 ) -> list[Study]:
-    """Return the studies on a page of the user's worklist, in order; `total` is how many entries it
-    has. In the worklist of one study (`chosen["study"]`) each series is an entry.
+    """Return the studies on a page of the user's worklist, in order; `total` is the number of its
+    entries. In the worklist of one study (`chosen["study"]`), each series is an entry.
 
     Pages of the second half are counted from the end, so that the last one takes no longer than the
     first.
@@ -354,13 +354,13 @@ def visible_scans(user_id: str, ids: Sequence[str]) -> list[Scan]:
 
 def has_pending(user_id: str) -> bool:
     """Return whether one of the user's scans is waiting or being analyzed."""
-    # Only columns of the index of open scans, else SQLite reads another one.
+    # Only columns of the index of open scans; otherwise SQLite would use another index.
     query = select(Scan.status).where(Scan.user_id == user_id, IS_OPEN).limit(1)
     return db.session.scalar(query) is not None
 
 
 def verdicts_since(user_id: str, opened: datetime) -> int:
-    """Return the number of the user's verdicts after `opened`, by the database's clock."""
+    """Return the number of the user's results after `opened`, by the database's clock."""
     count = select(func.count()).where(
         Scan.user_id == user_id, Scan.finished_at > opened, Scan.status == JobStatus.DONE
     )
@@ -453,7 +453,7 @@ def _totals(which: Sequence[ColumnElement[bool]]) -> dict[str, int]:
 def _listed_series(
     which: Sequence[ColumnElement[bool]], study_ids: Iterable[str]
 ) -> dict[str, list[Scan]]:
-    """Return the series to list of each of these studies, the worst verdict first."""
+    """Return the series to list of each of these studies, the worst state first."""
     number = func.row_number().over(partition_by=Scan.study_id, order_by=_WORST_FIRST)
     ranked = select(Scan.id, number.label("number")).where(*which).subquery()
     listed = (
@@ -470,7 +470,7 @@ def _listed_series(
 
 
 def _summaries(which: Sequence[ColumnElement[bool]]) -> Sequence[Row[Any]]:
-    """Return one row per study with the counts and the worst verdict of its series."""
+    """Return one row per study with the counts and the worst state of its series."""
     summaries = (
         select(
             Scan.study_id,

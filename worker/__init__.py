@@ -1,3 +1,3 @@
-"""Hemoscan's workers: they claim queued rows, run `ml` and write the results. No other package
+"""Hemoscan's workers: they claim queued rows, call `ml` and write the results. No other package
 imports this one.
 """

@@ -8,7 +8,7 @@ processes, never in the parent.
 where QUIET is `--without-mingle --without-gossip --without-heartbeat` (without mingling, a worker
 is ready a second sooner). A second worker on the same machine needs its own name, such as
 `-n predict-2@%h`. SIGTERM or SIGINT, sent to the parent or its process group, stops a worker
-gracefully: it finishes its batch, or hands its training back with the checkpoint.
+gracefully: it finishes its batch, or returns its training run to the queue with the checkpoint.
 """
 
 from __future__ import annotations
@@ -120,9 +120,11 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
                 f"A worker serves one queue: -Q {', -Q '.join(jobs.QUEUES[:-1])} or -Q"
                 f" {jobs.QUEUES[-1]}."
             )
-        # Without fork (the default on macOS), the child would not have this application.
+        # Without fork (the default start method on macOS), the child would not have this
+        # application.
         billiard.set_start_method("fork", force=True)
-        # Children share what is loaded; the collector would write into each page of it.
+        # Children share the pages that are loaded; the garbage collector would write to each of
+        # them.
         gc.freeze()
 
     def keep_secrets(**_: Any) -> None:
@@ -134,7 +136,7 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
 
     def prepare_to_stop(**_: Any) -> None:
         _stop[0] = 1  # Signals the children.
-        # A message that still arrives returns to its queue; kombu would warn about it.
+        # A message that still arrives returns to its queue; kombu would log a warning about it.
         logging.getLogger("kombu.transport.virtual.base").setLevel(logging.ERROR)
 
     def begin(**_: Any) -> None:
@@ -158,8 +160,8 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         app.extensions["heartbeat"].stop()
 
     def sweep_at_once(**_: Any) -> None:
-        # Beat waits a full interval first. Until a sweep has run, /readyz cannot know that the
-        # broker delivers, and a service that is stopped every evening would rarely clean up.
+        # Beat waits for a full interval first. Until a sweep has run, /readyz cannot know whether
+        # the broker delivers, and a service that is stopped every evening would rarely clean up.
         with app.app_context():
             jobs.nudge(jobs.SWEEP)
             jobs.nudge(jobs.CLEAN_UP)
@@ -195,8 +197,8 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
 
 
 def return_rows_of(last_owner: str) -> None:
-    """Have the sweep return the rows of the child before this one, if it was killed, without
-    waiting for its leases to run out. A child that ended normally holds none.
+    """Have the sweep return the rows of the previous child, if it was killed, without waiting for
+    its leases to expire. A child that ended normally holds none.
     """
     if not has_died(last_owner):
         return
@@ -204,7 +206,7 @@ def return_rows_of(last_owner: str) -> None:
         for table in jobs.QUEUE_OF_TABLE:
             leases.expire(table, last_owner)
         db.session.commit()
-    except SQLAlchemyError as err:  # Their leases run out by themselves.
+    except SQLAlchemyError as err:  # The leases expire by themselves.
         db.session.rollback()
         log.warning("the rows of %s wait for their leases: %s", last_owner, type(err).__name__)
     else:

@@ -1,5 +1,5 @@
-"""When a predict worker stops work on a row: the worker shuts down, the lease is lost, or a scan
-waits.
+"""When a predict worker interrupts work on a row: the worker shuts down, the lease is lost, or a
+scan is waiting.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ LOOK_S = 1.0
 
 
 def gives_way(table: type[Leased], row_id: str) -> Callable[[], bool]:
-    """Return a function that says whether to stop low-priority work on a row: like `until_lost`, or
-    because a live scan waits.
+    """Return a function that says whether to interrupt low-priority work on a row: for the same
+    reasons as `until_lost`, or because a live scan is waiting.
     """
     return until_lost(table, row_id, or_if=lambda: leases.is_any_waiting(Scan))
 
@@ -26,9 +26,9 @@ def gives_way(table: type[Leased], row_id: str) -> Callable[[], bool]:
 def until_lost(
     table: type[Leased], row_id: str, or_if: Callable[[], bool] = lambda: False
 ) -> Callable[[], bool]:
-    """Return a function that says whether to stop work on a row: the worker was asked to, `or_if`
-    returns True in a transaction, or the row is no longer this worker's. It asks the database at
-    most once in `LOOK_S`.
+    """Return a function that says whether to interrupt work on a row: the worker was asked to stop,
+    `or_if` returns True in a transaction, or this worker no longer holds the row. It queries the
+    database at most once in `LOOK_S`.
     """
     mine, looked_at = heartbeat(), time.monotonic()
 

@@ -19,7 +19,7 @@ from worker.retries import in_transaction
 SEED, SIZE_PX = 4711, 256
 SLICES = {"slice": 1, "series": 3}
 MOST_APART = 1e-3
-"""Probabilities of one model on two processors differ by less than a hundredth of that."""
+"""Probabilities of one model on two processors differ by less than a hundredth of this."""
 
 
 @cache
@@ -37,7 +37,7 @@ def answer_of(predictor: Predictor) -> float:
     """Return the probability that a model gives the phantom.
 
     Raises:
-        ArtifactError: it gives none.
+        ArtifactError: it returns none.
     """
     try:
         return predictor.predict(phantom_series(predictor.card.reads)).probability
@@ -50,11 +50,11 @@ def answer_of(predictor: Predictor) -> float:
 
 
 def require_same_answer(version: ModelVersion, predictor: Predictor) -> None:
-    """Have a loaded model score the phantom, and compare; the first answer of a version that has
-    none recorded, such as a starter, is recorded.
+    """Have a loaded model score the phantom, and compare; for a version without a recorded score,
+    such as a starter, the score is recorded.
 
     Raises:
-        ArtifactError: it is not the answer that was recorded.
+        ArtifactError: the score differs from the recorded one.
     """
     answer = answer_of(predictor)
     recorded = in_transaction(

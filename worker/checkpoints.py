@@ -1,4 +1,4 @@
-"""A training's checkpoint in the storage, from which any machine can continue the run."""
+"""A training run's checkpoint in the storage, from which any machine can continue the run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """The checkpoint of one run, and which state of it this process knows to be stored.
+    """The checkpoint of one run, and the state of it that this process knows to be stored.
 
     Args:
         run_id: the id of the run.
         folder: where the training writes its checkpoint.
         work_folder: a temporary folder for the archive.
-        key: where it is stored, if not where a training run's is.
+        key: its storage key, if it is not that of a training run.
     """
 
     def __init__(self, run_id: str, folder: Path, work_folder: Path, key: str = "") -> None:
@@ -52,7 +52,7 @@ class Checkpoint:
                 for path in files:
                     archive.write(path, path.relative_to(self._folder))
             storage.put(self.key, self._packed)
-        # The local disk may be full; the run can still be handed back.
+        # The local disk may be full; the run can still be returned to the queue.
         except (OSError, StorageError) as err:
             log.warning(
                 "run=%s checkpoint could not be stored: %s",

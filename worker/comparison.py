@@ -1,5 +1,5 @@
-"""Comparison of two versions: paired differences on images that neither was trained on, out of
-fold or in an evaluation.
+"""Comparison of two versions: paired differences on images that neither was trained on, from
+out-of-fold predictions or evaluations.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ FIGURES = ("auroc", "accuracy", "sensitivity", "specificity")
 
 @dataclass(frozen=True)
 class Tables:
-    """Location of the held-out answers of a version.
+    """The location of a version's predictions on images that it was not trained on.
 
     Attributes:
-        out_of_fold: storage key, or the folder of a training that has just ended.
+        out_of_fold: storage key, or the folder of a training run that has just ended.
         evaluations: storage key by the id of the data set.
     """
 
@@ -52,8 +52,8 @@ class Tables:
     evaluations: Mapping[str, str]
 
     def on(self, dataset_id: str) -> tuple[str, str | Path]:
-        """Return the kind and the location of the answers on a data set: those of the evaluation,
-        else the out-of-fold answers.
+        """Return the kind and the location of the predictions on a data set: those of the
+        evaluation, otherwise the out-of-fold predictions.
         """
         if key := self.evaluations.get(dataset_id):
             return EVALUATION, key
@@ -61,8 +61,8 @@ class Tables:
 
 
 def compare_next_pair() -> bool:
-    """Claim a queued comparison and compute it, or hand it back if the storage is away; return
-    False if none was queued.
+    """Claim a queued comparison and compute it, or return it to the queue if the storage is
+    unavailable; return False if none was queued.
     """
     mine = heartbeat()
 
@@ -92,7 +92,7 @@ def _carry_through(row: Comparison, folder: Path) -> None:
             raise LeaseLost
         log.info("comparison=%s done", row.id)
     except LeaseLost:
-        log.info("comparison=%s was asked for again or is another worker's", row.id)
+        log.info("comparison=%s was requested again or is another worker's", row.id)
     except StorageUnavailable:
         in_transaction(lambda: leases.hand_back(Comparison, mine.owner, ids))
     except StorageError as err:
@@ -106,15 +106,15 @@ def _carry_through(row: Comparison, folder: Path) -> None:
 
 
 def compare_with_earlier(run: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Compare a finished training with the live versions and the newest trained ones.
+    """Compare a newly trained model with the live versions and the newest trained ones.
 
     Args:
-        run: the folder of the training, with its `predictions.csv`.
-        folder: a temporary folder for the answers of the other versions.
+        run: the folder of the training run, with its `predictions.csv`.
+        folder: a temporary folder for the predictions of the other versions.
 
     Returns:
-        By the id of each version what `results_of` returns. Any error becomes a reason there,
-        because a failed comparison must not fail the training.
+        By the id of each version, the return value of `results_of`. Any error becomes a reason
+        there, because a failed comparison must not fail the training run.
     """
     own = Tables(run, {})
     by_version = {}
@@ -154,17 +154,17 @@ def _tables_of(version: ModelVersion) -> Tables:
 
 
 def results_of(own: Tables, other: Tables, folder: Path) -> list[dict[str, Any]]:
-    """Compare a version with another one: out of fold, and on each data set on which one of them
-    was evaluated. Where the other one was not, its out-of-fold answers count.
+    """Compare a version with another one: on out-of-fold predictions, and on each data set on which
+    one of them was evaluated. If the other one was not, its out-of-fold predictions are used.
 
     Args:
-        own, other: where their answers are.
-        folder: a temporary folder for them.
+        own, other: the locations of their predictions.
+        folder: a temporary folder for the predictions.
 
     Returns:
-        For each source {"source": "out of fold" or the data set's name, "own", "other": which
-        answers} and either "slice" and "patient", each as `_level` returns it, or "reason", a
-        sentence. A data set has its "dataset_id", too.
+        For each source {"source": "out of fold" or the data set's name, "own", "other": the kind of
+        predictions} and either "slice" and "patient", each as returned by `_level`, or "reason", a
+        sentence. For a data set, also "dataset_id".
 
     Raises:
         StorageUnavailable: the storage cannot be reached.
@@ -210,7 +210,7 @@ def _figures(own: str | Path, other: str | Path, folder: Path) -> dict[str, Any]
 
 
 def _fetched(table: str | Path, folder: Path) -> Path:
-    """Return a folder with the table, downloaded where that is needed."""
+    """Return a folder with the table, downloading it if necessary."""
     if isinstance(table, Path):
         return table
     folder.mkdir(parents=True)
@@ -220,7 +220,7 @@ def _fetched(table: str | Path, folder: Path) -> Path:
 
 def _level(level: ComparedLevel) -> dict[str, Any]:
     """Return {"n", "positive", "negative"}, the differences of `FIGURES`, and for "own" and "other"
-    those figures and the curve of what each threshold finds.
+    those figures and the curve over all thresholds.
     """
     other, own = level.runs
     return {

@@ -1,4 +1,4 @@
-"""Makes the archive of a data set of confirmed scans, which is then imported like any other.
+"""Builds the archive of a data set of confirmed scans, which is then imported like any other.
 
 It identifies nobody: names are keyed hashes, files are written anew, and everything outside the
 head is blacked out.
@@ -52,10 +52,10 @@ def make_archive(
     Args:
         dataset: its `made_from` says which scans.
         folder: a temporary folder.
-        tell: is called with the step, how many scans are done, and how many there are.
+        tell: called with the step, the number of finished scans, and the number of all scans.
 
     Raises:
-        DatasetError: there is no such scan any more, or together they exceed the size limit of data
+        DatasetError: no such scan exists any more, or together they exceed the size limit of data
             sets.
         StorageError: the storage fails.
     """
@@ -101,7 +101,7 @@ def _choose(dataset: Dataset) -> tuple[list[Scan], dict[str, Labels]]:
     """Return the confirmed scans for a data set, and the labels of each.
 
     They are recorded as scans of the data set before any of them is read, and cannot be deleted or
-    joined until then, so that training data can always be traced.
+    joined before that, so that training data can always be traced.
     """
     chosen = confirmed_scans(filter_of(dataset.made_from or {}))
     # Only writers of the row wait for this lock; reading and new opinions go on.
@@ -123,7 +123,7 @@ def _choose(dataset: Dataset) -> tuple[list[Scan], dict[str, Labels]]:
 
 
 def _enter(dataset_id: str, scans: Sequence[Scan]) -> None:
-    """Record the scans of a data set, in place of those of an interrupted attempt."""
+    """Record the scans of a data set, replacing those of an interrupted attempt."""
     db.session.execute(delete(dataset_scan).where(dataset_scan.c.dataset_id == dataset_id))
     rows = [
         {"dataset_id": dataset_id, "scan_id": scan.id, "study_id": scan.study_id} for scan in scans
@@ -133,7 +133,7 @@ def _enter(dataset_id: str, scans: Sequence[Scan]) -> None:
 
 
 def _leave_out(dataset_id: str, scan_ids: Collection[str]) -> None:
-    """Remove recorded scans that are left out of the data set."""
+    """Remove the records of scans that are left out of the data set."""
     db.session.execute(
         delete(dataset_scan).where(
             dataset_scan.c.dataset_id == dataset_id, dataset_scan.c.scan_id.in_(scan_ids)
@@ -142,8 +142,8 @@ def _leave_out(dataset_id: str, scan_ids: Collection[str]) -> None:
 
 
 def labels_of(opinions: Sequence[Opinion]) -> Labels:
-    """Return the majority's labels of a confirmed scan and of its slices; a slice with a tie has no
-    label. A type counts if most of those who see a hemorrhage name it.
+    """Return the majority's labels for a confirmed scan and for its slices; a slice with a tie has
+    no label. A type is included if most of those who see a hemorrhage name it.
     """
     of_slice: dict[int, list[Opinion]] = {}
     for opinion in opinions:

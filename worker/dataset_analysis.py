@@ -1,5 +1,5 @@
-"""Answers administrators' questions about data sets: an index of the images, a preview of the
-split, and how well simple features distinguish two data sets.
+"""Analyzes data sets for administrators: an index of the images, a preview of the split, and how
+well simple features distinguish two data sets.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ UNEXPECTED = "An unexpected error occurred; see the log for details."
 
 
 def analyze_next_dataset() -> bool:
-    """Claim a question about a data set and answer it, or hand it back if the worker stops; return
-    False if none was queued.
+    """Claim an analysis of a data set and compute it, or return it to the queue if the worker
+    stops; return False if none was queued.
     """
     mine = heartbeat()
 
@@ -89,7 +89,7 @@ def _carry_through(row: DatasetAnalysis, folder: Path) -> None:
 
 
 def _index_images(row: DatasetAnalysis, folder: Path) -> None:
-    """Index the images of a data set that was imported before imports did."""
+    """Index the images of a data set that was imported before imports did this."""
     looked_at = float("-inf")
 
     def tell(what: str, done: int, total: int) -> None:

@@ -33,7 +33,8 @@ THUMBNAILS, SAMPLE = "thumbnails", "sample.npz"
 
 @dataclass
 class Described:
-    """The images of a data set, measured, with their thumbnails in a file of `folder`.
+    """The images of a data set with their measurements, and their thumbnails in a file in
+    `folder`.
 
     Attributes:
         opened: the data set.
@@ -65,15 +66,15 @@ class Described:
     def store(
         self, dataset_id: str, still_mine: Callable[[], object], on_part: Callable[[int, int], None]
     ) -> None:
-        """Store files and rows, in place of those of a failed attempt.
+        """Store files and rows, replacing those of a failed attempt.
 
         Args:
             dataset_id: the data set.
-            still_mine: called in each transaction; false if the job is another worker's.
-            on_part: called with (images written, number of images); raises to stop.
+            still_mine: called in each transaction; returns False if another worker has the job.
+            on_part: called with (images written, number of images); raises to interrupt.
 
         Raises:
-            LeaseLost: the job is another worker's, or was canceled.
+            LeaseLost: another worker has the job, or it was canceled.
             StorageError: the storage fails.
         """
 
@@ -169,8 +170,8 @@ def forget_images(dataset_id: str) -> None:
 
 
 def examples_of(dataset_id: str, dataset_name: str) -> tuple[list[Example], list[tuple[str, str]]]:
-    """Return the readable images of a data set as `ml.datasets.read` did, without their files, and
-    the pairs of names of near-duplicates.
+    """Return the readable images of a data set as returned by `ml.datasets.read`, without their
+    files, and the pairs of names of near-duplicates.
     """
     rows = db.session.scalars(
         select(DatasetImage)

@@ -1,4 +1,6 @@
-"""Imports data sets: unpacks, reads and explores them. One of confirmed scans is made first."""
+"""Imports data sets: unpacks, reads and explores them. One made from confirmed scans is built
+first.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ from worker.scan_files import is_passing
 log = logging.getLogger(__name__)
 
 OnPart = Callable[[str, int, int], None]
-"""Called with the current step, how many of its parts are done, and how many there are."""
+"""Called with the current step, the number of its finished parts, and the number of all parts."""
 
 UNPACKING, READING, MEASURING, PROBING, STORING = PARTS = (
     "Unpacking file",
@@ -54,11 +56,13 @@ UNPACKING, READING, MEASURING, PROBING, STORING = PARTS = (
 )
 PARTS_OF_MADE = (COLLECTING, *PARTS)
 MOST_BEYOND_LIMITS = 10
-"""Images of a data set that may exceed the limits; an archive full of them would keep a worker
-busy for days.
+"""Number of images of a data set that may exceed the limits; an archive full of them would keep a
+worker busy for days.
 """
 LOOK_S = 1.0
-"""How often progress is written and the lease checked, and so how soon a canceled import ends."""
+"""How often progress is written and the lease checked, and therefore how soon a canceled import
+ends.
+"""
 
 
 class ImportStopped(Exception):
@@ -66,8 +70,8 @@ class ImportStopped(Exception):
 
 
 def import_next_dataset() -> bool:
-    """Claim a queued data set and import it, or hand it back if the worker stops; return False if
-    none was queued.
+    """Claim a queued data set and import it, or return it to the queue if the worker stops; return
+    False if none was queued.
     """
     mine = heartbeat()
     claimed = in_transaction(lambda: leases.claim(Dataset, mine.owner))
@@ -96,8 +100,7 @@ def import_next_dataset() -> bool:
                 failed = in_transaction(
                     lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence})
                 )
-                # Not needed any more, unless the previous version of the data set has the same
-                # archive.
+                # No longer needed, unless the previous version of the data set shares the archive.
                 if failed and isinstance(err, DatasetError) and dataset.corrections is None:
                     retry_storage(lambda: storage.delete(dataset.archive_key))
         except Exception:
@@ -130,7 +133,7 @@ def _finish(dataset: Dataset, facts: dict[str, object]) -> bool:
 
 
 def let_go(dataset: Dataset) -> None:
-    """Give up a data set that this worker no longer holds; delete the contact sheet of one that was
+    """Abandon a data set that this worker no longer holds; delete the contact sheet if it was
     canceled or deleted.
     """
     status = in_transaction(
@@ -152,7 +155,7 @@ def look_into(dataset: Dataset) -> dict[str, object]:
 
     Raises:
         DatasetError: it cannot be used.
-        StorageError: its archive cannot be downloaded, or the contact sheet not stored.
+        StorageError: its archive cannot be downloaded, or the contact sheet cannot be stored.
         ImportStopped: this worker was asked to stop.
         LeaseLost: it was canceled, or another worker has it.
     """
@@ -177,8 +180,8 @@ def look_into(dataset: Dataset) -> dict[str, object]:
 
     with mine.work_folder() as folder:
         notes = [] if dataset.made_from is None else make_archive(dataset, folder, tell)
-        # A set of one class cannot be trained on alone, but it can be pooled with others or
-        # evaluated on.
+        # A data set of one class cannot be used for training by itself, but it can be pooled with
+        # others or used for evaluation.
         opened = fetch_dataset(dataset, folder, tell, needs_both_classes=False)
         sheet = BytesIO()
         contact_sheet(opened).save(sheet, "PNG")
@@ -208,7 +211,7 @@ def sheet_key(dataset: Dataset) -> str:
 
 def fetch_dataset(dataset: Dataset, folder: Path, on_part: OnPart, **how: bool) -> LoadedDataset:
     """Download a data set's archive, unpack it in `folder` and read it; `on_part` is called for
-    each file and image, and `how` goes to `ml.datasets.read.read_dataset`.
+    each file and image, and `how` is passed to `ml.datasets.read.read_dataset`.
 
     Images that exceed the decoder's limits are left out like unreadable ones, so that later steps
     only decode images that were decoded here.
@@ -236,7 +239,7 @@ def fetch_dataset(dataset: Dataset, folder: Path, on_part: OnPart, **how: bool) 
 
 
 def _reader_with_limits() -> Callable[..., Series]:
-    """Return a reader for the images of a data set: like `ml.scans.read.read_series`, but in the
+    """Return a reader for the images of a data set, like `ml.scans.read.read_series` but in the
     decoder's child process.
     """
     beyond = 0

@@ -39,13 +39,17 @@ BEYOND_LIMITS = (
     " too large."
 )
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV")
-"""The environment variables that the child inherits; a hostile file must not get at the others."""
+"""The environment variables that the child inherits; a malicious file must not get access to
+others.
+"""
 GRACE_S = 10
 """The child kills itself this long after its time limit, in case its worker cannot."""
 
 
 class BeyondLimits(ImageError):
-    """A file needs more time or memory to decode than allowed, or the child died decoding it."""
+    """A file needs more time or memory to decode than allowed, or the child died while decoding
+    it.
+    """
 
     def __init__(self) -> None:
         super().__init__(BEYOND_LIMITS)
@@ -62,7 +66,7 @@ class SlicesOfFile(Sequence[Slice]):
         unit: Literal["hu", "display"],
         spacing_mm: Sequence[tuple[float, float] | None],
     ) -> None:
-        # Read and not mapped: pages of a mapping count as this process's memory.
+        # Read, not memory-mapped: the pages of a mapping would count as this process's memory.
         with file.open("rb") as opened:
             np.lib.format.read_magic(opened)
             self._shape, _, self._kind = np.lib.format.read_array_header_1_0(opened)
@@ -96,15 +100,15 @@ class Decoder:
     Args:
         memory_mb: how much memory the child may allocate.
         limit_s: how many seconds a scan may take.
-        folder: what it reads and writes is in this folder.
+        folder: the folder in which it reads and writes.
     """
 
     def __init__(self, memory_mb: int, limit_s: int, folder: Path) -> None:
         self.memory_mb, self.limit_s, self.folder = memory_mb, limit_s, folder
         self._child: subprocess.Popen[bytes] | None = None
         self._opened = (0, 0)
-        """Device and inode of the folder that the child may use: a new one of the same name would
-        be closed to it.
+        """Device and inode of the folder that the child may use: a new folder with the same name
+        would be inaccessible to it.
         """
 
     def decode(
@@ -144,13 +148,13 @@ class Decoder:
             self._child.kill()
             self._child.wait()
             for pipe in (self._child.stdin, self._child.stdout):
-                with suppress(BrokenPipeError):  # a request that it never read
+                with suppress(BrokenPipeError):  # for a request that it never read
                     pipe.close()  # type: ignore[union-attr]
             self._child = None
 
     def _ask(self, request: bytes) -> dict[str, Any] | None:
-        """Return the child's answer; None if it gave none in time, in which case the next request
-        gets a new child.
+        """Return the child's response; None if there was none in time, in which case the next
+        request gets a new child.
         """
         status = self.folder.stat()
         opened = (status.st_dev, status.st_ino)
@@ -164,13 +168,13 @@ class Decoder:
             child.stdin.flush()  # type: ignore[union-attr]
             answer = self._line_from(child)
         except BrokenPipeError:
-            log.warning("the decoder was gone")
+            log.warning("the decoder had exited")
         except BaseException:
-            self.close()  # Otherwise a late answer would be taken for the next scan's.
+            self.close()  # Otherwise a late response would be taken for the next scan's.
             raise
         if not answer.endswith(b"\n"):
             self.close()
-            log.warning("the decoder gave no answer: status=%s", child.returncode)
+            log.warning("the decoder did not respond: status=%s", child.returncode)
             return None
         response: dict[str, Any] = json.loads(answer)
         return response
@@ -189,8 +193,8 @@ class Decoder:
     def _start(self) -> subprocess.Popen[bytes]:
         self.close()
         known = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        # A separate process group, so that a signal to the worker's does not interrupt a batch; a
-        # single thread, since each one costs memory.
+        # A separate process group, so that a signal to the worker's group does not interrupt a
+        # batch; a single thread, because each thread costs memory.
         self._child = subprocess.Popen(
             [sys.executable, "-m", "ml.decode", str(self.memory_mb), str(self.folder)],
             stdin=subprocess.PIPE,

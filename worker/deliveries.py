@@ -1,7 +1,7 @@
-"""Sends notifications that are queued, in the background of the sweeps, with retries.
+"""Sends queued notifications, in the background of the sweeps, with retries.
 
-A message holds a sentence and a link, and nothing about a patient. It is sent at least once: if a
-worker dies after sending and before recording that, the next one sends it again.
+A message contains a sentence and a link, and nothing about a patient. It is sent at least once: if
+a worker dies after sending and before recording that, the next one sends it again.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ logging.getLogger("apprise").setLevel(logging.CRITICAL)
 RETRY_S = (10, 60, 300, 1800, 7200)
 """The wait after each failure; one more failure is final."""
 MOST_S = 15.0
-"""An attempt that takes longer has failed."""
+"""An attempt that takes longer than this has failed."""
 MOST_TOGETHER = 200
-"""The most results in one message to a person."""
+"""Maximum number of results in one message."""
 KEEP_S = 30 * 24 * 3600
 
 _sending = threading.Lock()
@@ -49,7 +49,7 @@ def send_notifications_meanwhile(app: Flask) -> None:
 
 
 def send_due() -> None:
-    """Send one message after the other until none is due or this worker stops."""
+    """Send one message after another until none is due or this worker stops."""
     mine, last = heartbeat(), ""
 
     def claim() -> list[Notification]:
@@ -81,17 +81,17 @@ def send(notification: Notification) -> None:
 
 def prepared(notification: Notification) -> tuple[Callable[[], None], list[str]]:
     """Return a function that sends a message without using the database, and the ids of the waiting
-    messages that it supersedes, since it announces their results as well.
+    messages that it supersedes, because it announces their results as well.
 
     Raises:
-        NotAllowed: it cannot be sent to that person.
+        NotAllowed: it may not be sent to that user.
     """
     config, person = current_app.config, db.session.get(User, notification.user_id)
     channel, scan_id = Channel(notification.channel), notification.scan_id
     together: list[str] = []
     if channel is not Channel.WEBHOOK and scan_id is not None:
         together = waiting_beside(notification)
-    # No transaction is open while a receiver answers; the loaded rows stay usable.
+    # No transaction is open while waiting for a receiver; the loaded rows stay usable.
     db.session.commit()
     if person is None or person.disabled_at is not None:
         raise NotAllowed("The account is disabled.")
@@ -106,7 +106,7 @@ def prepared(notification: Notification) -> tuple[Callable[[], None], list[str]]
             raise NotAllowed("The account has no email address.")
         address = config["NOTIFY_EMAIL_URL"]
         address += f"{'&' if '?' in address else '?'}to={quote(person.email)}"
-    # Outside the time limit: the first call loads all of Apprise's services.
+    # Not subject to the time limit: the first call loads all of Apprise's services.
     service = apprise.Apprise.instantiate(address)
     if service is None:
         raise NotAllowed("The address that the operator configured for this channel is invalid.")
@@ -123,7 +123,7 @@ def message_of(public_url: str, scan_id: str | None, results: int) -> tuple[str,
 
 
 def waiting_beside(notification: Notification) -> list[str]:
-    """Return the ids of other messages of results to the same person by the same channel."""
+    """Return the ids of other messages about results to the same user through the same channel."""
     others = (
         select(Notification.id)
         .where(

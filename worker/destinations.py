@@ -55,7 +55,7 @@ OF_CERTIFICATE = {
     **dict.fromkeys((2, 18, 19, 20, 21), NOT_TRUSTED),
     23: "was revoked.",
 }
-"""What is wrong with a certificate, by OpenSSL's number of the error (X509_V_ERR_…)."""
+"""What is wrong with a certificate, by OpenSSL's error code (X509_V_ERR_…)."""
 OF_ANOTHER_NAME = (62, 64)
 # The first class that matches an error decides.
 NO_ANSWER = {
@@ -162,7 +162,7 @@ def _store_by_dimse(
 
 
 def _require_tls(destination: Destination, config: Mapping[str, Any]) -> None:
-    """Find out why an association over TLS failed, which pynetdicom does not tell.
+    """Find out why an association over TLS failed, which pynetdicom does not report.
 
     Raises:
         NotDelivered: the encryption failed.
@@ -240,7 +240,7 @@ def _authorization_of(destination: Destination) -> str:
     """Return the Authorization header for a DICOMweb server; "" if it needs none.
 
     Raises:
-        NotDelivered: the file of the secret cannot be read, or holds none.
+        NotDelivered: the file of the secret cannot be read, or is empty.
     """
     parts = destination.parts
     if destination.token or destination.token_file:
@@ -283,7 +283,7 @@ def _body_of(objects: Sequence[Dataset], boundary: str) -> bytes:
 
 
 def _stored_of(objects: Sequence[Dataset], status: int, answer_body: bytes) -> list[Dataset]:
-    """Return the objects that an answer to STOW-RS says are stored.
+    """Return the objects that are stored according to a STOW-RS response.
 
     Raises:
         NotDelivered: one was refused for another reason than its kind.
@@ -307,7 +307,7 @@ def _stored_of(objects: Sequence[Dataset], status: int, answer_body: bytes) -> l
 
 
 def _failures_in(answer_body: bytes) -> dict[str, int]:
-    """Return the reason of each failure in an answer to STOW-RS (PS3.18 I) by its instance; 0 where
+    """Return the reason for each failure in a STOW-RS response (PS3.18 I) by its instance; 0 if
     none is given.
     """
     try:

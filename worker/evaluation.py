@@ -1,5 +1,5 @@
-"""Scores a model version on a data set, once; an evaluation that was handed back continues where
-it stopped.
+"""Scores a model version on a data set, once; an evaluation that was returned to the queue
+continues where it stopped.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 
 SCORING = "Scoring image"
 SHARES = {UNPACKING: (0.0, 0.05), READING: (0.05, 0.2), SCORING: (0.25, 0.75)}
-"""Where the progress of each part begins, and how much of the whole it is."""
+"""Where the progress of each part begins, and which fraction of the whole it is."""
 WRITE_EVERY_S = 1.0
-"""How often progress is written and the lease checked, and so how soon a canceled evaluation
+"""How often progress is written and the lease checked, and therefore how soon a canceled evaluation
 ends.
 """
 MOST_MISTAKES = 8
@@ -61,8 +61,8 @@ class EvaluationStopped(Exception):
 
 
 def evaluate_next() -> bool:
-    """Claim a queued evaluation and carry it through, or hand it back if the worker stops; return
-    False if none was queued.
+    """Claim a queued evaluation and carry it out, or return it to the queue if the worker stops;
+    return False if none was queued.
     """
     mine = heartbeat()
 
@@ -99,7 +99,7 @@ class Evaluating:
             columns = self._score()
             if not in_transaction(lambda: self._finish(columns)):
                 raise LeaseLost
-            nudge(TRAIN_MODEL)  # For the comparisons to which this contributes.
+            nudge(TRAIN_MODEL)  # For the comparisons to which this evaluation contributes.
             log.info("evaluation=%s done", self.row.id)
         except LeaseLost:
             self._let_go()
@@ -124,7 +124,7 @@ class Evaluating:
             raise
 
     def _score(self) -> dict[str, Any]:
-        """Return the columns of the result; the files are stored."""
+        """Return the columns of the result; its files are stored."""
         model = model_folder(self.row.version)
         # As in `python -m ml evaluate`, a data set may have a single class.
         dataset = fetch_dataset(
@@ -148,7 +148,7 @@ class Evaluating:
         }
 
     def _store(self, dataset: LoadedDataset, mistakes: list[Mistake], predictor: Predictor) -> None:
-        """Store the tables, and pictures of the mistakes with what the model looked at."""
+        """Store the tables, and images of the mistakes with their heat maps."""
         for name in TABLES:
             key = f"{self.row.storage_prefix}/{name}"
             retry_storage(lambda name=name, key=key: storage.put(key, self.out_dir / name))  # type: ignore[misc]
@@ -198,10 +198,12 @@ class Evaluating:
         try:
             retry_storage(lambda: storage.fetch(self._partial_key, self.out_dir / PARTIAL))
         except MissingFile:
-            return  # It begins.
+            return  # There is nothing to resume.
 
     def _keep_partial(self) -> None:
-        """Store what was scored, if the storage is available; otherwise it will be scored again."""
+        """Store the scores so far, if the storage is available; otherwise they are computed
+        again.
+        """
         partial = self.out_dir / PARTIAL
         if partial.is_file():
             try:
@@ -210,7 +212,7 @@ class Evaluating:
                 log.warning("evaluation=%s starts over: %s", self.row.id, type(err).__name__)
 
     def _let_go(self) -> None:
-        """Give up an evaluation that this worker no longer holds; delete the files of one that was
+        """Abandon an evaluation that this worker no longer holds; delete its files if it was
         canceled, or deleted with its data set.
         """
         status = in_transaction(
@@ -230,8 +232,8 @@ class Evaluating:
 
 
 def _around(examples: Sequence[Example], at: int) -> tuple[Series, int]:
-    """Return the slices of a scan that a heat map of one of them needs, and its index among them;
-    the examples are in the order of their scans.
+    """Return the slices of a scan that are needed for a heat map of one of them, and its index
+    among them; the examples are in the order of their scans.
     """
     near = range(max(at - NEIGHBORS, 0), min(at + NEIGHBORS + 1, len(examples)))
     of_scan = [number for number in near if scan_key(examples[number]) == scan_key(examples[at])]

@@ -49,20 +49,22 @@ class Heartbeat:
         self.host = host
         self.owner = f"{queue}-{host}-{os.getpid()}-{new_id()[:8]}"
         self.stopping = stopping
-        """True once the worker was asked to stop: finish the batch or hand back, then return."""
+        """True once the worker was asked to stop: finish the batch or return it to the queue, then
+        exit.
+        """
         self.last_read_for = ""
-        """The user whose scan was analyzed last: other users are next if a batch cannot hold all
-        claimed scans.
+        """The user whose scan was analyzed last: other users are next if not all claimed scans fit
+        into a batch.
         """
         self.last_drawn_for = ""
         """The user whose heat map was drawn last: other users are next."""
         self.last_reported_for = ""
-        """The user whose report was made last: other users are next."""
+        """The user whose report was generated last: other users are next."""
         self.environment_id: str | None = None
         """The id of this process's stored environment, set on first use (`worker.made_with`)."""
         self._storage_away = storage_away or mmap.mmap(-1, 1)
         self.alarm: str | None = None
-        """Why this worker cannot analyze scans, a sentence; written by the next beat."""
+        """Why this worker cannot analyze scans, as a sentence; written by the next heartbeat."""
         self.folder = work_folder_of(app) / self.owner
         self._app = app
         self._held: dict[type[Leased], Collection[str]] = {}
@@ -71,7 +73,7 @@ class Heartbeat:
 
     @property
     def misses_storage(self) -> bool:
-        """True while the storage is known to be unavailable: nothing is claimed until it answers
+        """True while the storage is known to be unavailable: nothing is claimed until it responds
         (`worker.retries`).
         """
         return self._storage_away[0] != 0
@@ -137,10 +139,11 @@ class Heartbeat:
 
     @contextmanager
     def holding(self, table: type[Leased], ids: Collection[str]) -> Iterator[None]:
-        """Renew the leases of these rows within the context; log records carry their ids there.
+        """Renew the leases of these rows within the context, in which log records carry their
+        ids.
 
-        Threads may hold rows of different tables at one time. After the context the leases are no
-        longer renewed, so a row without a verdict returns to the queue.
+        Threads may hold rows of different tables at the same time. After the context the leases are
+        no longer renewed, so a row without a result returns to the queue.
         """
         self._held[table] = ids
         try:
@@ -183,13 +186,13 @@ def heartbeat() -> Heartbeat:
 
 
 def work_folder_of(app: Flask) -> Path:
-    """Return where the workers of this machine keep what they work on."""
+    """Return the folder with the work folders of this machine's workers."""
     return Path(app.config["HEMOSCAN_HOME"]) / "work"
 
 
 def remove_abandoned_folders() -> None:
-    """Remove the work folders of killed workers on this machine: neither the folder nor the
-    database shows a recent sign of life.
+    """Remove the work folders of killed workers on this machine: those for which neither the folder
+    nor the database shows a recent sign of life.
 
     Either alone can mislead: a worker that started while the database was unavailable has no row
     yet, and this machine's clock may have been changed.
@@ -212,5 +215,5 @@ def remove_abandoned_folders() -> None:
 def _age_s(folder: Path) -> float:
     try:
         return time.time() - folder.stat().st_mtime
-    except OSError:  # its worker left, or another sweep was here
+    except OSError:  # its worker exited, or another sweep removed it
         return 0.0

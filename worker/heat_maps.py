@@ -36,8 +36,8 @@ DRAWN_TOGETHER = 5
 
 
 def draw_next_heatmap() -> bool:
-    """Claim one heat map and draw it; return False if none was queued or it was handed back. Only
-    one at a time, because predictions have priority.
+    """Claim one heat map and draw it; return False if none was queued or it was returned to the
+    queue. Only one at a time, because predictions have priority.
     """
     mine = heartbeat()
 
@@ -94,11 +94,11 @@ def draw_next_heatmap() -> bool:
 
 def draw(heatmap: Heatmap) -> None:
     """Draw and store the heat maps of a prediction that are not stored yet, with the model version
-    that made it. A scan that waits goes first; then the rest is drawn.
+    that made it. A waiting scan goes first; then the rest is drawn.
 
     Raises:
-        Stopped: before all were drawn, a scan came, the worker was asked to stop or the lease was
-            lost.
+        Stopped: before all were drawn, a scan was submitted, the worker was asked to stop or the
+            lease was lost.
     """
     predictor = predictor_for(heatmap.prediction.model_version)
     keys, is_over = keys_of(heatmap), gives_way(Heatmap, heatmap.id)
@@ -114,7 +114,9 @@ def draw(heatmap: Heatmap) -> None:
 
 
 def keys_of(heatmap: Heatmap) -> dict[int, str]:
-    """Return the storage key of each slice's heat map, the slice that represents the scan first."""
+    """Return the storage key of each slice's heat map, that of the scan's representative slice
+    first.
+    """
     indices = drawn_slices(heatmap.prediction)
     is_series = len(heatmap.prediction.slices) > 1
     return {

@@ -1,4 +1,4 @@
-"""Leases on rows: claim, renew, finish, hand back, reap.
+"""Leases on rows: claim, renew, finish, return to the queue, and reap.
 
 A row is `running` while a worker holds its lease, and every write to it is conditional on still
 holding it, so a worker that was presumed dead can never overwrite the work of its successor. All
@@ -42,8 +42,8 @@ FIRST_RETRY_S, LAST_RETRY_S = 2.0, 300.0
 """Bounds of the wait before the next attempt, which equals the time since the first error."""
 
 MOST_CLAIMED_AHEAD = 16
-"""A claim considers this many times its limit, so that this many simultaneous claims find unlocked
-rows.
+"""A claim considers this many times its limit, so that this many simultaneous claims find rows that
+are not locked.
 """
 
 Row = TypeVar("Row", bound=Leased)
@@ -73,8 +73,8 @@ def claim(table: type[Row], owner: str, limit: int = 1, after: str | None = None
 
     One function, because it builds one statement, part by part in the order in which each is used.
     """
-    # Most tables of which one row at a time is claimed are empty, where the statement below would
-    # take milliseconds all the same.
+    # Most tables from which single rows are claimed are empty, and the statement below would take
+    # milliseconds even then.
     if limit == 1 and not is_any_waiting(table):
         return []
     turns = _turns(table, limit, after)
@@ -226,8 +226,8 @@ def _in_order(
 
 
 def is_queued(table: type[Row]) -> ColumnElement[bool]:
-    """Return the condition of the queue's partial index as a literal, since the planner cannot use
-    the index with a parameter.
+    """Return the condition of the queue's partial index as a literal, because the planner cannot
+    use the index with a parameter.
     """
     return table.status == literal_column(f"'{JobStatus.QUEUED}'")
 

@@ -1,5 +1,5 @@
-"""What an answer depends on besides its model version: software, machine and settings. They are
-recorded with each answer, so that it can be replayed.
+"""What a prediction depends on besides its model version: software, machine and settings. They are
+recorded with each prediction, so that it can be replayed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ PACKAGES = {
     "pylibjpeg-libjpeg": "pylibjpeg-libjpeg",
     "pylibjpeg-openjpeg": "pylibjpeg-openjpeg",
 }
-"""The libraries between a file and its answer."""
+"""The libraries between a file and its prediction."""
 CODE = ("scans", "preprocessing", "inference", "artifacts")
-"""The packages of `ml` between a file and its answer."""
+"""The packages of `ml` between a file and its prediction."""
 CPU_FLAGS = frozenset(
     {"sse4_1", "avx", "avx2", "fma", "f16c", "avx_vnni", "asimd", "asimddp", "i8mm", "bf16", "sve"}
 )
@@ -60,7 +60,7 @@ def settings_of(version: ModelVersion) -> dict[str, Any]:
 
 @cache
 def environment(threads: int) -> dict[str, Any]:
-    """Return what answers of this process depend on, by names for people."""
+    """Return what this process's predictions depend on, by display names."""
     return {
         "Hemoscan's code": _code(),
         "Python": platform.python_version(),
@@ -95,7 +95,7 @@ def _version_of(package: str) -> str | None:
 
 
 def _processor() -> dict[str, str]:
-    """Return architecture, model and features of the processor, as far as Linux tells them."""
+    """Return architecture, model and features of the processor, if Linux reports them."""
     facts: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -44,17 +44,17 @@ DATABASES = "databases"
 
 
 def id_in(key: str) -> str:
-    """Return the id at the start of a file name: 3f…c2 for `originals/3f…c2.dcm`."""
+    """Return the id at the start of a file name, such as 3f…c2 in `originals/3f…c2.dcm`."""
     return key.rsplit("/", 1)[-1].split(".", 1)[0]
 
 
 def folder_of(key: str) -> str:
-    """Return the folder of a file: `models/3f…c2` for `models/3f…c2/card.json`."""
+    """Return the folder of a file, such as `models/3f…c2` for `models/3f…c2/card.json`."""
     return key.rsplit("/", 1)[0]
 
 
 def row_of_folder(key: str) -> str:
-    """Return the id that a folder is named by: 3f…c2 for `evaluations/3f…c2/answers.csv`."""
+    """Return the id that names a folder, such as 3f…c2 in `evaluations/3f…c2/answers.csv`."""
     return key.split("/")[1]
 
 
@@ -88,8 +88,8 @@ OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], Column
     ),
     "models": (ModelVersion.storage_prefix, folder_of, true()),
 }
-"""For each kind of file: the column that identifies its owner, the part of the key that column
-holds, and the condition for rows that still need their files.
+"""For each kind of file: the column that identifies its owner, the part of the key that this column
+contains, and the condition for rows that still need their files.
 """
 
 

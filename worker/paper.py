@@ -1,5 +1,5 @@
-"""The paper's experiment as a job: an interrupted one continues at the cell, fold and epoch where
-it stopped, on any machine.
+"""The paper's experiment as a job: an interrupted one resumes at the cell, fold and epoch where it
+stopped, on any machine.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ WRITE_EVERY_S = 1.0
 
 
 def run_next_experiment() -> bool:
-    """Claim a queued experiment and carry it through, or hand it back if the worker stops; return
-    False if none was queued.
+    """Claim a queued experiment and carry it out, or return it to the queue if the worker stops;
+    return False if none was queued.
     """
     mine = heartbeat()
 
@@ -127,8 +127,10 @@ class Experimenting:
         except SettingError:
             if not self.row.results:
                 raise
-            # It was begun with another version of this software or of the shipped model.
-            log.warning("experiment=%s starts over: its results are of another one", self.row.id)
+            # It was started with another version of this software or of the shipped model.
+            log.warning(
+                "experiment=%s starts over: its results are from another version", self.row.id
+            )
             shutil.rmtree(self.out_dir)
             self.checkpoint.forget()
             return self._cells(dataset, cells, weights)
@@ -155,7 +157,7 @@ class Experimenting:
     def _on_progress(self, progress: Progress) -> None:
         self._columns |= {"stage": progress.stage[:200], "progress": progress.fraction}
         if self.checkpoint.is_due(current_app.config["CHECKPOINT_S"]) and self.checkpoint.store():
-            # A death after a new checkpoint does not speak against the experiment.
+            # A death after a new checkpoint does not count against the experiment.
             self._columns["death_counts"] = False
             self._write()
 
@@ -186,14 +188,14 @@ class Experimenting:
             log.warning("experiment=%s progress could not be written: %s", self.row.id, name)
 
     def _hand_back(self) -> None:
-        """Store the progress, also of a canceled experiment, which may be resumed."""
+        """Store the progress, also for a canceled experiment, which may be resumed."""
         status = in_transaction(
             lambda: db.session.scalar(
                 select(PaperExperiment.status).where(PaperExperiment.id == self.row.id)
             )
         )
         if status is None:
-            self.checkpoint.discard()  # Deleted with its data set.
+            self.checkpoint.discard()  # The experiment was deleted with its data set.
         elif status == JobStatus.CANCELLED or not self._is_lost:
             self.checkpoint.store()
             in_transaction(lambda: leases.hand_back(PaperExperiment, self._owner, [self.row.id]))

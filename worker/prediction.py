@@ -52,15 +52,15 @@ from worker.scan_files import (
 log = logging.getLogger(__name__)
 
 MOST_SLICES = 64
-"""Maximum slices of a batch of scans; a longer series is analyzed alone."""
+"""Maximum slices in a batch of scans; a longer series is analyzed alone."""
 PROGRESS_S = 1.0
 NOT_HEAD_CT = "This does not look like a head CT, so it was not analyzed."
 NO_MODEL = "No model is live. Ask an administrator to promote one."
 
 
 def answer_next_scans() -> bool:
-    """Claim a batch of queued scans and write a result or an error for each, or hand them back;
-    return False if none was queued.
+    """Claim a batch of queued scans and write a result or an error for each, or return them to the
+    queue; return False if none was queued.
     """
     worker = heartbeat()
     if is_any_broken() and not some_live_version_loads():
@@ -88,7 +88,7 @@ def answer_next_scans() -> bool:
                 answer(scans, of_slices, of_series)
         except StorageUnavailable:
             in_transaction(lambda: leases.hand_back(Scan, worker.owner, ids))
-            log.warning("scans=%s handed back: the storage is unavailable", ",".join(ids))
+            log.warning("scans=%s returned to the queue: the storage is unavailable", ",".join(ids))
     return True
 
 
@@ -102,8 +102,8 @@ def some_live_version_loads() -> bool:
 
 
 def _answerable(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) -> list[Scan]:
-    """Return the scans whose version loads here, and hand the others back for other workers, or
-    until another version is live.
+    """Return the scans whose version can be loaded here, and return the others to the queue for
+    other workers, or until another version is live.
     """
     waiting = [
         scan for scan in scans if not loads(of_series if scan.slice_count > 1 else of_slices)
@@ -113,24 +113,24 @@ def _answerable(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVers
 
 
 def hand_back_for_later(scan_ids: Collection[str]) -> None:
-    """Hand back scans whose version cannot be loaded on this worker."""
+    """Return scans whose version cannot be loaded on this worker to the queue."""
     if not scan_ids:
         return
     owner = heartbeat().owner
     in_transaction(lambda: leases.put_off(Scan, owner, scan_ids, LOAD_AGAIN_S))
     log.error(
-        "scans=%s handed back: the live model cannot be loaded on this worker",
+        "scans=%s returned to the queue: the live model cannot be loaded on this worker",
         ",".join(scan_ids),
     )
 
 
 def _limit_to_memory(scans: list[Scan]) -> list[Scan]:
-    """Return the first of these scans that fit into MOST_SLICES, at least one, and hand back the
-    others for another worker to claim.
+    """Return the first of these scans that fit into MOST_SLICES, at least one, and return the
+    others to the queue for another worker.
 
     STAT scans come first, then the oldest scan of each user in turn, beginning after the user whose
-    scan was analyzed last. Ordered by age alone, one user's older series would displace the scans
-    of all others again and again.
+    scan was analyzed last. If they were ordered by age alone, one user's older series would
+    displace the scans of all others again and again.
     """
     worker = heartbeat()
     counts = Counter[tuple[str, bool]]()
@@ -164,10 +164,10 @@ class Outcome:
         series: its slices, None if unreadable.
         version_id: the model version that analyzed it.
         made_with: environment and settings of its result, columns of a prediction.
-        result: the output of that version, None if the scan gets no verdict.
+        result: the output of that version, None if the scan gets no result.
         error: message for the user; None if there is a result or the scan was canceled.
         retry_later: the error may be temporary, so the scan is queued again later.
-        not_head_ct: score of a scan that is refused because it does not look like a head CT.
+        not_head_ct: the score of a scan that is rejected because it does not look like a head CT.
         wants_heat_maps: its model gives no outlines, so heat maps are computed instead.
         can_be_segmented: as in `Prediction`.
     """
@@ -240,13 +240,13 @@ def read(scan: Scan) -> Outcome:
     outcome = Outcome(scan)
     try:
         outcome.series = read_original(scan)
-    except Exception as err:  # noqa: BLE001 - one scan must not take its batch mates with it.
+    except Exception as err:  # noqa: BLE001 - one scan must not fail the rest of its batch.
         outcome.fail_for(err)
     return outcome
 
 
 def ask(version: ModelVersion, chosen: Sequence[tuple[Outcome, Series]]) -> None:
-    """Analyze these scans with the version; hand them back if it cannot be loaded."""
+    """Analyze these scans with the version; return them to the queue if it cannot be loaded."""
     ids = [outcome.scan.id for outcome, _ in chosen]
     if not loads(version):
         hand_back_for_later(ids)  # the next claim raises the alarm
@@ -260,7 +260,9 @@ def ask(version: ModelVersion, chosen: Sequence[tuple[Outcome, Series]]) -> None
 
 
 def refuse_other_images(outcome: Outcome) -> None:
-    """Refuse a scan that does not look like a head CT, unless its owner wants it scored anyway."""
+    """Reject a scan that does not look like a head CT, unless its owner wants it analyzed
+    anyway.
+    """
     result = outcome.result
     if result is not None and result.refused and outcome.scan.forced_at is None:
         outcome.not_head_ct = result.not_head_ct
@@ -268,7 +270,7 @@ def refuse_other_images(outcome: Outcome) -> None:
 
 
 def render(outcome: Outcome) -> None:
-    """Store the images of a scan with a result; the scan fails if that fails."""
+    """Store the images of a scan with a result; if that fails, the scan fails."""
     if outcome.series is None or outcome.result is None:
         return
     try:
@@ -277,7 +279,7 @@ def render(outcome: Outcome) -> None:
         if outcome.scan.kind == "dicom" and outcome.result.outlines.outlined_slices:
             slices = len(outcome.series.slices)
             outcome.can_be_segmented = can_be_segmented(outcome.scan, slices)
-    except Exception as err:  # noqa: BLE001 - one scan must not take its batch mates with it.
+    except Exception as err:  # noqa: BLE001 - one scan must not fail the rest of its batch.
         outcome.fail_for(err)
 
 
@@ -285,15 +287,17 @@ class Watch:
     """Writes the progress of scans being scored, at most once a second, and notices when they no
     longer belong to this worker.
 
-    That is the case if all were canceled or deleted, or lost their leases. A worker that is asked
-    to stop hands its scans back, since a series may take longer than the time left.
+    This is the case if all were canceled or deleted, or lost their leases. A worker that is asked
+    to stop returns its scans to the queue, because a series may take longer than the time left.
     """
 
     def __init__(self, scan_ids: list[str]) -> None:
         self._scan_ids, self._last_reported, self._is_over = scan_ids, time.monotonic(), False
 
     def on_progress(self, done: int, total: int) -> None:
-        """Write the share of slices done; all scans of a batch show the progress of the batch."""
+        """Write the fraction of slices done; all scans of a batch show the progress of the
+        batch.
+        """
         if time.monotonic() - self._last_reported < PROGRESS_S:
             return
         self._last_reported = time.monotonic()
@@ -319,8 +323,8 @@ class Watch:
 
 
 def score(predictor: Predictor, chosen: Sequence[tuple[Outcome, Series]], watch: Watch) -> None:
-    """Score these scans; those on which the model fails get an error. If the batch is stopped, the
-    scans get neither result nor error.
+    """Score these scans; those on which the model fails get an error. If the batch is interrupted,
+    the scans get neither result nor error.
     """
     all_series = [series for _, series in chosen]
     try:
@@ -328,7 +332,7 @@ def score(predictor: Predictor, chosen: Sequence[tuple[Outcome, Series]], watch:
         answered = list(zip(chosen, results, strict=True))
     except Stopped:
         return
-    except Exception as err:  # noqa: BLE001 - scoring one by one shows which scan it was.
+    except Exception as err:  # noqa: BLE001 - scoring one by one shows which scan failed.
         log.warning(
             "scans=%s the batch failed and is scored one by one: %s",
             ",".join(outcome.scan.id for outcome, _ in chosen),
@@ -423,7 +427,7 @@ def queue_follow_ups(
 
 
 def write_errors(owner: str, outcomes: Sequence[Outcome]) -> None:
-    """Fail the scans without a verdict; those with an error that may be temporary are retried."""
+    """Fail the scans without a result; those with an error that may be temporary are retried."""
     not_head_scores = {
         outcome.scan.id: outcome.not_head_ct
         for outcome in outcomes
@@ -444,8 +448,8 @@ def _errors(outcomes: Sequence[Outcome], *, retry_later: bool) -> dict[str, str]
 
 
 def key_where(kind: str, scan_ids: Collection[str]) -> ColumnElement[Any] | None:
-    """Return an SQL expression for the storage key of a NIfTI file, NULL for other scans than
-    these.
+    """Return an SQL expression for the storage key of a NIfTI file, which is NULL for all scans
+    except these.
     """
     if not scan_ids:
         return None
@@ -487,9 +491,9 @@ def outlines_of(result: ScanResult) -> dict[str, Any]:
 
 def types_of(result: ScanResult) -> dict[str, dict[str, Any]]:
     """Return the value of `Prediction.types` with four digits, because a series has a thousand such
-    numbers and no page shows more.
+    numbers and no page shows more digits.
 
-    They are rounded down, since no type may be more probable than hemorrhage itself, whose
+    They are rounded down, because no type may be more probable than hemorrhage itself, whose
     probability is not rounded.
     """
     return {
@@ -515,7 +519,7 @@ def _owner_of(scan_id: str) -> ScalarSelect[str]:
 
 
 def warm_up() -> None:
-    """Load the live models before the first scan comes; each scores a phantom."""
+    """Load the live models before the first scan arrives; each scores a phantom."""
     versions = [version for version in answering_versions() if version is not None]
     db.session.commit()
     if not versions:

@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.csv"
 ANSWERS = (PREDICTIONS, "types.csv")
-"""The out-of-fold predictions of a training, stored beside its model but not part of it;
-comparisons read the first file, people the second.
+"""The out-of-fold predictions of a training run, stored next to its model but not part of it; the
+first file is for comparisons, the second for people.
 """
 
 MISTAKE = "mistake-"
-"""How the names of the pictures begin that are stored beside a model (`ml.training.mistakes`)."""
+"""The prefix of the names of images that are stored next to a model (`ml.training.mistakes`)."""
 
 MOST_LOADED = 4
 """The live models for slices and for series, a candidate in shadow, and a previous one with heat
-maps still to draw.
+maps still to be drawn.
 """
 
 LOAD_AGAIN_S = 30.0
@@ -43,11 +43,13 @@ LOAD_AGAIN_S = 30.0
 _loaded: OrderedDict[str, Predictor] = OrderedDict()
 
 _broken: dict[str, tuple[float, str]] = {}
-"""By card: when a version could not be loaded here, and a sentence why."""
+"""By card: when a version could not be loaded here, and the reason as a sentence."""
 
 
 class CannotLoad(Exception):
-    """A version cannot be loaded here, or does not answer as it should; the text is a sentence."""
+    """A version cannot be loaded here, or does not reproduce its score; the message is a
+    sentence.
+    """
 
 
 def predictor_for(version: ModelVersion) -> Predictor:
@@ -62,13 +64,13 @@ def predictor_for(version: ModelVersion) -> Predictor:
 def loaded(version: ModelVersion) -> Predictor:
     """Return the predictor of a model version as trained, loading it on first use.
 
-    One that could not be loaded is not tried again for `LOAD_AGAIN_S`; meanwhile the alarm of this
-    worker is on.
+    One that could not be loaded is not retried for `LOAD_AGAIN_S`; meanwhile this worker raises an
+    alarm.
 
     Raises:
         StorageUnavailable: the storage cannot be reached.
-        CannotLoad: its files cannot be fetched, are not those that were stored, or do not score a
-            phantom as they did (`worker.canary`).
+        CannotLoad: its files cannot be downloaded, are not those that were stored, or do not
+            reproduce their score for a phantom (`worker.canary`).
     """
     predictor = _loaded.get(version.card_id)
     if predictor is None:
@@ -99,8 +101,8 @@ def loaded(version: ModelVersion) -> Predictor:
 
 
 def _return_freed_memory() -> None:
-    """Return to the system what loading a model has freed, about 30 MB, which glibc keeps: see
-    malloc_trim(3).
+    """Return the memory freed after loading a model, about 30 MB, to the system; glibc keeps it
+    otherwise: see malloc_trim(3).
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -108,7 +110,7 @@ def _return_freed_memory() -> None:
 
 
 def loads(version: ModelVersion) -> bool:
-    """True if this worker can answer with that version.
+    """True if this worker can analyze scans with this version.
 
     Raises:
         StorageUnavailable: the storage cannot be reached.
@@ -121,8 +123,8 @@ def loads(version: ModelVersion) -> bool:
 
 
 def all_load(versions: Collection[ModelVersion]) -> bool:
-    """True if this worker can answer with each of these versions; otherwise its alarm is on, for
-    operators (`webapp.health`).
+    """True if this worker can analyze scans with each of these versions; otherwise it raises an
+    alarm for operators (`webapp.health`).
     """
     try:
         broken = {version.card_id for version in versions if not loads(version)}
@@ -134,12 +136,12 @@ def all_load(versions: Collection[ModelVersion]) -> bool:
 
 
 def is_any_broken() -> bool:
-    """True if a version could not be loaded when it was last tried."""
+    """True if the last attempt to load a version failed."""
     return bool(_broken)
 
 
 def load_model(folder: Path) -> Predictor:
-    """Return the model in a folder, as this worker's settings want it.
+    """Return the model in a folder, configured by this worker's settings.
 
     Raises:
         ArtifactError: it cannot be used.
@@ -165,7 +167,9 @@ def model_folder(version: ModelVersion) -> Path:
                 return folder
         except ArtifactError as err:
             log.warning(
-                "version=%s the cached model is damaged and is fetched again: %s", version.id, err
+                "version=%s the cached model is damaged and is downloaded again: %s",
+                version.id,
+                err,
             )
         shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -184,11 +188,11 @@ def model_folder(version: ModelVersion) -> Path:
 
 
 def fetch_model(version: ModelVersion, folder: Path) -> None:
-    """Fetch the files of that version into `folder`.
+    """Download the files of that version to `folder`.
 
     Raises:
-        StorageError: they cannot be fetched.
-        ArtifactError: what was fetched is not that model.
+        StorageError: they cannot be downloaded.
+        ArtifactError: the downloaded files are not that model.
     """
     for key in retry_storage(lambda: _files_of(version)):
         name = key.rsplit("/", 1)[-1]
@@ -201,8 +205,8 @@ def fetch_model(version: ModelVersion, folder: Path) -> None:
 
 
 def _files_of(version: ModelVersion) -> list[str]:
-    """Return the storage keys of a version's files; finding none is an error, since a folder that
-    is not mounted looks empty.
+    """Return the storage keys of a version's files; finding none is an error, because an unmounted
+    folder looks empty.
     """
     keys = storage.keys(version.storage_prefix)
     if not keys:

@@ -1,5 +1,5 @@
-"""Makes the pictures that preview the processing of one slice: claims a row, stores the file,
-finishes the row. They are a cache, from which the least recently used are deleted.
+"""Renders the images of previews, which show the processing of one slice: claims a row, stores the
+file, finishes the row. They are a cache, from which the least recently used are deleted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from worker.scan_files import is_passing, png, read_original
 log = logging.getLogger(__name__)
 
 MOST_KEPT = 300
-"""Previews whose pictures are kept, about 1 MB each at most."""
+"""Number of previews whose images are kept, about 1 MB each at most."""
 PICTURE_PX = 768
 STEP_PX = 512
 UNEXPECTED = "An unexpected error occurred; see the log for details."
@@ -61,13 +61,13 @@ class PreviewStopped(Exception):
 
 
 class PreviewRefused(ValueError):
-    """A preview cannot be made; the text is a sentence."""
+    """A preview cannot be made; the message is a sentence."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a preview shows: pictures in 0..1, float32 (height, width), or uint8 (height, width, 3),
-    and sentences.
+    """The content of a preview: images in 0..1, float32 (height, width), or uint8 (height, width,
+    3), and sentences.
     """
 
     name: str
@@ -115,7 +115,7 @@ def _let_go(preview: Preview) -> None:
 
 
 def _remove_least_used() -> None:
-    """Delete all but the most recently used previews that have ended."""
+    """Delete all finished previews except the most recently used."""
     ended = Preview.status.in_([status for status in JobStatus if status.is_final])
     old = select(Preview.id).where(ended).order_by(Preview.used_at.desc()).offset(MOST_KEPT)
     for preview_id in in_transaction(lambda: db.session.scalars(old).all()):
@@ -128,7 +128,7 @@ def _remove_least_used() -> None:
 
 
 def _steps(preview: Preview) -> list[Step]:
-    """Return what a preview shows.
+    """Return the content of a preview.
 
     Raises:
         PreviewRefused: the slice is gone.
@@ -190,7 +190,7 @@ def _restructured(slice_: Slice, version_id: str) -> Step:
 
 
 def _read(what: dict[str, Any], folder: Path) -> tuple[Slice, FloatArray | None]:
-    """Return the slice, and the mask of its hemorrhage where there is one."""
+    """Return the slice, and the mask of its hemorrhage if there is one."""
     if "dataset" in what:
         return _of_dataset(what["dataset"], what["image"], folder)
     if "scan" in what:
@@ -234,7 +234,9 @@ def _decoded(paths: Sequence[Path], **how: bool) -> Series:
 
 
 def _extracted(archive_key: str, names: Sequence[str], folder: Path) -> list[Path]:
-    """Copy members of an archive in the storage to `folder`, without fetching the whole of it."""
+    """Copy members of an archive in the storage to `folder`, without downloading the whole
+    archive.
+    """
     paths = []
     try:
         with storage.open(archive_key) as file, zipfile.ZipFile(file) as archive:
@@ -254,7 +256,7 @@ def _extracted(archive_key: str, names: Sequence[str], folder: Path) -> list[Pat
 
 
 def _packed(steps: Sequence[Step]) -> tuple[list[dict[str, Any]], bytes]:
-    """Return the steps for the row, and the content of the file with their pictures as PNG."""
+    """Return the steps for the row, and the content of the file with their images as PNG."""
     content = bytearray()
     result = []
     for step in steps:
@@ -273,7 +275,7 @@ def _packed(steps: Sequence[Step]) -> tuple[list[dict[str, Any]], bytes]:
 
 
 def _fitted(picture: FloatArray, most_px: int) -> FloatArray:
-    """Return a picture with its longer side at most `most_px`."""
+    """Return an image with its longer side at most `most_px`."""
     size = rendered_size(picture.shape, most_px)
     if size == picture.shape[::-1]:
         return picture

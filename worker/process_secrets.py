@@ -1,5 +1,5 @@
-"""The secrets of a worker's environment: they are overwritten once the settings are read, so no
-other process can read them.
+"""The secrets in a worker's environment: they are overwritten once the settings are read, so that
+no other process can read them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def forget_secrets() -> None:
     """Remove the secrets from this process's environment, and deny other processes of the same user
     access to its memory and files.
 
-    Processes started later inherit none of the settings; forked processes are protected alike.
+    Processes started later inherit none of the settings; forked processes are protected in the same
+    way.
     """
     for name in (*SETTINGS, *OF_STORAGE):
         _overwrite(name)
@@ -41,9 +42,8 @@ def forget_secrets() -> None:
 
 
 def _overwrite(name: str) -> None:
-    """Overwrite the value where the system keeps it: /proc/PID/environ shows the initial
-    environment of a process, even after variables are removed. Python has its own copy in
-    `os.environ`.
+    """Overwrite the value in the system's copy: /proc/PID/environ shows the initial environment of
+    a process, even after variables are removed. Python has its own copy in `os.environ`.
     """
     library = ctypes.CDLL(None)
     library.getenv.restype = ctypes.c_void_p

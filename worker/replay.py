@@ -1,5 +1,5 @@
-"""Computes answers again with the same model version, and reports whether they are identical to the
-bit.
+"""Recomputes predictions with the same model version, and reports whether they are
+bit-identical.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MOST_SLICES_NAMED = 20
 
 
 def replay_next() -> bool:
-    """Claim an answer and compute it again; return False if none was queued, or the storage is
-    away.
+    """Claim a prediction and compute it again; return False if none was queued, or the storage is
+    unavailable.
     """
     mine = heartbeat()
 
@@ -88,7 +88,7 @@ def _carry_through(row: Replay) -> bool:
 
 
 def _result_of(row: Replay) -> dict[str, Any]:
-    """Return the recorded answer, the new one, and what has changed since."""
+    """Return the recorded prediction, the new one, and what has changed since."""
     answer = row.prediction or row.earlier
     if answer is None:
         raise MissingFile("The result was replaced in the meantime.")
@@ -111,8 +111,8 @@ def _result_of(row: Replay) -> dict[str, Any]:
 
 
 def _as_it_was(row: Replay, answer: Prediction | EarlierAnswer, series: Series) -> Predictor:
-    """Return the version with the thresholds of that answer; of older ones, only that for scans of
-    this kind is known.
+    """Return the version with the thresholds of that prediction; for older predictions, only the
+    threshold for this kind of scan is known.
     """
     if answer.settings is not None:
         chosen = answer.settings["slice_threshold"], answer.settings["scan_threshold"]
@@ -126,7 +126,7 @@ def _as_it_was(row: Replay, answer: Prediction | EarlierAnswer, series: Series) 
 def _compared(
     row: Replay, answer: Prediction | EarlierAnswer, result: ScanResult, series: Series
 ) -> dict[str, Any]:
-    """Return what `differs`, which `slices` do, and what of the answer was `not_kept`."""
+    """Return what `differs`, in which `slices`, and what of the prediction was `not_kept`."""
     differs, not_kept = [], []
 
     def compare(name: str, is_same: bool | None) -> None:
@@ -160,8 +160,8 @@ def _compared(
 
 
 def _slices_apart(before: list[float] | None, result: ScanResult) -> list[dict[str, Any]] | None:
-    """Return index and both probabilities of the slices that differ; None where they were not
-    kept.
+    """Return index and both probabilities of the slices that differ; None if they were not
+    stored.
     """
     if before is None:
         return None
@@ -178,8 +178,8 @@ def _slices_apart(before: list[float] | None, result: ScanResult) -> list[dict[s
 def _same_outlines(
     row: Replay, answer: Prediction, result: ScanResult, series: Series
 ) -> bool | None:
-    """Return whether the same pixels are outlined with the same areas and volume; None where the
-    file is gone.
+    """Return whether the same pixels are outlined with the same areas and volume; None if the file
+    is gone.
     """
     before = {name: getattr(answer, name) for name in outlines_of(result)}
     if before != outlines_of(result):

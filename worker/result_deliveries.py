@@ -1,7 +1,6 @@
-"""Sends results to the destinations that wait for them, in the background of the sweeps, with
-retries.
+"""Sends results to their destinations, in the background of the sweeps, with retries.
 
-An object that is sent again has the same UIDs, so a destination keeps it once.
+An object that is sent again has the same UIDs, so a destination stores it once.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ from worker.sending import (
 log = logging.getLogger(__name__)
 
 RETRY_S = (10, 60, 300, 1800, 7200, 4 * 3600, 8 * 3600, 24 * 3600)
-"""The wait after each failure, two days in all, since an archive may be down overnight; one more
-failure is final.
+"""The wait after each failure, two days in total, because an archive may be down overnight; one
+more failure is final.
 """
 MOST_S = 120.0
-"""An attempt that takes longer has failed."""
+"""An attempt that takes longer than this has failed."""
 KEEP_S = 30 * 24 * 3600
 """Retention of the rows about received and sent objects."""
 UNEXPECTED = "An unexpected error occurred; administrators can find the details in the log."
@@ -60,8 +59,8 @@ def send_results_meanwhile(app: Flask) -> None:
 
 
 def send_due() -> None:
-    """Send due results one after the other, until this worker stops or the storage, whose files
-    they are made from, is unavailable.
+    """Send due results one after another, until this worker stops or the storage, which contains
+    their sources, is unavailable.
     """
     mine, last = heartbeat(), ""
 
@@ -88,7 +87,7 @@ def send(delivery: ResultDelivery) -> None:
         sentence = str(err)
         same = ResultDelivery.destination == delivery.destination
         in_transaction(lambda: note_failure(delivery, sentence, RETRY_S, same))
-    except Exception as err:  # noqa: BLE001 - logged, but for its text, which may quote a header.
+    except Exception as err:  # noqa: BLE001 - logged without its message, which may quote a header.
         db.session.rollback()
         log.error("result_delivery=%s failed unexpectedly: %s", delivery.id, place_of(err))
         in_transaction(lambda: leases.fail(ResultDelivery, owner, {ids[0]: UNEXPECTED}))
@@ -97,12 +96,12 @@ def send(delivery: ResultDelivery) -> None:
 
 
 def deliver(delivery: ResultDelivery) -> list[ReportKind]:
-    """Send all objects of a result; return the kinds that the destination has taken.
+    """Send all objects of a result; return the kinds that the destination accepted.
 
     Raises:
-        NotAllowed, ReportRefused, LinkGone: it cannot be sent.
+        NotAllowed, ReportRefused, LinkGone: it may not or cannot be sent.
         NotDelivered: it was not accepted.
-        StorageError: what the objects are made from cannot be read.
+        StorageError: the sources of the objects cannot be read.
     """
     with_result = joinedload(Scan.prediction)
     scan = db.session.scalar(
@@ -126,8 +125,8 @@ def deliver(delivery: ResultDelivery) -> list[ReportKind]:
             "The scan’s DICOM files are no longer stored, so no object can be created."
         )
     link = link_of(scan.id)
-    # Imported here because they take a second and 60 MB, which workers do without until a result
-    # is to be sent.
+    # Imported here because they take a second and 60 MB, which workers avoid until a result is to
+    # be sent.
     from worker.destinations import send as send_to
     from worker.reports.making import dicom_objects_of
     from worker.reports.original_study import in_original_study, stable_uid
@@ -139,7 +138,7 @@ def deliver(delivery: ResultDelivery) -> list[ReportKind]:
     reports = [stable_uid(each, ReportKind.STRUCTURED_REPORT.value) for each in sent]
     files = dicom_objects_of(scan, uids, [(stable_uid(each, "series"), each) for each in reports])
     objects = [in_original_study(content, link, replaces=bool(sent)) for content in files.values()]
-    # No transaction is open while a destination answers.
+    # No transaction is open while waiting for a destination.
     db.session.commit()
     stored: list[str] = []
     config = dict(current_app.config)
@@ -154,7 +153,7 @@ def deliver(delivery: ResultDelivery) -> list[ReportKind]:
 
 
 def note_sent(delivery: ResultDelivery, kinds: list[ReportKind]) -> None:
-    """Write that a result was sent, and forget the link to its study if nothing else needs it. The
+    """Record that a result was sent, and delete the link to its study if nothing else needs it. The
     caller commits.
     """
     sent = ", ".join(kind.value for kind in kinds)
@@ -163,8 +162,8 @@ def note_sent(delivery: ResultDelivery, kinds: list[ReportKind]) -> None:
 
 
 def remove_old_deliveries() -> None:
-    """Forget links that are needed no more, and delete rows about what was received or sent
-    `KEEP_S` ago.
+    """Delete links that are no longer needed, and rows about what was received or sent `KEEP_S`
+    ago.
     """
     in_transaction(forget_links)
     ended = ResultDelivery.status.in_([status for status in JobStatus if status.is_final])

@@ -32,8 +32,8 @@ _cleaning_up = threading.Lock()
 
 
 def clean_up_in_background(app: Flask) -> None:
-    """Clean up in a thread, so that no sweep waits for a slow storage; not while that is going on
-    already.
+    """Clean up in a thread, so that no sweep waits for a slow storage, unless a cleanup is already
+    in progress.
     """
 
     def clean_up() -> None:
@@ -50,7 +50,7 @@ def clean_up_in_background(app: Flask) -> None:
             ):
                 try:
                     remove()
-                # A failure must not affect the other steps; all are tried again in an hour.
+                # A failure must not affect the other steps; all are retried in an hour.
                 except Exception:
                     db.session.rollback()
                     log.exception("%s failed", remove.__name__)
@@ -60,10 +60,10 @@ def clean_up_in_background(app: Flask) -> None:
 
 
 def remove_expired() -> None:
-    """Remove what ended longer ago than `KEEP_SCANS_DAYS` and `KEEP_ORIGINALS_DAYS`; any number of
-    processes may do so at once.
+    """Delete what ended longer ago than `KEEP_SCANS_DAYS` and `KEEP_ORIGINALS_DAYS`; any number of
+    processes may do this at the same time.
 
-    A scan that waits or is read is never touched, however old.
+    A scan that is waiting or being analyzed is never touched, however old.
     """
     removals: dict[str, Callable[[ColumnElement[bool]], int]] = {
         "KEEP_SCANS_DAYS": remove_scans,
@@ -76,7 +76,7 @@ def remove_expired() -> None:
         before = database_now(-days * DAY_S)
         ended = Scan.status.in_([status for status in JobStatus if status.is_final])
         total = 0
-        # The index has the time of queueing, which precedes the end.
+        # The index has the time of queueing, which is before the end.
         while removed := remove(ended & (Scan.queued_at < before) & (Scan.finished_at < before)):
             total += removed
         if total:
@@ -85,8 +85,8 @@ def remove_expired() -> None:
 
 
 def remove_old_reports() -> None:
-    """Delete reports that were made `KEEP_S` ago, with their files; not those that are kept with
-    their scan.
+    """Delete reports that were generated `KEEP_S` ago, with their files, except those that are kept
+    with their scan.
     """
     ended = Report.status.in_([status for status in JobStatus if status.is_final])
     old = ended & (Report.finished_at < database_now(-KEEP_S)) & ~is_kept()
@@ -101,22 +101,22 @@ def remove_old_reports() -> None:
 
 
 def remove_old_answers() -> None:
-    """Delete answers to requests with an `Idempotency-Key` that are not given again."""
+    """Delete expired responses to requests with an `Idempotency-Key`."""
     old = IdempotentRequest.created_at < database_now(-KEEP_H * 3600)
     in_transaction(lambda: db.session.execute(delete(IdempotentRequest).where(old)))
 
 
 def remove_expired_tokens() -> None:
-    """Delete API tokens that expired `EXPIRED_TOKENS_DAYS` ago; until then their owners see why
-    their scripts stopped.
+    """Delete API tokens that expired `EXPIRED_TOKENS_DAYS` ago; until then their owners can see why
+    their scripts stopped working.
     """
     old = ApiToken.expires_at < database_now(-EXPIRED_TOKENS_DAYS * DAY_S)
     in_transaction(lambda: db.session.execute(delete(ApiToken).where(old)))
 
 
 def keep_audit_log() -> None:
-    """Verify the audit log, and trim it after `KEEP_AUDIT_DAYS`; a broken log is not trimmed, since
-    that might remove the break and with it the alarm.
+    """Verify the audit log, and trim it after `KEEP_AUDIT_DAYS`; a broken log is not trimmed,
+    because that might remove the break and with it the alarm.
     """
     in_transaction(lambda: seal(ANY))
     verification = in_transaction(verify_and_note)
@@ -127,12 +127,14 @@ def keep_audit_log() -> None:
 
 
 def remove_scans(which: ColumnElement[bool]) -> int:
-    """Delete some of these scans with all that was made of them; return how many."""
+    """Delete some of these scans with everything derived from them; return how many."""
     return delete_scans(which, AT_ONCE)
 
 
 def remove_originals(which: ColumnElement[bool]) -> int:
-    """Remove some of these scans' submitted files, after their rows say so; return how many."""
+    """Delete some of these scans' submitted files, after recording that in their rows; return how
+    many.
+    """
     some = (
         select(Scan.id)
         .where(which, Scan.original_removed_at.is_(None))

@@ -26,11 +26,11 @@ Result = TypeVar("Result")
 
 
 def retry_storage(action: Callable[[], Result]) -> Result:
-    """Return what `action` does with the storage.
+    """Return the result of `action`, which uses the storage, with retries.
 
     Raises:
         MissingFile: there is no such file.
-        StorageUnavailable: it failed three times, and the storage does not answer at all.
+        StorageUnavailable: it failed three times, and the storage does not respond at all.
         StorageError: it failed four times.
     """
 
@@ -45,29 +45,30 @@ def retry_storage(action: Callable[[], Result]) -> Result:
 
 
 def storage_is_back() -> bool:
-    """False while the storage, found unavailable by this process, still does not answer: claimed
-    work could only be handed back.
+    """False while the storage, found unavailable by this process, still does not respond: claimed
+    work could only be returned to the queue.
     """
     return not heartbeat().misses_storage or storage_answers()
 
 
 def storage_answers() -> bool:
-    """True if the storage answers; only changes are logged."""
+    """True if the storage responds; only changes are logged."""
     mine, answers = heartbeat(), storage.answers()
     if mine.misses_storage and answers:
-        log.info("the storage answers again")
+        log.info("the storage responds again")
     elif not mine.misses_storage and not answers:
-        log.warning("the storage does not answer; nothing is claimed until it does")
+        log.warning("the storage does not respond; nothing is claimed until it does")
     mine.misses_storage = not answers
     return answers
 
 
 def retry_disk(action: Callable[[], Result]) -> Result:
-    """Return what `action` makes of files that it writes to this machine's disk, which may be full
+    """Return the result of `action`, which writes files to this machine's disk, which may be full
     for a while.
 
     Raises:
-        StorageError: it failed four times; a `StorageUnavailable`, if the storage is away too.
+        StorageError: it failed four times; a `StorageUnavailable` if the storage is unavailable,
+            too.
     """
 
     def once() -> Result:
@@ -80,7 +81,7 @@ def retry_disk(action: Callable[[], Result]) -> Result:
 
 
 def in_transaction(action: Callable[[], Result]) -> Result:
-    """Return what `action` does with the database, in a transaction of its own.
+    """Return the result of `action`, which uses the database, in a separate transaction.
 
     Raises:
         OperationalError, InterfaceError: it failed four times.
@@ -109,6 +110,6 @@ def _retry(
         except MissingFile:
             raise
         except passing as err:
-            log.warning("%s, trying again in %.1f s", type(err).__name__, wait_s)
+            log.warning("%s, retrying in %.1f s", type(err).__name__, wait_s)
             time.sleep(wait_s)
     return at_last()

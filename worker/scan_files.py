@@ -1,5 +1,5 @@
-"""The files of a scan: reads the submitted file, stores the images made from it, and words errors
-for its owner.
+"""The files of a scan: reads the submitted file, stores the images made from it, and formulates
+errors for its owner.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ def sentence_for(err: Exception, row: Scan | Heatmap | Report | Replay | str) ->
 
 
 def is_passing(err: Exception) -> bool:
-    """True for a refusal of the storage, or of this machine's disk, that may pass by itself: the
-    row is worth another try (`worker.leases.retry_after_storage_error`).
+    """True for an error of the storage, or of this machine's disk, that may be temporary: the row
+    is worth another try (`worker.leases.retry_after_storage_error`).
     """
     return isinstance(err, StorageError) and not isinstance(err, MissingFile)
 

@@ -1,4 +1,4 @@
-"""What the sending of messages and of results has in common: attempts have a time limit, failures
+"""What sending messages and sending results have in common: attempts have a time limit, failures
 are retried later, and a failing receiver does not delay others.
 """
 
@@ -30,11 +30,11 @@ Sent = TypeVar("Sent", Notification, ResultDelivery)
 
 
 class NotDelivered(Exception):
-    """Something was not accepted; a later attempt may succeed. The text is a sentence."""
+    """Something was not accepted; a later attempt may succeed. The message is a sentence."""
 
 
 class NotAllowed(NotDelivered):
-    """Something may not be sent, so retries are useless. The text is a sentence."""
+    """Something may not be sent, so retries are useless. The message is a sentence."""
 
 
 def send_meanwhile(app: Flask, lock: threading.Lock, send_due: Callable[[], None]) -> None:
@@ -46,16 +46,16 @@ def send_meanwhile(app: Flask, lock: threading.Lock, send_due: Callable[[], None
         with lock, app.app_context():
             try:
                 send_due()
-            except Exception:  # The next sweep begins anew.
+            except Exception:  # The next sweep starts again.
                 db.session.rollback()
-                log.exception("what is due could not be sent")
+                log.exception("the due messages or results could not be sent")
 
     if not lock.locked():
         threading.Thread(target=send, name="sends", daemon=True).start()
 
 
 def within(limit_s: float, deliver: Callable[[], None]) -> None:
-    """Call `deliver`, which may hang, with a time limit; a thread that still hangs then is
+    """Call `deliver`, which may hang, with a time limit; a thread that still hangs after that is
     abandoned.
 
     Raises:
@@ -66,7 +66,7 @@ def within(limit_s: float, deliver: Callable[[], None]) -> None:
     def run() -> None:
         try:
             deliver()
-        except Exception as err:  # noqa: BLE001 - handed over.
+        except Exception as err:  # noqa: BLE001 - passed to the waiting thread, which raises it.
             ended.put(err)
         else:
             ended.put(None)
@@ -84,8 +84,8 @@ def within(limit_s: float, deliver: Callable[[], None]) -> None:
 
 
 def place_of(err: Exception) -> str:
-    """Return what an unexpected error was and where it was raised, for the log: not its text, which
-    may quote what was to be sent.
+    """Return the type of an unexpected error and where it was raised, for the log: not its message,
+    which may quote what was to be sent.
     """
     last = traceback.extract_tb(err.__traceback__)[-1]
     return f"{type(err).__name__} in {last.filename}, line {last.lineno}"

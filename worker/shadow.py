@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 
 def answer_next_in_shadow() -> bool:
-    """Claim a scan for a candidate and record its answer; return False if none was queued or the
-    storage is unavailable.
+    """Claim a scan for a candidate and record its prediction; return False if none was queued or
+    the storage is unavailable.
     """
     mine = heartbeat()
 
@@ -57,7 +57,7 @@ def answer_next_in_shadow() -> bool:
     if row is None:
         return False
     if row.shadow.ended_at is not None:
-        # The live answer was committed when the shadow had just ended.
+        # The live prediction was committed when the shadow had just ended.
         in_transaction(lambda: cancel(ShadowAnswer, ShadowAnswer.id == row.id))
         return True
     with mine.holding(ShadowAnswer, [row.id]), logs.about(scan_ids=[row.scan_id]):
@@ -78,8 +78,8 @@ def _carry_through(row: ShadowAnswer) -> bool:
         in_transaction(lambda: end_shadow(row.shadow_id, sentence))
         log.error("shadow=%s ended: %s", row.shadow_id, sentence)
     except (ImageError, MissingFile):
-        in_transaction(lambda: _skip(row))  # The storage's failure, not the candidate's.
-    except Exception as err:  # noqa: BLE001 - a candidate may fail in any way, and costs nobody a verdict.
+        in_transaction(lambda: _skip(row))  # Due to the storage, not the candidate.
+    except Exception as err:  # noqa: BLE001 - a candidate may fail in any way without affecting results.
         _fail(row, err, time.process_time() - began)
     else:
         columns = {

@@ -79,7 +79,7 @@ class Answered:
     Attributes:
         version: the version.
         scans: the confirmed scans that it was not trained on.
-        drawn: how many scans the review queue chose in each stratum, reviewed or not.
+        drawn: how many scans the review queue selected in each stratum, reviewed or not.
         seen: how many confirmed scans are excluded because it was trained on their patients.
         unconfirmed: how many others it analyzed.
     """
@@ -129,7 +129,7 @@ def _answered_by(version: ModelVersion) -> Answered:
         if row.study_id in learned:
             seen += is_confirmed
             continue
-        # A scan that somebody had already chosen to read no longer counts as drawn.
+        # A scan that somebody had already chosen to read does not count as drawn.
         share = sampling[row.id] if row.id in sampling else sampling_of(row.id, row.verdict_state)
         if share is not None:
             drawn[month, share] += 1
@@ -144,8 +144,8 @@ def _answered_by(version: ModelVersion) -> Answered:
 
 
 def _sampling_of_first() -> dict[str, float | None]:
-    """Return the sampling probability of each scan with a decisive opinion; None where the author
-    of the first one chose to read it.
+    """Return the sampling probability of each scan with a decisive opinion; None if the author of
+    the first one chose to read it.
     """
     first: dict[str, float | None] = {}
     opinions = (

@@ -78,7 +78,7 @@ def sweep() -> None:
             raise
         log.warning("the database was busy for too long; the next sweep comes in seconds")
     else:
-        forget_deleted(waits_s=())  # Deleted data that could not be cleared because of a reader.
+        forget_deleted(waits_s=())  # Deleted data that a reader kept from being cleared.
 
 
 def bring_back() -> None:
@@ -127,7 +127,7 @@ def top_up(queue: str) -> bool:
     most = max(1, 2 * (db.session.scalar(live) or 0))
     queued = 0
     for table in (table for table, of in jobs.QUEUE_OF_TABLE.items() if of == queue):
-        # Counted up to `most` only, since the queue may have ten thousand rows.
+        # Counted up to `most` only, because the queue may have ten thousand rows.
         waits = (table.status == JobStatus.QUEUED, leases.is_due(table))
         some = select(table.id).where(*waits).limit(most).subquery()
         queued += db.session.scalar(select(func.count()).select_from(some)) or 0

@@ -1,7 +1,7 @@
 """The Celery tasks. Each looks in the database for any work of its queue.
 
-Imported inside the tasks, and so in the child process, are the modules that do the work: they load
-numpy, ONNX Runtime or TensorFlow, after which the Celery parent could no longer fork.
+Imported inside the tasks, and therefore in the child process, are the modules that do the work:
+they load numpy, ONNX Runtime or TensorFlow, after which the Celery parent could no longer fork.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from worker.heartbeat import heartbeat
 
 
 def predict_scans() -> None:
-    """Check versions before their promotion, make a requested report and preview, analyze scans
-    until none is queued, then draw heat maps, replay answers, and run shadows.
+    """Check versions before their promotion, generate a requested report and a preview, analyze
+    scans until none is queued, then draw heat maps, run replays, and run shadows.
     """
     from worker.heat_maps import draw_next_heatmap
     from worker.prediction import answer_next_scans
@@ -51,16 +51,16 @@ def predict_scans() -> None:
 
 
 def train_model() -> None:
-    """Answer one question about a data set or, if none is queued, import one, compute site figures
-    or curves, compare two versions, evaluate one or train one run; the pool then replaces this
-    process.
+    """Carry out one analysis of a data set or, if none is queued, import a data set, compute site
+    figures or curves, compare two versions, run an evaluation or a training run; the pool then
+    replaces this process.
     """
     from worker.dataset_analysis import analyze_next_dataset
     from worker.dataset_import import import_next_dataset
     from worker.retries import in_transaction, storage_answers
     from worker.site_figures import compute_next_figures
 
-    # Otherwise a training would start before it finds that the storage is unavailable.
+    # Otherwise a training run would start before it finds that the storage is unavailable.
     if heartbeat().stopping() or not storage_answers():
         return
     if analyze_next_dataset() or import_next_dataset() or compute_next_figures():
@@ -79,7 +79,7 @@ def train_model() -> None:
     with nothing_on_stderr():
         from worker.paper import run_next_experiment
         from worker.training import train_next_run
-    # It warns of functions that are compiled again; each fold has a model of its own.
+    # TensorFlow warns of functions that are compiled again; each fold has a separate model.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
     # An experiment takes hours, so it comes last.
@@ -88,9 +88,9 @@ def train_model() -> None:
 
 @contextmanager
 def nothing_on_stderr() -> Iterator[None]:
-    """Discard what is written to standard error, also by C++: importing TensorFlow logs the
-    processor and of graphics cards that are not there, whatever TF_CPP_MIN_LOG_LEVEL says. An
-    import that fails raises all the same.
+    """Discard what is written to standard error, including by C++: importing TensorFlow logs the
+    processor's features and missing graphics cards, whatever TF_CPP_MIN_LOG_LEVEL says. A failed
+    import still raises an exception.
     """
     copy, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -54,8 +54,8 @@ WRITE_EVERY_S = 1.0
 
 
 def train_next_run() -> bool:
-    """Claim a queued run and carry it through, or hand it back if the worker stops; return False if
-    none was queued.
+    """Claim a queued run and carry it out, or return it to the queue if the worker stops; return
+    False if none was queued.
     """
     mine = heartbeat()
 
@@ -80,8 +80,8 @@ def train_next_run() -> bool:
 class Training:
     """A claimed run while this process works on it.
 
-    The checkpoint in storage, never a leftover local folder, says how far the run has got, since
-    another machine may have continued it in the meantime.
+    The checkpoint in storage, never a leftover local folder, determines how far the run has got,
+    because another machine may have continued it in the meantime.
     """
 
     def __init__(self, run: TrainingRun, folder: Path) -> None:
@@ -97,7 +97,7 @@ class Training:
         self._progress: dict[str, Any] = {"stage": "Downloading the data"}
         self._curves = Curves(run.id)
         self._log = TrainingLog(run.log)
-        self._answers: dict[str, Any] = {}  # What the columns of the version hold of them.
+        self._answers: dict[str, Any] = {}  # The version's columns about its predictions.
 
     def carry_through(self) -> None:
         """Train; the row ends as done or failed, or returns to the queue with its checkpoint stored
@@ -123,7 +123,7 @@ class Training:
             self._keep_checkpoint()
             self._write()
             if in_transaction(lambda: leases.hand_back(TrainingRun, self._owner, [self.run.id])):
-                log.info("run=%s handed back", self.run.id)
+                log.info("run=%s returned to the queue", self.run.id)
             else:
                 self._let_go()
         except (DatasetError, SettingError, ArtifactError) as err:
@@ -139,7 +139,9 @@ class Training:
             raise
 
     def _let_go(self) -> None:
-        """Give up a run that this worker no longer holds; delete a canceled one's checkpoint."""
+        """Abandon a run that this worker no longer holds; delete its checkpoint if it was
+        canceled.
+        """
         status = in_transaction(
             lambda: db.session.scalar(
                 select(TrainingRun.status).where(TrainingRun.id == self.run.id)
@@ -254,7 +256,7 @@ class Training:
     def _keep_checkpoint(self) -> None:
         if self.checkpoint.store():
             self._log.say("Checkpoint stored")
-            # A death after a new checkpoint does not speak against the run.
+            # A death after a new checkpoint does not count against the run.
             self._write_columns(death_counts=False, refused_since=None)
 
     def _store_model(self, card: Card) -> str:
@@ -269,7 +271,7 @@ class Training:
         self._progress["stage"] = "Comparing with earlier versions"
         self._log.say("Comparing with earlier versions")
         self._write()
-        is_trained = not self.run.is_calibration  # Otherwise it has no answers of its own.
+        is_trained = not self.run.is_calibration  # A calibration has no predictions of its own.
         comparisons = compare_with_earlier(self.out_dir, self.folder) if is_trained else {}
         canary = answer_of(Predictor(self.out_dir / "model"))
         self._answers = answers_of_training(self.out_dir)
@@ -370,10 +372,10 @@ class Training:
 
 
 def weights_named(name: str) -> Path | Literal["random", "starter"]:
-    """Return the initial weights that a form names.
+    """Return the initial weights named by a form.
 
     Raises:
-        SettingError: there are none of that name on this worker.
+        SettingError: there are none with that name on this worker.
     """
     match name.partition(":"):
         case ("starter", "", _):

@@ -1,4 +1,4 @@
-"""The curves of a training while it runs: rows that pages draw."""
+"""The curves of a training run in progress: rows that pages draw."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ EPOCH = "epoch"
 class Curves:
     """The metrics that a run has reported since they were last written.
 
-    Each is averaged over one of `CURVE_STEPS` equal shares of the run, so that a run of a million
-    batches has no more rows than one of a thousand. A run that goes on from a checkpoint, or starts
-    over, writes the shares that it repeats once more.
+    Each is averaged over one of `CURVE_STEPS` equal parts of the run, so that a run of a million
+    batches has no more rows than one of a thousand. A run that resumes from a checkpoint, or starts
+    over, overwrites the parts that it repeats.
     """
 
     def __init__(self, run_id: str) -> None:
@@ -29,7 +29,7 @@ class Curves:
         self._has_written = False
 
     def add(self, progress: Progress) -> None:
-        """Take in what a training reports; values that are no numbers are left out."""
+        """Add the metrics that a training run reports; values that are not numbers are left out."""
         step = min(int(progress.fraction * CURVE_STEPS), CURVE_STEPS - 1)
         epoch = progress.metrics.get(EPOCH)
         self._places[step] = progress.stage, None if epoch is None else int(epoch)
@@ -40,8 +40,8 @@ class Curves:
                 self._changed.add((metric, step))
 
     def write(self) -> None:
-        """Write what has changed; the caller commits. After a rollback, nothing is lost but the
-        points of this call.
+        """Write what has changed; the caller commits. After a rollback, only the points of this
+        call are lost.
         """
         if not self._changed:
             return
@@ -52,7 +52,7 @@ class Curves:
             changed
         )
         if not self._has_written:
-            outdated = or_(outdated, TrainingPoint.step > newest)  # of an attempt that came further
+            outdated = or_(outdated, TrainingPoint.step > newest)  # of an attempt that got further
         db.session.execute(
             delete(TrainingPoint).where(TrainingPoint.run_id == self._run_id, outdated),
             execution_options={"synchronize_session": False},

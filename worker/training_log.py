@@ -1,4 +1,4 @@
-"""The log of a training: its last lines, in the row, for the page of the run."""
+"""The log of a training run: its last lines, in the row, for the page of the run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MOST_LINES = 200
 LONGEST_LINE = 300
 EPOCH = "epoch"
 HEARD = ("ml", "worker")
-"""Warnings of these loggers become lines."""
+"""Warnings of these loggers are added as lines."""
 
 
 class TrainingLog:
-    """The last lines of a run's log; stages, epochs and the figures of folds become lines.
+    """The last lines of a run's log; stages, epochs and the metrics of folds become lines.
 
     A run that continues from a checkpoint also continues its log.
     """
@@ -43,7 +43,7 @@ class TrainingLog:
         self.is_new = True
 
     def add(self, progress: Progress) -> None:
-        """Take in what a training reports."""
+        """Add what a training run reports."""
         epoch = int(progress.metrics.get(EPOCH, 0))
         if progress.stage != self._stage or epoch != self._epoch:
             self._end_epoch()
@@ -61,7 +61,7 @@ class TrainingLog:
             self._sums[name] = total + float(value), count + 1
 
     def _end_epoch(self) -> None:
-        """Add a line with the means of an epoch that has ended."""
+        """Add a line with the means of a finished epoch."""
         if self._sums:
             means = (f"{display_name(n)} {total / k:.4g}" for n, (total, k) in self._sums.items())
             self.say(f"{self._stage}, epoch {self._epoch}: {', '.join(means)}")
@@ -69,7 +69,7 @@ class TrainingLog:
 
     @contextmanager
     def hearing_warnings(self) -> Iterator[None]:
-        """Add the warnings of a block."""
+        """Add the warnings raised within the context."""
         handler = _Handler(self)
         loggers = [logging.getLogger(name) for name in HEARD]
         for logger in loggers:

@@ -22,13 +22,11 @@ from worker.retries import in_transaction, retry_storage
 log = logging.getLogger(__name__)
 
 NO_CURVES: dict[str, Any] = {}
-"""Stored for a version without out-of-fold answers, so that they are not looked for again."""
+"""Stored for a version without out-of-fold predictions, so that they are not searched for again."""
 
 
 def answers_of_training(out_dir: Path) -> dict[str, Any]:
-    """Return the columns of a version that are about its answers, from the folder that `train`
-    wrote.
-    """
+    """Return a version's columns about its predictions, from the folder that `train` wrote."""
     listed = out_dir / "mistakes" / "mistakes.json"
     return {
         "curves": curves_in(out_dir),
@@ -37,7 +35,7 @@ def answers_of_training(out_dir: Path) -> dict[str, Any]:
 
 
 def curves_in(folder: Path) -> dict[str, Any]:
-    """Return the curves of the answers in a folder, none where there are no answers."""
+    """Return the curves of the predictions in a folder; none if there are no predictions."""
     try:
         return dict(to_json(curves_of_run(folder)))
     except AnswersError:
@@ -45,11 +43,11 @@ def curves_in(folder: Path) -> dict[str, Any]:
 
 
 def describe_next_version() -> bool:
-    """Compute the curves of a version that has none yet: one that shipped, or that an earlier
-    version of this software trained. Return False if there is none or its answers cannot be read
-    now.
+    """Compute the curves of a version that has none yet: one that was shipped, or that an earlier
+    version of this software trained. Return False if there is none or its predictions cannot be
+    read now.
 
-    Nobody claims such a version: two workers at once would write the same.
+    Such a version is not claimed: two workers at the same time would write the same.
     """
     version = in_transaction(
         lambda: db.session.execute(

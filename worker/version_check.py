@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def check_next_version() -> bool:
-    """Check one version before its promotion, with the stored files; False if none waits."""
+    """Check one version before its promotion, with the stored files; False if none is waiting."""
     version = in_transaction(
         lambda: db.session.scalar(
             select(ModelVersion)
@@ -42,7 +42,7 @@ def check_next_version() -> bool:
         fetch_model(version, folder)
         require_same_answer(version, load_model(folder))
     except StorageUnavailable:
-        return False  # Still unknown; the request stays.
+        return False  # Still unknown; the request remains.
     except (ArtifactError, StorageError, OSError) as err:
         error = str(err) if isinstance(err, ArtifactError | StorageError) else type(err).__name__
         log.error("version=%s failed its check: %s", version.id, error)

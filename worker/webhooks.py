@@ -1,7 +1,8 @@
 """Sends one signed POST to a program (Standard Webhooks, https://www.standardwebhooks.com).
 
-The host is looked up once, all its addresses are checked, and the connection is made to one that
-was checked, so that a second look-up cannot return another address. Redirects are not followed.
+The host name is resolved once, all its addresses are checked, and the connection is made to one
+that was checked, so that a second look-up cannot return another address. Redirects are not
+followed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def post(
     """Send `body` (JSON) to `url`; any status from 200 to 299 accepts it.
 
     Raises:
-        NotAllowed: an address of the host is not a public one, and `allows_private` is False.
+        NotAllowed: an address of the host is not public, and `allows_private` is False.
         NotDelivered: it was not accepted.
     """
     target = urlsplit(url)
@@ -57,7 +58,7 @@ def post(
 
 
 def _post_to(address: Address, target: SplitResult, body: bytes, headers: Mapping[str, str]) -> int:
-    """Return the status of the answer from that address, whose certificate is the host's."""
+    """Return the status of the response from that address, whose certificate must be the host's."""
     host = target.hostname or ""
     common: dict[str, Any] = {"port": target.port, "timeout": TIMEOUT, "retries": False}
     pool = (
@@ -79,12 +80,12 @@ def _post_to(address: Address, target: SplitResult, body: bytes, headers: Mappin
         answer = pool.urlopen(
             "POST", path, body, sent, retries=False, redirect=False, preload_content=False
         )
-        answer.close()  # The body of the answer is not read.
+        answer.close()  # The body of the response is not read.
         return int(answer.status)
 
 
 def looked_up(target: SplitResult) -> list[Address]:
-    """Return the addresses of the host of an address on the web.
+    """Return the IP addresses of the host in a URL.
 
     Raises:
         NotDelivered: there are none.
@@ -116,8 +117,8 @@ def signed(delivery_id: str, timestamp: int, body: bytes, secret: str) -> dict[s
     recognizes duplicates.
 
     Args:
-        delivery_id: the same whenever the same message is sent.
-        timestamp: seconds since 1970, of this try.
+        delivery_id: the same for every attempt to send a message.
+        timestamp: seconds since 1970, of this attempt.
         secret: "whsec_" and base64.
     """
     content = f"{delivery_id}.{timestamp}.".encode() + body

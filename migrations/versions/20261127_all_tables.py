@@ -4,8 +4,8 @@ Revision ID: f4a07c1e58d2
 Revises:
 Created: 2026-11-27 00:30:00
 
-The revision id is that of the last of eleven migrations which this one replaces, so a database that
-had all of them needs no step.
+The revision id is that of the last of the eleven migrations that this one replaces, so a database
+that has all of them needs no migration.
 """
 
 from typing import Any
@@ -349,7 +349,7 @@ def downgrade() -> None:
 
 def leased(*before_queued_at: sa.Column[Any]) -> tuple[sa.Column[Any], ...]:
     """Return the columns of a table whose rows workers claim, in the order in which the eleven
-    migrations made them.
+    migrations created them.
     """
     statuses = ("queued", "running", "done", "failed", "cancelled")
     status = sa.Enum(*statuses, name="jobstatus", native_enum=False, length=16)
@@ -373,14 +373,14 @@ def leased(*before_queued_at: sa.Column[Any]) -> tuple[sa.Column[Any], ...]:
 
 
 def create_queue_index(table: str, columns: list[Any]) -> None:
-    """Index the rows of a table that wait, as claims go through them from person to person."""
+    """Index a table's waiting rows in the order of claims, which take turns between users."""
     op.create_index(
         f"ix_{table}_queue", table, columns, postgresql_where=QUEUED, sqlite_where=QUEUED
     )
 
 
 def make_audit_log_append_only() -> None:
-    """Have the database refuse every change to what the audit log holds."""
+    """Have the database refuse every change to the contents of the audit log."""
     if op.get_bind().dialect.name == "postgresql":
         op.execute(
             "CREATE FUNCTION refuse_to_change_audit_event() RETURNS trigger LANGUAGE plpgsql "

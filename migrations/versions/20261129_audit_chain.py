@@ -1,4 +1,5 @@
-"""A hash chain over the audit log, and triggers that let only its trimmed beginning be deleted
+"""A hash chain over the audit log, and triggers that allow deletion only at its trimmed
+beginning
 
 Revision ID: c7d20e9f41ab
 Revises: 9a6f20c84be1
@@ -21,7 +22,7 @@ TRIMMED_EVENT = (
     f" AND audit_link.position <= {POSITION})"
 )
 MAY_GO = {"audit_event": TRIMMED_EVENT, "audit_link": TRIMMED_LINK, "audit_anchor": None}
-"""By table: the condition of rows that may be deleted; None where none may."""
+"""By table: the condition under which a row may be deleted; None if never."""
 
 
 def upgrade() -> None:
@@ -83,7 +84,7 @@ def _guard_on_postgresql(table: str, condition: str | None) -> None:
 
 def _guard_on_sqlite(table: str, condition: str | None) -> None:
     refuse = f"BEGIN SELECT RAISE(ABORT, '{REFUSAL}'); END"
-    if table != "audit_event":  # It has this one.
+    if table != "audit_event":  # It already has this trigger.
         op.execute(f"CREATE TRIGGER {table}_refuses_update BEFORE UPDATE ON {table} {refuse}")
     when = f" WHEN NOT ({condition})" if condition else ""
     op.execute(f"CREATE TRIGGER {table}_refuses_delete BEFORE DELETE ON {table}{when} {refuse}")

@@ -1,5 +1,5 @@
-"""Results as DICOM objects that DICOMweb lists: their study and series, and for which scans they
-are made without being asked for
+"""Results as DICOM objects that DICOMweb lists: their study and series, and the scans for which
+they are made automatically
 
 Revision ID: e91d4b7c0a35
 Revises: f09b3d7a5c12

@@ -1,4 +1,4 @@
-"""Earlier answers of a scan, and which warnings cast doubt on an answer
+"""Earlier predictions of a scan, and which warnings make a prediction less reliable
 
 Revision ID: 71a4c0d9e2b8
 Revises: 5c1e7a94d2b8

@@ -1,4 +1,4 @@
-"""Images of data sets one by one, corrections of labels, what workers find out about data sets, and
+"""Individual images of data sets, label corrections, analyses of data sets by workers, and
 previews
 
 Revision ID: e15d80c7b3f2
@@ -44,7 +44,7 @@ def leased() -> tuple[sa.Column[Any], ...]:
 
 
 def deleted_with(table: str, column: str, other: str = "dataset") -> sa.ForeignKeyConstraint:
-    """Return the constraint of a column with the id of a row without which this one goes."""
+    """Return a column for the id of a row with which this row is deleted."""
     name = op.f(f"fk_{table}_{column}_{other}")
     return sa.ForeignKeyConstraint([column], [f"{other}.id"], name=name, ondelete="CASCADE")
 

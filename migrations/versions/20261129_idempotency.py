@@ -1,4 +1,4 @@
-"""Requests with an Idempotency-Key and their answers
+"""Requests with an Idempotency-Key and their responses
 
 Revision ID: f09b3d7a5c12
 Revises: e2a7c9146d30

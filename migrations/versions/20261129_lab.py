@@ -1,5 +1,5 @@
-"""Evaluations, comparisons as rows of their own, what was known at each promotion, and curves of
-trainings
+"""Evaluations, comparisons as separate rows, what was known at each promotion, and training
+curves
 
 Revision ID: b27c5e9a4d10
 Revises: b41c7e95d3a2
@@ -55,7 +55,7 @@ def leased() -> tuple[sa.Column[Any], ...]:
 
 
 def id_columns(*names: str) -> list[sa.Column[Any]]:
-    """Return columns of ids of other rows."""
+    """Return columns for the ids of other rows."""
     return [sa.Column(name, sa.String(length=32), nullable=False) for name in names]
 
 
@@ -130,7 +130,7 @@ def upgrade() -> None:
 
 
 def move_into(comparison: sa.Table) -> None:
-    """Make a row of each comparison that a version kept."""
+    """Create a row for each comparison that was stored with a version."""
     bind = op.get_bind()
     rows = bind.execute(
         sa.select(VERSIONS.c.id, VERSIONS.c.created_at, VERSIONS.c.comparisons)
@@ -176,7 +176,7 @@ def downgrade() -> None:
 
 
 def move_back() -> None:
-    """Give each version its comparisons on out-of-fold answers back."""
+    """Store the comparisons of out-of-fold predictions with their versions again."""
     bind = op.get_bind()
     comparison = sa.table(
         "comparison",

@@ -1,4 +1,4 @@
-"""Data sets keep the studies of the scans that they were made of
+"""Data sets record the studies of the scans that they were made from
 
 Revision ID: 6e2d94b7a1c8
 Revises: c1d0a7f3e8b2
@@ -27,7 +27,7 @@ def upgrade() -> None:
         "UPDATE dataset_scan SET study_id ="
         " (SELECT scan.study_id FROM scan WHERE scan.id = dataset_scan.scan_id)"
     )
-    # A scan may be deleted; that it was learned from remains true.
+    # A scan may be deleted; the fact that a model learned from it remains true.
     with op.batch_alter_table("dataset_scan") as table:
         table.drop_constraint(TO_SCAN, type_="foreignkey")
         table.drop_index("ix_dataset_scan_scan_id")

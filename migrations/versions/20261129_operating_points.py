@@ -1,4 +1,4 @@
-"""The operating point that was chosen for a version, and what an audit event says of it
+"""The operating point that was chosen for a version, and how an audit event records it
 
 Revision ID: 3f6a92d8b1e5
 Revises: 7d1e90b3a6c4

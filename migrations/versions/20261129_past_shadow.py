@@ -1,4 +1,4 @@
-"""A shadow may answer what was answered while a promotion held
+"""A shadow may analyze scans that were analyzed while a promotion was in force
 
 Revision ID: 2b9f60d4c81e
 Revises: e91d4b7c0a35
@@ -20,6 +20,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the column, and shadows that without it would take live scans."""
+    """Remove the column, and the shadows that would analyze live scans without it."""
     op.execute(sa.text("DELETE FROM shadow WHERE promotion_id IS NOT NULL"))
     op.drop_column("shadow", "promotion_id")

@@ -1,4 +1,4 @@
-"""Rows that are put off, versions that are checked, and workers that raise an alarm
+"""Rows that are postponed, versions that are checked, and workers that raise an alarm
 
 Revision ID: 7d1e90b3a6c4
 Revises: 5b0e9d7c2a41

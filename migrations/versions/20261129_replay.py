@@ -1,4 +1,4 @@
-"""What an answer was made with, and answers that are computed again
+"""What a prediction was computed with, and predictions that are computed again
 
 Revision ID: 9a6f20c84be1
 Revises: e15b8d3c7a92

@@ -18,7 +18,7 @@ QUEUED = sa.text("status = 'queued'")
 
 
 def claimed() -> list[sa.Column[object]]:
-    """Return the columns of every row that workers claim."""
+    """Return the columns that every table has whose rows workers claim."""
     return [
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
@@ -40,7 +40,7 @@ def claimed() -> list[sa.Column[object]]:
 
 
 def belongs_to(table: str, name: str, *, optional: bool = False) -> list[sa.schema.SchemaItem]:
-    """Return a column of `table` that refers to a row of `name`, with which its own row goes."""
+    """Return a column of `table` that refers to a row of `name` and is deleted with that row."""
     key = f"fk_{table}_{name}_id_{name}"
     return [
         sa.Column(f"{name}_id", sa.String(length=32), nullable=optional),

@@ -1,4 +1,4 @@
-"""Predictions know whether a DICOM Segmentation can be made of their outlines
+"""Predictions record whether a DICOM Segmentation can be made of their outlines
 
 Revision ID: a83f15c6d270
 Revises: 6e2d94b7a1c8

@@ -1,4 +1,4 @@
-"""Candidates that answer live scans in shadow
+"""Candidates that analyze live scans in shadow
 
 Revision ID: e15b8d3c7a92
 Revises: a83f15c6d270

@@ -1,4 +1,4 @@
-"""An index from which a person's stored bytes are summed
+"""An index from which a user's stored bytes are summed
 
 Revision ID: c1d0a7f3e8b2
 Revises: b27c5e9a4d10

@@ -15,7 +15,7 @@ depends_on = None
 
 NEWEST_FIRST = sa.text("created_at DESC")
 FILTERED = ["stat", "status", "verdict_state", "risk"]
-"""What a worklist filters and sorts by, followed by the number of slices and the title."""
+"""The worklist's filter and sort columns; followed by the number of slices and the title."""
 
 
 def upgrade() -> None:
@@ -23,7 +23,7 @@ def upgrade() -> None:
         "scan",
         sa.Column("study_id", sa.String(length=32), server_default=sa.text("''"), nullable=False),
     )
-    op.execute("UPDATE scan SET study_id = id")  # Which came together was not kept.
+    op.execute("UPDATE scan SET study_id = id")  # Which scans came together was not stored.
     op.drop_index("ix_scan_worklist", "scan")
     of_person = ["user_id", NEWEST_FIRST, "study_id", "id"]
     op.create_index(

@@ -1,4 +1,4 @@
-"""Tokens have scopes and an end; those there are keep what they can do
+"""Tokens have scopes and an expiry; existing tokens keep their rights
 
 Revision ID: e2a7c9146d30
 Revises: d1c0a5e7b342

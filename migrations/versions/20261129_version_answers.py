@@ -1,4 +1,4 @@
-"""What the out-of-fold answers of a version show
+"""Metrics from the out-of-fold predictions of a version
 
 Revision ID: 3ad1c0f57e92
 Revises: e15d80c7b3f2

@@ -1,4 +1,4 @@
-"""What the worklist shows, filters and sorts by, on the scan
+"""The scan columns that the worklist shows, filters and sorts by
 
 Revision ID: 8d3f2b6a90c7
 Revises: 3f6a92d8b1e5
@@ -15,13 +15,13 @@ depends_on = None
 
 NEWEST_FIRST = sa.text("created_at DESC")
 WORKLIST = ["user_id", NEWEST_FIRST, "id", "stat", "status", "verdict_state", "risk"]
-"""Followed by the number of slices and the title."""
+"""The worklist's columns; followed by the number of slices and the title."""
 
 
 def upgrade() -> None:
     op.add_column("scan", sa.Column("verdict_state", sa.String(length=16), nullable=True))
     op.add_column("scan", sa.Column("opened_at", sa.DateTime(), nullable=True))
-    # Verdicts that came before anybody could mark them as read are not news.
+    # Results from before results could be marked as read do not count as unread.
     op.execute("UPDATE scan SET opened_at = finished_at")
     op.execute(
         "UPDATE scan SET verdict_state = (SELECT CASE WHEN uncertain THEN 'inconclusive'"

@@ -1,4 +1,4 @@
-"""What a scan says of earlier ones of its series, whose place it took
+"""What a scan records about the earlier scans of its series that it replaced
 
 Revision ID: 6c3e8a71f0d4
 Revises: 2b9f60d4c81e

@@ -1,4 +1,5 @@
-"""Triggers count each person's scans, studies and bytes; an index has the scans that have not ended
+"""Triggers count each user's scans, studies and bytes; an index covers the scans that are not
+finished
 
 Revision ID: 5d8e2b71c9f4
 Revises: 6c3e8a71f0d4
@@ -13,7 +14,7 @@ down_revision = "6c3e8a71f0d4"
 branch_labels = None
 depends_on = None
 
-# As `webapp.models.totals` had them at this revision: a migration does not change with the models.
+# Copied from `webapp.models.totals` at this revision: a migration does not change with the models.
 ON_POSTGRESQL = (
     """
     CREATE FUNCTION count_scans() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -105,7 +106,9 @@ ON_SQLITE = (
 
 
 def upgrade() -> None:
-    """Count what there is, after the triggers keep PostgreSQL from adding to it meanwhile."""
+    """Count the existing rows, after the triggers, whose creation locks PostgreSQL's table against
+    new rows.
+    """
     op.create_table(
         "scan_totals",
         sa.Column("user_id", sa.String(length=32), nullable=False),
@@ -138,7 +141,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the totals and their triggers; sums are read from an index again."""
+    """Remove the totals and their triggers; sums are computed from an index again."""
     op.create_index("ix_scan_stored", "scan", ["user_id", "size"])
     op.drop_index("ix_scan_open", "scan")
     is_postgresql = op.get_bind().dialect.name == "postgresql"

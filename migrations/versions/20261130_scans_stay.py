@@ -1,4 +1,4 @@
-"""The owner, the study and the time of a scan do not change, since totals are counted by them
+"""A scan's owner, study and time are immutable, because the totals are counted by them
 
 Revision ID: 91b4c6e07d2f
 Revises: 5d8e2b71c9f4
@@ -12,7 +12,7 @@ down_revision = "5d8e2b71c9f4"
 branch_labels = None
 depends_on = None
 
-# As `webapp.models.totals` had them at this revision: a migration does not change with the models.
+# Copied from `webapp.models.totals` at this revision: a migration does not change with the models.
 ON_POSTGRESQL = (
     """
     CREATE FUNCTION refuse_to_move_scan() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -39,7 +39,7 @@ ON_SQLITE = (
 
 
 def upgrade() -> None:
-    """Refuse changes of what the totals are counted by."""
+    """Refuse changes to the columns that the totals are counted by."""
     is_postgresql = op.get_bind().dialect.name == "postgresql"
     for statement in ON_POSTGRESQL if is_postgresql else ON_SQLITE:
         op.execute(statement)

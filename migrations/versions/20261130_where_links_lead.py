@@ -1,4 +1,4 @@
-"""Links to replaced scans lead to those that took their place
+"""Links to replaced scans lead to the scans that replaced them
 
 Revision ID: c07e5d9a3b16
 Revises: 91b4c6e07d2f
@@ -22,7 +22,7 @@ SCAN = sa.table(
 
 
 def upgrade() -> None:
-    """Add the table, with what scans say of those that they replaced."""
+    """Add the table, filled from what scans record about those that they replaced."""
     replaced = op.create_table(
         "replaced_scan",
         sa.Column("id", sa.String(length=32), nullable=False),
@@ -40,5 +40,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the table; links to replaced scans end there."""
+    """Remove the table; links to replaced scans no longer work."""
     op.drop_table("replaced_scan")

@@ -445,8 +445,8 @@ def test_a_storage_that_is_away_is_reported_once_when_it_goes_and_once_when_it_i
     assert [
         record.getMessage() for record in caplog.records if record.name == "worker.retries"
     ] == [
-        "the storage does not answer; nothing is claimed until it does",
-        "the storage answers again",
+        "the storage does not respond; nothing is claimed until it does",
+        "the storage responds again",
     ]
     assert the_run().status == "done"
 

@@ -51,9 +51,9 @@ class Shown:
         model: a version, or an architecture with how it was trained.
         source: "out of fold", "evaluation", "control" or "paper".
         protocol: "honest" or "leaked".
-        metrics: by level, each by name `ml.figures.Estimate` as JSON.
+        metrics: by level and name, an `ml.figures.Estimate` as JSON.
         link: the page with details.
-        version_id, evaluation_id: None where it is of none.
+        version_id, evaluation_id: what it was computed for; None if it is not of that kind.
     """
 
     model: str
@@ -96,7 +96,7 @@ def accuracy_svg(dataset_id: str) -> ResponseReturnValue:
 
 
 def graph_file(dataset: Dataset, metric: str, level: str) -> Response | None:
-    """Return the graph as an SVG file, None where there is nothing to draw."""
+    """Return the graph as an SVG file; None if there is nothing to draw."""
     rows = list(rows_of(dataset, newest_experiment(dataset.id), metric, level))
     if not rows:
         return None
@@ -123,8 +123,8 @@ def accuracy_csv(dataset_id: str) -> ResponseReturnValue:
 
 
 def table_of(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """Yield all figures on a data set that have a value, by `COLUMNS`, with the ids of the version
-    and the evaluation that they are of.
+    """Yield all figures on a data set that have a value, as rows of `COLUMNS`, with the ids of
+    their version and evaluation.
     """
     for shown in figures_on(dataset, newest_experiment(dataset.id)):
         facts = {
@@ -199,7 +199,7 @@ def figures_on(dataset: Dataset, experiment: PaperExperiment | None) -> Iterator
 def _of_paper(dataset: Dataset, experiment: PaperExperiment | None) -> Iterator[Shown]:
     for cell in ((experiment.results or {}) if experiment else {}).get("cells", ()):
         restructured = ", restructured" if cell["restructured"] else ""
-        # Honest and leaked cells share a row although their numbers of copies differ.
+        # Honest and leaked cells share a row although their numbers of repetitions differ.
         copies = ", augmented" if cell["augmentation"] > 1 else ""
         yield Shown(
             f"{display_name(cell['architecture'])}{restructured}{copies}",
@@ -230,13 +230,13 @@ def _out_of_fold(version: ModelVersion, dataset: Dataset) -> Iterator[Shown]:
 
 
 def as_text(value: object) -> str:
-    """Return a cell of the table; a text that looks like a spreadsheet formula is quoted."""
+    """Return a cell of the table; text that looks like a spreadsheet formula is quoted."""
     text = "" if value is None else str(value)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 
 def file_name(dataset: Dataset) -> str:
-    """Return the name of a data set as a part of a file's name."""
+    """Return the name of a data set as part of a file name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", dataset.name).strip("-.") or "data-set"
 
 

@@ -1,4 +1,6 @@
-"""The page of the audit log: who did what to which object, when and from where; and its export."""
+"""The page of the audit log, which shows who did what to which object, when and from where; and its
+export.
+"""
 
 from __future__ import annotations
 
@@ -75,20 +77,18 @@ def audit() -> ResponseReturnValue:
 
 @blueprint.get("/audit.csv")
 def audit_as_csv() -> Response:
-    """Send the events of the same filters as a table."""
+    """Send the events that match the same filters as a table."""
     return _export("csv", "text/csv", _as_csv)
 
 
 @blueprint.get("/audit.json")
 def audit_as_json() -> Response:
-    """Send the events of the same filters as JSON."""
+    """Send the events that match the same filters as JSON."""
     return _export("json", "application/json", _as_json)
 
 
 def _export(form: str, media: str, as_text: Callable[[Events], Iterator[str]]) -> Response:
-    """Return events, oldest first, each with its link of the hash chain, as a file that is written
-    while it is sent.
-    """
+    """Return events, oldest first, each with its link of the hash chain, as a streamed file."""
     filters = _filters()
     chosen = ", ".join(f"{name} {value}" for name, value in filters.items() if value)
     with noting():
@@ -104,7 +104,7 @@ def _filters() -> dict[str, str]:
 
 
 def filtered(filters: dict[str, str]) -> Select[AuditEvent, str]:
-    """Return the statement for events with the usernames of who did it."""
+    """Return the statement for events with the usernames of those who caused them."""
     events = select(AuditEvent, User.username).outerjoin(User, User.id == AuditEvent.actor_id)
     if filters["act"] in set(Act):
         events = events.where(AuditEvent.act == filters["act"])
@@ -122,7 +122,7 @@ def filtered(filters: dict[str, str]) -> Select[AuditEvent, str]:
 
 
 def _exported(filters: dict[str, str]) -> Events:
-    """Yield the events, some at a time, so that a long log needs no memory."""
+    """Yield the events in batches, so that a long log does not fill the memory."""
     events = (
         filtered(filters)
         .add_columns(AuditLink.position, AuditLink.hash)
@@ -165,11 +165,11 @@ def _as_csv(events: Events) -> Iterator[str]:
         yield line.getvalue()
         line.seek(0)
         line.truncate()
-    yield line.getvalue()  # The heading, where there was no event.
+    yield line.getvalue()  # The header, if there were no events.
 
 
 def day_of(text: str) -> datetime | None:
-    """Return the beginning of a day in UTC, None where the text names none."""
+    """Return the start of a day in UTC; None if the text is not a date."""
     try:
         day = date.fromisoformat(text)
         return datetime(day.year, day.month, day.day, tzinfo=UTC) if day.year < 9999 else None

@@ -24,14 +24,14 @@ MOST_COMPARED = 50
 
 @dataclass(frozen=True)
 class Compared:
-    """Two versions on the images of one source that both judged.
+    """Two versions on the images of one source that both have predictions for.
 
     Attributes:
         source: "out of fold", or the name of a data set.
         verdict: a constant of this module.
         sentence: the verdict in words.
         found: what `worker.comparison` wrote.
-        charts: by level the overlaid ROC and precision-recall curves, where there are any.
+        charts: by level, the overlaid ROC and precision-recall curves, if there are any.
     """
 
     source: str
@@ -69,7 +69,7 @@ class AtThreshold:
 
 def both_at(compared: Sequence[Compared], threshold: float) -> list[AtThreshold]:
     """Return the figures by patient at a threshold, 0..1, of the version ("own") and of the other
-    one, for each source with curves of both.
+    one, for each source that has curves of both.
     """
     rows = []
     for source in compared:
@@ -100,8 +100,8 @@ def results_between(version: ModelVersion, other: ModelVersion) -> list[Any] | N
 
 
 def comparisons_of(version: ModelVersion) -> list[dict[str, Any]]:
-    """Return the comparisons of a version with others, the newest first, each with "version_id" and
-    "card_id" of the other one.
+    """Return the comparisons of a version with others, newest first, each with "version_id" and
+    "card_id" of the other version.
     """
     rows = db.session.scalars(
         select(Comparison)
@@ -134,7 +134,7 @@ def reversed_result(result: Mapping[str, Any]) -> dict[str, Any]:
     sides = {"own": result.get("other"), "other": result.get("own")}
     reason = result.get("reason")
     if reason is not None:
-        # The sentence speaks of "this version" and "the other version".
+        # The sentence refers to "this version" and "the other version".
         swapped = {"This version": "The other version", "The other version": "This version"}
         for start, instead in swapped.items():
             if reason.startswith(start):

@@ -32,7 +32,7 @@ from webapp.models import (
 
 MOST_COMPARED = 4
 MOST_SPLITS = 50
-"""Maximum number of previews of splits that are kept for a data set; the oldest are deleted."""
+"""Maximum number of split previews kept for a data set; the oldest are deleted."""
 OFFERED = 100
 FOLDS, SEED = 5, 0
 LARGEST_SEED = 2**31 - 1
@@ -41,13 +41,15 @@ DISTRIBUTIONS = {
     "head": ("Size of the head in the image", "0", "fills it"),
     "size": ("Longer side of the image", "0", None),
 }
-"""The charts of a data set, with the ends of their axes; None stands for the largest, in px."""
+"""The charts of a data set, with the upper ends of their axes; None means the largest value, in
+px.
+"""
 CLASSES = {"negative": "normal", "positive": "hemorrhage", "unlabeled": "without a label"}
 """The series of a chart, in the order of their colors, with their names."""
 
 
 class SplitForm(Form):
-    """The folds and the seed of a training; part of the address."""
+    """The folds and the seed of a training run; part of the address."""
 
     folds = IntegerField(
         "Folds",
@@ -68,8 +70,8 @@ class SplitForm(Form):
 
 @blueprint.post("/datasets/<dataset_id>/images")
 def index_images(dataset_id: str) -> ResponseReturnValue:
-    """Have a worker index the images of a data set that was imported before imports did so, or try
-    again.
+    """Have a worker index the images of a data set that was imported before imports did this, or
+    retry.
     """
     dataset = db.get_or_404(Dataset, dataset_id)
     if dataset.status != JobStatus.DONE:
@@ -94,7 +96,7 @@ def index(dataset_id: str) -> bool:
 @blueprint.get("/datasets/<dataset_id>/split")
 @blueprint.get("/datasets/<dataset_id>/split/progress", endpoint="split_progress")
 def split(dataset_id: str) -> Response:
-    """Show how a training on a data set alone would split it."""
+    """Show how a training run on a data set alone would split it."""
     dataset = db.get_or_404(Dataset, dataset_id)
     form = SplitForm(request.args, folds=FOLDS, seed=SEED)
     is_valid = form.validate() if {"folds", "seed"} & request.args.keys() else True
@@ -248,7 +250,7 @@ def _on_axis(shares: list[float], own_high: float, high: float) -> list[float]:
 def answer_to(
     dataset_id: str, kind: AnalysisKind, question: str, other_id: str | None = None
 ) -> DatasetAnalysis | None:
-    """Return the answer to a question, or the job that computes it, which is queued if it does not
+    """Return the result of an analysis, or the job that computes it, which is queued if it does not
     exist yet.
     """
     analysis = analysis_of(dataset_id, kind, question)
@@ -261,8 +263,8 @@ def answer_to(
 def ask(
     dataset_id: str, kind: AnalysisKind, question: str = "", other_id: str | None = None
 ) -> bool:
-    """Queue a question for a train worker; the oldest answers about splits make room. Return
-    whether a worker could be notified.
+    """Queue an analysis for a train worker; the oldest split previews are deleted to make room.
+    Return whether a worker could be notified.
     """
     row = DatasetAnalysis(
         id=new_id(),
@@ -287,12 +289,12 @@ def ask(
             db.session.execute(delete(DatasetAnalysis).where(DatasetAnalysis.id.in_(surplus)))
             db.session.add(row)
     except IntegrityError:
-        db.session.rollback()  # The same question was queued meanwhile, or the data set deleted.
+        db.session.rollback()  # The same analysis was queued meanwhile, or the data set deleted.
     return nudge(TRAIN_MODEL)
 
 
 def retry_question(analysis: DatasetAnalysis) -> bool:
-    """Queue a failed question again, and commit; return False if it had not failed."""
+    """Queue a failed analysis again, and commit; return False if it had not failed."""
     again = queue_again(DatasetAnalysis, DatasetAnalysis.id == analysis.id)
     if again:
         db.session.commit()
@@ -302,7 +304,7 @@ def retry_question(analysis: DatasetAnalysis) -> bool:
 
 @blueprint.post("/questions/<analysis_id>/retry")
 def ask_again(analysis_id: str) -> ResponseReturnValue:
-    """Queue a failed question again, and return to its page."""
+    """Queue a failed analysis again, and return to its page."""
     analysis = db.get_or_404(DatasetAnalysis, analysis_id)
     retry_question(analysis)
     if analysis.kind == AnalysisKind.SOURCES:

@@ -188,7 +188,7 @@ def cancel_import(dataset_id: str) -> ResponseReturnValue:
 def stop_import(dataset: Dataset) -> bool:
     """Cancel the import of a data set, and commit; False if it has ended."""
     cancelled = cancel_job(Dataset, dataset.id, Act.IMPORT_CANCELLED)
-    # A corrected version has the archive of the version before.
+    # A corrected version shares the archive of the version before.
     if cancelled and dataset.corrections is None:
         storage.discard(dataset.archive_key)
     return cancelled
@@ -219,7 +219,7 @@ def contact_sheet(dataset_id: str) -> ResponseReturnValue:
     key = db.session.scalar(select(Dataset.contact_sheet_key).where(Dataset.id == dataset_id))
     if key is None:
         abort(404)
-    # A key is never written twice, so it identifies the content.
+    # A storage key is never written twice, so it identifies the content.
     if request.if_none_match.contains(key):
         return "", 304
     return send_file(BytesIO(storage.get(key)), mimetype="image/png", etag=key, max_age=0)

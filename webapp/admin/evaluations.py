@@ -51,7 +51,7 @@ NOT_RESTARTED = "Only failed or canceled evaluations can be started again."
 
 
 class EvaluateForm(PostedForm):
-    """The data set that a version is to be scored on."""
+    """The data set to score a version on."""
 
     dataset = SelectField(
         "Data set", validators=[InputRequired("Choose a data set that is ready.")]
@@ -65,7 +65,7 @@ class EvaluateForm(PostedForm):
 
 
 def evaluations_of(version: ModelVersion) -> Sequence[Evaluation]:
-    """Return the evaluations of a version, the newest first."""
+    """Return the evaluations of a version, newest first."""
     return db.session.scalars(
         select(Evaluation)
         .where(Evaluation.version_id == version.id)
@@ -151,7 +151,9 @@ def evaluation(evaluation_id: str) -> Response:
 
 @blueprint.post("/evaluations/<evaluation_id>/cancel")
 def cancel_evaluation(evaluation_id: str) -> ResponseReturnValue:
-    """Cancel a queued or running evaluation; its worker notices within a second or a scan."""
+    """Cancel a queued or running evaluation; its worker notices within a second, or after its
+    current scan.
+    """
     if not stop_evaluation(db.get_or_404(Evaluation, evaluation_id)):
         flash(ENDED, "warning")
     return redirect(url_for("admin.evaluation", evaluation_id=evaluation_id))
@@ -163,7 +165,7 @@ def stop_evaluation(evaluation: Evaluation) -> bool:
     if cancelled:
         storage.discard(
             evaluation.storage_prefix
-        )  # Files of an evaluation that a worker handed back.
+        )  # Files of an evaluation that a worker returned to the queue.
     return cancelled
 
 
@@ -181,7 +183,7 @@ def restart_evaluation(evaluation_id: str) -> bool | None:
 
 @blueprint.get("/evaluations/<evaluation_id>/answers.csv")
 def evaluation_answers(evaluation_id: str) -> ResponseReturnValue:
-    """Send the table of all answers (`ml.evaluation.answers`)."""
+    """Send the table of all predictions (`ml.evaluation.answers`)."""
     return stored_file(done(evaluation_id), "answers.csv", "text/csv")
 
 
@@ -190,7 +192,7 @@ def evaluation_answers(evaluation_id: str) -> ResponseReturnValue:
     "/evaluations/<evaluation_id>/mistakes/<int:index>-heat.png", endpoint="mistake_heat"
 )
 def mistake_picture(evaluation_id: str, index: int) -> ResponseReturnValue:
-    """Send the picture of one of the worst mistakes, or its heat map."""
+    """Send the image of one of the worst mistakes, or its heat map."""
     evaluation = done(evaluation_id)
     if index >= len(evaluation.mistakes or ()):
         abort(404)
@@ -201,7 +203,7 @@ def mistake_picture(evaluation_id: str, index: int) -> ResponseReturnValue:
 
 
 def done(evaluation_id: str) -> Evaluation:
-    """Return an evaluation that is done; 404 for others."""
+    """Return a finished evaluation; 404 for others."""
     evaluation = db.get_or_404(Evaluation, evaluation_id)
     if evaluation.status != JobStatus.DONE:
         abort(404)

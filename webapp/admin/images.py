@@ -1,6 +1,5 @@
-"""The pages of the images of a data set: a grid with filters, one image, and corrections of labels.
-
-Addresses have numbers of images, patients and groups, never names.
+"""The pages of the images of a data set: a grid with filters, one image, and label corrections.
+Addresses contain the numbers of images, patients and groups, never names.
 """
 
 from __future__ import annotations
@@ -169,8 +168,8 @@ def show_image(dataset_id: str, number: int, form: LabelForm, status: int = 200)
 
 
 def picture_of(image: DatasetImage, window: str, *, may_retry: bool) -> Preview | None:
-    """Return the picture of an image that could be read, in a window of `WINDOWS` (the brain's for
-    another name), and with its outline; the first time it is queued (`preview_of`).
+    """Return a readable image as a rendered preview, in a window of `WINDOWS` (the brain window for
+    any other name), and with its outline; the first request queues it (`preview_of`).
     """
     level, width = WINDOWS.get(window, WINDOWS["brain"])
     return preview_of(
@@ -181,8 +180,8 @@ def picture_of(image: DatasetImage, window: str, *, may_retry: bool) -> Preview 
 
 
 def step_shown(preview: Preview, *, with_outline: bool) -> int:
-    """Return which step of a finished `picture_of` is shown: 1, the outlined one, if it is wanted
-    and there is one.
+    """Return which step of a finished `picture_of` is shown: 1, the outlined one, if it was
+    requested and exists.
     """
     outlined = (preview.result or [])[1:]
     return int(with_outline and bool(outlined) and bool(outlined[0]["pictures"]))
@@ -190,7 +189,7 @@ def step_shown(preview: Preview, *, with_outline: bool) -> int:
 
 def image_of(dataset_id: str, number: int) -> DatasetImage:
     """Return an image of a data set; 404 if there is none."""
-    if number >= 2**31:  # Larger than any database's integers.
+    if number >= 2**31:  # Beyond the range of a database integer.
         abort(404)
     image: DatasetImage = db.get_or_404(DatasetImage, (dataset_id, number))
     return image
@@ -215,7 +214,7 @@ def same_as(image: DatasetImage) -> list[DatasetImage]:
 
 @blueprint.get("/datasets/<dataset_id>/images/<int:number>/thumbnail.jpg")
 def image_thumbnail(dataset_id: str, number: int) -> ResponseReturnValue:
-    """Send the thumbnail of an image, which a worker made; a placeholder where it is missing."""
+    """Send the thumbnail of an image, which a worker made; a placeholder if it is missing."""
     image = image_of(dataset_id, number)
     start, length = image.thumbnail_at, image.thumbnail_bytes
     if start is not None and length is not None:
@@ -231,7 +230,7 @@ def image_thumbnail(dataset_id: str, number: int) -> ResponseReturnValue:
 
 @blueprint.post("/datasets/<dataset_id>/images/<int:number>/label")
 def correct_label(dataset_id: str, number: int) -> ResponseReturnValue:
-    """Note a correction of a label, to be applied together with others."""
+    """Record a label correction, to be applied together with others."""
     dataset, image = db.get_or_404(Dataset, dataset_id), image_of(dataset_id, number)
     form = LabelForm()
     if form.validate_on_submit():
@@ -255,7 +254,7 @@ def correct_label(dataset_id: str, number: int) -> ResponseReturnValue:
 
 @blueprint.get("/datasets/<dataset_id>/corrections")
 def corrections(dataset_id: str) -> Response:
-    """Show the pending corrections of a data set, and those applied in it."""
+    """Show the pending corrections of a data set, and those already applied in it."""
     return show_corrections(dataset_id, ApplyForm(formdata=None))
 
 
@@ -279,7 +278,7 @@ def show_corrections(dataset_id: str, form: ApplyForm, status: int = 200) -> Res
 
 @blueprint.post("/datasets/<dataset_id>/corrections")
 def apply_all(dataset_id: str) -> ResponseReturnValue:
-    """Have a worker make the next version of a data set, with all corrections that wait."""
+    """Have a worker make the next version of a data set, with all pending corrections."""
     dataset = db.get_or_404(Dataset, dataset_id)
     form = ApplyForm()
     if form.validate_on_submit():

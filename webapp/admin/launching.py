@@ -1,4 +1,4 @@
-"""Launching a training run: the form, what the run would do, and the row."""
+"""Launching a training run: the form, its preview, and the database row."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def add_run(
     weights: str,
     seed: int,
 ) -> TrainingRun:
-    """Queue a training run; the caller commits and nudges.
+    """Queue a training run; the caller commits and notifies a worker.
 
     Args:
         settings: those that differ from the architecture's defaults.
@@ -107,7 +107,7 @@ def add_run(
 
 @blueprint.post("/runs/new/outlook")
 def launch_outlook() -> ResponseReturnValue:
-    """Show the outlook of a run with the current form, as a part of the form's page."""
+    """Show the outlook of a run with the current form values, as a fragment of the form's page."""
     architecture = requested_architecture(None)
     form = launch_form(architecture)
     outlook = outlook_in(architecture, form)
@@ -119,7 +119,9 @@ def launch_outlook() -> ResponseReturnValue:
 def launch_page(
     architecture: Architecture, form: Any, original: TrainingRun | None, *, is_on_hold: bool = False
 ) -> str:
-    """Render the form; `is_on_hold`: it was submitted, but has warnings to be confirmed."""
+    """Render the form; `is_on_hold` means that it was submitted but has warnings to be
+    confirmed.
+    """
     datasets = db.session.execute(
         select(Dataset.id, Dataset.exploration).where(Dataset.status == JobStatus.DONE)
     )
@@ -170,7 +172,7 @@ def chosen_datasets(form: Any) -> list[Dataset]:
 
 
 def outlook_in(architecture: Architecture, form: Any) -> Outlook | None:
-    """Return what a run with the form as it is would do; None while a setting is wrong."""
+    """Return what a run with the current form values would do; None while a setting is invalid."""
     try:
         settings = settings_of(form, architecture)
     except SettingError:

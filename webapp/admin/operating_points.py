@@ -21,7 +21,7 @@ class Described:
     empty if there are no figures.
 
     Attributes:
-        reads: what its model reads, "slice" or "series".
+        reads: the input of its model, "slice" or "series".
     """
 
     name: str
@@ -33,14 +33,14 @@ class Described:
 
     @property
     def meaning(self) -> str:
-        """Its meaning for the input of the model: per 100 slices for a slice model, which answers
-        for series only while no series model is live.
+        """Its meaning for the input of the model: per 100 slices for a slice model, which analyzes
+        series only while no series model is live.
         """
         return (self.by_slice if self.reads == "slice" else "") or self.by_scan
 
     @property
     def in_short(self) -> str:
-        """The meaning without how many it was measured on."""
+        """The meaning without the numbers that it was measured on."""
         return without_counts(self.meaning)
 
 
@@ -50,8 +50,8 @@ def chosen_for(version: ModelVersion) -> Described:
 
 
 def offered_for(version: ModelVersion) -> list[Described]:
-    """Return the points that can be chosen without entering thresholds: the one that the version
-    was trained for, then the named ones.
+    """Return the points that can be chosen without entering thresholds: first the one that the
+    version was trained for, then the named ones.
     """
     names = POINTS if version.card.get("points") else ()
     return [
@@ -61,7 +61,7 @@ def offered_for(version: ModelVersion) -> list[Described]:
 
 
 def named(card: Mapping[str, Any], name: str) -> OperatingPoint:
-    """Return a named point of a card with named points."""
+    """Return a named point of a card that has named points."""
     thresholds = {level: card["points"][level][name]["threshold"] for level in NOUNS}
     return OperatingPoint(name, thresholds["slice"], thresholds["patient"])
 
@@ -93,11 +93,11 @@ def described(card: Mapping[str, Any], point: OperatingPoint) -> Described:
 def requested_point(
     version: ModelVersion, name: str, slice_threshold: str, scan_threshold: str
 ) -> OperatingPoint:
-    """Return the operating point that a form asks for: "as trained", a named one, or "own" with one
+    """Return the operating point that a form requests: "as trained", a named one, or "own" with one
     or two thresholds as text.
 
     Raises:
-        ValueError: the version has no such point, or a threshold is invalid; the text is a
+        ValueError: the version has no such point, or a threshold is invalid; the message is a
             sentence.
     """
     if name == AS_TRAINED:

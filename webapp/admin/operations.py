@@ -59,7 +59,7 @@ WORK: dict[type[Leased], str] = {
 COUNTED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)
 SECONDS_IN_VIEW = 24 * 3600
 STUCK_S = 300
-"""A job queued for longer has no worker, or too few."""
+"""A job that has been queued for longer has no worker, or too few."""
 MOST_SHOWN = 50
 SENT_MEANWHILE = "This result has been sent or canceled in the meantime."
 MOST_RECEIVED = 20
@@ -150,7 +150,7 @@ def stuck_jobs(table: type[Leased]) -> list[Leased]:
     if table in (
         Notification,
         ResultDelivery,
-    ):  # One that waits for its next try has a section of its own.
+    ):  # Jobs waiting for their next try are in a separate section.
         waiting &= or_(table.retry_at.is_(None), table.retry_at < database_now(-STUCK_S))
     queued = [] if table in IN_BACKGROUND else oldest_rows(table, waiting)
     return sorted(
@@ -160,14 +160,14 @@ def stuck_jobs(table: type[Leased]) -> list[Leased]:
 
 
 def received_studies() -> list[ReceivedStudy]:
-    """Return the studies that came by DICOM last, the newest first."""
+    """Return the studies that arrived by DICOM most recently, newest first."""
     newest = select(ReceivedStudy).order_by(ReceivedStudy.closed_at.desc()).limit(MOST_RECEIVED)
     return list(db.session.scalars(newest))
 
 
 @blueprint.post("/results/<delivery_id>/retry")
 def retry_result(delivery_id: str) -> ResponseReturnValue:
-    """Send a result again that could not be sent, or hurry one that waits for its next try."""
+    """Send a result again that could not be sent, or retry it without waiting."""
     return _to_operations(send_again(delivery_id))
 
 
@@ -178,12 +178,14 @@ def cancel_result(delivery_id: str) -> ResponseReturnValue:
 
 
 def send_again(delivery_id: str) -> bool:
-    """Send a result again or hurry it, and commit; return False if it was sent."""
+    """Send a result again or retry it without waiting, and commit; return False if it was already
+    sent.
+    """
     return _recorded(retry_delivery(delivery_id), delivery_id, Act.RESULT_SENT_AGAIN)
 
 
 def give_up(delivery_id: str) -> bool:
-    """Give up sending a result, and commit; return False if it was sent or canceled."""
+    """Give up sending a result, and commit; return False if it was already sent or canceled."""
     return _recorded(cancel_delivery(delivery_id), delivery_id, Act.RESULT_CANCELLED)
 
 

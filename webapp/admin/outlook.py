@@ -28,14 +28,14 @@ from webapp.extensions import db
 from webapp.models import Dataset, ModelVersion, TrainingRun
 
 EARLIER_RUNS = 5
-"""The number of recent runs from which the speed of this installation is estimated."""
+"""The number of recent runs from which this installation's speed is estimated."""
 STARTERS = {"starter": STARTER_DIR, "starter-series": STARTER_SERIES_DIR}
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How many seconds an expected second (`ml.expected_time`) takes here, and the source of that
-    figure.
+    """How many seconds an expected second (`ml.expected_time`) takes on this machine, and the
+    source of that figure.
     """
 
     slowness: float
@@ -47,12 +47,12 @@ class Outlook:
     """What a run would do.
 
     Attributes:
-        images: of the chosen data sets; None where none is chosen.
+        images: of the chosen data sets; None if none is chosen.
         seconds: how long it would take.
-        presets: the same with the settings of each preset, by its name.
+        presets: the same for the settings of each preset, by its name.
         speed: the basis of these estimates.
-        refused: sentences on why it cannot run.
-        overruled: sentences on what would differ from the request.
+        refused: sentences that say why it cannot run.
+        overruled: sentences that say what would differ from the request.
     """
 
     images: int | None
@@ -64,11 +64,11 @@ class Outlook:
 
     @property
     def mark(self) -> str:
-        """A short hash of the warnings; a form that contains it has shown them."""
+        """A short hash of the warnings; a form that contains it has displayed them."""
         return hashlib.sha256("\n".join(self.overruled).encode()).hexdigest()[:16]
 
     def has_news_for(self, warnings_shown: str | None) -> bool:
-        """Return whether a form with that mark has not shown these warnings."""
+        """Return whether a form with this mark has not displayed these warnings."""
         return bool(self.overruled) and warnings_shown != self.mark
 
 
@@ -127,8 +127,8 @@ def speed_here(architecture: str) -> Speed:
 
 
 def _slowness(card: Mapping[str, Any]) -> float | None:
-    """Return how many seconds an expected second of a finished run took; the card's seconds are
-    those of fits and controls.
+    """Return how many seconds an expected second of a finished run took; the seconds on the card
+    include fits and controls only.
     """
     seconds, settings = card.get("seconds"), card.get("settings") or {}
     images = (card.get("data") or {}).get("images")
@@ -267,7 +267,7 @@ def _partly_seen(card_id: str, datasets: Sequence[Dataset]) -> Iterator[str]:
 
 
 def _groups(datasets: Sequence[Dataset], card_id: str, label: str) -> int | None:
-    """Return the number of groups of a class that the model with that id has not seen (all groups
+    """Return the number of groups of a class that the model with this id has not seen (all groups
     for ""); None if that was not counted. If data sets share patients, the true number is lower.
     """
     counted = 0
@@ -289,8 +289,8 @@ def _folds(settings: Mapping[str, Any], datasets: Sequence[Dataset]) -> int:
 
 
 def _seen_by(version_id: str) -> set[str]:
-    """Return the ids of the data sets that the convolutions of a version learned from, also in
-    the versions that it started from.
+    """Return the ids of the data sets that the convolutional layers of a version were trained on,
+    including those of the versions that it started from.
     """
     seen: set[str] = set()
     for _ in range(EARLIER_RUNS):

@@ -60,7 +60,8 @@ def live_page(name: str, *, pending: bool, status: int = 200, **context: Any) ->
     """Render `admin/<name>.html` or, for htmx requests under …/progress, its part
     `admin/_<name>.html`.
 
-    The part is 304 while it is unchanged, and ends the polling once nothing is `pending`.
+    The fragment gets status 304 while it is unchanged, and ends the polling once nothing is
+    `pending`.
     """
     if not request.path.endswith("/progress"):
         return make_response(
@@ -93,8 +94,8 @@ def warn_of_delay() -> None:
 
 
 def cancel_job(table: type[Leased], job_id: str, act: Act) -> bool:
-    """Cancel a job, record that and commit; return False where it has ended or is not there. Its
-    worker notices when it next reports.
+    """Cancel a job, record that and commit; return False if it has ended or does not exist. Its
+    worker notices at its next progress report.
     """
     cancelled = cancel(table, table.id == job_id)
     if cancelled:
@@ -105,8 +106,8 @@ def cancel_job(table: type[Leased], job_id: str, act: Act) -> bool:
 
 def start_again(table: type[Leased], job_id: str, act: Act, **columns: Any) -> bool | None:
     """Queue a failed or canceled job of the train workers again with these columns, record that,
-    commit and wake a worker; return whether a worker could be woken, or None if the job is not
-    failed or canceled.
+    commit and notify a worker; return whether a worker could be notified, or None if the job is
+    neither failed nor canceled.
     """
     queued = queue_again(table, table.id == job_id, **columns)
     if queued:
@@ -116,7 +117,7 @@ def start_again(table: type[Leased], job_id: str, act: Act, **columns: Any) -> b
 
 
 def flash_start(was_nudged: bool | None, otherwise: str) -> None:
-    """Show the outcome of `start_again`: the message `otherwise` if it did nothing."""
+    """Show the outcome of `start_again`: the message `otherwise` if nothing was queued."""
     if was_nudged is None:
         flash(otherwise, "warning")
     elif not was_nudged:

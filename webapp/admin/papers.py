@@ -1,4 +1,4 @@
-"""The paper's experiment on a data set: launched, canceled and resumed."""
+"""The paper's experiment on a data set: launch, cancellation and resumption."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ HAS_ENDED = "This experiment has already ended."
 NOT_RESUMED = "Only the newest experiment can be resumed, and only after it was canceled or failed."
 
 EARLIER_EXPERIMENTS = 5
-"""Among so many finished ones, one of all architectures is looked for that says how long it took.
+"""How many finished experiments are searched for one of all architectures, to estimate the
+duration.
 """
 
 
 class PaperForm(PostedForm):
-    """What the paper's experiment is to compute."""
+    """The choices for the paper's experiment."""
 
     architectures = SelectMultipleField(
         "Architectures",
@@ -63,7 +64,7 @@ class PaperForm(PostedForm):
 
 @blueprint.post("/datasets/<dataset_id>/paper")
 def launch_paper(dataset_id: str) -> ResponseReturnValue:
-    """Queue the paper's experiment on a data set, unless one is open."""
+    """Queue the paper's experiment on a data set, unless one is queued or running."""
     form = PaperForm()
     if form.validate_on_submit():
         try:
@@ -83,7 +84,7 @@ def launch_paper(dataset_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/papers/<experiment_id>/cancel")
 def cancel_paper(experiment_id: str) -> ResponseReturnValue:
-    """Cancel the experiment; its finished cells and its checkpoint stay."""
+    """Cancel the experiment; its finished cells and its checkpoint are kept."""
     experiment = db.get_or_404(PaperExperiment, experiment_id)
     if not stop_experiment(experiment):
         flash(HAS_ENDED, "warning")
@@ -92,7 +93,7 @@ def cancel_paper(experiment_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/papers/<experiment_id>/resume")
 def resume_paper(experiment_id: str) -> ResponseReturnValue:
-    """Queue a canceled or failed experiment again; it continues where it stopped."""
+    """Queue a canceled or failed experiment again; it resumes where it stopped."""
     experiment = db.get_or_404(PaperExperiment, experiment_id)
     flash_start(resume_experiment(experiment), NOT_RESUMED)
     return redirect(url_for("admin.accuracy", dataset_id=experiment.dataset_id, _anchor="paper"))
@@ -106,11 +107,11 @@ def add_experiment(
 
     Args:
         architectures: names of `ml.catalogue.OF_THE_PAPER`.
-        weights: one of the choices of `initial_weights("alexnet")`.
+        weights: one of `initial_weights("alexnet")`.
 
     Raises:
         NotFound: there is no such data set.
-        RequestRefused: it is not ready, or an experiment on it is open.
+        RequestRefused: it is not ready, or an experiment on it is queued or running.
     """
     dataset = locked_dataset(dataset_id)
     newest = newest_experiment(dataset_id)
@@ -133,8 +134,8 @@ def add_experiment(
 def commit_and_nudge(
     experiment: PaperExperiment, before: Callable[[PaperExperiment], object] = lambda _: None
 ) -> bool:
-    """Commit a new experiment, with what `before` stores of it, and wake a worker; return whether a
-    worker could be woken.
+    """Commit a new experiment, with what `before` stores for it, and notify a worker; return
+    whether a worker could be notified.
     """
     db.session.flush()
     before(experiment)
@@ -148,8 +149,8 @@ def stop_experiment(experiment: PaperExperiment) -> bool:
 
 
 def resume_experiment(experiment: PaperExperiment) -> bool | None:
-    """Queue an experiment again; what is returned is that of `start_again`, None also where it is
-    not the newest of its data set.
+    """Queue an experiment again; return what `start_again` returns, or None if it is not the newest
+    of its data set.
     """
     locked_dataset(experiment.dataset_id)
     newest = newest_experiment(experiment.dataset_id)
@@ -178,8 +179,9 @@ def newest_experiment(dataset_id: str) -> PaperExperiment | None:
 
 
 def expected_here_s(dataset: Dataset) -> float | None:
-    """Return how many seconds the whole experiment would take on a data set here: as many for each
-    image as the newest one that was finished; None if none was, or the images were not counted.
+    """Return an estimate of the duration of the whole experiment on a data set, in seconds: the
+    time per image of the newest finished experiment; None if there is none, or the images were not
+    counted.
     """
     images = (dataset.exploration or {}).get("images")
     finished = db.session.scalars(

@@ -1,5 +1,5 @@
-"""The page of processing: the result of each step on a slice, computed by the functions that
-training uses.
+"""The processing page: the result of each step on a slice, computed by the same functions as in
+training.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ NORMALIZATIONS = {
 
 
 def slider(label: str, low: int, high: int, step: int, default: int) -> IntegerField:
-    """Return a field that is a slider."""
+    """Return a field rendered as a slider."""
     return IntegerField(
         label,
         [Optional(), NumberRange(low, high, f"Choose {low} to {high}.")],
@@ -81,7 +81,7 @@ def slider(label: str, low: int, high: int, step: int, default: int) -> IntegerF
 
 
 class ProcessingForm(Form):
-    """The slice and how it is processed; it is in the address. An invalid field has its default."""
+    """The slice and how it is processed, from the address. An invalid field gets its default."""
 
     dataset = SelectField("Data set", default="", validate_choice=False)
     image = IntegerField(
@@ -131,13 +131,14 @@ class ProcessingForm(Form):
 
     @property
     def address(self) -> dict[str, Any]:
-        """Return what was given of it in the address of the page."""
+        """Return the values given in the address of the page."""
         return {name: value for name, value in request.args.items() if name in self._fields}
 
     @property
     def what(self) -> dict[str, Any]:
-        """Return which slice is chosen, as `webapp.models.Preview` has it: of a data set, else of a
-        scan, else of a phantom. A scan that this administrator may not see is ignored.
+        """Return the chosen slice in the format of `webapp.models.Preview`: from a data set,
+        otherwise a scan, otherwise a phantom. A scan that this administrator may not see is
+        ignored.
         """
         if is_id(self.dataset.data) and self.image.data:
             number = self.image.data - 1
@@ -158,7 +159,7 @@ class ProcessingForm(Form):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return how it is processed: a `ml.preprocessing.model_input.InputSpec` as JSON, and what
+        """Return how it is processed: an `ml.preprocessing.model_input.InputSpec` as JSON, and what
         else the steps need.
         """
         return {
@@ -181,7 +182,7 @@ class ProcessingForm(Form):
 @blueprint.get("/processing")
 @blueprint.get("/processing/progress", endpoint="processing_progress")
 def processing() -> Response:
-    """Show what each step makes of the slice in the address, or how far a worker is."""
+    """Show the output of each step for the slice in the address, or the worker's progress."""
     form = ProcessingForm(request.args)
     what = form.what
     is_part = request.path.endswith("/progress")
@@ -197,14 +198,14 @@ def processing() -> Response:
         has_autoencoder=bool(form.version.choices),
     )
     if is_part and "HX-Request" in request.headers and form.address:
-        # A slider was moved; its value is in the address.
+        # A slider was moved, so its value is in the address.
         page.headers["HX-Replace-Url"] = url_for("admin.processing", **form.address)
     return page
 
 
 @blueprint.get("/previews/<preview_id>/<int:step>/<int:index>.png")
 def preview_picture(preview_id: str, step: int, index: int) -> Response:
-    """Send a picture of a preview; previews of a scan only to its owner."""
+    """Send an image of a preview; previews of a scan only to the scan's owner."""
     preview = db.get_or_404(Preview, preview_id)
     if preview.scan_id is not None:
         query = select(Scan.id).where(Scan.id == preview.scan_id, Scan.user_id == current_user.id)
@@ -214,7 +215,7 @@ def preview_picture(preview_id: str, step: int, index: int) -> Response:
 
 
 def stored_picture(preview: Preview, step: int, index: int) -> Response:
-    """Return a picture of a preview; 404 if there is none."""
+    """Return an image of a preview; 404 if there is none."""
     try:
         start, length = (preview.result or [])[step]["pictures"][index]
     except IndexError:
@@ -272,7 +273,7 @@ def _own_scans() -> list[tuple[str, str]]:
 
 
 def _restructuring_versions() -> list[tuple[str, str]]:
-    """Return the versions that restructure their inputs, the newest first."""
+    """Return the versions that restructure their inputs, newest first."""
     versions = db.session.scalars(
         select(ModelVersion)
         .where(ModelVersion.card[("settings", "restructure")].as_string() == "autoencoder")

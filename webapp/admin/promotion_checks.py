@@ -60,8 +60,8 @@ class Decision:
 
     Attributes:
         by_id, reason, point: as `webapp.models.promote` takes them.
-        seen: what `mark_of_live` returned when the administrator decided.
-        confirmation: what they typed where the checklist requires it.
+        seen: the return value of `mark_of_live` when the administrator decided.
+        confirmation: the text typed, if the checklist requires one.
     """
 
     by_id: str | None
@@ -85,10 +85,10 @@ class Checklist:
     """The checks of a candidate against the live version.
 
     Attributes:
-        live: the live version, None where there is none.
+        live: the live version; None if there is none.
         verdict: a key of `SUMMARIES`.
-        compared: the sources of the comparison.
-        checks: the lines.
+        compared: the comparison's results, one for each source.
+        checks: the lines of the checklist.
     """
 
     live: ModelVersion | None
@@ -179,7 +179,7 @@ def _export_check(card: Mapping[str, Any]) -> Check:
 
 
 def _written_out(small: float) -> str:
-    """Return a small number with two digits and without an exponent."""
+    """Format a small number with two digits and without an exponent."""
     return format(Decimal(f"{small:.2g}"), "f")
 
 
@@ -208,7 +208,7 @@ def _shadow_check(version: ModelVersion, live: ModelVersion | None) -> Check:
 
 def mark_of_live(reads: str) -> str:
     """Return a mark of the live version and its operating point, to detect changes after a page was
-    shown.
+    displayed.
     """
     newest = newest_promotion(reads)
     return str(newest.id) if newest else NONE_LIVE
@@ -219,7 +219,7 @@ def promote_as_admin(version: ModelVersion, decision: Decision) -> Promotion:
     caller commits.
 
     Raises:
-        PromotionRefused: what was live has changed since, the confirmation is missing, or the
+        PromotionRefused: the live version has changed since, the confirmation is missing, or the
             version may not be promoted.
     """
     newest = newest_promotion(version.reads, lock=True)
@@ -238,7 +238,8 @@ def require_unchanged(newest: Promotion | None, seen: str) -> None:
     decision.
 
     Raises:
-        PromotionRefused: somebody else has promoted a version meanwhile, or that is unknown.
+        PromotionRefused: somebody else has promoted a version meanwhile, or this cannot be
+            determined.
     """
     if newest is None or seen == str(newest.id):
         return
@@ -252,10 +253,11 @@ def require_unchanged(newest: Promotion | None, seen: str) -> None:
 
 
 def require_confirmation(checklist: Checklist, confirmation: str) -> None:
-    """Refuse to promote a version that is worse or not comparable unless the phrase was typed.
+    """Refuse to promote a version that is worse or not comparable unless the confirmation phrase
+    was typed.
 
     Raises:
-        PromotionRefused: it was not.
+        PromotionRefused: the phrase was not typed.
     """
     phrase = checklist.phrase
     if phrase and " ".join(confirmation.split()).lower() != phrase:

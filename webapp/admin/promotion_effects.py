@@ -33,7 +33,7 @@ from webapp.models import (
 from webapp.models.shadows import MOST_WAITING
 
 MOST_SCANS = MOST_WAITING
-"""Maximum number of scans that are compared, the newest ones."""
+"""Maximum number of scans that are compared; the newest are chosen."""
 NOTHING_BEFORE = "No version was live before this promotion, so there is nothing to compare with."
 SAME_VERSION = "This promotion changed only the operating point, so nothing needs to be computed."
 
@@ -72,9 +72,9 @@ class Effect:
     Attributes:
         before: the previous promotion; None for the first of its kind.
         until: when it ended; None while it is in force.
-        results: the newest results of that time, the newest first.
+        results: the newest results of that period, newest first.
         is_cut: whether there are more than `MOST_SCANS`.
-        beside: the results for which the previous version's answer is known.
+        beside: the results for which the previous version's prediction is known.
         running: the shadow that is computing more of them.
         compared: this version minus the previous one on labeled images.
     """
@@ -90,17 +90,17 @@ class Effect:
 
     @property
     def is_point_only(self) -> bool:
-        """Whether it changed the operating point of the version that was live."""
+        """Whether it only changed the operating point of the live version."""
         return self.before is not None and self.before.version_id == self.promotion.version_id
 
     @property
     def missing(self) -> int:
-        """The number of these scans without an answer of the previous version."""
+        """The number of these scans without a prediction of the previous version."""
         return len(self.results) - len(self.beside)
 
     @cached_property
     def changed(self) -> list[Beside]:
-        """The results that would have been in another state."""
+        """The results that would have had a different state."""
         return [pair for pair in self.beside if pair.state != pair.result.state]
 
     @property
@@ -115,7 +115,7 @@ class Effect:
 
 
 def effect_of(promotion: Promotion) -> Effect:
-    """Return the effect of a promotion, as far as it is known."""
+    """Return what is known of the effect of a promotion."""
     before, after = promotion_before(promotion), promotion_after(promotion)
     until = after.at if after else None
     results = _live_results_between(promotion, until)
@@ -133,12 +133,12 @@ def effect_of(promotion: Promotion) -> Effect:
 
 
 def find_out(promotion: Promotion, by_id: str | None) -> Shadow:
-    """Let the previous version answer, in a shadow, the scans of a promotion's time that it has not
-    answered; the caller commits.
+    """Let the previous version analyze, in a shadow, the scans from the period of a promotion that
+    it has not analyzed; the caller commits.
 
     Raises:
-        ShadowRefused: there is no previous version, nothing to answer, or another version is in
-            shadow.
+        ShadowRefused: there is no previous version, there is nothing to analyze, or another version
+            is in shadow.
     """
     effect = effect_of(promotion)
     if effect.before is None:
@@ -165,7 +165,7 @@ def find_out(promotion: Promotion, by_id: str | None) -> Shadow:
 
 def _live_results_between(promotion: Promotion, until: datetime | None) -> list[LiveResult]:
     """Return the results of the promoted version while the promotion was in force, one for each
-    scan, the newest first, and at most one more than `MOST_SCANS`.
+    scan, newest first, and at most one more than `MOST_SCANS`.
     """
     newest_of: dict[str, LiveResult] = {}
     for table, time in (
@@ -219,8 +219,8 @@ def _live_result(row: Any) -> LiveResult:
 def _beside(
     results: Sequence[LiveResult], promotion: Promotion, before: Promotion
 ) -> Iterator[Beside]:
-    """Yield the results with a known answer of the previous version, at its operating point of that
-    time.
+    """Yield the results for which the previous version's prediction is known, at its operating
+    point of that time.
     """
     if before.version_id == promotion.version_id:
         known: Mapping[str, float] = {result.scan_id: result.probability for result in results}

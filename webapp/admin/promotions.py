@@ -61,7 +61,9 @@ def promotion(promotion_id: int) -> Response:
 
 @blueprint.post("/promotions/<int:promotion_id>/find-out")
 def find_out_effect(promotion_id: int) -> ResponseReturnValue:
-    """Let the previous version answer the scans of the time that a promotion was in force."""
+    """Let the previous version analyze the scans from the period in which a promotion was in
+    force.
+    """
     try:
         _, was_nudged = begin_finding_out(_promotion(promotion_id), current_user.id)
         if not was_nudged:
@@ -72,8 +74,8 @@ def find_out_effect(promotion_id: int) -> ResponseReturnValue:
 
 
 def begin_finding_out(promotion: Promotion, by_id: str) -> tuple[Shadow, bool]:
-    """Let the previous version answer the scans of the time that a promotion was in force, and
-    commit; return the shadow, and whether a worker could be notified.
+    """Let the previous version analyze the scans from the period in which a promotion was in force,
+    and commit; return the shadow, and whether a worker could be notified.
 
     Raises:
         ShadowRefused: as `find_out`.

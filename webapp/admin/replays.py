@@ -1,4 +1,4 @@
-"""The page of replays: random samples of answers, computed again."""
+"""The page of replays: random samples of predictions, computed again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOTHING_TO_DRAW = "No result has a submitted file that is still stored."
 
 
 class SampleForm(PostedForm):
-    """How many answers to draw."""
+    """The number of predictions to draw."""
 
     count = IntegerField(
         "Results",
@@ -73,7 +73,7 @@ def replays() -> Response:
 
 @blueprint.post("/replays")
 def sample() -> ResponseReturnValue:
-    """Draw answers at random and queue them to be computed again."""
+    """Draw predictions at random and queue them to be computed again."""
     form = SampleForm()
     if not form.validate_on_submit():
         return _page(form, REFUSED)
@@ -87,8 +87,8 @@ def sample() -> ResponseReturnValue:
 
 
 def draw_sample(most: int, by_id: str) -> ReplaySample | None:
-    """Queue up to so many answers, drawn at random, to be computed again, and commit; return the
-    sample, None if there is no answer to draw. The caller nudges.
+    """Queue up to this many predictions, drawn at random, to be computed again, and commit; return
+    the sample, or None if there is no prediction to draw. The caller notifies a worker.
     """
     drawn, count = sample_answers(most, by_id)
     if not count:
@@ -161,7 +161,7 @@ def _outcome(status: JobStatus, is_same: bool | None) -> str:
 
 
 def _unlike(sample: ReplaySample) -> list[tuple[Replay, ReplayView]]:
-    """Return the replays of a sample that differ or failed, the first `ROWS_SHOWN`."""
+    """Return the first `ROWS_SHOWN` replays of a sample that differ or failed."""
     rows = unlike(sample).order_by(Replay.finished_at, Replay.id).limit(ROWS_SHOWN)
     return [(row, replay_view(row)) for row in db.session.scalars(rows)]
 

@@ -51,7 +51,7 @@ TAG = re.compile(rf"[\w.+-]{{1,{LONGEST_TAG}}}")
 
 
 def tags_in(text: str) -> list[str]:
-    """Return the tags in a text, in lower case and each once.
+    """Return the tags in a text, in lower case and without duplicates.
 
     Raises:
         ValueError: as `tags_of`.
@@ -60,10 +60,10 @@ def tags_in(text: str) -> list[str]:
 
 
 def tags_of(words: Iterable[str]) -> list[str]:
-    """Return words as tags, in lower case and each once.
+    """Return words as tags, in lower case and without duplicates.
 
     Raises:
-        ValueError: one is no word, or there are too many; the text is a sentence.
+        ValueError: one is not a word, or there are too many; the message is a sentence.
     """
     tags = sorted({word.lower() for word in words})
     for tag in tags:
@@ -141,7 +141,7 @@ class LaunchForm(DescribeForm):
 
     def validate_datasets(self, field: Field) -> None:
         if field.errors:
-            return  # Not of those offered, so nothing that the database may be asked for.
+            return  # Not one of the choices offered, so it must not reach the database.
         if not field.data:
             raise ValidationError("Choose at least one data set that is ready.")
         if names := versions_of_one(field.data):
@@ -160,7 +160,7 @@ class LaunchForm(DescribeForm):
 
 def launch_form(architecture: Architecture, **shown: Any) -> Any:
     """Return the launch form for `architecture`: data sets, settings, initial weights and seed;
-    `shown` are the values of fields where nothing was posted.
+    `shown` are the values of fields that were not posted.
     """
     fields = {field_name(setting): field_of(setting) for setting in architecture.settings}
     form = type("LaunchFormOfArchitecture", (LaunchForm,), fields)(**shown)
@@ -173,7 +173,7 @@ def launch_form(architecture: Architecture, **shown: Any) -> Any:
 
 
 def shown_for_clone(run: TrainingRun) -> dict[str, Any]:
-    """Return the values of the form for a run like that one."""
+    """Return the form values for a run like that one."""
     return {
         "name": f"{run.name} (copy)"[:LONGEST_NAME] if run.name else None,
         "tags": ", ".join(run.tags),
@@ -186,10 +186,10 @@ def shown_for_clone(run: TrainingRun) -> dict[str, Any]:
 
 
 def settings_of(form: Any, architecture: Architecture) -> dict[str, int | float | str]:
-    """Return the settings in a form.
+    """Return the settings from a form.
 
     Raises:
-        SettingError: one of them is wrong.
+        SettingError: one of them is invalid.
     """
     return architecture.parse_settings(
         {setting.name: form[field_name(setting)].data for setting in architecture.settings}
@@ -267,7 +267,7 @@ def field_of(setting: Setting) -> Field:
 
 
 def ready_datasets() -> Any:
-    """Select id and name of the imported data sets."""
+    """Select the id and name of the imported data sets."""
     return (
         select(Dataset.id, Dataset.name)
         .where(Dataset.status == JobStatus.DONE)
@@ -319,6 +319,6 @@ def initial_weights(encoder: EncoderName | None) -> list[SelectChoice]:
 
 
 def encoder_of(architecture: str) -> EncoderName | None:
-    """Return the encoder of an architecture, None where it has none or is not in the catalogue."""
+    """Return the encoder of an architecture; None if it has none or is not in the catalogue."""
     known = ARCHITECTURES.get(architecture)
     return known.encoder if known else None

@@ -32,8 +32,8 @@ class RunsQuery:
     """The filters and the order of a list of runs.
 
     Attributes:
-        filters: the filters in the address that say something, by name: "state", "architecture",
-            "dataset" (an id), "tag", "text" (of name or notes) and "sort".
+        filters: the filters in the address that are set, by name: "state", "architecture",
+            "dataset" (an id), "tag", "text" (in name or notes) and "sort".
         where: the conditions.
         order: the order.
     """

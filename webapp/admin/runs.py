@@ -124,8 +124,8 @@ def describe_run(run_id: str) -> ResponseReturnValue:
 
 
 def curves_of(run_id: str) -> tuple[TrainingChart, ...]:
-    """Return a chart for each metric that the folds of a run have reported; controls have no
-    signal to follow.
+    """Return a chart for each metric that the folds of a run have reported; controls are left out,
+    because they have no signal to follow.
     """
     points = db.session.execute(
         select(TrainingPoint.metric, TrainingPoint.step, TrainingPoint.value, TrainingPoint.stage)
@@ -137,14 +137,16 @@ def curves_of(run_id: str) -> tuple[TrainingChart, ...]:
 
 @blueprint.post("/runs/<run_id>/cancel")
 def cancel_run(run_id: str) -> ResponseReturnValue:
-    """Cancel a queued or running training; its worker notices within a second or a batch."""
+    """Cancel a queued or running training run; its worker notices within a second, or after its
+    current batch.
+    """
     if not stop_run(run_id):
         flash("This run does not exist or has already finished.", "warning")
     return redirect(url_for("admin.run", run_id=run_id))
 
 
 def stop_run(run_id: str) -> bool:
-    """Cancel a training run, and commit; False if there is none, or it has ended."""
+    """Cancel a training run, and commit; False if it does not exist, or has ended."""
     cancelled = cancel_job(TrainingRun, run_id, Act.RUN_CANCELLED)
     if cancelled:
         storage.discard(f"checkpoints/{run_id}.zip")
@@ -159,6 +161,6 @@ def retry_run(run_id: str) -> ResponseReturnValue:
 
 
 def restart_run(run_id: str) -> bool | None:
-    """Queue a run again, with the same settings; what is returned is that of `start_again`."""
+    """Queue a run again, with the same settings; return what `start_again` returns."""
     fresh: dict[str, Any] = {"eta_s": None, "current_metrics": {}}
     return start_again(TrainingRun, run_id, Act.RUN_RETRIED, **fresh)

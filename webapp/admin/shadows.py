@@ -1,5 +1,5 @@
-"""The pages of shadows: a candidate answers live scans, and its answers are compared with those of
-the live version. No other page shows them.
+"""The pages of shadows: a candidate analyzes live scans, and its predictions are compared with
+those of the live version. No other page shows them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HAS_ENDED = "Shadow mode has already ended."
 
 @dataclass(frozen=True)
 class Disagreement:
-    """An answer with a different state from the live version's; `scan` is None if it is not shared
+    """A prediction whose state differs from the live version's; `scan` is None if it is not shared
     with the reader.
     """
 
@@ -46,7 +46,7 @@ class Disagreement:
 
 @blueprint.post("/models/<version_id>/shadow")
 def launch_shadow(version_id: str) -> ResponseReturnValue:
-    """Start a shadow: a version answers live scans without showing the results to users."""
+    """Start a shadow: a version analyzes live scans without showing the results to users."""
     version = db.get_or_404(ModelVersion, version_id)
     try:
         shadow = begin_shadow(version, current_user.id)
@@ -75,7 +75,7 @@ def begin_shadow(version: ModelVersion, by_id: str) -> Shadow:
 @blueprint.get("/shadows/<shadow_id>")
 @blueprint.get("/shadows/<shadow_id>/progress", endpoint="shadow_progress")
 def shadow(shadow_id: str) -> Response:
-    """Show where candidate and live version agree, their disagreements, drift and cost."""
+    """Show the agreement of candidate and live version, their disagreements, drift and cost."""
     versions = (joinedload(Shadow.version), joinedload(Shadow.against))
     row = db.get_or_404(
         Shadow,
@@ -105,14 +105,16 @@ def shadow(shadow_id: str) -> Response:
 
 @blueprint.post("/shadows/<shadow_id>/stop")
 def stop_shadow(shadow_id: str) -> ResponseReturnValue:
-    """End a shadow, and cancel its unanswered scans."""
+    """End a shadow, and cancel its unfinished scans."""
     if not finish_shadow(db.get_or_404(Shadow, shadow_id)):
         flash(HAS_ENDED, "warning")
     return redirect(url_for("admin.shadow", shadow_id=shadow_id))
 
 
 def finish_shadow(shadow: Shadow) -> bool:
-    """End a shadow as an administrator asked, and commit; return False if it has ended."""
+    """End a shadow at an administrator's request, and commit; return False if it has already
+    ended.
+    """
     ended = end_shadow(shadow.id, "An administrator stopped it.")
     if ended:
         record(Act.SHADOW_STOPPED, shadow.version_id)
@@ -123,9 +125,9 @@ def finish_shadow(shadow: Shadow) -> bool:
 def _disagreements(
     shadow_id: str, live: str | None, own: str | None
 ) -> tuple[list[Disagreement], PageNumbers]:
-    """Return the requested page of disagreements, the newest first, and which page it is.
+    """Return the requested page of disagreements, newest first, and its number.
 
-    As elsewhere, an administrator sees pictures and titles only of their own scans and of those
+    As elsewhere, an administrator sees images and titles only of their own scans and of those
     shared with them.
     """
     which = disagreements(shadow_id, live, own)

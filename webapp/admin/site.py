@@ -79,14 +79,14 @@ class ConfirmedForm(PostedForm):
 
 @dataclass(frozen=True)
 class OnConfirmedScans:
-    """What is known of a candidate and the live version on this site's confirmed scans.
+    """What is known about a candidate and the live version on this site's confirmed scans.
 
     Attributes:
         computed_at: when the newest site figures were computed; None if there are none.
-        figures: "own" of the candidate and "live", each where these figures have it
+        figures: "own" for the candidate and "live", each if it is among these figures
             (`ml.evaluation.site_figures.FiguresOfSite` as JSON).
-        confirmed: how many scans are confirmed now.
-        dataset: the newest data set of confirmed scans that is ready.
+        confirmed: the current number of confirmed scans.
+        dataset: the newest ready data set of confirmed scans.
     """
 
     computed_at: datetime | None
@@ -96,7 +96,7 @@ class OnConfirmedScans:
 
 
 def on_confirmed_scans(candidate: ModelVersion, live: ModelVersion) -> OnConfirmedScans:
-    """Return what is known of both on this site's confirmed scans."""
+    """Return what is known about both on this site's confirmed scans."""
     done, counts = newest_figures(JobStatus.DONE), confirmed_counts()
     by_id = {one["version_id"]: one["all"] for one in (done.figures if done else None) or ()}
     return OnConfirmedScans(
@@ -149,7 +149,7 @@ def show_site(form: ConfirmedForm, status: int = 200) -> Response:
 
 
 def _with_rows(version: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of a version with its `name` and `rows`: of all scans, then by month."""
+    """Return the figures of a version with its `name` and `rows`: all scans, then by month."""
     row = db.session.get(ModelVersion, version["version_id"])
     name = name_of_version(row) if row else display_name(version["architecture"])
     rows = [{**version["all"], "month": "All"}, *version["months"]]
@@ -182,7 +182,7 @@ def make_dataset() -> ResponseReturnValue:
 
 @blueprint.post("/site/calibrate")
 def calibrate_version() -> ResponseReturnValue:
-    """Have a worker calibrate a live version to a data set of this site."""
+    """Have a worker calibrate a live version on a data set of this site."""
     version_id, dataset_id = request.form.get("version", ""), request.form.get("dataset", "")
     version = db.session.get(ModelVersion, version_id) if is_id(version_id) else None
     dataset = db.session.get(Dataset, dataset_id) if is_id(dataset_id) else None

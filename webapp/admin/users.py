@@ -51,7 +51,7 @@ def users() -> ResponseReturnValue:
 @blueprint.post("/users/<user_id>/role")
 def change_role(user_id: str) -> ResponseReturnValue:
     """Make somebody a user, a reviewer or an administrator; the last administrator who can log in
-    stays one.
+    cannot be demoted.
     """
     user = db.get_or_404(User, user_id)
     role = request.form.get("role", "")
@@ -62,17 +62,17 @@ def change_role(user_id: str) -> ResponseReturnValue:
             flash(f"{user.username} is now {ROLES[user.role]}.", "success")
     except AccountRefused as err:
         flash(str(err), "warning")
-    if not current_user.is_admin:  # One's own role, which ended this page.
+    if not current_user.is_admin:  # They changed their own role and may no longer see this page.
         return redirect(url_for("worklist.show"))
     return redirect(url_for("admin.users"))
 
 
 class AccountRefused(ValueError):
-    """An account is not changed like this; the text is a sentence for the administrator."""
+    """The account cannot be changed like this; the message is a sentence for the administrator."""
 
 
 def set_role(user: User, role: Role) -> bool:
-    """Give a user a role, and commit; False if they have it already.
+    """Give a user a role, and commit; False if they already have it.
 
     Raises:
         AccountRefused: they are the only administrator who can log in.
@@ -80,7 +80,7 @@ def set_role(user: User, role: Role) -> bool:
     if user.role == role:
         db.session.commit()
         return False
-    # Locks the administrators, so that of two who demote each other one stays.
+    # Locks the administrators, so that two who demote each other at the same time leave one.
     if active_admins() == [user.id]:
         db.session.rollback()
         raise AccountRefused(LAST_ADMIN)
@@ -116,8 +116,8 @@ def make_reset_link(user_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/users/<user_id>/second-factor/reset")
 def reset_second_factor(user_id: str) -> ResponseReturnValue:
-    """Take away the second factor of somebody who lost it, and end their logins; one's own takes
-    password and code, on the account page.
+    """Remove the second factor of a user who lost it, and end their sessions; removing one's own
+    requires password and code, on the account page.
     """
     user = db.get_or_404(User, user_id)
     if user.id == current_user.id:
@@ -136,8 +136,8 @@ def reset_second_factor(user_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/users/<user_id>/delete")
 def delete_user(user_id: str) -> ResponseReturnValue:
-    """Delete another user's account with all scans; deleting one's own takes the password, on the
-    account page.
+    """Delete another user's account with all scans; deleting one's own requires the password, on
+    the account page.
     """
     user = db.get_or_404(User, user_id)
     if user.id == current_user.id:
@@ -171,7 +171,7 @@ def disable_user(user_id: str) -> ResponseReturnValue:
 
 
 def disable(user: User) -> bool:
-    """Disable a user, and commit; False if they are disabled already.
+    """Disable a user, and commit; False if they are already disabled.
 
     Raises:
         AccountRefused: they are the only administrator who can log in.

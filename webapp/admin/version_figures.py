@@ -27,7 +27,7 @@ CARD_TABS = {
     "controls": "Controls",
     "settings": "Settings",
 }
-"""The tabs that a version's page and its run's page have in common: the model card."""
+"""The tabs that a version's page and its run's page share: the model card."""
 USUAL_PREVALENCE = 10.0
 PREVALENCES = 0.1, 99.0
 """The range of prevalences that may be entered, in percent."""
@@ -38,8 +38,8 @@ class Tile:
     """One of the figures at the top of a page.
 
     Attributes:
-        title: of the figure.
-        figure: `ml.figures.Estimate` as JSON; None where the card has none.
+        title: the name of the figure.
+        figure: an `ml.figures.Estimate` as JSON; None if the card has none.
         what: what it was measured on, or why it has no interval.
         is_share: whether it is shown in percent, as in the tables of operating points.
     """
@@ -59,10 +59,10 @@ class AtThreshold:
         noun: what is counted, "scans" or "slices".
         threshold: 0..1.
         prevalence: the share with hemorrhage, in percent.
-        sensitivity, specificity: 0..1, with the numbers that they are of, None where unknown.
-        ppv, npv: at that prevalence, None where nothing is called so.
+        sensitivity, specificity: 0..1, with their numerators and denominators; None if unknown.
+        ppv, npv: at that prevalence; None if no scan is called positive or negative.
         alarms, true_alarms, false_alarms, missed: per 100.
-        chart: the place on the ROC curve.
+        chart: the point on the ROC curve.
     """
 
     level: str
@@ -87,7 +87,7 @@ class VersionFigures:
     """The figures at the top of the page of a version or of its run.
 
     Attributes:
-        level: what the version is judged by (`level_of`).
+        level: the level at which the version is judged (`level_of`).
         has_patients: whether figures by patient differ from those by slice.
         tiles: sensitivity and specificity at the operating point, AUROC and calibration.
         charts: by level (`charts_of`).
@@ -104,8 +104,8 @@ class VersionFigures:
 
 
 def figures_of(version: ModelVersion, arguments: Mapping[str, str] | None = None) -> VersionFigures:
-    """Return the figures of a version; `arguments` are those of `requested_threshold`, whose errors
-    are ignored.
+    """Return the figures of a version; `arguments` are as in `requested_threshold`, but errors in
+    them are ignored.
     """
     has_patients = _has_patients(version.card)
     levels = [level for level in LEVELS if curve_of(version, level)]
@@ -119,22 +119,23 @@ def figures_of(version: ModelVersion, arguments: Mapping[str, str] | None = None
 
 
 def level_of(version: ModelVersion) -> str:
-    """Return what a version is judged by: "slice" if it reads slices, since it answers series only
-    while no series model is live, or if figures by patient would be the same; else "patient".
+    """Return the level at which a version is judged: "slice" if it reads slices, because it
+    analyzes series only while no series model is live, or if figures by patient would be the same;
+    otherwise "patient".
     """
     return "patient" if version.reads != "slice" and _has_patients(version.card) else "slice"
 
 
 def _has_patients(card: Mapping[str, Any]) -> bool:
-    """Return whether patients of the test data have several slices."""
+    """Return whether patients in the test data have several slices."""
     return differ_by_patient(card.get("patient_metrics"), card["metrics"])
 
 
 def differ_by_patient(
     by_patient: Mapping[str, Any] | None, by_slice: Mapping[str, Any] | None
 ) -> bool:
-    """Return whether metrics by patient are of other numbers than those by slice; where they are
-    not, each slice is a patient of its own, and both are the same.
+    """Return whether metrics by patient have other numbers than those by slice; if not, each slice
+    counts as a separate patient, and both are the same.
     """
     of_patients = (by_patient or {}).get("auroc") or {}
     of_slices = (by_slice or {}).get("auroc") or {}
@@ -161,7 +162,8 @@ def tiles_of(version: ModelVersion) -> list[Tile]:
         figure = at_point.get(name)
         count = (figure or {}).get("n")
         is_of_all = count == (metrics.get(name) or {}).get("n")
-        # Operating points of scans are judged on series only; the other figures on all patients.
+        # Operating points for scans are evaluated on series only; the other figures on all
+        # patients.
         counted = noun if level == "slice" or is_of_all else "scans of several slices"
         of = f"{count:,} {counted} {which}" if count else noun
         tiles.append(Tile(f"{title}, {point}", figure, of, is_share=True))
@@ -182,8 +184,8 @@ def _at_point(version: ModelVersion, level: str, metrics: Mapping[str, Any]) -> 
     chosen = chosen_for(version)
     threshold = chosen.scan_threshold if level == "patient" else chosen.slice_threshold
     if version.point is None:
-        # The trained threshold is usually that of a named point, which is judged on what the
-        # threshold is for: scans of several slices, without patients of one picture.
+        # The trained threshold is usually that of a named point, which is evaluated on what the
+        # threshold is for: scans of several slices, without patients who have a single image.
         same = (point for point in points.values() if point.get("threshold") == threshold)
         return dict(next(same, metrics))
     if version.point != OWN_THRESHOLDS:
@@ -200,8 +202,8 @@ def _at_point(version: ModelVersion, level: str, metrics: Mapping[str, Any]) -> 
 
 
 def curve_of(version: ModelVersion, level: str) -> Sequence[Mapping[str, float]]:
-    """Return the curve of thresholds at a level: from the card or, if that predates curves, from
-    the stored answers; empty if there is neither.
+    """Return the curve of thresholds at a level: from the card or, if the card predates curves,
+    from the stored predictions; empty if there is neither.
     """
     of_card = (version.card.get("curves") or {}).get(level)
     return of_card or ((version.curves or {}).get(level) or {}).get("thresholds") or ()
@@ -211,10 +213,9 @@ def requested_threshold(version: ModelVersion, arguments: Mapping[str, str]) -> 
     """Return the figures at the requested threshold; None if there is no curve.
 
     Args:
-        arguments: "level", "at" or the field of a form ("scan_threshold", "slice_threshold") with
-            the threshold, and "prevalence" (in percent), all texts. Where one is missing or empty,
-            the level is that of the tiles, the threshold the one in use, and the prevalence
-            `USUAL_PREVALENCE`.
+        arguments: "level", "at" or the form field ("scan_threshold", "slice_threshold") with the
+            threshold, and "prevalence" (in percent), all as text. For a missing or empty value, the
+            default is the level of the tiles, the threshold in use, and `USUAL_PREVALENCE`.
 
     Raises:
         ValueError: one of them is invalid; the message is a sentence.
@@ -289,8 +290,8 @@ def _at_threshold(
 
 
 def _counts_of_curve(version: ModelVersion, level: str) -> tuple[int | None, int | None]:
-    """Return how many answers with and without hemorrhage a curve is of: those of the card's named
-    points, which are of the same answers, or of the stored answers.
+    """Return the numbers of predictions with and without hemorrhage behind a curve: those of the
+    card's named points, which come from the same predictions, or those of the stored predictions.
     """
     if (version.card.get("curves") or {}).get(level):
         point = ((version.card.get("points") or {}).get(level) or {}).get("balanced") or {}
@@ -303,8 +304,8 @@ def _counts_of_curve(version: ModelVersion, level: str) -> tuple[int | None, int
 
 
 def charts_of(curves: Mapping[str, Any], levels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return by level the charts that its answers allow: "roc" and "precision" need both classes,
-    "calibration" any answer.
+    """Return, by level, the charts that its predictions allow: "roc" and "precision" need both
+    classes, "calibration" needs any predictions.
     """
     charts: dict[str, dict[str, Any]] = {}
     for level in levels:

@@ -72,9 +72,9 @@ NOT_CHECKED = (
 
 
 class PromoteForm(PostedForm):
-    """The reason for a promotion, and the operating point; none keeps the version's own. `seen` is
-    what was live when the page was shown, `confirmation` what has to be typed for a version that is
-    worse or not comparable.
+    """The reason for a promotion, and the operating point; none keeps the version's current one.
+    `seen` is the version that was live when the page was displayed, `confirmation` the text to type
+    for a version that is worse or not comparable.
     """
 
     reason = TextField(
@@ -91,7 +91,7 @@ class PromoteForm(PostedForm):
     slice_threshold = TextField("Single slices from")
 
     def operating_point(self, version: ModelVersion) -> OperatingPoint | None:
-        """Return the operating point asked for, None where none is.
+        """Return the requested operating point; None if none was requested.
 
         Raises:
             PromotionRefused: the version has no such point.
@@ -152,7 +152,7 @@ class Period:
 
 
 def periods_of(history: Sequence[Promotion]) -> list[Period]:
-    """Return the periods of the newest promotions, the newest first."""
+    """Return the periods of the newest promotions, newest first."""
     until: dict[str, datetime] = {}
     periods = []
     for promotion in history:
@@ -162,7 +162,7 @@ def periods_of(history: Sequence[Promotion]) -> list[Period]:
 
 
 def period_at(reads: str, moment: datetime) -> Period | None:
-    """Return the promotion in force for `reads` at a moment; None if there was none yet."""
+    """Return the promotion in force for `reads` at a point in time; None if there was none yet."""
     promotion = promotion_at(reads, moment)
     if promotion is None:
         return None
@@ -175,7 +175,7 @@ def model(version_id: str) -> ResponseReturnValue:
     """Show a version's card, its promotions, and the form that promotes it."""
     version = db.get_or_404(ModelVersion, version_id)
     form = PromoteForm()
-    if at := request.args.get("use"):  # The values of the page's section on thresholds.
+    if at := request.args.get("use"):  # Values from the page's section on thresholds.
         form.point.data = OWN_THRESHOLDS
         of_scans = request.args.get("level") != "slice"
         (form.scan_threshold if of_scans else form.slice_threshold).data = at
@@ -184,8 +184,8 @@ def model(version_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/models/<version_id>/promote")
 def promote(version_id: str) -> ResponseReturnValue:
-    """Make a version live that a predict worker can load; a rollback does the same with an older
-    one, and a change of operating point with the live one.
+    """Make a version live, after a predict worker has loaded it; a rollback does the same with an
+    older one, and a change of operating point with the live one.
     """
     version = db.get_or_404(ModelVersion, version_id)
     form = PromoteForm()
@@ -208,11 +208,11 @@ def promote(version_id: str) -> ResponseReturnValue:
 
 
 def make_live(version: ModelVersion, decision: Decision) -> Promotion:
-    """Promote a version that a predict worker can load, or change the operating point of the live
-    one, and commit.
+    """Promote a version, after a predict worker has loaded it, or change the operating point of the
+    live one, and commit.
 
     Raises:
-        PromotionRefused: it may not be promoted, or no worker could use it; nothing was changed.
+        PromotionRefused: it may not be promoted, or no worker could load it; nothing was changed.
     """
     live = live_version(version.reads)
     was_live = live is not None and live.id == version.id
@@ -265,7 +265,7 @@ def request_comparison_with_live(version: ModelVersion) -> bool:
 @blueprint.get("/models/<version_id>/both")
 def both_versions(version_id: str) -> ResponseReturnValue:
     """Show the figures of a version and of the live one at a threshold, on the same patients, as a
-    part of the version's page.
+    fragment of the version's page.
     """
     version = db.get_or_404(ModelVersion, version_id)
     try:
@@ -278,7 +278,7 @@ def both_versions(version_id: str) -> ResponseReturnValue:
 
 @blueprint.get("/models/<version_id>/threshold")
 def threshold(version_id: str) -> ResponseReturnValue:
-    """Show the figures at a threshold, as a part of the version's page."""
+    """Show the figures at a threshold, as a fragment of the version's page."""
     version = db.get_or_404(ModelVersion, version_id)
     try:
         at = requested_threshold(version, request.args)
@@ -292,13 +292,13 @@ def threshold(version_id: str) -> ResponseReturnValue:
     "/models/<version_id>/mistakes/<int:index>-heat.png", endpoint="version_mistake_heat"
 )
 def version_mistake(version_id: str, index: int) -> ResponseReturnValue:
-    """Send the picture of one of a version's worst mistakes out of fold, or its heat map."""
+    """Send the image of one of a version's worst out-of-fold mistakes, or its heat map."""
     version = db.get_or_404(ModelVersion, version_id)
     return stored_mistake(version, index, "-heat" if request.path.endswith("-heat.png") else "")
 
 
 def stored_mistake(version: ModelVersion, index: int, layer: str = "") -> Response:
-    """Return the picture of a mistake, or its heat map ("-heat"); 404 if there is none."""
+    """Return the image of a mistake, or its heat map ("-heat"); 404 if there is none."""
     if index >= len(version.mistakes or ()):
         abort(404, "This version has no such mistake.")
     try:

@@ -1,4 +1,4 @@
-"""The JSON API under /api/v1: submit scans, read results, and ask which model was live, with a
+"""The JSON API under /api/v1: submit scans, read results, and find out which model was live, with a
 bearer token.
 
 Errors are `application/problem+json` (RFC 9457) and come from `webapp/errors.py`, like those of
@@ -12,7 +12,7 @@ from threading import Lock
 import flask_smorest
 from flask import Flask, Response
 
-from webapp.api import (  # noqa: F401 - they add the operations.
+from webapp.api import (  # noqa: F401 - importing them registers the operations.
     dataset_images,
     datasets,
     deliveries,
@@ -37,11 +37,11 @@ from webapp.api.document import GROUPS, INTRODUCTION, Conventions
 
 
 class Api(flask_smorest.Api):
-    """The documented API; its errors are `webapp/errors.py`'s, so that there is one handler in the
-    application.
+    """The documented API; its errors come from `webapp/errors.py`, so that the application has one
+    error handler.
 
-    Its document is made when somebody first asks for it: most processes are never asked, and it
-    takes a fifth of the time of a start.
+    Its document is built on the first request for it: most processes never get one, and building it
+    takes a fifth of the startup time.
     """
 
     DEFAULT_ERROR_RESPONSE_NAME = None
@@ -52,10 +52,12 @@ class Api(flask_smorest.Api):
         super().__init__(app, spec_kwargs={**introduction, "extra_plugins": [Conventions()]})
 
     def _register_error_handlers(self) -> None:
-        """Leave errors alone: flask-smorest would answer in a format of its own, on pages too."""
+        """Register no error handlers: those of flask-smorest use a format of their own, on pages
+        too.
+        """
 
     def _openapi_json(self) -> Response:
-        """Answer with the document."""
+        """Respond with the document."""
         with self._lock:
             if not self._is_complete:
                 self._complete()
@@ -68,7 +70,7 @@ class Api(flask_smorest.Api):
         described = "Create a token on your account page."
         scheme = {"type": "http", "scheme": "bearer", "description": described}
         self.spec.components.security_scheme("token", scheme)
-        # Not by `register_blueprint`, which makes one group of all operations.
+        # Not with `register_blueprint`, which would put all operations into one group.
         blueprint.register_views_in_doc(
             self, self._app, self.spec, name=blueprint.name, parameters=None
         )

@@ -1,7 +1,7 @@
 """Authentication and authorization of API requests, and what all operations share.
 
-An operation is declared by `operation`, which says which scope a token needs for it; one that is
-registered without it is refused.
+An operation is declared with `operation`, which states the scope that a token needs for it; one
+that is registered without it is refused.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ NOUNS = {
 NO_SUCH_SCAN = "Scan not found."
 NOT_MODIFIED = "Not modified since the ETag in If-None-Match."
 SCOPE_OF: dict[str, Scope | None] = {}
-"""What a token needs for each operation, by the name of its view; None: any valid token will do."""
+"""The scope that each operation needs, by the name of its view; None: any valid token is enough."""
 
 within_api_rate = limiter.shared_limit(
     lambda: f"{current_app.config['API_REQUESTS_PER_MINUTE']} per minute",
@@ -63,14 +63,14 @@ within_api_rate = limiter.shared_limit(
     key_func=lambda: str(whose_request()),
     exempt_when=lambda: not current_app.config["API_REQUESTS_PER_MINUTE"],
 )
-"""Decorates all operations: a person's requests are counted together, whichever of their tokens
-they come by.
+"""Decorates all operations: a user's requests count toward one limit, whichever of their tokens are
+used.
 """
 
 
 class Parser(FlaskParser):
-    """Reads query parameters and JSON bodies; what it refuses, such as a name that is misspelled,
-    is told in a sentence.
+    """Parses query parameters and JSON bodies; if it refuses something, such as a misspelled name,
+    the response explains why.
     """
 
     def __init__(self) -> None:
@@ -85,8 +85,8 @@ class Parser(FlaskParser):
         raise UnprocessableEntity(" ".join(sentences)) from error
 
     def _raw_load_json(self, req: Any) -> Any:
-        """Return the body. One that is nested too deep, or holds a number of thousands of digits,
-        raises other errors than one that is not JSON.
+        """Return the body. A body that is nested too deeply, or contains a number with thousands of
+        digits, raises other errors than one that is not JSON.
         """
         try:
             return super()._raw_load_json(req)
@@ -95,7 +95,7 @@ class Parser(FlaskParser):
 
 
 def _sentences(messages: Any, name: str = "") -> Iterator[str]:
-    """Yield what is wrong with each field; `name` is that of the field that holds them."""
+    """Yield the problems of each field; `name` is that of the parent field."""
     if isinstance(messages, dict):
         for key, inner in messages.items():
             inner_name = "" if key == "_schema" else str(key)
@@ -106,26 +106,28 @@ def _sentences(messages: Any, name: str = "") -> Iterator[str]:
 
 
 class Blueprint(flask_smorest.Blueprint):
-    """A blueprint whose arguments are read by `Parser`."""
+    """A blueprint whose arguments are parsed by `Parser`."""
 
     ARGUMENTS_PARSER = Parser()
 
     @staticmethod
     def _make_doc_response_schema(schema: Any) -> Any:
-        """Return the class of a schema, which stands for it in the document. Each decorator copies
-        what the others have documented; copies of classes cost nothing, and those of instances were
-        a third of the time that the application took to start.
+        """Return the class of a schema, to represent it in the document. Each decorator copies what
+        the others have documented; copying classes costs nothing, while copying instances took a
+        third of the application's startup time.
         """
         return type(schema) if isinstance(schema, Schema) else schema
 
 
 NO_ROOM = (503, 507)
-"""The statuses of operations that store files: the storage or the broker is away, or full."""
+"""The error statuses of operations that store files: the storage or the broker is unavailable or
+full.
+"""
 UPLOAD_REFUSED = (413, 415, *NO_ROOM)
-"""The statuses of operations that take files."""
+"""The error statuses of operations that accept files."""
 
 blueprint = Blueprint("api", __name__, url_prefix="/api/v1", description="Scans and their results")
-csrf.exempt(blueprint)  # The API ignores cookies, so no other site can act for a browser.
+csrf.exempt(blueprint)  # The API ignores cookies, so another site cannot use a browser's login.
 
 
 def bearer() -> str:
@@ -172,7 +174,7 @@ def require_scope_of_operation() -> None:
     """Check that the token has the scope that this operation needs.
 
     Raises:
-        Forbidden: it has not (`require_scope`).
+        Forbidden: it does not (`require_scope`).
     """
     scope = SCOPE_OF[str(request.endpoint).removeprefix(f"{blueprint.name}.")]
     if scope is not None:
@@ -187,7 +189,7 @@ class InsufficientScope(Forbidden):
         self.scope = scope
 
     def get_headers(self, *args: Any, **kwargs: Any) -> list[tuple[str, str]]:
-        """Return the headers, with the scope that is missing."""
+        """Return the headers, with the missing scope."""
         challenge = WWWAuthenticate(
             "bearer", {"realm": REALM, "error": "insufficient_scope", "scope": self.scope.value}
         )
@@ -198,8 +200,8 @@ def require_scope(scope: Scope) -> None:
     """Check that the request's token has a scope.
 
     Raises:
-        Forbidden: it does not, or the scope is for administrators and the owner of the token is
-            not one, or has to set up a second factor first.
+        Forbidden: it does not, or the scope is for administrators and the owner of the token is not
+            one, or has to set up a second factor first.
     """
     token: ApiToken = g.api_token
     if scope is Scope.ADMIN and not token.user.is_admin:
@@ -237,12 +239,12 @@ def require_bearer_still() -> None:
 @blueprint.after_request
 def answer_conditionally(answer: Response) -> Response:
     """Add an ETag, so that polling clients get 304 while nothing changes, and forbid shared
-    caching. A page of a list leads to the next one.
+    caching. A page of a list gets a link to the next one.
     """
     if next_page := g.get("next_page"):
         answer.headers["Link"] = f'<{next_page}>; rel="next"'
     if request.method in ("GET", "HEAD") and answer.status_code == 200:
-        answer.direct_passthrough = False  # Files are read for their ETag; they are small.
+        answer.direct_passthrough = False  # Small files are read into memory to compute their ETag.
         answer.add_etag()
         answer.make_conditional(request)
     answer.headers.setdefault("Cache-Control", "private, no-cache")
@@ -260,15 +262,15 @@ def operation(
 ) -> Callable[[Any], Any]:
     """Return the decorator that makes a view an operation of the API.
 
-    POSTs are `idempotent`, and what all operations may answer is documented.
+    POSTs are `idempotent`, and the responses that all operations share are documented.
 
     Args:
         path: below /api/v1, in Flask's notation.
-        operation_id: its name in the OpenAPI document, which generated clients call it by.
-        scope: what a token needs; None: any valid token will do.
-        problems: statuses of errors besides 401, 403 and 429.
-        within: a rate limit of its own.
-        streams: the view itself reads the body, which is too large to be looked at before.
+        operation_id: its name in the OpenAPI document, and in generated clients.
+        scope: what a token needs; None: any valid token is enough.
+        problems: error statuses besides 401, 403 and 429.
+        within: a separate rate limit.
+        streams: the view itself reads the body, which is too large to be parsed before.
     """
 
     def add(view: Any) -> Any:
@@ -288,7 +290,7 @@ def operation(
         security = [{"token": [scope.value] if scope else []}]
         document = blueprint.doc(operationId=operation_id, security=security, responses=responses)
         view = document(view)
-        # Grouped by their module, in the document and in generated clients.
+        # Grouped by module, in the document and in generated clients.
         tags = [view.__module__.rsplit(".", 1)[-1]]
         return blueprint.route(path, methods=[method], tags=tags)(within_api_rate(within(view)))
 
@@ -299,7 +301,7 @@ Table = TypeVar("Table", bound=Base)
 
 
 def row_of(table: type[Table], row_id: str) -> Table:
-    """Return a row by its id, as it is now.
+    """Return a row by its id, with its current values.
 
     Raises:
         NotFound: there is none.

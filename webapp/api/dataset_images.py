@@ -1,7 +1,8 @@
-"""The images of a data set one by one, corrections of their labels, and questions about data sets
-that a train worker answers.
+"""Individual images of a data set, label corrections, and analyses of data sets by a train
+worker.
 
-Images, patients and groups have numbers, never names, but an image by itself.
+Images, patients and groups have numbers, not names; only the response for a single image contains
+names.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ NOT_FAILED = "Only failed analyses can be requested again."
 @operation(POST, "/datasets/<dataset_id>/images", "index_images", Scope.ADMIN, 404)
 @blueprint.response(202, DatasetQuestionSchema)
 def index_images(dataset_id: str) -> dict[str, Any]:
-    """Have a worker index the images of a data set that was imported before imports did so, or try
-    again; what is there already is returned.
+    """Have a worker index the images of a data set that was imported before imports did this, or
+    retry; an existing index is returned.
     """
     dataset = row_of(Dataset, dataset_id)
     if dataset.status != JobStatus.DONE:
@@ -82,14 +83,14 @@ def index_images(dataset_id: str) -> dict[str, Any]:
 @blueprint.arguments(DatasetImagesQuerySchema, location="query")
 @blueprint.response(200, DatasetImagesPageSchema)
 def list_dataset_images(query: Mapping[str, Any], dataset_id: str) -> dict[str, Any]:
-    """List the images of a data set that filters let through, in the order asked for."""
+    """List the images of a data set that match the filters, in the requested order."""
     dataset = indexed(dataset_id)
     filters = {
         name: str(value)
         for name, value in query.items()
         if value is not None and name not in ("cursor", "limit")
     }
-    # The rules are those of the page; sizes and sources are those that there are.
+    # The page validates the same way; sizes and sources must be among those that exist.
     chosen = ImageFilterForm(dataset, MultiDict(filters)).chosen
     if missing := filters.keys() - chosen.keys():
         return listed([], unmatched=sorted(missing))
@@ -104,8 +105,8 @@ def list_dataset_images(query: Mapping[str, Any], dataset_id: str) -> dict[str, 
 )
 @blueprint.response(200, DatasetImageSchema)
 def read_dataset_image(dataset_id: str, number: int) -> dict[str, Any]:
-    """Get an image of a data set with all that is known of it, its near-duplicates, and the
-    correction of its label that waits.
+    """Get an image of a data set with everything known about it, its near-duplicates, and the
+    pending correction of its label.
     """
     return whole_image(image_of(dataset_id, number))
 
@@ -140,8 +141,8 @@ def read_dataset_thumbnail(dataset_id: str, number: int) -> Response:
 @blueprint.arguments(DatasetPictureQuerySchema, location="query")
 @blueprint.response(200, BINARY, content_type="image/png")
 def read_dataset_picture(query: Mapping[str, Any], dataset_id: str, number: int) -> Response:
-    """Download an image at full size, in a window and with its outline; a worker makes the picture
-    when it is first asked for.
+    """Download an image at full size, in a window and with its outline; a worker renders it on the
+    first request.
     """
     image = image_of(dataset_id, number)
     if image.thumbnail_at is None:
@@ -161,8 +162,8 @@ def read_dataset_picture(query: Mapping[str, Any], dataset_id: str, number: int)
 @blueprint.arguments(CorrectLabelSchema, location="json")
 @blueprint.response(200, DatasetImageSchema)
 def correct_label(body: Mapping[str, Any], dataset_id: str, number: int) -> dict[str, Any]:
-    """Note a correction of a label, in place of an earlier one; the label that the image has
-    withdraws it. Corrections count once they are applied together.
+    """Record a label correction, replacing an earlier one; a correction to the current label
+    withdraws it. Corrections take effect once they are applied together.
     """
     image = image_of(dataset_id, number)
     try:
@@ -176,7 +177,7 @@ def correct_label(body: Mapping[str, Any], dataset_id: str, number: int) -> dict
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, CorrectionsPageSchema)
 def list_corrections(query: Mapping[str, Any], dataset_id: str) -> dict[str, Any]:
-    """List the corrections of labels that wait to be applied."""
+    """List the pending label corrections."""
     waiting = corrections_of(row_of(Dataset, dataset_id).id)
     page = part_of(waiting, lambda correction: str(correction.number), query)
     return listed([correction_as_json(correction) for correction in page])
@@ -186,7 +187,7 @@ def list_corrections(query: Mapping[str, Any], dataset_id: str) -> dict[str, Any
 @blueprint.arguments(ApplyCorrectionsSchema, location="json")
 @blueprint.response(202, DatasetSummarySchema)
 def apply_all_corrections(body: Mapping[str, Any], dataset_id: str) -> dict[str, Any]:
-    """Have a worker make the next version of a data set, with all corrections that wait."""
+    """Have a worker make the next version of a data set, with all pending corrections."""
     try:
         corrected, _ = apply_corrections(
             row_of(Dataset, dataset_id), body["name"], g.token_owner_id
@@ -200,7 +201,9 @@ def apply_all_corrections(body: Mapping[str, Any], dataset_id: str) -> dict[str,
 @blueprint.arguments(SplitQuestionSchema, location="json")
 @blueprint.response(202, DatasetQuestionSchema)
 def preview_split(body: Mapping[str, Any], dataset_id: str) -> dict[str, Any]:
-    """Ask how a training on a data set alone would split it; the same question is asked once."""
+    """Request a preview of how a training run on a data set alone would split it; an identical
+    request returns the existing preview.
+    """
     dataset = indexed(dataset_id)
     return question_as_json(_existing(split_preview(dataset.id, body["folds"], body["seed"])))
 
@@ -209,7 +212,9 @@ def preview_split(body: Mapping[str, Any], dataset_id: str) -> dict[str, Any]:
 @blueprint.arguments(CompareDatasetsSchema, location="json")
 @blueprint.response(202, DatasetQuestionSchema)
 def compare_datasets(body: Mapping[str, Any], dataset_id: str) -> dict[str, Any]:
-    """Ask how well simple features tell two data sets apart, and which images both have."""
+    """Request a comparison: how well simple features tell two data sets apart, and which images
+    both have.
+    """
     if body["other_id"] == dataset_id:
         raise Conflict("Choose two data sets.")
     one, other = indexed(dataset_id), indexed(body["other_id"])
@@ -219,14 +224,14 @@ def compare_datasets(body: Mapping[str, Any], dataset_id: str) -> dict[str, Any]
 @operation(GET, "/questions/<question_id>", "read_question", Scope.ADMIN, 404)
 @blueprint.response(200, DatasetQuestionSchema)
 def read_question(question_id: str) -> dict[str, Any]:
-    """Get a question about data sets: how far a worker is with it, then its answer."""
+    """Get an analysis of data sets: its progress, then its result."""
     return question_as_json(row_of(DatasetAnalysis, question_id))
 
 
 @operation(POST, "/questions/<question_id>/retry", "retry_question", Scope.ADMIN, 404)
 @blueprint.response(202, DatasetQuestionSchema)
 def ask_again(question_id: str) -> dict[str, Any]:
-    """Ask a question again whose answer failed."""
+    """Retry an analysis that failed."""
     if not retry_question(row_of(DatasetAnalysis, question_id)):
         raise Conflict(NOT_FAILED)
     return question_as_json(row_of(DatasetAnalysis, question_id))
@@ -237,7 +242,7 @@ def indexed(dataset_id: str) -> Dataset:
 
     Raises:
         NotFound: there is no such data set.
-        Conflict: they are not.
+        Conflict: its images are not indexed.
     """
     dataset = row_of(Dataset, dataset_id)
     job = analysis_of(dataset_id, AnalysisKind.IMAGES)
@@ -260,7 +265,7 @@ def image_of(dataset_id: str, number: int) -> DatasetImage:
 
 
 def _existing(question: DatasetAnalysis | None) -> DatasetAnalysis:
-    """Return the question that was asked just now.
+    """Return the analysis that was just requested.
 
     Raises:
         NotFound: the data set was deleted meanwhile.
@@ -271,7 +276,7 @@ def _existing(question: DatasetAnalysis | None) -> DatasetAnalysis:
 
 
 def image_as_json(image: DatasetImage) -> dict[str, Any]:
-    """Return an image as a list of the API shows it (`DatasetImageSummarySchema`)."""
+    """Return an image in the form used in lists (`DatasetImageSummarySchema`)."""
     return {
         "number": image.number,
         "label": LABEL_NAMES[image.label],
@@ -288,7 +293,7 @@ def image_as_json(image: DatasetImage) -> dict[str, Any]:
 
 
 def whole_image(image: DatasetImage) -> dict[str, Any]:
-    """Return an image as the API shows it (`DatasetImageSchema`)."""
+    """Return an image in the form of `DatasetImageSchema`."""
     waits = db.session.get(LabelCorrection, (image.dataset_id, image.number))
     return {
         **image_as_json(image),
@@ -306,7 +311,7 @@ def whole_image(image: DatasetImage) -> dict[str, Any]:
 
 
 def correction_as_json(correction: LabelCorrection) -> dict[str, Any]:
-    """Return a correction as the API shows it (`CorrectionSchema`)."""
+    """Return a correction in the form of `CorrectionSchema`."""
     return {
         "number": correction.number,
         "was": LABEL_NAMES[correction.image.label],
@@ -318,7 +323,7 @@ def correction_as_json(correction: LabelCorrection) -> dict[str, Any]:
 
 
 def question_as_json(question: DatasetAnalysis) -> dict[str, Any]:
-    """Return a question as the API shows it (`DatasetQuestionSchema`)."""
+    """Return an analysis in the form of `DatasetQuestionSchema`."""
     return {
         **work_as_json(question),
         "kind": AnalysisKind(question.kind),

@@ -43,7 +43,7 @@ GET, POST, DELETE = HTTPMethod.GET, HTTPMethod.POST, HTTPMethod.DELETE
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, DatasetsPageSchema)
 def list_datasets(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the data sets, the newest first."""
+    """List the data sets, newest first."""
     rows = select(Dataset).options(defer(Dataset.exploration))
     page = page_of(rows, (Dataset.created_at.desc(), Dataset.id), query)
     return listed([dataset_as_json(row[0]) for row in page])
@@ -75,8 +75,8 @@ def list_datasets(query: Mapping[str, Any]) -> dict[str, Any]:
 )
 @blueprint.response(202, DatasetSummarySchema)
 def import_dataset() -> dict[str, Any]:
-    """Import a ZIP file of labeled images; a worker reads it. A name is used once, so an import
-    that is sent again is refused.
+    """Import a ZIP file of labeled images, which a worker reads. Names are unique, so a repeated
+    import is refused.
     """
     if request.mimetype not in ("", "multipart/form-data"):
         raise UnsupportedMediaType("Send multipart/form-data with “name” and “archive”.")
@@ -98,7 +98,7 @@ def import_dataset() -> dict[str, Any]:
 @blueprint.arguments(ConfirmedDatasetSchema, location="json")
 @blueprint.response(202, DatasetSummarySchema)
 def make_confirmed_dataset(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Have a data set made of the confirmed scans that are shared with the reviewers."""
+    """Have a data set made from the confirmed scans that are shared with the reviewers."""
     chosen = Filter(
         since=body["since"].isoformat() if body["since"] else None,
         until=body["until"].isoformat() if body["until"] else None,
@@ -151,7 +151,7 @@ def read_contact_sheet(dataset_id: str) -> Response:
 
 
 def dataset_as_json(dataset: Dataset) -> dict[str, Any]:
-    """Return a data set as the API shows it (`DatasetSummarySchema`)."""
+    """Return a data set in the form of `DatasetSummarySchema`."""
     return {
         **work_as_json(dataset),
         "name": dataset.name,

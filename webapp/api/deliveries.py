@@ -1,4 +1,4 @@
-"""What came by DICOM, and results on their way to the operator's destinations."""
+"""Studies received by DICOM, and the delivery of results to the operator's destinations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GET, POST = HTTPMethod.GET, HTTPMethod.POST
 
 
 class DeliverySchema(WorkSchema):
-    """The result of a scan on its way to a destination; `error` says why the last try failed."""
+    """The delivery of a scan's result to a destination; `error` says why the last try failed."""
 
     scan_id = fields.String(required=True)
     destination = fields.String(
@@ -40,20 +40,20 @@ class DeliverySchema(WorkSchema):
 
 
 class DeliveriesPageSchema(PageSchema):
-    """One page of results that are or were sent, the newest first."""
+    """One page of deliveries, newest first."""
 
     items = fields.List(fields.Nested(DeliverySchema), required=True)
 
 
 class DeliveriesQuerySchema(PageQuerySchema):
-    """Which results are listed."""
+    """Filters for the list of deliveries."""
 
     status = fields.Enum(JobStatus, by_value=fields.String, load_default=None)
     scan = fields.String(load_default=None, validate=A_ID)
 
 
 class ReceivedStudySchema(Schema):
-    """What became of a study that came by DICOM."""
+    """The outcome of a study received by DICOM."""
 
     id = fields.String(required=True)
     sent_by = fields.String(required=True, metadata={"description": "AE titles."})
@@ -66,7 +66,7 @@ class ReceivedStudySchema(Schema):
 
 
 class ReceivedStudiesPageSchema(PageSchema):
-    """One page of studies that came by DICOM, the newest first."""
+    """One page of studies received by DICOM, newest first."""
 
     items = fields.List(fields.Nested(ReceivedStudySchema), required=True)
 
@@ -75,7 +75,7 @@ class ReceivedStudiesPageSchema(PageSchema):
 @blueprint.arguments(DeliveriesQuerySchema, location="query")
 @blueprint.response(200, DeliveriesPageSchema)
 def list_deliveries(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the results that are or were sent to destinations, the newest first."""
+    """List the deliveries of results to destinations, newest first."""
     rows = select(ResultDelivery)
     if query["status"]:
         rows = rows.where(ResultDelivery.status == query["status"])
@@ -88,7 +88,7 @@ def list_deliveries(query: Mapping[str, Any]) -> dict[str, Any]:
 @operation(POST, "/deliveries/<delivery_id>/retry", "retry_delivery", Scope.ADMIN, 404)
 @blueprint.response(200, DeliverySchema)
 def retry_result(delivery_id: str) -> dict[str, Any]:
-    """Send a result again that could not be sent, or hurry one that waits for its next try."""
+    """Send a result again that could not be sent, or retry it without waiting."""
     if not send_again(row_of(ResultDelivery, delivery_id).id):
         raise Conflict(SENT_MEANWHILE)
     return delivery_as_json(row_of(ResultDelivery, delivery_id))
@@ -107,7 +107,7 @@ def cancel_result(delivery_id: str) -> dict[str, Any]:
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, ReceivedStudiesPageSchema)
 def list_received_studies(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the studies that came by DICOM, the newest first, and what of them was refused."""
+    """List the studies received by DICOM, newest first, and what was refused of each."""
     order = (ReceivedStudy.closed_at.desc(), ReceivedStudy.id)
     studies = [row[0] for row in page_of(select(ReceivedStudy), order, query)]
     return listed(
@@ -126,7 +126,7 @@ def list_received_studies(query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def delivery_as_json(row: ResultDelivery) -> dict[str, Any]:
-    """Return a result on its way as the API shows it (`DeliverySchema`)."""
+    """Return a delivery in the form of `DeliverySchema`."""
     return {
         **work_as_json(row),
         "scan_id": row.scan_id,

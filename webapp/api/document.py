@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of all operations alike: examples, headers and conventions."""
+"""What the OpenAPI document says about all operations: examples, headers and conventions."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ GROUPS = {
     "deliveries": "studies received over DICOM and results sent to archives",
     "operations": "queues, workers, users and the audit log",
 }
-"""The groups of operations, by the name of their module, in the order in which people read."""
+"""The groups of operations, by the name of their module, in reading order."""
 INTRODUCTION = f"""\
 Brain hemorrhage detection on head CT. Research use only, never a diagnosis.
 
@@ -94,7 +94,7 @@ class Conventions(BasePlugin):
     """Adds examples, and the headers that many operations share, to each operation."""
 
     def init_spec(self, spec: APISpec) -> None:
-        """Add what operations refer to."""
+        """Add the components that operations refer to."""
         for name, parameter in PARAMETERS.items():
             spec.components.parameter(name, "header", {"required": False, **parameter})
         for name, header in {"Link": LINK, "RetryAfter": RETRY_AFTER, **ALWAYS}.items():

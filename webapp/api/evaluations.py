@@ -55,7 +55,7 @@ GET, POST = HTTPMethod.GET, HTTPMethod.POST
 @blueprint.arguments(EvaluationsQuerySchema, location="query")
 @blueprint.response(200, EvaluationsPageSchema)
 def list_evaluations(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the evaluations, the newest first; optionally of one version or data set."""
+    """List the evaluations, newest first; optionally of one version or data set."""
     rows = select(Evaluation).options(
         joinedload(Evaluation.dataset).load_only(Dataset.name),
         defer(Evaluation.curves),
@@ -73,8 +73,8 @@ def list_evaluations(query: Mapping[str, Any]) -> dict[str, Any]:
 @blueprint.arguments(EvaluateSchema, location="json")
 @blueprint.response(202, EvaluationSummarySchema)
 def evaluate_model(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Have a version scored on a data set; each pair is scored once, so one that there is already
-    is returned.
+    """Have a version scored on a data set; each pair is scored once, so an existing evaluation is
+    returned.
     """
     version = row_of(ModelVersion, body["version_id"])
     dataset = row_of(Dataset, body["dataset_id"])
@@ -123,7 +123,7 @@ def retry_evaluation(evaluation_id: str) -> dict[str, Any]:
 )
 @blueprint.response(200, {"type": "string"}, content_type="text/csv")
 def read_evaluation_answers(evaluation_id: str) -> Response:
-    """Download the table of all answers of an evaluation."""
+    """Download the table of all predictions of an evaluation."""
     return file_of(evaluation_id, "answers.csv", "text/csv")
 
 
@@ -136,7 +136,7 @@ def read_evaluation_answers(evaluation_id: str) -> Response:
 )
 @blueprint.response(200, BINARY, content_type="image/png")
 def read_mistake(evaluation_id: str, index: int) -> Response:
-    """Download the picture of one of the worst mistakes."""
+    """Download the image of one of the worst mistakes."""
     return mistake_of(evaluation_id, index)
 
 
@@ -149,12 +149,12 @@ def read_mistake(evaluation_id: str, index: int) -> Response:
 )
 @blueprint.response(200, BINARY, content_type="image/png")
 def read_mistake_heatmap(evaluation_id: str, index: int) -> Response:
-    """Download the heat map of a mistake as an overlay for its picture."""
+    """Download the heat map of a mistake as an overlay for its image."""
     return mistake_of(evaluation_id, index, "-heat")
 
 
 def mistake_of(evaluation_id: str, index: int, layer: str = "") -> Response:
-    """Return the picture of a mistake of an evaluation, or its heat map ("-heat").
+    """Return the image of a mistake of an evaluation, or its heat map ("-heat").
 
     Raises:
         NotFound: there is none.
@@ -167,7 +167,7 @@ def mistake_of(evaluation_id: str, index: int, layer: str = "") -> Response:
 
 
 def file_of(evaluation_id: str, name: str, media: str) -> Response:
-    """Return a file of an evaluation that is done."""
+    """Return a file of a finished evaluation."""
     evaluation = row_of(Evaluation, evaluation_id)
     if evaluation.status != JobStatus.DONE:
         raise NotFound("The evaluation has not finished.")
@@ -178,7 +178,7 @@ def file_of(evaluation_id: str, name: str, media: str) -> Response:
 @blueprint.arguments(ComparisonsQuerySchema, location="query")
 @blueprint.response(200, ComparisonsPageSchema)
 def list_comparisons(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the comparisons of versions on the same images, the newest first."""
+    """List the comparisons of versions on the same images, newest first."""
     rows = select(Comparison)
     if version_id := query["version"]:
         rows = rows.where(
@@ -192,7 +192,7 @@ def list_comparisons(query: Mapping[str, Any]) -> dict[str, Any]:
 @blueprint.arguments(CompareSchema, location="json")
 @blueprint.response(202, ComparisonSchema)
 def compare_with_live(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Have a version compared with the live one on the images that both judged."""
+    """Have a version compared with the live one on the images that both have predictions for."""
     version = row_of(ModelVersion, body["version_id"])
     try:
         request_comparison_with_live(version)
@@ -206,7 +206,7 @@ def compare_with_live(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Return an evaluation as the API shows it (`EvaluationSummarySchema`)."""
+    """Return an evaluation in the form of `EvaluationSummarySchema`."""
     return {
         **work_as_json(evaluation),
         "version_id": evaluation.version_id,
@@ -217,7 +217,7 @@ def evaluation_as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def comparison_as_json(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison as the API shows it (`ComparisonSchema`)."""
+    """Return a comparison in the form of `ComparisonSchema`."""
     return {
         **work_as_json(comparison),
         "version_id": comparison.version_id,

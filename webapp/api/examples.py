@@ -1,4 +1,6 @@
-"""An example of each schema, for the OpenAPI document; a test holds them to the schemas."""
+"""An example of each schema, for the OpenAPI document; a test validates them against the
+schemas.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ PROBLEMS = {
     ),
     "507": ("Insufficient Storage", "The server's disk is full. Please try again later."),
 }
-"""By status of an answer: title and sentence."""
+"""Title and sentence of each response status."""
 
 
 def page(path: str, item: Any, **more: Any) -> dict[str, Any]:
@@ -143,7 +145,7 @@ _figures = {
 
 
 def work(row_id: str, status: str = "queued") -> dict[str, Any]:
-    """Return a job in that status."""
+    """Return a job with that status."""
     is_done = status == "done"
     return {
         "id": row_id,
@@ -717,7 +719,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "NewRole": {"role": "reviewer"},
     "EventsPage": page("/audit", _event),
 }
-"""By the name of a schema in the document."""
+"""Examples by the name of a schema in the document."""
 FORMS: dict[str, dict[str, Any]] = {
     "submit_scans": {
         "file": ["1.dcm", "2.dcm"],
@@ -729,4 +731,4 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "import_dataset": {"name": "our scanner, 2026", "archive": "labeled.zip"},
 }
-"""By the name of an operation whose body is multipart/form-data; files by their names."""
+"""Examples by the name of an operation whose body is multipart/form-data; files by their names."""

@@ -1,4 +1,4 @@
-"""The schemas of the images of data sets, corrections of their labels, and questions about them."""
+"""Schemas of the images of data sets, label corrections, and analyses of data sets."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ A_LABEL = validate.OneOf(list(LABELS))
 
 
 def a_number(**arguments: Any) -> fields.Integer:
-    """Return the field of the number of an image, a patient or a group."""
+    """Return a field for the number of an image, a patient or a group."""
     return fields.Integer(required=True, validate=COUNT, **arguments)
 
 
 def a_filter(*choices: str) -> fields.String:
-    """Return the field of a filter that has one of these values, or is left out."""
+    """Return an optional filter field with one of these values."""
     return fields.String(load_default=None, validate=validate.OneOf(choices))
 
 
 class DatasetImagesQuerySchema(PageQuerySchema):
-    """Which images of a data set are listed, and in which order."""
+    """Filters and order for the images of a data set."""
 
     label = a_filter(*LABELS)
     type = a_filter(*BLEEDING_TYPES)
@@ -52,7 +52,7 @@ class DatasetImagesQuerySchema(PageQuerySchema):
 
 
 class DatasetPictureQuerySchema(Schema):
-    """How an image of a data set is shown."""
+    """How an image of a data set is rendered."""
 
     window = fields.String(
         load_default="brain",
@@ -101,7 +101,7 @@ class DatasetImagesPageSchema(PageSchema):
 
 
 class CorrectionSchema(Schema):
-    """A correction of a label that waits to be applied."""
+    """A pending label correction."""
 
     number = a_number()
     was = fields.String(required=True, validate=A_LABEL)
@@ -112,13 +112,13 @@ class CorrectionSchema(Schema):
 
 
 class CorrectionsPageSchema(PageSchema):
-    """One page of the corrections that wait."""
+    """One page of pending corrections."""
 
     items = fields.List(fields.Nested(CorrectionSchema), required=True)
 
 
 class DatasetImageSchema(DatasetImageSummarySchema):
-    """An image with all that is known of it."""
+    """An image with everything known about it."""
 
     name = fields.String(required=True, metadata={"description": "Its path in the data set."})
     bytes = a_number()
@@ -152,20 +152,20 @@ class ApplyCorrectionsSchema(Schema):
 
 
 class SplitQuestionSchema(Schema):
-    """The folds and the seed of a training."""
+    """The folds and the seed of a training run."""
 
     folds = fields.Integer(load_default=FOLDS, validate=validate.Range(2, 10))
     seed = fields.Integer(load_default=SEED, validate=validate.Range(0, LARGEST_SEED))
 
 
 class CompareDatasetsSchema(Schema):
-    """The data set that another one is to be compared with."""
+    """The data set to compare another one with."""
 
     other_id = an_id()
 
 
 class DatasetQuestionSchema(WorkSchema):
-    """A question about data sets that a train worker answers."""
+    """An analysis of data sets by a train worker."""
 
     kind = fields.Enum(AnalysisKind, by_value=fields.String, required=True)
     dataset_id = fields.String(required=True)

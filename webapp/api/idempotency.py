@@ -1,10 +1,10 @@
-"""`Idempotency-Key`: a POST that is sent again is done once, and answered alike (the IETF draft
-"The Idempotency-Key HTTP Header Field").
+"""`Idempotency-Key`: a POST that is repeated is executed once, and gets the same response (the IETF
+draft "The Idempotency-Key HTTP Header Field").
 
-A row of the person and the key is claimed before the operation runs, and gets its answer. Only
-answers of success are kept: a request that failed has made nothing, so it may be tried again with
-its key. Where an answer can be known before the commit that makes it true, `keep_answer` writes it
-in the same transaction, so that a process killed in between leaves both or neither.
+A row for the user and the key is claimed before the operation runs, and later gets the response.
+Only successful responses are kept: a failed request has created nothing, so it may be retried with
+the same key. If a response can be known before the commit that makes it true, `keep_answer` writes
+it in the same transaction, so that a process killed in between leaves both or neither.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ from webapp.models.idempotency import KEEP_H
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
 CLAIM_S = 120
-"""After this many seconds, a request without an answer counts as dead, and one with its key takes
-over."""
+"""After this many seconds, a request without a response counts as dead, and a new one with its key
+takes over.
+"""
 RETRY_AFTER_S = 2
 LARGEST_READ = 2**20
-"""Bytes of a body that is not a form; larger ones, and those that a view reads itself, are known by
-their length alone.
+"""Bytes of a body that is not a form; larger bodies, and those that a view reads itself, are
+compared by their length only.
 """
 PART = 2**18
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
 class StillRunning(Conflict):
-    """409: the first request with this key has no answer yet."""
+    """409: the first request with this key has no response yet."""
 
     description = "A request with this Idempotency-Key is still being answered; please try again."
 
@@ -52,13 +53,15 @@ class StillRunning(Conflict):
 
 @dataclass(frozen=True)
 class Claim:
-    """A request that is being answered: the row of its key, and the claim on that."""
+    """A request in progress: the row of its key, and the claim on that row."""
 
     id: str
     claim: str
 
     def write(self, status: int, body: str) -> bool:
-        """Write the answer, unless another request has taken over; return whether it counts."""
+        """Write the response, unless another request has taken over; return whether it was
+        written.
+        """
         written = (
             update(IdempotentRequest)
             .where(IdempotentRequest.id == self.id, IdempotentRequest.claim == self.claim)
@@ -70,7 +73,7 @@ class Claim:
         )
 
     def release(self) -> None:
-        """Delete the row unless it has an answer, so that the request may be tried again."""
+        """Delete the row unless it has a response, so that the request may be retried."""
         unanswered = delete(IdempotentRequest).where(
             IdempotentRequest.id == self.id,
             IdempotentRequest.claim == self.claim,
@@ -83,12 +86,13 @@ class Claim:
 def idempotent(
     view: Callable[..., Any], *, streams: bool, media_type: str = "application/json"
 ) -> Callable[..., Any]:
-    """Return the view, which answers a request with a key that it has answered before alike.
+    """Return the view, wrapped so that a repeated request with the same key gets the same
+    response.
 
     Args:
-        streams: the view itself reads the body, of which only the length is compared, and of a form
-            nothing.
-        media_type: of its answers.
+        streams: the view itself reads the body, of which only the length is compared; nothing is
+            compared if it is a form.
+        media_type: of its responses.
     """
 
     @wraps(view)
@@ -119,10 +123,11 @@ def idempotent(
 
 
 def keep_answer(status: int, body: Any) -> None:
-    """Keep the answer to this request in the transaction that makes it true; the caller commits.
+    """Keep the response to this request in the transaction that makes it true; the caller
+    commits.
 
     Args:
-        body: as the view answers it, dumped by its schema.
+        body: the view's response, as dumped by its schema.
 
     Raises:
         Conflict: another request with the same key has taken over.
@@ -133,7 +138,7 @@ def keep_answer(status: int, body: Any) -> None:
 
 
 def _key(header: str) -> str:
-    """Return the key, which may stand in quotation marks.
+    """Return the key, which may be in quotation marks.
 
     Raises:
         BadRequest: it is not a valid key.
@@ -145,12 +150,12 @@ def _key(header: str) -> str:
 
 
 def _fingerprint(*, streams: bool) -> str:
-    """Return a digest of method, address and body. Of a form, what was sent counts, not how: a
-    program that sends it again separates its parts differently.
+    """Return a digest of method, address and body. For a form, the content counts, not its
+    encoding: a program that sends it again may use a different multipart boundary.
     """
     digest = hashlib.sha256(f"{request.method} {request.full_path}\n".encode())
     if streams and request.mimetype in FORMS:
-        # The length changes with the boundary, which many programs draw anew, of any length.
+        # The length depends on the boundary, which many programs draw at random, at any length.
         digest.update(request.mimetype.encode())
     elif request.mimetype in FORMS:
         for name, value in request.form.items(multi=True):
@@ -169,10 +174,11 @@ def _fingerprint(*, streams: bool) -> str:
 
 
 def _claimed(key: str, fingerprint: str) -> IdempotentRequest:
-    """Return the row of this request: with its answer if there is one, else claimed for it.
+    """Return the row of this request: with its response if there is one, otherwise claimed for
+    it.
 
     Raises:
-        StillRunning: another request with this key is being answered.
+        StillRunning: another request with this key is in progress.
         UnprocessableEntity: the key belongs to another request.
     """
     of_key = select(IdempotentRequest, database_now()).where(
@@ -197,14 +203,14 @@ def _claimed(key: str, fingerprint: str) -> IdempotentRequest:
         db.session.add(row)
         try:
             db.session.commit()
-        except IntegrityError:  # Another request with this key came first, at this moment.
+        except IntegrityError:  # Another request with this key was inserted at the same moment.
             db.session.rollback()
         else:
             return row
 
 
 def _claimed_again(row: IdempotentRequest, now: datetime, fingerprint: str) -> IdempotentRequest:
-    """Return an existing row: with its answer, or, if its request is dead, claimed again."""
+    """Return an existing row: with its response, or, if its request is dead, claimed again."""
     if row.fingerprint != fingerprint:
         db.session.rollback()
         raise UnprocessableEntity(

@@ -1,5 +1,5 @@
-"""The schemas of what administrators ask of the API: model versions, evaluations, training runs,
-data sets, this site, users and the audit log.
+"""Schemas for administrators: model versions, evaluations, training runs, data sets, this site,
+users and the audit log.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ MOST_OPINIONS = 10
 
 
 def an_id(**arguments: Any) -> fields.String:
-    """Return the field of the id of a row that has to be there."""
+    """Return a field for the id of a row that must exist."""
     return fields.String(required=True, validate=A_ID, **arguments)
 
 
 def a_count(description: str) -> fields.Integer:
-    """Return the field of a number of things."""
+    """Return a field for a count."""
     return fields.Integer(required=True, validate=COUNT, metadata={"description": description})
 
 
 class WorkSchema(Schema):
-    """How far a worker is with a job."""
+    """The progress of a worker's job."""
 
     id = fields.String(required=True)
     status = fields.Enum(JobStatus, by_value=fields.String, required=True)
@@ -83,14 +83,14 @@ class RegisteredSchema(Schema):
 
 
 class RegistryPageSchema(PageSchema):
-    """One page of the registry, the newest version first."""
+    """One page of the registry, newest version first."""
 
     items = fields.List(fields.Nested(RegisteredSchema), required=True)
 
 
 class VersionSchema(RegisteredSchema):
-    """A model version with its card, its operating point, and its worst mistakes out of fold, each
-    of which has a picture.
+    """A model version with its card, its operating point, and its worst out-of-fold mistakes, each
+    of which has an image.
     """
 
     operating_point = fields.Nested(OperatingPointSchema, required=True)
@@ -114,7 +114,7 @@ class CheckSchema(Schema):
 
 
 class ComparedSchema(Schema):
-    """What the comparison with the live version says, on the images of one source."""
+    """The result of the comparison with the live version, on the images of one source."""
 
     source = fields.String(required=True)
     verdict = fields.String(required=True, validate=validate.OneOf(list(SUMMARIES)))
@@ -122,7 +122,7 @@ class ComparedSchema(Schema):
 
 
 class ChecklistSchema(Schema):
-    """What has to be sent to promote a version."""
+    """What is needed to promote a version."""
 
     is_live = fields.Boolean(required=True)
     live_id = fields.String(required=True, allow_none=True)
@@ -193,14 +193,14 @@ class PromotionSchema(Schema):
 
 
 class PromotionsPageSchema(PageSchema):
-    """One page of the timeline, the newest promotion first."""
+    """One page of the timeline, newest promotion first."""
 
     items = fields.List(fields.Nested(PromotionSchema), required=True)
 
 
 class EffectSchema(PromotionSchema):
-    """A promotion with what it changed: the results of the scans analyzed while it was in force
-    beside those that the previous version (`before`) would have given.
+    """A promotion with its effect: the results of the scans analyzed while it was in force,
+    compared with those that the previous version (`before`) would have given.
     """
 
     before = fields.Nested(
@@ -235,7 +235,7 @@ class EffectSchema(PromotionSchema):
 
 
 class ChangedResultSchema(Schema):
-    """A scan whose result would have been another one without a promotion (`without`)."""
+    """A scan whose result would have been different without a promotion (`without`)."""
 
     scan_id = fields.String(
         required=True,
@@ -250,20 +250,20 @@ class ChangedResultSchema(Schema):
 
 
 class ChangedResultsPageSchema(PageSchema):
-    """One page of the results that would have been others, the newest first."""
+    """One page of the results that would have been different, newest first."""
 
     items = fields.List(fields.Nested(ChangedResultSchema), required=True)
 
 
 class TimelineQuerySchema(PageQuerySchema):
-    """Which promotions are listed."""
+    """Filters for promotions."""
 
     reads = fields.String(load_default=None, validate=validate.OneOf(KINDS))
     at = moment("Only what was live at that time.")
 
 
 class EarlierQuerySchema(PageQuerySchema):
-    """Of which kind of input the earlier versions are listed."""
+    """The kind of input whose earlier versions are listed."""
 
     reads = fields.String(required=True, validate=validate.OneOf(KINDS))
 
@@ -285,7 +285,7 @@ class ThresholdQuerySchema(Schema):
 
 
 class AtThresholdSchema(Schema):
-    """What the threshold finds with one of two versions on the same patients."""
+    """The performance of one of two versions at the threshold, on the same patients."""
 
     source = fields.String(required=True)
     whose = fields.String(required=True, validate=validate.OneOf(("own", "other")))
@@ -295,7 +295,7 @@ class AtThresholdSchema(Schema):
 
 
 class ThresholdFiguresSchema(Schema):
-    """What a threshold finds, and its alarms per 100 at a prevalence."""
+    """The performance at a threshold, and the alarms per 100 at a prevalence."""
 
     sensitivity = fields.Float(required=True, validate=SHARE)
     specificity = fields.Float(required=True, validate=SHARE)
@@ -330,7 +330,7 @@ class ThresholdFiguresSchema(Schema):
 
 
 class ThresholdSchema(Schema):
-    """What a threshold means, and finds beside the live version (`other`)."""
+    """What a threshold means, and its performance next to the live version's (`other`)."""
 
     threshold = fields.Float(required=True, validate=SHARE)
     level = fields.String(required=True, validate=validate.OneOf(LEVELS))
@@ -350,7 +350,7 @@ class ThresholdSchema(Schema):
 
 
 class EvaluateSchema(Schema):
-    """A version, and the data set that it is to be scored on."""
+    """A version, and the data set to score it on."""
 
     version_id = an_id()
     dataset_id = an_id()
@@ -370,34 +370,34 @@ class EvaluationSummarySchema(WorkSchema):
 
 
 class EvaluationSchema(EvaluationSummarySchema):
-    """An evaluation with its curves and the worst mistakes, each of which has a picture."""
+    """An evaluation with its curves and the worst mistakes, each of which has an image."""
 
     curves = fields.Dict(required=True, allow_none=True)
     mistakes = fields.List(fields.Dict(), required=True)
 
 
 class EvaluationsPageSchema(PageSchema):
-    """One page of evaluations, the newest first."""
+    """One page of evaluations, newest first."""
 
     items = fields.List(fields.Nested(EvaluationSummarySchema), required=True)
 
 
 class EvaluationsQuerySchema(PageQuerySchema):
-    """Which evaluations are listed."""
+    """Filters for evaluations."""
 
     version = fields.String(load_default=None, validate=A_ID)
     dataset = fields.String(load_default=None, validate=A_ID)
 
 
 class CompareSchema(Schema):
-    """The version that is to be compared with the live one."""
+    """The version to compare with the live one."""
 
     version_id = an_id()
 
 
 class ComparisonSchema(WorkSchema):
-    """How a version differs from another one on the images that both judged; figures are the first
-    one's minus the other's.
+    """How a version differs from another one on the images that both have predictions for; figures
+    are the first version's minus the other's.
     """
 
     version_id = fields.String(required=True)
@@ -411,13 +411,13 @@ class ComparisonSchema(WorkSchema):
 
 
 class ComparisonsPageSchema(PageSchema):
-    """One page of comparisons, the newest first."""
+    """One page of comparisons, newest first."""
 
     items = fields.List(fields.Nested(ComparisonSchema), required=True)
 
 
 class ComparisonsQuerySchema(PageQuerySchema):
-    """Which comparisons are listed."""
+    """Filters for comparisons."""
 
     version = fields.String(
         load_default=None, validate=A_ID, metadata={"description": "Either of the two."}
@@ -437,7 +437,9 @@ class SettingSchema(Schema):
 
 
 class ArchitectureSchema(Schema):
-    """What can be trained, with its settings and the weights that it can start from."""
+    """An architecture that can be trained, with its settings and the weights that it can start
+    from.
+    """
 
     name = fields.String(required=True)
     title = fields.String(required=True)
@@ -456,7 +458,7 @@ class ArchitecturesPageSchema(PageSchema):
 
 
 class RunsQuerySchema(PageQuerySchema):
-    """Which training runs are listed, and in which order."""
+    """Filters and order for training runs."""
 
     status = fields.Enum(JobStatus, by_value=fields.String, load_default=None)
     architecture = fields.String(load_default=None, validate=validate.OneOf(list(ARCHITECTURES)))
@@ -477,13 +479,13 @@ class RunsQuerySchema(PageQuerySchema):
 
 
 def run_name(**arguments: Any) -> fields.String:
-    """Return the field of the name of a run."""
+    """Return a field for the name of a run."""
     limits = [PRINTABLE, validate.Length(max=LONGEST_NAME)]
     return fields.String(allow_none=True, validate=limits, **arguments)
 
 
 def run_tags(**arguments: Any) -> fields.List[str]:
-    """Return the field of the tags of a run."""
+    """Return a field for the tags of a run."""
     description = "Words of letters, digits, points, hyphens, plus signs and underscores."
     return fields.List(
         fields.String(validate=validate.Length(1, LONGEST_TAG)),
@@ -494,7 +496,7 @@ def run_tags(**arguments: Any) -> fields.List[str]:
 
 
 def run_notes(**arguments: Any) -> fields.String:
-    """Return the field of the notes on a run."""
+    """Return a field for the notes on a run."""
     return fields.String(
         allow_none=True,
         validate=validate.Length(max=LONGEST_NOTES),
@@ -504,7 +506,7 @@ def run_notes(**arguments: Any) -> fields.String:
 
 
 class DescribeSchema(Schema):
-    """Name, tags and notes of a run, in place of those that it had."""
+    """The new name, tags and notes of a run."""
 
     name = run_name(required=True)
     tags = run_tags(required=True)
@@ -512,7 +514,7 @@ class DescribeSchema(Schema):
 
 
 class LaunchSchema(Schema):
-    """A training run to launch; what is left out has the architecture's default."""
+    """A training run to launch; anything left out gets the architecture's default."""
 
     name = run_name(load_default=None)
     tags = run_tags(load_default=[])
@@ -547,7 +549,7 @@ class NamedDatasetSchema(Schema):
 
 
 class RunSummarySchema(WorkSchema):
-    """A training run, or a calibration of a version to a data set of this site."""
+    """A training run, or a calibration of a version on a data set of this site."""
 
     name = fields.String(required=True, allow_none=True)
     tags = fields.List(fields.String(), required=True)
@@ -568,8 +570,8 @@ class RunSummarySchema(WorkSchema):
 
 
 class PointSchema(Schema):
-    """The mean of a metric in one of a thousand equal shares of a run, with its fold and epoch;
-    `validation_loss` and `validation_auroc` are those on images held back from what learns.
+    """The mean of a metric in one of a thousand equal parts of a run, with its fold and epoch;
+    `validation_loss` and `validation_auroc` are on images held out from training.
     """
 
     metric = fields.String(required=True)
@@ -602,7 +604,7 @@ class RunsPageSchema(PageSchema):
 
 
 class DatasetSummarySchema(WorkSchema):
-    """A data set: labeled images, imported or made of confirmed scans."""
+    """A data set: labeled images, imported or made from confirmed scans."""
 
     name = fields.String(required=True)
     fingerprint = fields.String(required=True, allow_none=True)
@@ -620,13 +622,13 @@ class DatasetSchema(DatasetSummarySchema):
 
 
 class DatasetsPageSchema(PageSchema):
-    """One page of data sets, the newest first."""
+    """One page of data sets, newest first."""
 
     items = fields.List(fields.Nested(DatasetSummarySchema), required=True)
 
 
 class ConfirmedDatasetSchema(Schema):
-    """A data set to be made of this site's confirmed scans."""
+    """A data set to be made from this site's confirmed scans."""
 
     name = fields.String(required=True, validate=[PRINTABLE, validate.Length(1, MAX_DATASET_NAME)])
     since = fields.Date(load_default=None, allow_none=True)
@@ -645,7 +647,7 @@ class ConfirmedDatasetSchema(Schema):
 
 
 class CalibrateSchema(Schema):
-    """A version, and the data set of this site that it is to be calibrated to."""
+    """A version, and the data set of this site to calibrate it on."""
 
     version_id = an_id()
     dataset_id = an_id()
@@ -656,7 +658,7 @@ class SiteFiguresRequestSchema(WorkSchema):
 
 
 class DisputedSchema(Schema):
-    """A scan on which people contradict each other."""
+    """A scan on which the reviewers disagree."""
 
     scan_id = fields.String(required=True)
     submitter = fields.String(required=True)
@@ -665,7 +667,7 @@ class DisputedSchema(Schema):
 
 
 class SiteSchema(Schema):
-    """The confirmed scans of this site, and how new its figures are."""
+    """The confirmed scans of this site, and the age of its figures."""
 
     confirmed_present = fields.Integer(required=True, validate=COUNT)
     confirmed_absent = fields.Integer(required=True, validate=COUNT)
@@ -685,7 +687,7 @@ class SiteSchema(Schema):
 
 
 class QueueSchema(Schema):
-    """How many jobs of a kind there are."""
+    """The number of jobs of a kind."""
 
     what = fields.String(required=True)
     queue = fields.String(required=True)
@@ -712,7 +714,7 @@ class WorkerSchema(Schema):
 
 
 class StuckSchema(WorkSchema):
-    """A job that waits for too long, or whose worker has died."""
+    """A job that has waited too long, or whose worker has died."""
 
     what = fields.String(required=True)
 
@@ -751,7 +753,7 @@ class NewRoleSchema(Schema):
 
 
 class AuditQuerySchema(PageQuerySchema):
-    """Which events are listed."""
+    """Filters for events."""
 
     act = fields.String(load_default=None, validate=validate.OneOf([act.value for act in Act]))
     by = fields.String(
@@ -787,6 +789,6 @@ class EventSchema(Schema):
 
 
 class EventsPageSchema(PageSchema):
-    """One page of the audit log, the newest event first."""
+    """One page of the audit log, newest event first."""
 
     items = fields.List(fields.Nested(EventSchema), required=True)

@@ -1,8 +1,8 @@
-"""Lists of the API, a page at a time: `next` is the address of the page that follows, also in the
-header `Link`.
+"""Paginated lists of the API: `next` is the address of the next page, which is also in the header
+`Link`.
 
-A page begins after a row, not at a number, so that rows that come or go meanwhile are neither
-doubled nor left out. The row's place is in the cursor, which is signed: what a program makes up is
+A page begins after a row, not at an offset, so that rows that are added or deleted meanwhile cause
+no duplicates or gaps. The cursor contains the row's position and is signed, so a forged cursor is
 refused before the database sees it.
 """
 
@@ -56,11 +56,11 @@ class PageSchema(Schema):
 def page_of(
     rows: Select[*tuple[Any, ...]], order: Sequence[Any], query: Mapping[str, Any]
 ) -> list[Row[*tuple[Any, ...]]]:
-    """Return the page of `rows` that was asked for; the next one is noted for `listed`.
+    """Return the requested page of `rows`; the address of the next one is kept for `listed`.
 
     Args:
-        order: what to sort by, the last of it unique.
-        query: as `PageQuerySchema` loads it.
+        order: what to sort by; the last column is unique.
+        query: as loaded by `PageQuerySchema`.
     """
     columns = [split(column) for column in order]
     if query["cursor"] is not None:
@@ -86,7 +86,7 @@ def page_of(
 def part_of(
     items: Sequence[Item], key: Callable[[Item], str], query: Mapping[str, Any]
 ) -> list[Item]:
-    """Return the same of a short list that is in memory; `key` tells its items apart."""
+    """Return the same for a short list in memory; `key` identifies its items."""
     first = 0
     if query["cursor"] is not None:
         [after] = _place(query["cursor"])
@@ -104,12 +104,12 @@ def part_of(
 
 
 def listed(items: Sequence[Any], **more: Any) -> dict[str, Any]:
-    """Return a page with these items as `PageSchema` has it."""
+    """Return a page with these items in the form of `PageSchema`."""
     return {"items": items, "next": g.get("next_page"), **more}
 
 
 def _note_next(place: list[Any]) -> None:
-    """Note the address of the page after this place."""
+    """Record the address of the page after this position."""
     cursor = str(_serializer().dumps([_of_list(), *place]))
     arguments: dict[str, Any] = {**request.args.to_dict(flat=False), "cursor": cursor}
     arguments |= request.view_args or {}
@@ -117,7 +117,7 @@ def _note_next(place: list[Any]) -> None:
 
 
 def _place(cursor: str) -> list[Any]:
-    """Return the place in a cursor.
+    """Return the position in a cursor.
 
     Raises:
         UnprocessableEntity: it is not from this list, in this order, with these filters.

@@ -1,4 +1,4 @@
-"""The registry of model versions: what there is, what is live and was, and who decides it."""
+"""The registry of model versions: which exist, which are and were live, and their promotion."""
 
 from __future__ import annotations
 
@@ -72,14 +72,15 @@ GET, POST = HTTPMethod.GET, HTTPMethod.POST
 def live_models(query: dict[str, Any]) -> dict[str, Any]:
     """Return the model versions that were live at a time, for single slices and for series.
 
-    A kind without a live version was answered by the other kind's, if there was one.
+    While a kind of input had no live version, the version for the other kind analyzed it, if there
+    was one.
     """
     at = query["at"] or utc_now()
     return {"at": at, "slice": live_model("slice", at), "series": live_model("series", at)}
 
 
 def live_model(reads: str, at: datetime) -> dict[str, Any] | None:
-    """Return what was live for `reads` at a time, None where nothing was."""
+    """Return what was live for `reads` at a time; None if nothing was."""
     promotion = promotion_at(reads, at)
     if promotion is None:
         return None
@@ -101,7 +102,7 @@ def live_model(reads: str, at: datetime) -> dict[str, Any] | None:
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, RegistryPageSchema)
 def list_models(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List all model versions, the newest first."""
+    """List all model versions, newest first."""
     rows = page_of(
         select(ModelVersion, ModelVersion.card["metrics"]).options(defer(ModelVersion.card)),
         (ModelVersion.created_at.desc(), ModelVersion.id),
@@ -132,7 +133,7 @@ def read_model(version_id: str) -> dict[str, Any]:
 )
 @blueprint.response(200, BINARY, content_type="image/png")
 def read_version_mistake(version_id: str, index: int) -> Response:
-    """Download the picture of one of a version's worst mistakes out of fold."""
+    """Download the image of one of a version's worst out-of-fold mistakes."""
     return stored_mistake(row_of(ModelVersion, version_id), index)
 
 
@@ -145,8 +146,8 @@ def read_version_mistake(version_id: str, index: int) -> Response:
 )
 @blueprint.response(200, BINARY, content_type="image/png")
 def read_version_mistake_heatmap(version_id: str, index: int) -> Response:
-    """Download the heat map of a mistake, with the outline of versions that draw one, as an overlay
-    for its picture.
+    """Download the heat map of a mistake, with the outline if the version draws one, as an overlay
+    for its image.
     """
     return stored_mistake(row_of(ModelVersion, version_id), index, "-heat")
 
@@ -154,8 +155,8 @@ def read_version_mistake_heatmap(version_id: str, index: int) -> Response:
 @operation(GET, "/models/<version_id>/checklist", "read_checklist", Scope.ADMIN, 404)
 @blueprint.response(200, ChecklistSchema)
 def read_checklist(version_id: str) -> dict[str, Any]:
-    """Get what has to be known to promote a version: what is live now, the checklist beside it, the
-    operating points to choose from, and the phrase that has to be typed, if there is one.
+    """Get what is needed to promote a version: the live version, the checklist against it, the
+    operating points to choose from, and the confirmation phrase, if one is required.
     """
     version = row_of(ModelVersion, version_id)
     live = live_version(version.reads)
@@ -180,8 +181,8 @@ def read_checklist(version_id: str) -> dict[str, Any]:
 def promote_model(body: Mapping[str, Any], version_id: str) -> dict[str, Any]:
     """Make a version live, or change the operating point of the live one.
 
-    A predict worker has to load it first, so this may take 20 seconds. Read the checklist before:
-    a version that is worse, or not comparable, needs its phrase.
+    A predict worker has to load it first, so this may take 20 seconds. Read the checklist first: a
+    version that is worse, or not comparable, needs its confirmation phrase.
     """
     return promoted(row_of(ModelVersion, version_id), body)
 
@@ -190,7 +191,7 @@ def promote_model(body: Mapping[str, Any], version_id: str) -> dict[str, Any]:
 @blueprint.arguments(PromoteSchema, location="json")
 @blueprint.response(200, PromotionSchema)
 def roll_back(body: Mapping[str, Any], version_id: str) -> dict[str, Any]:
-    """Make a version live again that was live before, under the same rules."""
+    """Make a version live again that was live before, under the same rules as a promotion."""
     version = row_of(ModelVersion, version_id)
     live = live_version(version.reads)
     earlier = {promotion.version_id for promotion in earlier_promotions(live)} if live else set()
@@ -200,7 +201,7 @@ def roll_back(body: Mapping[str, Any], version_id: str) -> dict[str, Any]:
 
 
 def promoted(version: ModelVersion, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Promote a version as somebody asked (`PromoteSchema`); return the promotion.
+    """Promote a version as requested (`PromoteSchema`); return the promotion.
 
     Raises:
         Conflict: it may not be promoted.
@@ -225,10 +226,10 @@ def promoted(version: ModelVersion, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chosen_point(version: ModelVersion, body: Mapping[str, Any]) -> OperatingPoint | None:
-    """Return the operating point asked for, None for the present one.
+    """Return the requested operating point; None for the current one.
 
     Raises:
-        ValueError: the version has no such point, or thresholds do not go with it.
+        ValueError: the version has no such point, or thresholds may not be given with it.
     """
     thresholds = body["slice_threshold"], body["scan_threshold"]
     if body["operating_point"] != OWN_THRESHOLDS and thresholds != (None, None):
@@ -243,8 +244,8 @@ def chosen_point(version: ModelVersion, body: Mapping[str, Any]) -> OperatingPoi
 @blueprint.arguments(ThresholdQuerySchema, location="query")
 @blueprint.response(200, ThresholdSchema)
 def read_threshold(query: Mapping[str, Any], version_id: str) -> dict[str, Any]:
-    """Get what a threshold means and finds, at a prevalence; by patient also what it finds with the
-    version and with the live one on the same patients.
+    """Get the meaning and performance of a threshold, at a prevalence; by patient, also the
+    performance of the version and of the live one on the same patients.
     """
     version = row_of(ModelVersion, version_id)
     at, level = query["at"], query["level"]
@@ -266,7 +267,7 @@ def read_threshold(query: Mapping[str, Any], version_id: str) -> dict[str, Any]:
 @blueprint.arguments(TimelineQuerySchema, location="query")
 @blueprint.response(200, PromotionsPageSchema)
 def list_promotions(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the promotions, the newest first: the timeline; with `at`, those that held then."""
+    """List the promotions, newest first: the timeline; with `at`, those in force at that time."""
     following = aliased(Promotion)
     until = (
         select(following.at)
@@ -295,7 +296,7 @@ def list_promotions(query: Mapping[str, Any]) -> dict[str, Any]:
 @blueprint.arguments(EarlierQuerySchema, location="query")
 @blueprint.response(200, PromotionsPageSchema)
 def list_earlier(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List what can be rolled back to: the last promotion of each version that was live before."""
+    """List the possible rollbacks: the last promotion of each version that was live before."""
     live = live_version(query["reads"])
     earlier = part_of(earlier_promotions(live) if live else [], lambda each: str(each.id), query)
     ends = {each.id: promotion_after(each) for each in earlier}
@@ -305,7 +306,7 @@ def list_earlier(query: Mapping[str, Any]) -> dict[str, Any]:
 @operation(GET, "/promotions/<int:promotion_id>", "read_promotion", Scope.ADMIN, 404)
 @blueprint.response(200, EffectSchema)
 def read_promotion(promotion_id: int) -> dict[str, Any]:
-    """Get a promotion with what it changed: how many results would have been others without it."""
+    """Get a promotion with its effect: how many results would have been different without it."""
     effect = effect_of(promotion_of(promotion_id))
     return {
         **promotion_as_json(effect.promotion, effect.until),
@@ -334,7 +335,7 @@ def read_promotion(promotion_id: int) -> dict[str, Any]:
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, ChangedResultsPageSchema)
 def list_changed_results(query: Mapping[str, Any], promotion_id: int) -> dict[str, Any]:
-    """List the results that would have been others without a promotion, as far as it is known."""
+    """List the results that would have been different without a promotion, where that is known."""
     changed = effect_of(promotion_of(promotion_id)).changed
     shown = part_of(changed, lambda pair: pair.result.scan_id, query)
     ids = [pair.result.scan_id for pair in shown]
@@ -358,8 +359,8 @@ def list_changed_results(query: Mapping[str, Any], promotion_id: int) -> dict[st
 @operation(POST, "/promotions/<int:promotion_id>/find-out", "find_out_promotion", Scope.ADMIN, 404)
 @blueprint.response(202, ShadowSummarySchema)
 def find_out_promotion(promotion_id: int) -> dict[str, Any]:
-    """Have the previous version answer, after everything else, the scans of a promotion's time that
-    it has not answered; as in a shadow, which `stop_shadow` ends.
+    """Have the previous version analyze, at the lowest priority, the scans from the period of a
+    promotion that it has not analyzed; this runs as a shadow, which `stop_shadow` ends.
     """
     try:
         shadow, _ = begin_finding_out(promotion_of(promotion_id), g.token_owner_id)
@@ -374,7 +375,7 @@ def promotion_of(promotion_id: int) -> Promotion:
     Raises:
         NotFound: there is none.
     """
-    # Larger numbers are no database's integers.
+    # Larger numbers are beyond the range of database integers.
     promotion = promotion_with_version(promotion_id) if promotion_id < 2**31 else None
     if promotion is None:
         raise NotFound("Promotion not found.")
@@ -382,12 +383,12 @@ def promotion_of(promotion_id: int) -> Promotion:
 
 
 def end_of(following: Promotion | None) -> datetime | None:
-    """Return when a promotion ended that was followed by this one."""
+    """Return when the promotion before this one ended."""
     return following.at if following else None
 
 
 def version_as_json(version: ModelVersion, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a version as the API shows it (`RegisteredSchema`)."""
+    """Return a version in the form of `RegisteredSchema`."""
     live = live_id(version.reads)
     return {
         "id": version.id,
@@ -405,7 +406,7 @@ def version_as_json(version: ModelVersion, metrics: Mapping[str, Any] | None) ->
 
 
 def live_id(reads: str) -> str | None:
-    """Return the id of the live version for `reads`; looked up once in a request."""
+    """Return the id of the live version for `reads`; looked up once for each request."""
     if "live_ids" not in g:
         newest = select(func.max(Promotion.id)).group_by(Promotion.reads)
         rows = select(Promotion.reads, Promotion.version_id).where(Promotion.id.in_(newest))
@@ -415,7 +416,7 @@ def live_id(reads: str) -> str | None:
 
 
 def point_as_json(point: Described) -> dict[str, Any]:
-    """Return an operating point as the API shows it (`OperatingPointSchema`)."""
+    """Return an operating point in the form of `OperatingPointSchema`."""
     return {
         "name": point.name,
         "scan_threshold": point.scan_threshold,
@@ -426,7 +427,7 @@ def point_as_json(point: Described) -> dict[str, Any]:
 
 
 def promotion_as_json(promotion: Promotion, until: datetime | None) -> dict[str, Any]:
-    """Return a promotion as the API shows it (`PromotionSchema`)."""
+    """Return a promotion in the form of `PromotionSchema`."""
     return {
         "id": promotion.id,
         "version_id": promotion.version_id,

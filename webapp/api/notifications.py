@@ -1,4 +1,4 @@
-"""Of which results a person is notified, and what became of the messages."""
+"""Which results a user is notified of, and the status of the messages."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ GET, POST, PUT = HTTPMethod.GET, HTTPMethod.POST, HTTPMethod.PUT
 
 
 class WantedSchema(Schema):
-    """The results that somebody wants to be notified of."""
+    """The results that a user wants to be notified of."""
 
     wanted = fields.Enum(Wanted, by_value=fields.String, required=True)
 
 
 class ChoiceSchema(WantedSchema):
-    """The results that you want to be notified of by a channel."""
+    """The results that you want to be notified of through a channel."""
 
     channel = fields.Enum(Channel, by_value=fields.String, required=True)
 
@@ -43,7 +43,7 @@ class ChoicesPageSchema(PageSchema):
 
 
 class MessageSchema(WorkSchema):
-    """A message to you, and how far it is on its way."""
+    """A message to you, and its delivery status."""
 
     channel = fields.Enum(Channel, by_value=fields.String, required=True)
     scan_id = fields.String(
@@ -56,13 +56,13 @@ class MessageSchema(WorkSchema):
 
 
 class MessagesPageSchema(PageSchema):
-    """One page of messages, the newest first."""
+    """One page of messages, newest first."""
 
     items = fields.List(fields.Nested(MessageSchema), required=True)
 
 
 class QueuedMessagesSchema(Schema):
-    """How many messages were queued."""
+    """The number of queued messages."""
 
     queued = fields.Integer(required=True, validate=COUNT)
 
@@ -71,7 +71,7 @@ class QueuedMessagesSchema(Schema):
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, ChoicesPageSchema)
 def list_notification_choices(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List of which results you want to be notified, for each channel that this service offers."""
+    """List which results you want to be notified of, for each channel that this service offers."""
     chosen, offered = choices_of(g.token_owner_id), channels_offered()
     shown = part_of([each for each in Channel if each in offered], str, query)
     return listed([{"channel": channel, "wanted": chosen[channel]} for channel in shown])
@@ -90,7 +90,7 @@ def list_notification_choices(query: Mapping[str, Any]) -> dict[str, Any]:
 @blueprint.arguments(WantedSchema, location="json")
 @blueprint.response(200, ChoiceSchema)
 def choose_notifications(body: Mapping[str, Any], channel: str) -> dict[str, Any]:
-    """Choose of which results you want to be notified by a channel."""
+    """Choose which results you want to be notified of through a channel."""
     if channel not in channels_offered():
         raise NotFound("There is no such channel here.")
     if not save_choices(g.token_owner_id, {Channel(channel): body["wanted"]}):
@@ -102,7 +102,7 @@ def choose_notifications(body: Mapping[str, Any], channel: str) -> dict[str, Any
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, MessagesPageSchema)
 def list_messages(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the messages to you, the newest first, and whether they were sent."""
+    """List the messages to you, newest first, and whether they were sent."""
     rows = select(Notification).where(Notification.user_id == g.token_owner_id)
     page = page_of(rows, (Notification.created_at.desc(), Notification.id), query)
     return listed([message_as_json(row[0]) for row in page])
@@ -117,7 +117,7 @@ def list_messages(query: Mapping[str, Any]) -> dict[str, Any]:
 )
 @blueprint.response(202, QueuedMessagesSchema)
 def send_test_messages() -> dict[str, Any]:
-    """Have a test message sent to you by each channel that you chose, but the browser."""
+    """Have a test message sent to you through each channel that you chose, except the browser."""
     queued = queue_test(g.token_owner_id)
     db.session.commit()
     if not queued:
@@ -126,7 +126,7 @@ def send_test_messages() -> dict[str, Any]:
 
 
 def message_as_json(message: Notification) -> dict[str, Any]:
-    """Return a message as the API shows it (`MessageSchema`)."""
+    """Return a message in the form of `MessageSchema`."""
     return {
         **work_as_json(message),
         "channel": Channel(message.channel),

@@ -1,6 +1,7 @@
-"""What administrators watch: queues and workers, users, and the audit log.
+"""Operations for administrators: queues and workers, users, and the audit log.
 
-Links to new passwords, second factors and tokens are given to people, never to a program.
+Password-reset links, second factors and tokens are handed out to people only, never through the
+API.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ GET, POST, PUT, DELETE = HTTPMethod.GET, HTTPMethod.POST, HTTPMethod.PUT, HTTPMe
 @operation(GET, "/operations", "read_operations", Scope.ADMIN)
 @blueprint.response(200, OperationsSchema)
 def read_operations() -> dict[str, Any]:
-    """Get how many jobs wait, run and failed, which workers there are, and which jobs are stuck."""
+    """Get the number of queued, running and failed jobs, the workers, and the stuck jobs."""
     now = db.session.scalars(select(database_now())).one()
     stuck = [(what, job) for table, what in WORK.items() for job in stuck_jobs(table)]
     return {
@@ -63,7 +64,7 @@ def read_operations() -> dict[str, Any]:
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, PeoplePageSchema)
 def list_users(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List all users, the newest first."""
+    """List all users, newest first."""
     rows = select(User, SecondFactor.confirmed_at).outerjoin(
         SecondFactor, SecondFactor.user_id == User.id
     )
@@ -75,7 +76,7 @@ def list_users(query: Mapping[str, Any]) -> dict[str, Any]:
 @blueprint.arguments(NewRoleSchema, location="json")
 @blueprint.response(200, PersonSchema)
 def change_role(body: Mapping[str, Any], user_id: str) -> dict[str, Any]:
-    """Give a user a role; the last administrator keeps theirs."""
+    """Change a user's role; the last administrator cannot be demoted."""
     user = row_of(User, user_id)
     try:
         set_role(user, Role(body["role"]))
@@ -108,9 +109,7 @@ def enable_user(user_id: str) -> dict[str, Any]:
 @operation(DELETE, "/users/<user_id>", "delete_user", Scope.ADMIN, 404, 409)
 @blueprint.response(204)
 def delete_user(user_id: str) -> None:
-    """Delete the account of somebody else, with all their scans; your own is deleted on the account
-    page.
-    """
+    """Delete another user's account with all scans; your own is deleted on the account page."""
     user = row_of(User, user_id)
     if user.id == g.token_owner_id:
         raise Conflict(
@@ -126,7 +125,7 @@ def delete_user(user_id: str) -> None:
 @blueprint.arguments(AuditQuerySchema, location="query")
 @blueprint.response(200, EventsPageSchema)
 def list_events(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the events of the audit log, the newest first: who did what to which object."""
+    """List the events of the audit log, newest first: who did what to which object."""
     filters = {name: query[name] or "" for name in ("act", "by", "object", "address")}
     filters |= {name: str(query[name] or "") for name in ("since", "until")}
     rows = page_of(filtered(filters), (AuditEvent.id.desc(),), query)
@@ -148,7 +147,7 @@ def list_events(query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def person_as_json(user: User, has_second_factor: bool) -> dict[str, Any]:
-    """Return a user as the API shows them (`PersonSchema`)."""
+    """Return a user in the form of `PersonSchema`."""
     return {
         "id": user.id,
         "username": user.username,

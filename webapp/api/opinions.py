@@ -75,7 +75,7 @@ def give_opinion(body: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
     same scan or slice.
     """
     require_visible(scan_id)
-    db.session.commit()  # What is read under the lock must be new.
+    db.session.commit()  # Values read under the lock must be current.
     new = NewOpinion(
         finding=body["finding"],
         slice_index=body["slice"],
@@ -116,7 +116,7 @@ def withdraw_opinion(scan_id: str, opinion_id: str) -> None:
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, SharesSchema)
 def list_shares(query: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
-    """List with whom your scan is shared."""
+    """List whom your scan is shared with."""
     require_own(scan_id)
     shown = part_of(shares_of(scan_id), lambda each: each.id, query)
     return listed([share_as_json(each) for each in shown])
@@ -128,7 +128,7 @@ def list_shares(query: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
 @blueprint.arguments(NewShareSchema, location="json")
 @blueprint.response(201, ShareSchema)
 def share_scan(body: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
-    """Share your scan with a person, or with the reviewers."""
+    """Share your scan with a user, or with the reviewers."""
     require_own(scan_id)
     try:
         created = share(db.session.get_one(Scan, scan_id), body["username"])
@@ -149,7 +149,7 @@ def share_scan(body: Mapping[str, Any], scan_id: str) -> dict[str, Any]:
 )
 @blueprint.response(204)
 def stop_sharing(scan_id: str, share_id: str) -> None:
-    """Take back what your scan was shared with; opinions that were given remain."""
+    """Stop sharing your scan with a user or the reviewers; opinions that were given remain."""
     require_own(scan_id)
     if not is_id(share_id) or not end_share(scan_id, share_id):
         _refuse("There is no such share.")
@@ -160,10 +160,11 @@ def stop_sharing(scan_id: str, share_id: str) -> None:
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, ReviewQueueSchema)
 def review_queue(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the scans that you, a reviewer, should read, in order: inconclusive ones, disagreements,
-    then a random share.
+    """List the scans that you should read as a reviewer, in this order: inconclusive ones,
+    disagreements, then a random sample.
 
-    Say `from_queue` with your opinion, and read the first page again: what you have read is gone.
+    Set `from_queue` in your opinion, then get the first page again: scans that you have read are no
+    longer listed.
     """
     reviewer = db.session.scalars(select(User).where(User.id == g.token_owner_id)).one()
     if not reviewer.is_reviewer:
@@ -187,7 +188,7 @@ def review_queue(query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def opinion_as_json(opinion: Opinion) -> dict[str, Any]:
-    """Return an opinion as the API shows it (`OpinionSchema`)."""
+    """Return an opinion in the form of `OpinionSchema`."""
     return {
         "id": opinion.id,
         "author": opinion.author.username,
@@ -207,7 +208,7 @@ def opinion_as_json(opinion: Opinion) -> dict[str, Any]:
 
 
 def add_opinions(scans: Sequence[dict[str, Any]]) -> None:
-    """Add to scans as `ScanSchema` dumps them what an export has besides: "opinions", and
+    """Add the additional fields of an export to scans as dumped by `ScanSchema`: "opinions", and
     "confirmed" and "disputed", which are their consensus.
     """
     on = opinions_on([scan["id"] for scan in scans])
@@ -222,7 +223,7 @@ def add_opinions(scans: Sequence[dict[str, Any]]) -> None:
 
 
 def share_as_json(row: Share) -> dict[str, Any]:
-    """Return a share as the API shows it (`ShareSchema`)."""
+    """Return a share in the form of `ShareSchema`."""
     return {
         "id": row.id,
         "username": row.with_user and row.with_user.username,

@@ -67,7 +67,7 @@ class AccuracyFigureSchema(Schema):
 
 
 class AccuracyFiguresPageSchema(PageSchema):
-    """One page of what is known of models on a data set."""
+    """One page of the figures of models on a data set."""
 
     items = fields.List(fields.Nested(AccuracyFigureSchema), required=True)
 
@@ -80,7 +80,7 @@ class GraphQuerySchema(Schema):
 
 
 class LaunchPaperSchema(Schema):
-    """What the paper's experiment is to compute."""
+    """The choices for the paper's experiment."""
 
     dataset_id = an_id()
     architectures = fields.List(
@@ -114,19 +114,19 @@ class PaperExperimentSummarySchema(WorkSchema):
 
 
 class PaperExperimentSchema(PaperExperimentSummarySchema):
-    """The paper's experiment on a data set, with the results of the combinations that are done."""
+    """The paper's experiment on a data set, with the results of the finished combinations."""
 
     results = fields.Dict(required=True, allow_none=True)
 
 
 class PaperExperimentsPageSchema(PageSchema):
-    """One page of experiments, the newest first."""
+    """One page of experiments, newest first."""
 
     items = fields.List(fields.Nested(PaperExperimentSummarySchema), required=True)
 
 
 class PaperExperimentsQuerySchema(PageQuerySchema):
-    """Which experiments to list."""
+    """Filters for experiments."""
 
     dataset = fields.String(
         load_default=None,
@@ -139,8 +139,8 @@ class PaperExperimentsQuerySchema(PageQuerySchema):
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, AccuracyFiguresPageSchema)
 def list_accuracy_figures(query: Mapping[str, Any], dataset_id: str) -> dict[str, Any]:
-    """List all that is known of models on a data set: the paper's experiment, versions out of fold
-    with their leaked control, and evaluations.
+    """List all figures of models on a data set: from the paper's experiment, from out-of-fold
+    predictions of versions and from their leaked controls, and from evaluations.
     """
     known = list(table_of(row_of(Dataset, dataset_id)))
     for place, figure in enumerate(known):
@@ -152,7 +152,7 @@ def list_accuracy_figures(query: Mapping[str, Any], dataset_id: str) -> dict[str
 @blueprint.arguments(GraphQuerySchema, location="query")
 @blueprint.response(200, BINARY, content_type="image/svg+xml")
 def draw_accuracy_graph(query: Mapping[str, Any], dataset_id: str) -> Response:
-    """Download the accuracy graph of a data set, honest beside leaked."""
+    """Download the accuracy graph of a data set, with honest and leaked figures side by side."""
     drawn = graph_file(row_of(Dataset, dataset_id), query["metric"], query["level"])
     if drawn is None:
         raise NotFound("No model has been tested on this data set this way.")
@@ -162,7 +162,7 @@ def draw_accuracy_graph(query: Mapping[str, Any], dataset_id: str) -> Response:
 @operation(GET, "/datasets/<dataset_id>/accuracy.csv", "export_accuracy_figures", Scope.ADMIN, 404)
 @blueprint.response(200, {"type": "string"}, content_type="text/csv")
 def export_accuracy_figures(dataset_id: str) -> Response:
-    """Download all that is known of models on a data set as a table."""
+    """Download all figures of models on a data set as a table."""
     row_of(Dataset, dataset_id)
     return current_app.make_response(accuracy_csv(dataset_id))
 
@@ -171,7 +171,7 @@ def export_accuracy_figures(dataset_id: str) -> Response:
 @blueprint.arguments(PaperExperimentsQuerySchema, location="query")
 @blueprint.response(200, PaperExperimentsPageSchema)
 def list_paper_experiments(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the paper's experiments, the newest first; optionally on one data set."""
+    """List the paper's experiments, newest first; optionally on one data set."""
     rows = select(PaperExperiment).options(joinedload(PaperExperiment.launched_by))
     if query["dataset"]:
         rows = rows.where(PaperExperiment.dataset_id == query["dataset"])
@@ -184,7 +184,7 @@ def list_paper_experiments(query: Mapping[str, Any]) -> dict[str, Any]:
 @blueprint.response(202, PaperExperimentSummarySchema)
 def launch_paper_experiment(body: Mapping[str, Any]) -> dict[str, Any]:
     """Launch the paper's experiment on a data set: each architecture plain and restructured, with
-    and without augmentation, honest and leaked. One at a time on a data set.
+    and without augmentation, honest and leaked. Only one can be queued or running for a data set.
     """
     row_of(Dataset, body["dataset_id"])
     offered = [str(choice.value) for choice in initial_weights("alexnet")]
@@ -202,14 +202,14 @@ def launch_paper_experiment(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def keep_experiment(experiment: PaperExperiment) -> None:
-    """Store the answer about a new experiment; the caller commits both."""
+    """Store the response about a new experiment; the caller commits both."""
     keep_answer(202, PaperExperimentSummarySchema().dump(experiment_as_json(experiment)))
 
 
 @operation(GET, "/paper-experiments/<experiment_id>", "read_paper_experiment", Scope.ADMIN, 404)
 @blueprint.response(200, PaperExperimentSchema)
 def read_paper_experiment(experiment_id: str) -> dict[str, Any]:
-    """Get an experiment: its progress, and the results of the combinations that are done."""
+    """Get an experiment: its progress, and the results of the finished combinations."""
     experiment = row_of(PaperExperiment, experiment_id)
     return {**experiment_as_json(experiment), "results": experiment.results}
 
@@ -219,7 +219,7 @@ def read_paper_experiment(experiment_id: str) -> dict[str, Any]:
 )
 @blueprint.response(200, PaperExperimentSummarySchema)
 def cancel_paper_experiment(experiment_id: str) -> dict[str, Any]:
-    """Cancel a queued or running experiment; its results stay, and it can be resumed."""
+    """Cancel a queued or running experiment; its results are kept, and it can be resumed."""
     if not stop_experiment(row_of(PaperExperiment, experiment_id)):
         raise Conflict(HAS_ENDED)
     return experiment_as_json(row_of(PaperExperiment, experiment_id))
@@ -230,14 +230,14 @@ def cancel_paper_experiment(experiment_id: str) -> dict[str, Any]:
 )
 @blueprint.response(202, PaperExperimentSummarySchema)
 def resume_paper_experiment(experiment_id: str) -> dict[str, Any]:
-    """Queue a canceled or failed experiment again; it continues where it stopped."""
+    """Queue a canceled or failed experiment again; it resumes where it stopped."""
     if resume_experiment(row_of(PaperExperiment, experiment_id)) is None:
         raise Conflict(NOT_RESUMED)
     return experiment_as_json(row_of(PaperExperiment, experiment_id))
 
 
 def experiment_as_json(experiment: PaperExperiment) -> dict[str, Any]:
-    """Return an experiment as the API shows it (`PaperExperimentSummarySchema`)."""
+    """Return an experiment in the form of `PaperExperimentSummarySchema`."""
     return {
         **work_as_json(experiment),
         "dataset_id": experiment.dataset_id,

@@ -46,7 +46,7 @@ class NotYet(HTTPException):
 
 
 def may_come(view: Any) -> Any:
-    """Document that a GET may be answered before there is anything to send."""
+    """Document that a GET may get a response before the file is ready."""
     return blueprint.alt_response(
         202,
         schema=ProblemSchema,
@@ -79,7 +79,7 @@ def image(scan_id: str) -> Response:
 
 @picture_operation("read_thumbnail", "thumbnail.png", "image/png")
 def thumbnail(scan_id: str) -> Response:
-    """Download the same slice as a small picture, for lists."""
+    """Download the same slice as a thumbnail, for lists."""
     return picture(*file_of(scan_id, Scan.thumbnail_key, "thumbnail"))
 
 
@@ -147,7 +147,7 @@ def outline_mask(scan_id: str) -> Response:
 
 
 def outline_of(scan_id: str) -> Row[Any]:
-    """Return the columns `webapp.pictures.OUTLINE` of a scan with a result.
+    """Return the `webapp.pictures.OUTLINE` columns of a scan with a result.
 
     Raises:
         NotFound: the token's owner has no such scan, or it ended without a result.
@@ -170,7 +170,7 @@ def file_of(
     """Return the storage key of a file that is made together with the result, and when that was.
 
     Raises:
-        NotFound: the token's owner sees no such scan, or the scan has no `what`.
+        NotFound: the token's owner may not see such a scan, or the scan has no `what`.
         NotYet: it is not ready yet.
     """
     look = db.session.execute(
@@ -190,7 +190,7 @@ def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:
     the slices of a series that have one.
 
     Raises:
-        NotFound: the token's owner sees no such scan, or the scan has no heat map.
+        NotFound: the token's owner may not see such a scan, or the scan has no heat map.
         NotYet: it is not ready yet.
     """
     give_up_at = time.monotonic() + HEATMAP_WAIT_S

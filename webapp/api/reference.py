@@ -1,10 +1,10 @@
-"""The documentation of the API as a page, drawn by Swagger UI from the OpenAPI document."""
+"""The documentation of the API as a page, rendered by Swagger UI from the OpenAPI document."""
 
 from __future__ import annotations
 
 from flask import Blueprint, render_template, url_for
 
-# Not a part of the API itself: browsers open it, without a token.
+# Not part of the API itself: browsers open it without a token.
 blueprint = Blueprint("reference", __name__, url_prefix="/api/v1")
 
 

@@ -1,4 +1,4 @@
-"""Replays: past answers that are computed again, of one scan or of a random sample."""
+"""Replays: past predictions that are computed again, for one scan or a random sample."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def seen_scan(scan_id: str) -> Scan:
     """Return a scan that the token's owner may see.
 
     Raises:
-        NotFound: they see no such scan.
+        NotFound: there is no such scan.
     """
     scan = db.session.scalar(
         select(Scan)
@@ -206,7 +206,7 @@ def seen_scan(scan_id: str) -> Scan:
 
 
 def samples_as_json(samples: list[ReplaySample]) -> list[dict[str, Any]]:
-    """Return samples as the API shows them (`ReplaySampleSchema`)."""
+    """Return samples in the form of `ReplaySampleSchema`."""
     counts = counts_of([sample.id for sample in samples])
     return [
         {
@@ -224,7 +224,7 @@ def samples_as_json(samples: list[ReplaySample]) -> list[dict[str, Any]]:
 
 
 def replay_as_json(replay: Replay, *, is_seen: bool) -> dict[str, Any]:
-    """Return a replay as the API shows it (`ReplaySchema`)."""
+    """Return a replay in the form of `ReplaySchema`."""
     view = replay_view(replay)
     return {
         "id": replay.id,

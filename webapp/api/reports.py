@@ -1,4 +1,4 @@
-"""Reports of a scan as files: asked for, then read once they are made."""
+"""Reports of a scan as files: requested first, then downloaded once they are ready."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KIND = {
 @blueprint.doc(parameters=[KIND])
 @blueprint.response(202, ReportSchema)
 def make_report(scan_id: str, kind: str) -> dict[str, Any]:
-    """Have a report of a scan made; it replaces an earlier one of its kind, and is kept for a day.
+    """Request a report of a scan; it replaces an earlier one of its kind, and is kept for a day.
 
     The response is immediate; GET the same URL for the file.
     """
@@ -62,7 +62,7 @@ def make_report(scan_id: str, kind: str) -> dict[str, Any]:
     },
 )
 def read_report(scan_id: str, kind: str) -> Response:
-    """Download a report that was asked for; the request waits for up to two seconds."""
+    """Download a requested report; the request waits for up to two seconds."""
     report = finished_report(scan_id, Scan.user_id == g.token_owner_id, kind)
     if report is None:
         raise NotFound(NO_SUCH_REPORT)

@@ -1,4 +1,4 @@
-"""Training runs: what can be trained, launching, following and ending them."""
+"""Training runs: architectures, launching, monitoring and ending runs."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ HOW_TO_ACCEPT = "To launch it anyway, set accept_overruled."
 @blueprint.arguments(PageQuerySchema, location="query")
 @blueprint.response(200, ArchitecturesPageSchema)
 def list_architectures(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List what can be trained, with all settings and what it can start from."""
+    """List the architectures that can be trained, with all settings and initial weights."""
     shown = part_of(list(ARCHITECTURES.values()), lambda each: each.name, query)
     return listed([architecture_as_json(each) for each in shown])
 
 
 def architecture_as_json(architecture: Architecture) -> dict[str, Any]:
-    """Return an architecture as the API shows it (`ArchitectureSchema`)."""
+    """Return an architecture in the form of `ArchitectureSchema`."""
     return {
         "name": architecture.name,
         "title": architecture.title,
@@ -76,7 +76,7 @@ def architecture_as_json(architecture: Architecture) -> dict[str, Any]:
 
 
 def weights_of(architecture: Architecture) -> list[str]:
-    """Return the initial weights that an architecture can start from, the usual choice first."""
+    """Return the initial weights that an architecture can start from, the default first."""
     return [str(choice.value) for choice in initial_weights(architecture.encoder)]
 
 
@@ -84,7 +84,7 @@ def weights_of(architecture: Architecture) -> list[str]:
 @blueprint.arguments(RunsQuerySchema, location="query")
 @blueprint.response(200, RunsPageSchema)
 def list_runs(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the training runs that filters let through, in the order asked for."""
+    """List the training runs that match the filters, in the requested order."""
     named = {**query, "state": query["status"]}
     names = ("state", "architecture", "dataset", "tag", "text", "sort")
     chosen = requested_runs({name: named[name] for name in names if named[name] is not None})
@@ -141,7 +141,7 @@ def launch_run(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def description_in(body: Mapping[str, Any]) -> tuple[str, list[str], str]:
-    """Return name, tags and notes in a body (`DescribeSchema`), stripped as those of a form.
+    """Return name, tags and notes from a body (`DescribeSchema`), stripped as in the form.
 
     Raises:
         UnprocessableEntity: the page would refuse one of them.
@@ -161,7 +161,7 @@ def description_in(body: Mapping[str, Any]) -> tuple[str, list[str], str]:
 
 
 def keep_run(run: TrainingRun) -> None:
-    """Store the answer about a new run; the caller commits both."""
+    """Store the response about a new run; the caller commits both."""
     db.session.flush()
     keep_answer(202, RunSummarySchema().dump(run_as_json(run)))
 
@@ -208,7 +208,7 @@ def read_run_log(run_id: str) -> Response:
 @operation(POST, "/runs/<run_id>/cancel", "cancel_run", Scope.ADMIN, 404)
 @blueprint.response(200, RunSummarySchema)
 def cancel_run(run_id: str) -> dict[str, Any]:
-    """Cancel a queued or running training."""
+    """Cancel a queued or running training run."""
     run = row_of(TrainingRun, run_id)
     if not stop_run(run.id):
         raise Conflict("This run has already finished.")
@@ -229,9 +229,7 @@ def retry_run(run_id: str) -> dict[str, Any]:
 @blueprint.arguments(CalibrateSchema, location="json")
 @blueprint.response(202, RunSummarySchema)
 def calibrate_model(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Have a version calibrated to a data set of this site; the run produces a version of its
-    own.
-    """
+    """Have a version calibrated on a data set of this site; the run produces a separate version."""
     version = row_of(ModelVersion, body["version_id"])
     dataset = row_of(Dataset, body["dataset_id"])
     try:
@@ -242,7 +240,7 @@ def calibrate_model(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_as_json(run: TrainingRun) -> dict[str, Any]:
-    """Return a run as the API shows it (`RunSummarySchema`)."""
+    """Return a run in the form of `RunSummarySchema`."""
     return {
         **work_as_json(run),
         "name": run.name,

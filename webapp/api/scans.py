@@ -152,7 +152,7 @@ def submit() -> dict[str, Any]:
 
 
 def accepted(files: Sequence[FileStorage], title: str, choices: intake.Choices) -> dict[str, Any]:
-    """Accept an upload; return what became of it (`SubmissionSchema`).
+    """Accept an upload; return the outcome (`SubmissionSchema`).
 
     Raises:
         UnprocessableEntity: it is not accepted.
@@ -188,8 +188,8 @@ def flag(name: str) -> bool:
 
 
 def chosen_by(query: Mapping[str, Any]) -> list[ColumnElement[bool]]:
-    """Return the conditions of the scans that a query (`ScansQuerySchema`) lets through, which are
-    those of the worklist.
+    """Return the SQL conditions of a query (`ScansQuerySchema`), which are the same as the
+    worklist's.
     """
     chosen = {**query, "whose": SHARED if query["shared"] else ""}
     which = conditions(g.token_owner_id, chosen)
@@ -199,7 +199,7 @@ def chosen_by(query: Mapping[str, Any]) -> list[ColumnElement[bool]]:
 
 
 def listed_scans(query: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the scans of the page that was asked for."""
+    """Return the scans of the requested page."""
     scans = with_result(select(Scan), selectinload).where(*chosen_by(query))
     rows = page_of(scans, order_columns(query["order"]), query)
     return [scan_as_json(row[0]) for row in rows]
@@ -209,8 +209,8 @@ def listed_scans(query: Mapping[str, Any]) -> list[dict[str, Any]]:
 @blueprint.arguments(ScansQuerySchema, location="query")
 @blueprint.response(200, ScansPageSchema)
 def index(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List your scans, or those that are shared with you, with the filters and orders of the
-    worklist.
+    """List your scans, or those that are shared with you, with the worklist's filters and sort
+    orders.
     """
     total = db.session.scalar(select(func.count()).select_from(Scan).where(*chosen_by(query)))
     return listed(listed_scans(query), total=total)
@@ -220,8 +220,8 @@ def index(query: Mapping[str, Any]) -> dict[str, Any]:
 @blueprint.arguments(ScansQuerySchema, location="query")
 @blueprint.response(200, {"type": "string"}, content_type="text/csv")
 def export(query: Mapping[str, Any]) -> Response:
-    """Download a page of the same list as a table, with the opinions on each scan; `Link` leads to
-    the next page.
+    """Download a page of the same list as a table, with the opinions on each scan; the `Link`
+    header leads to the next page.
     """
     scans = ScanSchema(many=True).dump(listed_scans(query))
     add_opinions(scans)
@@ -257,7 +257,7 @@ def change(body: Mapping[str, Any]) -> dict[str, Any]:
 @blueprint.arguments(JoinSchema, location="json")
 @blueprint.response(202, JobSchema)
 def join(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Join single PNG or JPEG images of yours into one series, which replaces them and is
+    """Join several of your single PNG or JPEG images into one series, which replaces them and is
     analyzed.
     """
     try:
@@ -436,7 +436,7 @@ def own_scan(scan_id: str) -> Scan:
 
 
 def queued(scan: Scan, was_queued: bool, refusal: str) -> dict[str, Any]:
-    """Wake a worker for a scan that was queued again and return its job.
+    """Notify a worker of a scan that was queued again, and return its job.
 
     Raises:
         Conflict: it was not queued, for the reason `refusal`.
@@ -463,11 +463,11 @@ def job(scan_id: str, status: JobStatus) -> dict[str, Any]:
 
 
 def with_result(scans: Select[Scan], load: Callable[..., Any] = joinedload) -> Select[Scan]:
-    """Return the statement with everything that `scan_as_json` needs loaded, except model cards,
-    which are large.
+    """Return the statement that loads everything `scan_as_json` needs, except model cards, which
+    are large.
 
     Lists load results in a second statement (`selectinload`): with a join, the database would read
-    the results of all scans before it cuts out the page.
+    the results of all scans before it selects the page.
     """
     prediction = load(Scan.prediction)
     return scans.options(
@@ -497,7 +497,7 @@ def add_outlines(result: dict[str, Any], scan: Scan) -> None:
 
 
 def scan_as_json(scan: Scan) -> dict[str, Any]:
-    """Return a scan as the API shows it (`ScanSchema`)."""
+    """Return a scan in the form of `ScanSchema`."""
     result = result_of(scan)
     if result is not None:
         drawing = scan.prediction.heatmap if scan.prediction else None

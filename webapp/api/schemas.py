@@ -32,14 +32,14 @@ ORDERS = (
 
 
 def address(**arguments: Any) -> fields.Url:
-    """Return the field of an address, under the name that JSON Schema has for its form."""
+    """Return a field for an address, under the name that JSON Schema has for its format."""
     metadata = {**arguments.pop("metadata", {}), "format": "uri"}
     return fields.Url(required=True, metadata=metadata, **arguments)
 
 
 class Moment(fields.AwareDateTime):
-    """A time in an address, where + stands for a space unless it is written as %2B: a time that an
-    answer gave is understood as it is.
+    """A time in a URL, where + means a space unless it is encoded as %2B: a time copied from a
+    response is accepted anyway.
     """
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -48,7 +48,7 @@ class Moment(fields.AwareDateTime):
 
 
 def moment(description: str) -> fields.AwareDateTime:
-    """Return the field of a time that a query may name, in UTC where it names no time zone."""
+    """Return a field for a time in a query, in UTC if it has no time zone."""
     return Moment(
         load_default=None,
         default_timezone=UTC,
@@ -66,7 +66,7 @@ def _require_utc(moment: datetime) -> None:
 
 
 class ProblemSchema(Schema):
-    """An error (RFC 9457); `detail` is a sentence for people to read."""
+    """An error (RFC 9457); `detail` is a sentence for users."""
 
     type = fields.String(required=True)
     title = fields.String(required=True)
@@ -89,7 +89,7 @@ class SubmissionSchema(JobSchema):
 
 
 class TokenSchema(Schema):
-    """The token of a request: what it may be used for, and how long."""
+    """The token of a request: its scopes and its expiry."""
 
     name = fields.String(required=True)
     username = fields.String(required=True, metadata={"description": "The user it belongs to."})
@@ -102,7 +102,7 @@ class TokenSchema(Schema):
 
 
 class ChangeSchema(Schema):
-    """What is to be done to which of your scans."""
+    """An action, and which of your scans it applies to."""
 
     action = fields.String(required=True, validate=validate.OneOf((*CHANGES, "delete")))
     ids = fields.List(
@@ -113,7 +113,7 @@ class ChangeSchema(Schema):
 
 
 class ChangedSchema(Schema):
-    """What became of each scan."""
+    """The outcome for each scan."""
 
     action = fields.String(required=True)
     changed = fields.List(fields.String(), required=True)
@@ -129,7 +129,7 @@ class ChangedSchema(Schema):
 
 
 class JoinSchema(Schema):
-    """Single pictures that become a series, in this order."""
+    """Single images that become a series, in this order."""
 
     ids = fields.List(
         fields.String(validate=A_ID),
@@ -140,7 +140,7 @@ class JoinSchema(Schema):
 
 
 class ReportSchema(Schema):
-    """A report that is being made, or was."""
+    """A report that is being generated, or is ready."""
 
     kind = fields.Enum(ReportKind, by_value=fields.String, required=True)
     status = fields.Enum(JobStatus, by_value=fields.String, required=True)
@@ -283,7 +283,7 @@ class AttemptSchema(Schema):
 
 
 class EarlierAnswerSchema(Schema):
-    """What an earlier model version, or the same one, answered before the scan was scored again."""
+    """The result of an earlier analysis, by the same model version or another one."""
 
     id = fields.Integer(
         required=True, metadata={"description": "The id to pass to `reproduce_scan`."}
@@ -348,7 +348,7 @@ class ScanSchema(Schema):
 
 
 class ScansQuerySchema(PageQuerySchema):
-    """Which scans are listed, in which order: the filters of the worklist."""
+    """The worklist's filters and sort orders, for lists of scans."""
 
     shared = fields.Boolean(
         load_default=False,
@@ -407,7 +407,7 @@ class ScansPageSchema(PageSchema):
 
 
 class LiveModelsQuerySchema(Schema):
-    """The time that a question about live models is about."""
+    """The time for which live models are requested."""
 
     at = moment(
         "A time such as 2026-01-31T12:00:00Z, in UTC unless it says otherwise; defaults to now."
@@ -438,7 +438,7 @@ class LiveModelSchema(Schema):
 
 
 class LiveModelsSchema(Schema):
-    """The versions that were live at a time; null where none of that kind was."""
+    """The versions that were live at a time; null if there was none of that kind."""
 
     at = fields.AwareDateTime(required=True)
     slice = fields.Nested(LiveModelSchema, required=True, allow_none=True)
@@ -446,8 +446,8 @@ class LiveModelsSchema(Schema):
 
 
 class RegionSchema(Schema):
-    """An ellipse on a slice: its center and its radii as shares of the picture's width (x, rx) and
-    height (y, ry), counted from the top left.
+    """An ellipse on a slice: its center and its radii as fractions of the image's width (x, rx) and
+    height (y, ry), measured from the top left.
     """
 
     x = fields.Float(required=True, validate=SHARE)
@@ -489,7 +489,7 @@ class NewOpinionSchema(Schema):
 
 
 class OpinionSchema(Schema):
-    """Somebody's opinion on a scan, or on one of its slices."""
+    """A user's opinion on a scan, or on one of its slices."""
 
     id = fields.String(required=True)
     author = fields.String(required=True, metadata={"description": "A username."})
@@ -555,7 +555,7 @@ class OpinionSchema(Schema):
 
 
 class OpinionsSchema(PageSchema):
-    """A page of the opinions on a scan, and the consensus of all."""
+    """A page of the opinions on a scan, and the consensus of all opinions."""
 
     confirmed = fields.Enum(
         Finding,
@@ -573,7 +573,7 @@ class OpinionsSchema(PageSchema):
 
 
 class NewShareSchema(Schema):
-    """With whom a scan is to be shared."""
+    """Whom to share a scan with."""
 
     username = fields.String(
         required=True,
@@ -584,7 +584,7 @@ class NewShareSchema(Schema):
 
 
 class ShareSchema(Schema):
-    """Who may see a scan besides its owner: a person, or all reviewers."""
+    """Who may see a scan besides its owner: a user, or all reviewers."""
 
     id = fields.String(required=True)
     username = fields.String(required=True, allow_none=True)
@@ -592,7 +592,7 @@ class ShareSchema(Schema):
 
 
 class SharesSchema(PageSchema):
-    """A page of those with whom a scan is shared."""
+    """A page of the users that a scan is shared with."""
 
     items = fields.List(fields.Nested(ShareSchema), required=True)
 
@@ -621,7 +621,7 @@ class ReviewQueueSchema(PageSchema):
 
 
 class EstimateSchema(Schema):
-    """A figure with its 95% interval; null where it is undefined, for that reason."""
+    """A figure with its 95% interval; null if it is undefined, with the reason."""
 
     value = fields.Float(required=True, allow_none=True)
     low = fields.Float(required=True, allow_none=True)
@@ -659,7 +659,7 @@ class MonthFiguresSchema(ConfirmedFiguresSchema):
 
 
 class VersionFiguresSchema(Schema):
-    """What a live version achieves on confirmed scans that it has not learned from."""
+    """The performance of a live version on confirmed scans that it was not trained on."""
 
     version_id = fields.String(required=True)
     card_id = fields.String(required=True)
@@ -671,7 +671,7 @@ class VersionFiguresSchema(Schema):
 
 
 class SiteFiguresSchema(Schema):
-    """What the live versions achieve on this site's confirmed scans."""
+    """The performance of the live versions on this site's confirmed scans."""
 
     computed_at = fields.AwareDateTime(required=True)
     versions = fields.List(fields.Nested(VersionFiguresSchema), required=True)

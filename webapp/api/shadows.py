@@ -1,4 +1,4 @@
-"""Shadows: a candidate that answers live scans, and its answers beside the live version's."""
+"""Shadows: a candidate that analyzes live scans, and its predictions next to the live version's."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def list_disagreements(query: Mapping[str, Any], shadow_id: str) -> dict[str, An
 
 
 def shadow_as_json(shadow: Shadow) -> dict[str, Any]:
-    """Return a shadow as the API shows it (`ShadowSummarySchema`)."""
+    """Return a shadow in the form of `ShadowSummarySchema`."""
     return {
         "id": shadow.id,
         "version_id": shadow.version_id,
@@ -272,7 +272,7 @@ def shadow_as_json(shadow: Shadow) -> dict[str, Any]:
 
 
 def spread_as_json(spread: Spread) -> dict[str, float]:
-    """Return the probabilities of a period as the API shows them (`SpreadSchema`)."""
+    """Return the probabilities of a period in the form of `SpreadSchema`."""
     return {
         "p10": spread.low,
         "p50": spread.median,

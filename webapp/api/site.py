@@ -1,4 +1,4 @@
-"""This site: its confirmed scans, and what the live versions achieve on them."""
+"""This site: its confirmed scans, and the performance of the live versions on them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GET, POST = HTTPMethod.GET, HTTPMethod.POST
 @operation(GET, "/site", "read_site", Scope.ADMIN)
 @blueprint.response(200, SiteSchema)
 def read_site() -> dict[str, Any]:
-    """Get how many scans are confirmed or disputed, and how new the site figures are."""
+    """Get the number of confirmed and disputed scans, and the age of the site figures."""
     newest, done, counts = newest_figures(), newest_figures(JobStatus.DONE), confirmed_counts()
     return {
         "confirmed_present": counts["present"],
@@ -62,7 +62,7 @@ def site_figures() -> dict[str, Any]:
 @operation(POST, "/site-figures", "compute_site_figures", Scope.ADMIN)
 @blueprint.response(202, SiteFiguresRequestSchema)
 def compute_site_figures() -> dict[str, Any]:
-    """Have the site figures computed; one computation waits at a time."""
+    """Have the site figures computed; only one computation can be queued at a time."""
     request_figures(g.token_owner_id)
     newest = newest_figures()
     if newest is None:
@@ -71,5 +71,5 @@ def compute_site_figures() -> dict[str, Any]:
 
 
 def figures_as_json(done: SiteFigures) -> dict[str, Any]:
-    """Return site figures as the API shows them (`SiteFiguresSchema`)."""
+    """Return site figures in the form of `SiteFiguresSchema`."""
     return {"computed_at": done.finished_at, "versions": done.figures or []}

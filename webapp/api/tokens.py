@@ -1,4 +1,4 @@
-"""What the token of a request may be used for."""
+"""The scopes and expiry of a request's token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from webapp.models import ApiToken
 @operation(HTTPMethod.GET, "/token", "read_token", None)
 @blueprint.response(200, TokenSchema)
 def own_token() -> dict[str, Any]:
-    """Get what your token may be used for, and how long."""
+    """Get the scopes and the expiry of your token."""
     token: ApiToken = g.api_token
     return {
         "name": token.name,

@@ -1,4 +1,4 @@
-"""What the API says of a job, whatever it is."""
+"""What the API reports about any kind of job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from webapp.models import Leased
 
 
 def work_as_json(job: Leased) -> dict[str, Any]:
-    """Return how far a worker is with a job (`WorkSchema`)."""
+    """Return the progress of a job (`WorkSchema`)."""
     return {
         "id": job.id,
         "status": job.status,

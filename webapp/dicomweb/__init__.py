@@ -5,7 +5,7 @@ The objects are reports (`webapp.models.Report`): structured reports, secondary 
 segmentations. Submitted images are not served.
 """
 
-from webapp.dicomweb import (  # noqa: F401 - they add the transactions, and XML.
+from webapp.dicomweb import (  # noqa: F401 - importing them registers the transactions, and XML.
     native_model,
     retrieve,
     search,

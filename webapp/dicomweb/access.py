@@ -29,7 +29,7 @@ DICOM, DICOM_JSON, DICOM_XML, OCTETS = (
 )
 JSON, XML = "application/json", (DICOM_XML, "application/xml", "text/xml")
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
-"""How all objects are coded."""
+"""The transfer syntax of all objects."""
 TAGS = {
     "SOPClassUID": "00080016",
     "SOPInstanceUID": "00080018",
@@ -61,7 +61,7 @@ PREFLIGHT = {
 }
 
 blueprint = Blueprint("dicomweb", __name__)
-csrf.exempt(blueprint)  # Cookies are ignored, so no other site can act for a browser.
+csrf.exempt(blueprint)  # Cookies are ignored, so another site cannot use a browser's login.
 
 
 @blueprint.before_request
@@ -82,8 +82,8 @@ def require_token() -> None:
 
 @within_api_rate
 def count_request() -> None:
-    """Count the request together with the same person's API requests. Not a limit of the blueprint:
-    that is checked before the person is known, and would count everybody's requests together.
+    """Count the request together with the same user's API requests. Not a limit of the blueprint,
+    which would be checked before the user is known, and would count all users' requests together.
     """
 
 
@@ -188,7 +188,7 @@ def accepted() -> list[Acceptable]:
 
 def options_of(text: str) -> tuple[str, dict[str, str]]:
     """Return a media type and its parameters. Many clients leave out the quotation marks around the
-    type of the parts, though it has a slash.
+    type of the parts, although it contains a slash.
     """
     return parse_options_header(UNQUOTED_TYPE.sub(r'\1"\2"', text))
 
@@ -231,16 +231,16 @@ def element(vr: str, *values: object) -> dict[str, Any]:
 
 
 def warn(answer: Response, sentence: str) -> None:
-    """Add a warning (RFC 7234, 5.5, as PS3.18 has it) to a response."""
+    """Add a warning (RFC 7234, 5.5, as PS3.18 defines it) to a response."""
     plain = sentence.translate({ord(mark): "'" for mark in '’‘“”"\\'})
     plain = plain.encode("ascii", "replace").decode()
     answer.headers.add("Warning", f'299 Hemoscan "{plain}"')
 
 
 def address(*path: str) -> str:
-    """Return the address of a resource, by its path below the base.
+    """Return the address of a resource, given its path below the base.
 
-    By `PUBLIC_URL`, where that is set: some clients send a host without its port.
+    It is based on `PUBLIC_URL` if that is set: some clients send a host without its port.
     """
     root = current_app.config["PUBLIC_URL"] or request.url_root.rstrip("/")
     return f"{root}{current_app.config['DICOMWEB_URL_PREFIX']}/{'/'.join(path)}"

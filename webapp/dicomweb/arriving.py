@@ -42,7 +42,7 @@ class Stored:
     Attributes:
         key: the storage key of its original.
         series, instances: the new UIDs in its copies.
-        is_whole: it is one file of several slices, which no other file extends.
+        is_whole: it is one multi-slice file, which no other file extends.
         counts: it is analyzed or being analyzed; the files of a failed or canceled scan may be sent
             again.
     """
@@ -66,7 +66,7 @@ class Waiting(NamedTuple):
 
 @dataclass(frozen=True)
 class Earlier:
-    """What had arrived of the studies of a request before it.
+    """What had arrived of a request's studies before the request.
 
     Attributes:
         waiting: the scans that wait for more, by their ids.
@@ -95,7 +95,7 @@ class Earlier:
         if quiet_s := current_app.config["DICOMWEB_QUIET_S"]:
             for scan in scans:
                 scan.retry_at = database_now(quiet_s)
-        # Not through the session, which would query the times of the new rows.
+        # Not through the session, which would reload the times of the new rows.
         db.session.flush()
         # The owner's row is locked, so no other request stores scans of these studies now.
         of_studies = _of_studies(scans[0].user_id, {scan.study_uid or "" for scan in scans})
@@ -148,13 +148,14 @@ def taken_along(
     stored: Sequence[Stored],
     grows: Collection[Stored],
 ) -> Iterator[Earlier]:
-    """Yield what had arrived of these studies: the waiting scans, and those stored scans that grow.
-    A scan whose copies are gone is left alone.
+    """Yield what had arrived of these studies: the waiting scans, and the stored scans that will be
+    extended.
+    A scan whose copies are gone is ignored.
 
     Args:
         study_uids, instance_uids: new UIDs, of the studies and of the instances of the request.
         stored: the scans that do not wait (`stored_scans`).
-        grows: the stored scans that get more slices.
+        grows: selects the stored scans that get more slices.
 
     Raises:
         StorageError: it cannot be read.
@@ -190,8 +191,8 @@ def taken_along(
 
 
 def stored_scans(user_id: str, study_uids: Sequence[str]) -> list[Stored]:
-    """Return the scans of these studies that do not wait for more, the newest first; if its copies
-    are gone, a scan has no instances.
+    """Return the scans of these studies that do not wait for more, newest first; a scan whose
+    copies are gone has no instances.
 
     Raises:
         StorageError: the stored copies cannot be read.

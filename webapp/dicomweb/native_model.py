@@ -26,18 +26,21 @@ KEYWORDS = {tag: keyword for keyword, tag in TAGS.items()} | {
     "00201208": "NumberOfStudyRelatedInstances",
     "00201209": "NumberOfSeriesRelatedInstances",
 }
-"""The keywords of the attributes in responses to searches and to stores; XML contains keywords."""
+"""The keywords of the attributes in responses to searches and store requests; XML contains
+keywords.
+"""
 NAME_PARTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
 JSON_ONLY = ("dicomweb.retrieve_metadata",)
-"""Responses with any attributes, whose keywords would require a dictionary; not available as XML.
+"""Responses with arbitrary attributes, whose keywords would require a dictionary; not available as
+XML.
 """
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML 1.0 cannot hold."""
+"""Characters that are not allowed in XML 1.0."""
 
 
 @blueprint.after_request
 def as_wanted(answer: Response) -> Response:
-    """Convert a response in the DICOM JSON model to XML if the client wants that, including a
+    """Convert a response in the DICOM JSON model to XML if the client prefers that, including a
     stored response to a repeated request.
     """
     may_be_xml = answer.mimetype == DICOM_JSON and request.endpoint not in JSON_ONLY
@@ -56,7 +59,7 @@ def as_wanted(answer: Response) -> Response:
 
 
 def wants_xml() -> bool:
-    """Return whether the client names XML before JSON, or XML only."""
+    """Return whether the client lists XML before JSON, or only XML."""
     for media in accepted():
         if media.media_type in XML:
             return True

@@ -33,7 +33,7 @@ def received_parts() -> list[IO[bytes]]:
     process.
 
     Raises:
-        UnsupportedMediaType: the request is no message of DICOM files.
+        UnsupportedMediaType: the request is not a message of DICOM files.
         BadRequest: its parts cannot be separated, it is truncated, or it has none.
         RequestEntityTooLarge: it is larger than an upload may be, or has too many parts.
         StorageFull: there is no room for it.
@@ -74,7 +74,7 @@ def response_of(parts: Iterable[tuple[str, bytes]], of_parts: str) -> Response:
     """Return a response of these parts, each with its content type; they are streamed.
 
     Args:
-        of_parts: the media type of all.
+        of_parts: the media type of the parts.
     """
     boundary = secrets.token_hex(16)
 

@@ -1,4 +1,4 @@
-"""WADO-RS: objects as files, their metadata as JSON, their pixels, and rendered pictures."""
+"""WADO-RS: objects as files, their metadata as JSON, their pixels, and rendered images."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def retrieve_frames(study_uid: str, series_uid: str, instance_uid: str, frames: 
 def retrieve_rendered(
     study_uid: str, series_uid: str, instance_uid: str, frames: str = "1"
 ) -> Response:
-    """Send an object that is a picture as JPEG or PNG."""
+    """Send an image object as JPEG or PNG."""
     (report,) = required(study_uid, series_uid, instance_uid)
     if report.kind != ReportKind.SECONDARY_CAPTURE:
         raise NotAcceptable("Only secondary captures are rendered.")
@@ -109,11 +109,11 @@ def retrieve_rendered(
 
 
 def required(study_uid: str, series_uid: str = "", instance_uid: str = "") -> Sequence[Report]:
-    """Return the objects of a study, or those of them in a series or with a UID.
+    """Return the objects of a study, optionally only those of a series or with a UID.
 
     Raises:
-        NotFound: the token's owner may see none.
-        ServiceUnavailable: they are still being made.
+        NotFound: the token's owner may not see any.
+        ServiceUnavailable: they are still being generated.
     """
     which: list[ColumnElement[bool]] = [Scan.study_uid == require_uid(study_uid)]
     if series_uid:
@@ -152,7 +152,7 @@ def _is_being_made(scans: Sequence[Scan]) -> bool:
 def _files(reports: Sequence[Report], content_type: str) -> Iterator[tuple[str, bytes]]:
     first = storage.get(
         reports[0].file_key
-    )  # Errors can still be reported, since nothing has been sent.
+    )  # Errors can still be reported, because nothing has been sent yet.
 
     def rest() -> Iterator[tuple[str, bytes]]:
         yield content_type, first
@@ -198,7 +198,7 @@ def _pixels(report: Report, metadata: Mapping[str, Any]) -> bytes:
     """Return the pixels of an object, which are at the end of its file.
 
     Raises:
-        NotFound: it has none.
+        NotFound: it has no pixels.
     """
     size = _pixel_bytes(metadata)
     if not size:
@@ -207,7 +207,7 @@ def _pixels(report: Report, metadata: Mapping[str, Any]) -> bytes:
 
 
 def _frame(pixels: bytes, index: int, metadata: Mapping[str, Any]) -> bytes:
-    """Return a frame. Of a segmentation, where a pixel is a bit, it may begin within a byte."""
+    """Return a frame. In a segmentation, where a pixel is one bit, it may begin within a byte."""
     bits = _bits_of_frame(metadata)
     first, last = index * bits, (index + 1) * bits
     if bits % 8 == 0:
@@ -217,7 +217,7 @@ def _frame(pixels: bytes, index: int, metadata: Mapping[str, Any]) -> bytes:
 
 
 def _frame_numbers(text: str, metadata: Mapping[str, Any]) -> list[int]:
-    """Return the numbers of frames that a request names.
+    """Return the frame numbers in a request.
 
     Raises:
         NotFound: the object has no such frame.

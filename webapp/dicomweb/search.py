@@ -53,7 +53,7 @@ OF_KIND: dict[str, Callable[[ReportKind], str]] = {
     "SeriesNumber": lambda kind: str(kind.facts.series_number),
     "InstanceNumber": lambda _: "1",
 }
-"""Attributes that are determined by the kind of an object."""
+"""Attributes that are determined by the kind of object."""
 DICOM_KINDS = tuple(kind for kind in ReportKind if kind.is_dicom)
 UIDS: dict[str, Callable[[str], ColumnElement[bool]]] = {
     "StudyInstanceUID": lambda uid: Scan.study_uid == uid,
@@ -67,9 +67,9 @@ class Query:
     """The query of a search request.
 
     Attributes:
-        which: the conditions that objects must meet.
+        which: the conditions for objects.
         warnings: sentences for the client.
-        wants_all: whether everything that is known of instances is returned.
+        wants_all: whether all known attributes of instances are returned.
     """
 
     limit: int = USUAL_LIMIT
@@ -119,13 +119,15 @@ def search_instances(study_uid: str | None = None, series_uid: str | None = None
 
 
 def matching_objects(query: Query) -> list[Report]:
-    """Return the objects that match a query, and one more if there is one."""
+    """Return the objects that match a query, and one more than the limit if there are more."""
     chosen = objects(*query.which).offset(query.offset).limit(query.limit + 1)
     return list(db.session.scalars(chosen))
 
 
 def listed(objects: list[dict[str, Any]], query: Query) -> Response:
-    """Return the response for what was found, one more than the limit if there is more."""
+    """Return the response for the objects found, which are one more than the limit if there are
+    more.
+    """
     shown = objects[: query.limit]
     answer = as_dicom_json(shown) if shown else Response(status=204)
     if len(objects) > query.limit:
@@ -139,7 +141,7 @@ def query_of(**of_path: str | None) -> Query:
     """Return the query of the request, from its path and its parameters (PS3.18 8.3.4).
 
     Raises:
-        BadRequest: it cannot be understood.
+        BadRequest: it cannot be parsed.
         NotAcceptable: the client does not read JSON.
     """
     require_model_accepted()
@@ -173,12 +175,12 @@ def query_of(**of_path: str | None) -> Query:
 
 
 def conditions_of(keyword: str, value: str) -> list[ColumnElement[bool]]:
-    """Return what objects must meet to match a key; nothing where any value will do.
+    """Return the condition for objects to match a key; nothing if any value matches.
 
     Raises:
         BadRequest: the value of a UID is not a UID, or the value is not text.
     """
-    if "\0" in value:  # PostgreSQL refuses it.
+    if "\0" in value:  # PostgreSQL rejects NUL characters.
         raise BadRequest(f"{keyword}: Please use printable characters only.")
     if value.strip("*") == "" and keyword not in UIDS:
         return []
@@ -210,12 +212,12 @@ def _any_of(conditions: list[ColumnElement[bool]]) -> ColumnElement[bool]:
 
 
 def _pattern(text: str) -> str:
-    """Return the wildcards of DICOM, * and ?, as those of fnmatch, which has more."""
+    """Convert the wildcards of DICOM, * and ?, to those of fnmatch, which has more."""
     return text.replace("[", "[[]")
 
 
 def printable(key: str) -> str:
-    """Return the name of a parameter as it may be quoted."""
+    """Return the name of a parameter in a form that may be quoted."""
     return re.sub("[^A-Za-z0-9_.-]", "?", key)[:40]
 
 
@@ -223,7 +225,7 @@ def study_as_json(study_uid: str, title: str, *of_kind: int) -> dict[str, Any]:
     """Return the attributes of a study.
 
     Args:
-        of_kind: how many objects of each kind (`DICOM_KINDS`) it has.
+        of_kind: the number of its objects of each kind (`DICOM_KINDS`).
     """
     kinds = [kind for kind, count in zip(DICOM_KINDS, of_kind, strict=True) if count]
     return {
@@ -237,7 +239,7 @@ def study_as_json(study_uid: str, title: str, *of_kind: int) -> dict[str, Any]:
 
 
 def of_study(study_uid: str, title: str) -> dict[str, Any]:
-    """Return the elements of a study that its series and instances share."""
+    """Return the attributes of a study that are repeated for its series and instances."""
     return {
         **{TAGS[keyword]: element(vr) for keyword, vr in ALWAYS_EMPTY.items()},
         TAGS["StudyDescription"]: element("LO", *([title[:64]] if title else [])),
@@ -246,7 +248,7 @@ def of_study(study_uid: str, title: str) -> dict[str, Any]:
 
 
 def series_as_json(report: Report) -> dict[str, Any]:
-    """Return the attributes of the series that an object is in."""
+    """Return the attributes of the series that an object belongs to."""
     facts = ReportKind(report.kind).facts
     return {
         **of_study(str(report.scan.study_uid), report.scan.title),

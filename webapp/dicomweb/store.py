@@ -43,10 +43,9 @@ NOT_OF_STUDY = "The instance does not belong to the study of the address."
 
 @dataclass
 class Part:
-    """A part of the request; `refusal` says why it is not accepted, "" if it is.
-
-    `meta` is its file meta information, None if it is not a DICOM file; `study`, `series` and
-    `instance` are its UIDs, later replaced by the new ones.
+    """A part of the request; `refusal` says why it is refused, or is "" if it is accepted. `meta`
+    is its file meta information, None if it is not a DICOM file; `study`, `series` and `instance`
+    are its UIDs, later replaced by the new ones.
     """
 
     content: IO[bytes]
@@ -75,8 +74,8 @@ class Part:
 @intake.within_rate
 @partial(idempotent, streams=True, media_type=DICOM_JSON)
 def store(study_uid: str = "") -> Response:
-    """Submit the DICOM files of a request; each series becomes a scan, and its results DICOM
-    objects.
+    """Submit the DICOM files of a request; each series becomes a scan, and DICOM objects are made
+    from its results.
     """
     require_model_accepted()
     parts = [Part(content, meta_of(content)) for content in received_parts()]
@@ -92,7 +91,7 @@ def store(study_uid: str = "") -> Response:
 
 
 def _study_and_series_of(content: IO[bytes]) -> tuple[str, str]:
-    """Return the study and the series that a file names; "" if it names none."""
+    """Return the study and the series of a file; "" if it states none."""
     try:
         header = DicomFile(content, Budget()).header
     except (DamagedFile, TooMuchWork):
@@ -102,10 +101,10 @@ def _study_and_series_of(content: IO[bytes]) -> tuple[str, str]:
 
 def _taken_in(parts: Sequence[Part]) -> Sequence[Scan]:
     """Submit these parts, together with what had arrived of their studies, and return the scans;
-    record why parts were refused. Instances that are part of a scan already count as accepted.
+    record why parts were refused. Instances that are already part of a scan count as accepted.
 
     Raises:
-        ServiceUnavailable: other requests of the same study are being taken in.
+        ServiceUnavailable: other requests for the same study are being processed.
     """
     user_id = g.token_owner_id
     uids = uids_of(user_id, "DICOMweb")
@@ -144,7 +143,7 @@ def _submitted(
 
     Raises:
         UploadRejected: they are refused.
-        Changed: another request or a worker took a scan of their studies meanwhile.
+        Changed: another request or a worker changed a scan of their studies meanwhile.
     """
     instances = {part.instance for part in parts}
     series = {part.series for part in parts} - {""}
@@ -166,8 +165,9 @@ def _submitted_with(
     stored: Sequence[Stored],
     grows: Sequence[Stored],
 ) -> intake.Receipt:
-    """Submit these parts with the copies of waiting scans and of the stored scans that grow. Raises
-    what `_submitted` raises, and `NothingNew` if they add nothing to the stored scans.
+    """Submit these parts with the copies of waiting scans and of the stored scans to be extended.
+    Raises the same exceptions as `_submitted`, and `NothingNew` if they add nothing to the stored
+    scans.
     """
     studies = [part.study for part in parts if part.study]
     instances = {part.instance for part in parts}

@@ -1,8 +1,8 @@
 """Accepts uploads: files are identified by their content, de-identified, sorted into series,
 stored, and queued as rows.
 
-No pixel is decoded here; workers do that. So a damaged picture with a sound header becomes a scan
-that fails with a sentence.
+No pixel is decoded here; workers do that. So a damaged image with an intact header becomes a scan
+that fails with an error message.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ NAMES_OF_NOTES = (
     *(".txt", ".md", ".csv", ".tsv", ".rtf"),
     *(".doc", ".docx", ".odt", ".xls", ".xlsx", ".ods"),
 )
-"""What people write beside a patient's pictures; the viewer on a CD comes with programs."""
+"""Text files that people put next to a patient's images; the viewer on a CD comes with programs."""
 DROPPED = "folder"
 """The prefix of the paths of files in dropped folders."""
 PACKED = ".zip"
 MOST_PACKED = 20
-"""Maximum number of NIfTI files of one upload that are inflated: a hostile one takes seconds."""
+"""Maximum number of NIfTI files of one upload that are inflated: a malicious one takes seconds."""
 LONGEST_DROP = timedelta(hours=1)
-"""If a drop began longer ago, its uploads count as submitted when they arrive."""
+"""If a drop began longer ago than this, its uploads count as submitted when they arrive."""
 MOST_OF_DROP = timedelta(seconds=20)
 """The uploads of one drop count as submitted within this time."""
 HELD_IN_MEMORY = 2**20
@@ -90,16 +90,15 @@ class Choices:
     """The options of an upload.
 
     Attributes:
-        stat: its scans are analyzed first, up to the limit on STAT scans of that person.
-        pictures: which of its pictures are the slices of one scan.
+        stat: its scans are analyzed first, up to the user's limit on STAT scans.
+        pictures: which of its images are the slices of one scan.
         studies: which of its series form a study.
-        keep_names: names of files may be stored, in titles and messages; otherwise they are
-            discarded.
+        keep_names: file names may be stored, in titles and messages; otherwise they are discarded.
         leave_out: files without slices are left out instead of refused, even outside archives.
         uncut: a film sheet is read as one slice, and not cut into its slices.
-        reports_each_file: the sender gets an answer for each file, so damaged ones are left out,
+        reports_each_file: the sender gets a response for each file, so damaged ones are left out,
             however many there are.
-        dicom_results: DICOM objects are made from the results of DICOM scans without a request, and
+        dicom_results: DICOM objects are made from the results of DICOM scans automatically, and
             stored with the scans.
         number: the position of this upload among those of one drop, from 1; 0 for a single upload.
         dropped_at: the time of the drop; None for now.
@@ -124,13 +123,13 @@ class NewUids:
     """Replaces the UIDs of an upload, consistently; the originals cannot be recovered without the
     salt (DICOM PS3.5 B.2).
 
-    A UID that it has given out is kept, so that a stored copy can be submitted again.
+    A UID that it has issued is kept, so that a stored copy can be submitted again.
 
     Args:
         salt: the same salt gives the same UIDs; random by default.
 
     Attributes:
-        originals: the original of each UID that was given out.
+        originals: the original of each UID that it has issued.
     """
 
     def __init__(self, salt: bytes | None = None) -> None:
@@ -158,7 +157,7 @@ class NewUids:
 
 
 class NothingTaken(UploadRejected):
-    """No file of an upload is accepted; `refused` is as in `Receipt`."""
+    """All files of an upload were refused; `refused` is as in `Receipt`."""
 
     def __init__(self, refused: dict[int, str]) -> None:
         super().__init__(next(iter(refused.values())))
@@ -183,8 +182,8 @@ class Receipt:
 
 @dataclass(frozen=True)
 class _Sorted:
-    """The files of an upload as series, the Study Instance UID in the copies of each, None where
-    there is none, the message about all of them, and the files that were left out, as in
+    """The files of an upload as series, the Study Instance UID in the copies of each (None if there
+    is none), the message about all of them, and the files that were left out, as in
     `Receipt.refused`.
     """
 
@@ -204,23 +203,24 @@ def accept_upload(
     uids: NewUids | None = None,
     before_commit: Callable[[Sequence[Scan], Sequence[SeriesFiles]], None] = lambda *_: None,
 ) -> Receipt:
-    """Store the files as queued scans of that user, each series as one, and wake a predict worker.
+    """Store the files as queued scans of this user, each series as one, and notify a predict
+    worker.
 
-    Where nothing of an upload can be read, or too much of it is damaged, nothing is stored.
+    If nothing in an upload can be read, or too much of it is damaged, nothing is stored.
 
-    One function, because files and rows count together or not at all: whatever fails on the way,
-    one place takes both back.
+    One function, because files and rows are stored together or not at all: whatever fails on the
+    way, one place reverts both.
 
     Args:
         title: the title of the scans; several scans get the number of their series in addition.
-        require_access: called when all files are stored, before the commit; raises if the person's
-            access has ended, since an upload may take minutes.
-        uids: gives the UIDs of the stored copies.
+        require_access: called when all files are stored, before the commit; raises if the user's
+            access has ended, because an upload may take minutes.
+        uids: generates the UIDs of the stored copies.
         before_commit: called with the new rows, and the files of each, in their transaction.
 
     Raises:
-        UploadRejected: a file or the title is not accepted, or the account is gone or disabled; a
-            `NothingTaken` where each file is reported and none is accepted.
+        UploadRejected: a file or the title is not accepted, or the account is deleted or disabled;
+            a `NothingTaken` if each file is reported and none is accepted.
         StorageError: a file could not be stored; a `StorageFull` if there is no room, or all scans
             together have reached their quota.
     """
@@ -246,7 +246,7 @@ def accept_upload(
             if lock_person(user_id) is None:
                 raise UploadRejected("This account has been deleted or disabled.")
             require_access()
-            # Checked again now that other uploads of that person wait for this one to be committed.
+            # Checked again now that the user's other uploads wait for this one to be committed.
             may_be_stat = urgent_room(user_id)
             require_room(user_id, sum(scan.size for scan in scans))
             _tell_apart(scans, choices)
@@ -334,7 +334,7 @@ def _tell_apart(scans: Sequence[Scan], choices: Choices) -> None:
 def accept_dataset(
     name: str, archive: Path, user_id: str | None, on_unreachable: Callable[[], None] = lambda: None
 ) -> Dataset:
-    """Store a ZIP as a queued data set and wake a train worker, which reads it.
+    """Store a ZIP as a queued data set and notify a train worker, which reads it.
 
     Raises:
         UploadRejected: the name is taken or the file is not a ZIP.
@@ -403,10 +403,10 @@ def _require_files(files: Sequence[FileStorage]) -> None:
 
 
 def require_room(user_id: str, more: int = 0) -> None:
-    """Refuse `more` bytes of a user whose scans reach the quota.
+    """Refuse `more` bytes of a user whose scans have reached the quota.
 
     Raises:
-        QuotaReached: they do.
+        QuotaReached: they have.
     """
     if problem := quota_problem(user_id, more):
         raise QuotaReached(problem)
@@ -475,7 +475,7 @@ def _sorted(
 
 
 def _damaged_member(number: int, name: str, folder: str | None) -> LeftOut:
-    """Return a file that could not be unpacked: a slice, unless its name is that of a picture."""
+    """Return a file that could not be unpacked: a slice, unless its name is that of an image."""
     is_dicom = not name.lower().endswith(NAMES_OF_PICTURES)
     reason = UploadRejected("The file is damaged within the ZIP archive.")
     return LeftOut(number, name, reason, folder, is_dicom)
@@ -489,11 +489,11 @@ def _as_copied(file: Taken, new_uid: NewUids) -> Taken:
 
 
 def _without_pictures_of_viewer(copies: Sequence[Taken], left_out: list[LeftOut]) -> list[Taken]:
-    """Return the files without the pictures in archives or dropped folders that hold DICOM slices:
+    """Return the files without the images in archives or dropped folders that contain DICOM slices:
     these belong to the viewer on an exported CD, whether readable or not. They are moved to
     `left_out`.
 
-    Exception: dropped folders of patients whose slices are pictures keep them.
+    Exception: they are kept in dropped folders of patients whose slices are images.
     """
     discs = {disc_of(file.folder) for file in copies if file.kind == "dicom"} - {None}
     of_patients = _folders_of_pictures(copies, left_out)
@@ -523,11 +523,12 @@ def _without_pictures_of_viewer(copies: Sequence[Taken], left_out: list[LeftOut]
 
 
 def _folders_of_pictures(copies: Sequence[Taken], left_out: Sequence[LeftOut]) -> set[str]:
-    """Return the dropped folders that hold only pictures and, beside them, notes or damaged DICOM
-    files, with more pictures than damaged files.
+    """Return the dropped folders that contain, besides images, only notes or damaged DICOM files,
+    with more images than damaged files.
 
-    The page sends a folder that holds only pictures by itself. On an exported CD, pictures of the
-    viewer lie beside its other files, and previews beside the slices they show, which are as many.
+    The page sends a folder that contains only images separately. On an exported CD, the viewer's
+    images are next to its other files, and previews are next to the slices they show, in equal
+    numbers.
     """
     pictures, damaged, others = Counter[str](), Counter[str](), set[str]()
     with_notes = set[str]()
@@ -560,9 +561,9 @@ def _folders_of_pictures(copies: Sequence[Taken], left_out: Sequence[LeftOut]) -
 def _contents(
     files: Sequence[FileStorage], folder: Path
 ) -> Iterator[tuple[str, IO[bytes] | None, str | None, int | None]]:
-    """Yield name and content of each file, its folder, and its position in the upload; for files in
-    archives, the folder names the archive, the position is None, and so is a damaged file's
-    content. The limits apply to all archives together.
+    """Yield name and content of each file, its folder, and its position in the upload. For files in
+    archives, the folder is named after the archive, and the position is None; the content of a
+    damaged file is None. The limits apply to all archives together.
     """
     unpacked_files = unpacked_bytes = 0
     for place, file in enumerate(files):

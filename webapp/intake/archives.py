@@ -1,5 +1,5 @@
-"""ZIP archives of uploads: their members one at a time, within limits that are checked before
-memory or disk is used.
+"""ZIP archives of uploads: their members are read one at a time, within limits that are checked
+before memory or disk is used.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ ZIP = b"PK\x03\x04"
 EMPTY_ZIP = b"PK\x05\x06"
 END_BYTES = 22
 MAX_DIRECTORY = 4 * 2**20
-"""Bytes of an archive's directory, which zipfile reads whole."""
+"""Maximum bytes of an archive's directory, which zipfile reads completely."""
 HELD_IN_MEMORY = 2**20
 FREE_OF_RATIO = 64 * 2**20
 MAX_RATIO = 200
-"""Applies beyond FREE_OF_RATIO unpacked bytes: CT is compressed two- to tenfold, only blank
-pictures a hundredfold.
+"""Maximum compression ratio beyond FREE_OF_RATIO unpacked bytes: CT is compressed two- to tenfold,
+only blank images a hundredfold.
 """
 UNREADABLE = (
     zipfile.BadZipFile,
@@ -37,14 +37,14 @@ UNREADABLE = (
     OSError,
     ValueError,
 )
-"""What zipfile raises over a damaged archive: places before its start and names that are no text
-are a ValueError.
+"""The exceptions that zipfile raises for a damaged archive: offsets before its start and
+undecodable names raise a ValueError.
 """
 NOT_IMAGES = ("dicomdir", "thumbs.db", "desktop.ini")
 
 
 class ArchiveRefused(ValueError):
-    """An archive is not read; the text is a sentence."""
+    """An archive is refused; the message is a sentence."""
 
 
 class _DamagedMember(ValueError):
@@ -62,17 +62,17 @@ def members(
     folder: Path,
 ) -> Iterator[tuple[str, IO[bytes], bool]]:
     """Yield name and content of each file in the ZIP `archive` of `size` bytes, unpacked under
-    `folder` until the next is asked for, and whether it is sound; of a damaged file, the content
-    ends where the damage was noticed.
+    `folder` until the next one is requested, and whether it is intact; the content of a damaged
+    file ends where the damage was noticed.
 
-    Folders and files added by systems (DICOMDIR, resource forks, hidden files) are skipped. Names
-    are returned with slashes between folders, however the archive separates them, and never used as
-    paths; a link yields the name of its target as content. Earlier archives of the same upload
-    count towards the limits.
+    Folders and files added by operating systems (DICOMDIR, resource forks, hidden files) are
+    skipped. Names are returned with slashes between folders, whatever the separator in the archive,
+    and never used as paths; a link yields the name of its target as content. Earlier archives of
+    the same upload count toward the limits.
 
     Raises:
-        ArchiveRefused: the archive's directory is damaged, or the archive is encrypted, or holds
-            unsafe names, too much or too many.
+        ArchiveRefused: the archive's directory is damaged, or the archive is encrypted, or contains
+            unsafe names, or too much or too many files.
     """
     _check_directory(archive, size)
     try:
@@ -104,7 +104,7 @@ def members(
 
 
 def _check_directory(archive: IO[bytes], size: int) -> None:
-    """Refuse an archive whose directory is missing, or larger than what many slices need."""
+    """Refuse an archive whose directory is missing, or larger than many slices need."""
     tail_begins = max(0, size - 2**16 - END_BYTES)
     archive.seek(tail_begins)
     tail = archive.read(2**16 + END_BYTES)
@@ -115,11 +115,11 @@ def _check_directory(archive: IO[bytes], size: int) -> None:
     if (locator_at := tail_begins + at - 20) >= 56:
         archive.seek(locator_at)
         locator = archive.read(20)
-        # There is a larger form of the same record elsewhere.
+        # There is a larger version of the same record elsewhere.
         if locator.startswith(b"PK\x06\x07"):
             length = 0 if length == 0xFFFFFFFF else length
-            # Where the locator points, or right before it: if there are two records, the version of
-            # zipfile decides which one it reads.
+            # Where the locator points, or right before it: if there are two records, it depends on
+            # the version of zipfile which one it reads.
             for record_at in (min(size, unpack_from("<Q", locator, 8)[0]), locator_at - 56):
                 archive.seek(record_at)
                 large = archive.read(56)
@@ -133,12 +133,14 @@ def _check_directory(archive: IO[bytes], size: int) -> None:
 
 
 def _path(info: zipfile.ZipInfo) -> str:
-    """Return a member's name; some Windows programs divide folders by backslashes."""
+    """Return a member's name; some Windows programs separate folders with backslashes."""
     return info.filename.replace("\\", "/")
 
 
 def is_of_system(name: str) -> bool:
-    """Return whether a file of that name was added by a system or disc, not by a person."""
+    """Return whether a file of this name was added by an operating system or disc, not by a
+    person.
+    """
     path = PurePosixPath(name)
     hidden = any(
         (part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts
@@ -166,7 +168,7 @@ def _check_member(info: zipfile.ZipInfo) -> None:
 
 @contextmanager
 def _unpacked(blocks: Iterator[bytes], most: int, folder: Path) -> Iterator[tuple[IO[bytes], bool]]:
-    """Give a member as a file, and whether it is sound."""
+    """Provide a member as a file, and whether it is intact."""
     with SpooledTemporaryFile(HELD_IN_MEMORY, dir=str(folder)) as content:
         is_sound = True
         try:

@@ -42,8 +42,8 @@ NO_IMAGE = "The file is not a PNG, JPEG, DICOM or NIfTI image."
 
 
 class UploadRejected(ValueError):
-    """A file or its description is not accepted; the text is one sentence for the person who sent
-    it.
+    """A file or its description is not accepted; the message is one sentence for the person who
+    sent it.
     """
 
 
@@ -52,8 +52,8 @@ class QuotaReached(UploadRejected):
 
 
 class NoSlice(UploadRejected):
-    """A valid file without axial CT, as a study may have beside its slices. `what` names such
-    files, in the plural.
+    """A valid file without axial CT, such as a study may contain besides its slices. `what` is a
+    plural noun for such files.
     """
 
     def __init__(self, sentence: str, what: str) -> None:
@@ -71,9 +71,9 @@ class Taken:
     kind: str
     number: int
     name: str
-    folder: str | None = None  # In an archive; None of what was sent by itself.
+    folder: str | None = None  # In an archive; None for a file sent individually.
     slices: int = 1
-    pixels: int = 0  # Of all slices.
+    pixels: int = 0  # In all slices.
     size: tuple[int, int] = (0, 0)  # Width and height of a PNG or JPEG.
     dicom: DicomHeader = field(default_factory=DicomHeader)
     digest: bytes = b""
@@ -123,7 +123,7 @@ def take(
             )
         elif is_half_of_pair(start, size):
             raise UploadRejected(PAIR)
-        elif start.startswith((ZIP, EMPTY_ZIP)):  # Not opened: it might hold a third one.
+        elif start.startswith((ZIP, EMPTY_ZIP)):  # Not opened: it might contain a third archive.
             raise NoSlice(NESTED, "archives and documents")
         elif start.startswith(STARTS_OF_ARCHIVES) or start[TAR_AT:].startswith(b"ustar"):
             raise NoSlice(OTHER_ARCHIVE, "archives and documents")
@@ -245,7 +245,7 @@ def _require_fewer_pixels(width: int, height: int) -> None:
 
 
 def _require_fewer_slices(slices: int, pixels: int) -> None:
-    """Refuse a series that is longer, or has more pixels in all, than a worker reads at once."""
+    """Refuse a series that is longer, or has more pixels in total, than a worker reads at once."""
     most, most_pixels = current_app.config["MAX_SLICES"], current_app.config["MAX_SERIES_PIXELS"]
     if slices > most:
         raise UploadRejected(f"The series has {slices} slices; at most {most} are supported.")

@@ -1,5 +1,5 @@
-"""Series of which more arrives after they became scans: one scan with all slices replaces the
-earlier ones, so that a series is one scan, however often and in however many parts it is sent.
+"""Handles series of which more arrives after they became scans: one scan with all slices replaces
+the earlier ones, so that a series is one scan, however often and in however many parts it is sent.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ from webapp.storage import storage
 
 class Changed(Exception):
     """A scan that was to be replaced has changed: it was replaced or deleted meanwhile, or its
-    result is just being sent.
+    result is currently being sent.
     """
 
 
 class NothingNew(Exception):
-    """All slices that arrived are in the scan of their series already."""
+    """All slices that arrived are already in the scan of their series."""
 
 
 def uids_of(user_id: str, way: str) -> NewUids:
-    """Return the replacement of UIDs in all studies that arrive for an account in one way: a keyed
-    hash of account and UID, the same whenever a study arrives.
+    """Return the UID replacement for all studies that arrive for an account in the same way: a
+    keyed hash of account and UID, which is the same whenever a study arrives.
     """
     key = str(current_app.config["SECRET_KEY"]).encode()
     return NewUids(hmac.digest(key, f"UIDs of {way}: {user_id}".encode(), hashlib.sha256))
 
 
 def copies_of(key: str, folder: Path) -> list[tuple[str, Path]]:
-    """Fetch the stored copies of the files of a DICOM scan into a new folder; return the instance
+    """Download the stored copies of the files of a DICOM scan to a new folder; return the instance
     UID ("" if it has none) and the path of each.
 
     Raises:
@@ -82,12 +82,12 @@ def take_place(scan: Scan, earlier: Collection[str]) -> list[str]:
     """Replace earlier scans that hold parts of its series by a new scan of the same owner, in the
     caller's transaction; return the storage keys of their files, to be discarded after the commit.
 
-    Other people's work is preserved: a scan that is shared or has opinions stays beside the new
-    one. Unsent results of the earlier scans are no longer sent; the reports of the new scan name
-    those that were sent (`Scan.replaces`).
+    Other users' work is preserved: a scan that is shared or has opinions is kept in addition to the
+    new one. Unsent results of the earlier scans are no longer sent; the reports of the new scan
+    refer to those that were sent (`Scan.replaces`).
 
     Raises:
-        Changed: one of them is gone, or its result is just being sent.
+        Changed: one of them is gone, or its result is currently being sent.
     """
     db.session.flush()
     columns = (Scan.id, Scan.study_id, Scan.slice_count, Scan.verdict_state, Scan.notes)
@@ -99,7 +99,7 @@ def take_place(scan: Scan, earlier: Collection[str]) -> list[str]:
     ).all()
     if len(rows) < len(set(earlier)):
         raise Changed
-    # First, so that no sending begins after the check below.
+    # First, so that no delivery begins after the check below.
     _send_no_more(earlier)
     of_earlier = ResultDelivery.scan_id.in_(earlier)
     is_sending = of_earlier & (ResultDelivery.status == JobStatus.RUNNING)
@@ -156,11 +156,11 @@ def _send_no_more(scan_ids: Collection[str]) -> None:
 
 
 def _documents(scan_ids: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Return by scan the structured reports that others may have, as in `Scan.replaces`."""
+    """Return, by scan, the structured reports that others may have, as in `Scan.replaces`."""
     documents: dict[str, dict[str, Any]] = {
         each: {"sent": None, "served": None} for each in scan_ids
     }
-    # A delivery from before the current prediction sent an earlier answer.
+    # A delivery that started before the current prediction sent an earlier one.
     was_sent = (
         (ResultDelivery.status == JobStatus.DONE)
         & ResultDelivery.sent.contains(ReportKind.STRUCTURED_REPORT.value)

@@ -1,12 +1,13 @@
 """DICOM files: reading the header, which decides on acceptance, and writing a de-identified copy.
 
-The copy is written anew from an allow-list (`webapp/intake/dicom_allow_list.py`). Everything else
-is dropped: private groups, other sequences, overlays, texts, dates, the preamble, names in the file
-meta information, and data after the pixels. Pixels are copied as they are, never decoded.
+The copy is written from scratch with an allow-list (`webapp/intake/dicom_allow_list.py`).
+Everything else is dropped: private groups, other sequences, overlays, texts, dates, the preamble,
+names in the file meta information, and data after the pixels. Pixels are copied unchanged, never
+decoded.
 
-pydicom is not used here: it loads numpy, a quarter of the memory that a web process may have, and
-holds a whole value in memory, which may be huge in a hostile file. Formats: PS3.10 section 7 and
-PS3.5 section 7.
+pydicom is not used here: it loads numpy, a quarter of the memory that a web process may use, and
+reads complete values into memory, which may be huge in a malicious file. Formats: PS3.10 section 7
+and PS3.5 section 7.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ COMPRESSED = (
     ),
 )
 READ_SYNTAXES = (IMPLICIT_VR, EXPLICIT_VR, BIG_ENDIAN, *COMPRESSED)
-"""The transfer syntaxes that the workers decode; not the deflated one, which would be inflated
-without a limit.
+"""The transfer syntaxes that the workers decode; the deflated one is not among them, because it
+would be inflated without a limit.
 """
 CT_SOP_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.2",
@@ -82,11 +83,11 @@ SYNTAX, FRAMES, PIXELS = 0x00020010, 0x00280008, 0x7FE00010
 POSITION, PLANE_POSITION, PER_FRAME = 0x00200032, 0x00209113, 0x52009230
 FILTER, KERNEL, TEMPORAL_POSITION, VOLTAGE = 0x00181160, 0x00181210, 0x00200100, 0x00180060
 PARTS_OF_FRAME = 200
-"""Additional elements allowed for each frame: an enhanced file describes a frame by about a
+"""Additional elements allowed for each frame: an enhanced file describes a frame with about a
 hundred.
 """
 MAX_KEPT_BYTES, MAX_SEQUENCE = 8 * 2**20, 32 * 2**20
-"""Maximum total bytes of the values that are kept, and of a sequence without a length: enough to
+"""Maximum total bytes of the values that are kept, and of a sequence of undefined length: enough to
 describe thousands of frames.
 """
 
@@ -95,7 +96,8 @@ LOOKED_AT = {
     0x00081030: b"LO", 0x0008103E: b"LO", 0x00100020: b"LO", 0x00181030: b"LO", FRAMES: b"IS",
     FILTER: b"SH", KERNEL: b"SH", TEMPORAL_POSITION: b"IS",
 }  # fmt: skip
-"""Elements that are read but not kept, or not in this form: acceptance and grouping depend on them.
+"""Elements that are read but not kept, or not in this form: acceptance and grouping depend on
+them.
 """
 
 
@@ -104,12 +106,12 @@ class DicomHeader:
     """The attributes that decide whether a DICOM file is accepted, and to which scan it belongs;
     any may be missing. `patient`, `study`, `series`, `instance`, `concatenation`, `time` and
     `technique` are never stored, and of the descriptions and the protocol only words that
-    `webapp.intake.titles` knows. `technique` is what may differ between two reconstructions of one
-    acquisition, or the two energies of one.
+    `webapp.intake.titles` knows. `technique` contains what may differ between two reconstructions
+    of one acquisition, or between the two energies of a dual-energy acquisition.
 
-    `position` and `orientation` are those of the slice in patient coordinates, `location` its place
-    along the table, `thickness` is in mm, `frame_positions` the positions of the frames of an
-    enhanced file, all empty or None where the file does not say.
+    `position` and `orientation` are those of the slice in patient coordinates, `location` its
+    position along the table, `thickness` is in mm, `frame_positions` the positions of the frames of
+    an enhanced file; all are empty or None if the file does not state them.
     """
 
     transfer_syntax: str = ""
@@ -145,22 +147,22 @@ class DicomHeader:
 
     @property
     def is_deflated(self) -> bool:
-        """True if nothing but the transfer syntax can be read without inflating the rest."""
+        """True if only the transfer syntax can be read without inflating the rest."""
         return self.transfer_syntax in DEFLATED
 
 
 class DicomFile:
-    """A DICOM file, read up to its pixels; `write` makes the clean copy."""
+    """A DICOM file, read up to its pixels; `write` writes the clean copy."""
 
     def __init__(self, stream: IO[bytes], budget: Budget | None = None) -> None:
         """Read the header of the file in `stream`, up to its pixels.
 
         Raises:
-            DamagedFile: its elements cannot be followed.
-            TooMuchWork: nothing is left of the budget.
+            DamagedFile: its structure cannot be parsed.
+            TooMuchWork: the budget is used up.
         """
         self._stream, self._shared_budget = stream, budget or Budget()
-        self._kept: dict[int, Any] = {}  # Bytes, or of a sequence the list of such dictionaries.
+        self._kept: dict[int, Any] = {}  # Bytes or, for a sequence, a list of such dictionaries.
         self._seen: dict[int, bytes] = {}
         self.pixels_digest = b""
         stream.seek(0)
@@ -171,7 +173,7 @@ class DicomFile:
         for tag, vr, length in self._elements(lambda tag: tag >> 16 != 2):
             self._take(tag, vr, length, {})
         syntax = self._text(SYNTAX) or self._likely_syntax()
-        if syntax in (IMPLICIT_VR, EXPLICIT_VR):  # Some files are encoded in the other way.
+        if syntax in (IMPLICIT_VR, EXPLICIT_VR):  # Some files state one and use the other.
             syntax = self._likely_syntax() or syntax
         if syntax and syntax not in DEFLATED:
             self._order, self._implicit = (
@@ -182,14 +184,15 @@ class DicomFile:
                 if tag == PIXELS:
                     self._pixels = vr, length
                     if length == UNDEFINED and not self._text(SYNTAX):
-                        syntax = ""  # Encoded, in an unknown way.
+                        syntax = ""  # Compressed, with an unknown encoding.
                     break
                 self._take(tag, vr, length, ALLOWED)
         self.header = self._header(syntax)
 
     def _likely_syntax(self) -> str:
-        """Guess the transfer syntax of a file that does not state it, by its first element; ""
-        without one."""
+        """Guess the transfer syntax of a file that does not state it, from its first element; "" if
+        it has none.
+        """
         at = self._stream.tell()
         start = self._stream.read(8)
         self._stream.seek(at)
@@ -274,7 +277,7 @@ class DicomFile:
         raise DamagedFile
 
     def _take(self, tag: int, vr: bytes, length: int, allowed: Allowed) -> None:
-        """Keep the value of an element if it is allowed, note it if it is needed, and skip to its
+        """Keep the value of an element if it is allowed, record it if it is needed, and skip to its
         end.
         """
         if length != UNDEFINED and tag in LOOKED_AT and length <= BLOCK:
@@ -290,7 +293,7 @@ class DicomFile:
             self._skip(vr, length)
 
     def _value(self, vr: bytes, length: int, rule: Change | Allowed) -> Any:
-        """Read a value and return what is kept of it."""
+        """Read a value and return the part of it that is kept."""
         if isinstance(rule, Mapping):
             return self._items(length, rule)
         if length == UNDEFINED or length > (MAX_LUT if rule is table else BLOCK):
@@ -302,7 +305,9 @@ class DicomFile:
         return rule(read_exactly(self._stream, length))
 
     def _items(self, length: int, allowed: Allowed) -> list[dict[int, Any]]:
-        """Read a sequence whose elements are allowed, and return what is kept of each item."""
+        """Read a sequence whose elements are allowed, and return the part of each item that is
+        kept.
+        """
         end = self._stream.tell() + (MAX_SEQUENCE if length == UNDEFINED else length)
         items = []
         while self._stream.tell() < end:
@@ -331,7 +336,7 @@ class DicomFile:
 
     def _elements(self, until: Callable[[int], bool]) -> Iterator[tuple[int, bytes, int]]:
         """Yield tag, value representation and length of the outermost elements; the caller moves
-        the stream behind the value.
+        the stream past the value.
         """
         while True:
             at = self._stream.tell()
@@ -355,7 +360,7 @@ class DicomFile:
         self._shared_budget.spend_part()
         start = read_exactly(self._stream, 8)
         group, element, vr, length = unpack(f"{self._order}HH2sH", start)
-        # Items have no value representation; some writers leave it out elsewhere too.
+        # Items have no value representation; some writers omit it elsewhere too.
         if implicit or group == 0xFFFE or not (vr.isalpha() and vr.isupper()):
             (length,) = unpack(f"{self._order}I", start[4:])
             vr = b"UN"
@@ -364,13 +369,11 @@ class DicomFile:
         return group << 16 | element, vr, length
 
     def _skip(self, vr: bytes, length: int) -> None:
-        """Move behind a value; one of undefined length is a sequence that is followed to its
-        end.
-        """
+        """Skip a value; one of undefined length is a sequence, which is parsed to find its end."""
         if length != UNDEFINED:
             self._stream.seek(length, 1)
             return
-        nested = [self._implicit or vr == b"UN"]  # PS3.5 6.2.2: what is unknown is implicit.
+        nested = [self._implicit or vr == b"UN"]  # PS3.5 6.2.2: an unknown VR means implicit.
         while nested:
             tag, vr, length = self._next(implicit=nested[-1])
             if tag in (ITEM_ENDS, SEQUENCE_ENDS):
@@ -385,7 +388,7 @@ class DicomFile:
         return _as_text(value) if isinstance(value, bytes) else ""
 
     def _decimals(self, tag: int, count: int) -> tuple[float, ...]:
-        """Return that many numbers written as text; empty if they are missing."""
+        """Return this many numbers written as text; empty if they are missing."""
         return _numbers_in(self._text(tag), count)
 
     def _decimal(self, tag: int) -> float | None:
@@ -420,7 +423,7 @@ class DicomFile:
             time=self._text(0x00080032) or self._text(0x00080033),
             technique=(
                 *(self._text(tag) for tag in (KERNEL, FILTER)),
-                # 120 and 120.0 are one voltage.
+                # 120 and 120.0 are the same voltage.
                 *(
                     "".join(f"{number:g}" for number in self._decimals(tag, 1))
                     for tag in (VOLTAGE, TEMPORAL_POSITION)
@@ -449,7 +452,7 @@ class DicomFile:
 
 @dataclass(frozen=True)
 class Meta:
-    """The class, instance and syntax of a DICOM file's object, by its file meta (PS3.10, 7.1)."""
+    """The SOP class, SOP instance and transfer syntax from a DICOM file's meta (PS3.10, 7.1)."""
 
     sop_class: str = ""
     sop_instance: str = ""
@@ -457,8 +460,8 @@ class Meta:
 
 
 def meta_of(stream: IO[bytes]) -> Meta | None:
-    """Return the file meta of a file; None if it has no preamble and so no file meta. Nothing else
-    is read.
+    """Return the file meta of a file; None if it has no preamble and therefore no file meta.
+    Nothing else is read.
     """
     stream.seek(0)
     head = stream.read(META_BYTES)
@@ -486,9 +489,9 @@ def is_dicom(stream: IO[bytes]) -> bool:
 
 
 def start_of_data(head: bytes) -> int | None:
-    """Return where the elements of a DICOM file begin, by its first `START_BYTES`: behind the
-    preamble, or at once where it has none, or no more than its last word; None where this is no
-    DICOM file.
+    """Return where the elements of a DICOM file begin, judging by its first `START_BYTES`: after
+    the preamble, or immediately if there is none or only its last word; None if this is not a DICOM
+    file.
     """
     if head[128:132] == b"DICM":
         return 132
@@ -504,8 +507,8 @@ def start_of_data(head: bytes) -> int | None:
 
 
 def whole_number(text: str) -> int | None:
-    """Return the number of an integer string, which has at most 12 characters (PS3.5 6.2); None
-    for any other text.
+    """Return the number in an integer string, which has at most 12 characters (PS3.5 6.2); None for
+    any other text.
     """
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,12}", text.strip(" \0")) else None
 

@@ -1,4 +1,4 @@
-"""Which elements of a DICOM file are kept, and what of each: an allow-list.
+"""Which elements of a DICOM file are kept, and which part of each: an allow-list.
 
 DICOM PS3.15 Annex E lists what to remove; with an allow-list nothing can be forgotten. It keeps the
 geometry, the encoding of the pixels and their conversion to Hounsfield units. Numbers are kept only

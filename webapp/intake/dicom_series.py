@@ -1,9 +1,9 @@
 """Which DICOM files make one scan, by their headers alone.
 
 A series is keyed by study and series, and split where size or direction differ, and where its files
-pass over the same places more than once: by technique (kernel, tube voltage) and acquisition, never
+cover the same positions more than once: by technique (kernel, tube voltage) and acquisition, never
 by its number alone. A few odd files stay with the rest; the reader (`ml.scans.ordering`) leaves
-them out with a note. Files are ordered by number, time and name, in whatever order they were sent.
+them out with a note. Files are ordered by number, time and name, whatever order they were sent in.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from webapp.intake.clean_copy import Taken
 FEWEST_FILES = 3
 """Minimum files for a separate scan; fewer count as odd files."""
 AXIAL, SAME_WAY = 0.7, 0.94
-"""Minimum cosine between a slice's normal and the body's axis, and between equal directions: that
-of 20 degrees.
+"""Minimum cosine between a slice's normal and the body's axis, and between directions that count as
+equal: the cosine of 20 degrees.
 """
 SAME_PLACE_MM = 0.05
 UNEVEN_MM = 0.1
@@ -36,7 +36,9 @@ THICKER = 1.5
 """Minimum ratio of the slice thicknesses of two reconstructions."""
 
 Pass: TypeAlias = dict[int, list[Taken]]
-"""The files of one pass over the head, by position; several if they are copies."""
+"""The files of one pass over the head, by position; several files at a position if they are
+copies.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def series_key(file: Taken) -> tuple[object, ...]:
     """Return the key shared by the files of a series.
 
     Without UIDs it is the series number. A file that states neither patient, study nor series, and
-    lies in no folder with others, is a series by itself.
+    shares its folder with no other, is a series by itself.
     """
     header = file.dicom
     if header.concatenation:
@@ -89,8 +91,8 @@ def scans_of(groups: Sequence[Sequence[Taken]]) -> list[Group]:
 
 
 def _stacks(files: Sequence[Taken]) -> list[Group]:
-    """Return files of several frames as one group if each continues the one before it at the same
-    distance, else each for itself.
+    """Return multi-frame files as one group if each continues the previous one at the same spacing,
+    otherwise each as a separate group.
     """
     ordered = sorted(files, key=lambda file: (_places(file), file.number))
     places = [place for file in ordered for place in _places(file)]
@@ -124,8 +126,8 @@ def _by_what_it_says(file: Taken) -> tuple[object, ...]:
 
 
 def _with_unnamed_joined(groups: Sequence[Sequence[Taken]]) -> list[list[Taken]]:
-    """Return the groups; one without the UID of its study or series is merged with the only series
-    that it does not contradict.
+    """Return the groups; a group without a study or series UID is merged with the only series that
+    it does not contradict, if there is exactly one.
     """
     merged = [list(files) for files in groups]
     named = [files for files in merged if _is_named(files[0])]
@@ -145,7 +147,7 @@ def _is_named(file: Taken) -> bool:
 
 
 def _may_be_of_one_series(file: Taken, other: Taken) -> bool:
-    """True if a file with missing identifiers contradicts another in none of patient, study and
+    """True if a file with missing identifiers does not contradict another in patient, study or
     series, and shares at least one of them, or the folder.
     """
     header, other_header = file.dicom, other.dicom
@@ -265,7 +267,7 @@ def _is_axial(file: Taken) -> bool:
 
 
 def _passes(files: list[Taken]) -> list[Group]:
-    """Return the files of a series as one group, or as several if they pass over the same places
+    """Return the files of a series as one group, or as several if they cover the same positions
     more than once; files with equal pixels count once.
     """
     spots = _spots(files)
@@ -325,8 +327,8 @@ def _passes(files: list[Taken]) -> list[Group]:
 
 def _merged(parts: Sequence[Pass], odd: list[Taken]) -> list[Pass]:
     """Return passes over the head: each part continues the first pass with which it shares few
-    positions, or begins another. Files at shared positions are added to `odd`. A part does not
-    continue a pass between whose slices it lies, if the two are marked as different scans.
+    positions, or begins a new one. Files at shared positions are added to `odd`. A part does not
+    continue a pass whose slices it interleaves if the two are marked as different scans.
     """
     passes: list[Pass] = []
     for part in parts:
@@ -347,7 +349,9 @@ def _merged(parts: Sequence[Pass], odd: list[Taken]) -> list[Pass]:
 
 
 def _times_parted(part: Pass, other: Pass) -> int:
-    """Return how many neighboring slices of a part have slices of the other between them."""
+    """Return how many pairs of neighboring slices of a part have slices of the other between
+    them.
+    """
     of_other = sorted(other)
     return sum(
         bisect_right(of_other, lower) < bisect_left(of_other, upper)
@@ -356,8 +360,8 @@ def _times_parted(part: Pass, other: Pass) -> int:
 
 
 def _are_two_scans(files: Sequence[Taken], others: Sequence[Taken]) -> bool:
-    """True if the files contradict the others in acquisition, technique, thickness or, as both have
-    the same numbers, folder; what a file does not say contradicts nothing.
+    """True if the files contradict the others in acquisition, technique, thickness or, if both have
+    the same numbers, folder; missing information contradicts nothing.
     """
     acquisitions, of_others = (
         {file.dicom.acquisition for file in some} - {None} for some in (files, others)
@@ -392,7 +396,7 @@ def _numbers_of(files: Sequence[Taken]) -> set[float]:
 
 
 def _folders_of_scans(files: Sequence[Taken]) -> set[str | None]:
-    """Return the folders that each hold a scan of their own: their files have the same numbers as
+    """Return the folders that each contain a separate scan: their files have the same numbers as
     those of another folder.
     """
     by_folder: dict[str | None, list[Taken]] = {}
@@ -452,8 +456,8 @@ def _spots(files: Sequence[Taken]) -> list[int | None] | None:
 
 
 def _without_placeholders(positions: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Return positions without the zeros that some programs write for unknown ones: the other
-    positions, at least two, differ from zero within the plane, too.
+    """Return positions without the zeros that some programs write for unknown ones: zeros are
+    unknown if the other positions, at least two, differ from zero within the plane, too.
     """
     elsewhere = [place for place in positions if any(place)]
     are_placeholders = len(elsewhere) >= 2 and all(any(place[:2]) for place in elsewhere)
@@ -467,7 +471,7 @@ def _distinct(places: Sequence[float | None]) -> int:
 
 
 def _normal(file: Taken) -> tuple[float, float, float]:
-    """Return the unit vector across a slice; along the body's axis if unknown."""
+    """Return the unit vector normal to a slice; along the body's axis if unknown."""
     if not file.dicom.orientation:
         return 0.0, 0.0, 1.0
     a, b, c, d, e, f = file.dicom.orientation

@@ -1,7 +1,7 @@
 """NIfTI files: reading the header, and writing a copy with geometry and voxels only.
 
 The header is written anew from the numbers that viewer and models need; texts, file names and
-extensions are dropped. The copy is a single file, compressed where the original was; no voxel is
+extensions are dropped. The copy is a single file, compressed if the original was; no voxel is
 decoded. Source: the headers nifti1.h and nifti2.h of the NIH.
 """
 
@@ -26,18 +26,18 @@ from webapp.intake.streams import (
 
 GZIP = b"\x1f\x8b"
 MAX_BEFORE_VOXELS = 16 * 2**20
-"""Maximum bytes of header and extensions: an extension may hold a whole DICOM header."""
+"""Maximum bytes of header and extensions: an extension may contain a whole DICOM header."""
 BYTES_OF_TYPE = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}
-"""Bytes of a voxel by datatype: integers and reals, neither colors nor complex numbers."""
+"""Bytes of a voxel by datatype: integers and floats, but neither colors nor complex numbers."""
 UNKNOWN_TYPE, BYTES_OF_UNKNOWN = 0, {8: 1, 16: 2, 32: 4, 64: 8}
-"""The datatype of files that do not name it, by the bits of a voxel."""
+"""The datatype of files that do not state it, by the number of bits of a voxel."""
 PAIRS = (b"ni1\0", b"ni2\0")
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """The offsets of the fields of a version, and the ranges (first, end) that are copied. Texts
-    are not among them.
+    """The offsets of the fields of a version, and the ranges (first, end) that are copied, which
+    exclude texts.
     """
 
     magic: tuple[int, bytes]
@@ -48,7 +48,7 @@ class _Layout:
     kept: tuple[tuple[int, int], ...]
 
 
-# Kept are, by version: size and dimensions, type, pixdim, slope and intercept, units, orientation.
+# Copied, by version: size and dimensions, type, pixdim, slope and intercept, units, orientation.
 LAYOUTS = {
     348: _Layout(
         (344, b"n+1\0"),
@@ -84,15 +84,15 @@ class NiftiHeader:
 
 
 def is_nifti(start: bytes) -> bool:
-    """True if a file that begins with these 352 bytes, inflated, is a single-file NIfTI of either
-    version.
+    """True if a file that begins with these 352 bytes (after inflation) is a single-file NIfTI of
+    either version.
     """
     return _read_layout(start) is not None
 
 
 def is_half_of_pair(start: bytes, size: int) -> bool:
-    """True if a file of `size` bytes that begins with these is the header of a pair (.hdr and
-    .img), of NIfTI or of the older Analyze.
+    """True if a file of `size` bytes that begins with these bytes is the header of a pair (.hdr and
+    .img), in NIfTI or in the older Analyze format.
     """
     is_pair = start[344:348] in PAIRS or start[4:8] in PAIRS
     is_analyze = size == 348 and any(unpack_from(f"{order}i", start)[0] == 348 for order in "<>")
@@ -104,7 +104,7 @@ def inflated(stream: IO[bytes], budget: Budget | None = None) -> Iterator[IO[byt
     """Yield the content of a file that may be compressed; it is inflated only as far as it is read.
 
     Raises:
-        DamagedFile: what is read of it cannot be inflated.
+        DamagedFile: the part that is read cannot be inflated.
         TooMuchWork: it inflates to more than is left of the budget.
     """
     start = stream.read(len(GZIP))
@@ -120,13 +120,13 @@ def inflated(stream: IO[bytes], budget: Budget | None = None) -> Iterator[IO[byt
 
 
 class NiftiFile:
-    """A NIfTI file with its header; `write` makes the clean copy."""
+    """A NIfTI file with its header; `write` writes the clean copy."""
 
     def __init__(self, content: IO[bytes]) -> None:
         """Read the header at the start of `content`, which is inflated.
 
         Raises:
-            DamagedFile: it contradicts the format.
+            DamagedFile: it does not follow the format.
         """
         start = content.read(max(LAYOUTS))
         size_and_order = _read_layout(start)
@@ -135,12 +135,12 @@ class NiftiFile:
         size, self._order = size_and_order
         layout = LAYOUTS[size]
         number, *dimensions = unpack_from(f"{self._order}{layout.dim[1]}", start, layout.dim[0])
-        dimensions[3:] = [size or 1 for size in dimensions[3:]]  # Some write 0 volumes for one.
+        dimensions[3:] = [size or 1 for size in dimensions[3:]]  # Some write 0 for one volume.
         datatype, bits = unpack_from(f"{self._order}2h", start, layout.datatype)
         (offset,) = unpack_from(
             f"{self._order}{layout.voxel_offset[1]}", start, layout.voxel_offset[0]
         )
-        offset = offset or size + EXTENSION_FLAG_BYTES  # Some programs leave it out.
+        offset = offset or size + EXTENSION_FLAG_BYTES  # Some programs omit it.
         if (
             not 2 <= number <= 7
             or min(dimensions[:number]) < 1
@@ -207,7 +207,7 @@ class NiftiFile:
         left = about.columns * about.rows * about.slices * about.volumes * self._bytes_of_voxel
         target.write(begun[:left])
         copy_exactly(self._content, target, left - len(begun[:left]))
-        self._content.read(1)  # The end of a compressed file holds its checksum.
+        self._content.read(1)  # Verifies the checksum at the end of a compressed file.
 
 
 def _read_layout(start: bytes) -> tuple[int, str] | None:

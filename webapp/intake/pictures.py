@@ -19,20 +19,22 @@ from webapp.intake.streams import BLOCK, Budget, DamagedFile, read_exactly
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KEPT_CHUNKS = {b"IHDR": 13, b"PLTE": 768, b"tRNS": 256, b"IDAT": 2**31, b"IEND": 0}
-"""The chunks that are kept, with their maximum size: unused room could hold text."""
+"""The chunks that are kept, with their maximum size: unused space could contain text."""
 MOST_CHUNKS, MOST_SEGMENTS = 20_000, 2_000
 """Maximum number of PNG chunks and JPEG segments: encoders write thousands of chunks for a large
-picture, but at most a few hundred segments.
+image, but at most a few hundred segments.
 """
 ANIMATION = b"acTL"
 EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112
 MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""In encoded pixels FF is followed by 00 or by a restart marker; anything else ends them."""
+"""In entropy-coded data, FF is followed by 00 or by a restart marker; anything else ends the
+data.
+"""
 
 
 class AnimatedPicture(ValueError):
-    """The file holds several pictures."""
+    """The file contains several images."""
 
 
 def copy_png(stream: IO[bytes], target: IO[bytes], budget: Budget | None = None) -> tuple[int, int]:
@@ -40,9 +42,9 @@ def copy_png(stream: IO[bytes], target: IO[bytes], budget: Budget | None = None)
     verified.
 
     Raises:
-        DamagedFile: it is incomplete, or a checksum does not hold.
-        AnimatedPicture: it holds several pictures.
-        TooMuchWork: nothing is left of the budget.
+        DamagedFile: it is incomplete, or a checksum is wrong.
+        AnimatedPicture: it contains several images.
+        TooMuchWork: the budget is used up.
     """
     budget = budget or Budget()
     target.write(read_exactly(stream, len(PNG_SIGNATURE)))
@@ -80,8 +82,8 @@ def copy_png(stream: IO[bytes], target: IO[bytes], budget: Budget | None = None)
 
 
 def _png_chunk(stream: IO[bytes], name: bytes, length: int, target: IO[bytes] | None) -> bytes:
-    """Read the rest of a chunk, copy it whole to `target` if there is one, and return its first
-    block.
+    """Read the rest of a chunk, copy it completely to `target` if there is one, and return its
+    first block.
     """
     if target:
         target.write(pack(">I4s", length, name))
@@ -105,8 +107,8 @@ def copy_jpeg(
     """Copy the JPEG at the start of `stream`, and return its (width, height).
 
     Raises:
-        DamagedFile: it is truncated, or has no picture.
-        TooMuchWork: nothing is left of the budget.
+        DamagedFile: it is truncated, or contains no image.
+        TooMuchWork: the budget is used up.
     """
     budget = budget or Budget()
     target.write(read_exactly(stream, 2))
@@ -155,18 +157,20 @@ def _retained_segment(marker: int, content: bytes) -> bytes | None:
     if marker == 0xE0 and content.startswith(b"JFIF\0") and len(content) >= 14:
         return content[:12] + b"\0\0"  # Without the thumbnail.
     if marker == 0xEE and content.startswith(b"Adobe"):
-        return content[:12]  # The encoding of its colors.
+        return content[:12]  # The color encoding.
     return None if marker == 0xFE or 0xE0 <= marker <= 0xEF else content
 
 
 def _copy_scan(stream: IO[bytes], target: IO[bytes]) -> None:
-    """Copy coded pixels up to the marker that ends them, at which `stream` then stands."""
+    """Copy coded pixels up to the marker that ends them; `stream` is then positioned at that
+    marker.
+    """
     while True:
         block = stream.read(BLOCK)
         if len(block) < 2:
             raise DamagedFile
         marker = MARKER_IN_SCAN.search(block)
-        # A marker may be cut in two.
+        # A marker may be split between two blocks.
         end = marker.start() if marker else len(block) - (block[-1] == 0xFF)
         target.write(block[:end])
         stream.seek(end - len(block), 1)
@@ -182,7 +186,7 @@ def _orientation(tiff: bytes) -> int:
         (entries,) = unpack_from(f"{order}H", tiff, at)
         for entry in range(entries):
             tag, kind, count, value = unpack_from(f"{order}HHIH", tiff, at + 2 + 12 * entry)
-            # Stored as a wider number than the standard says.
+            # Stored with a wider integer type than the standard requires.
             if (tag, kind, count) == (ORIENTATION, 4, 1):
                 (value,) = unpack_from(f"{order}I", tiff, at + 2 + 12 * entry + 8)
                 kind = 3
@@ -194,5 +198,5 @@ def _orientation(tiff: bytes) -> int:
 
 
 def _exif(orientation: int) -> bytes:
-    """Return an Exif block with nothing but the orientation."""
+    """Return an Exif block that contains only the orientation."""
     return b"MM\0*" + pack(">IHHHIHHI", 8, 1, ORIENTATION, 3, 1, orientation, 0, 0)

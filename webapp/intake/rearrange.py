@@ -1,5 +1,4 @@
-"""Submitted pictures are joined into one series, and a series of pictures is split into single
-ones.
+"""Joins submitted images into one series, and splits a series of images into single ones.
 
 New files are stored before any row changes, and old files are deleted afterwards: whatever happens
 in between, either the old or the new state is complete.
@@ -41,7 +40,7 @@ class NotRearranged(ValueError):
 
 
 def may_be_joined(scan: Scan) -> bool:
-    """Return whether a scan is a single picture whose file is still stored."""
+    """Return whether a scan is a single image whose file is still stored."""
     return (
         scan.kind in PICTURES
         and not scan.original_key.endswith(PACKED)
@@ -50,7 +49,7 @@ def may_be_joined(scan: Scan) -> bool:
 
 
 def may_be_split(scan: Scan) -> bool:
-    """Return whether a scan is a series of pictures whose files are still stored."""
+    """Return whether a scan is a series of images whose files are still stored."""
     return (
         scan.kind in PICTURES
         and scan.original_key.endswith(PACKED)
@@ -59,11 +58,11 @@ def may_be_split(scan: Scan) -> bool:
 
 
 def join_pictures(user_id: str, scan_ids: Sequence[str], title: str) -> Scan:
-    """Make one series of single pictures of that person, in this order; it replaces them and is
+    """Make one series from a user's single images, in this order; it replaces them and is
     queued.
 
     Raises:
-        NotRearranged: they are not single pictures of one kind, are too many, or changed meanwhile.
+        NotRearranged: they are not single images of one kind, are too many, or changed meanwhile.
         StorageError: their files cannot be read, or the series cannot be stored.
     """
     if problem := text_problem(title, MAX_TITLE):
@@ -119,12 +118,12 @@ def _require_no_opinions(scans: Sequence[Scan]) -> None:
 
 
 def split_series(user_id: str, scan_id: str) -> list[Scan]:
-    """Make single pictures of a series of pictures of that person; they replace it, in its order,
-    and are queued.
+    """Make single images from a user's series of images; they replace it, in its order, and are
+    queued.
 
     Raises:
         NotRearranged: it is not such a series, or changed meanwhile.
-        StorageError: its file cannot be read, or the pictures cannot be stored.
+        StorageError: its file cannot be read, or the images cannot be stored.
     """
     scans = _own(user_id, [scan_id])
     if not scans or not may_be_split(scans[0]):
@@ -154,14 +153,14 @@ def split_series(user_id: str, scan_id: str) -> list[Scan]:
 
 
 def _own(user_id: str, scan_ids: Sequence[str]) -> list[Scan]:
-    """Return the scans with these ids that belong to the person, in this order."""
+    """Return the scans with these ids that belong to the user, in this order."""
     mine = select(Scan).where(Scan.user_id == user_id, Scan.id.in_(scan_ids))
     by_id = {scan.id: scan for scan in db.session.scalars(mine)}
     return [by_id[each] for each in dict.fromkeys(scan_ids) if each in by_id]
 
 
 def _notes(scans: Sequence[Scan]) -> list[str]:
-    """Return the notes on a joined series: the results of its pictures, and their notes."""
+    """Return the notes on a joined series: the results of its images, and their notes."""
     answers = Counter(scan.verdict_state for scan in scans if scan.verdict_state)
     results = ", ".join(f"{state} ({count})" for state, count in answers.items())
     joined = f"Joined from {len(scans)} images."
@@ -171,7 +170,7 @@ def _notes(scans: Sequence[Scan]) -> list[str]:
 
 
 def _fetched(scan: Scan, place: int, folder: Path) -> Taken:
-    """Return the file of a picture, at its place in a series."""
+    """Return the file of an image, at its position in a series."""
     path = folder / str(place)
     storage.fetch(scan.original_key, path)
     measure = copy_png if scan.kind == "png" else copy_jpeg
@@ -192,7 +191,7 @@ class _Nowhere(io.BytesIO):
 
 
 def _one_of(series: Scan, place: int) -> Scan:
-    """Return the row of a picture of a series."""
+    """Return the row of an image of a series."""
     scan_id, label = new_id(), f"No. {place}"
     title = f"{series.title[: MAX_TITLE - len(label) - 3]} · {label}" if series.title else label
     note = f"Split from a series of {series.slice_count} images."
@@ -213,11 +212,11 @@ def _one_of(series: Scan, place: int) -> Scan:
 
 
 def _replace(before: Sequence[Scan], after: Sequence[Scan], act: Act) -> None:
-    """Replace rows by others, whose files are stored, in one transaction, and delete the files of
-    the replaced rows; if that fails, delete the new files.
+    """Replace rows by others, whose files are already stored, in one transaction, and delete the
+    files of the replaced rows; if that fails, delete the new files.
     """
     for scan in before:
-        db.session.expunge(scan)  # A rollback leaves what is known of it.
+        db.session.expunge(scan)  # Its loaded attributes survive a rollback.
     try:
         keys = retry_deadlocks(partial(_replace_rows, before, after, act, after[0].stat))
     except BaseException:
@@ -232,18 +231,18 @@ def _replace(before: Sequence[Scan], after: Sequence[Scan], act: Act) -> None:
 def _replace_rows(
     before: Sequence[Scan], after: Sequence[Scan], act: Act, wants_stat: bool
 ) -> list[str]:
-    """Replace rows by others, commit, and return the keys of the files of the replaced ones."""
+    """Replace rows by others, commit, and return the storage keys of the replaced rows' files."""
     user_id = before[0].user_id
     lock_person(user_id)
     _lock(before)
-    _require_no_opinions(before)  # Again: files were read and stored meanwhile.
+    _require_no_opinions(before)  # Again, because files were read and stored meanwhile.
     for scan in after:
         scan.stat = False
     db.session.add_all(after)
     db.session.flush()
     lead_on({scan.id for scan in before}, after[0].id)
     keys = _removed(before)
-    # Checked after the replaced scans no longer count.
+    # Checked at a point where the replaced scans no longer count.
     room = urgent_room(user_id) if wants_stat else 0
     for place, scan in enumerate(after):
         scan.stat = wants_stat and place < room

@@ -14,14 +14,14 @@ from webapp.intake.clean_copy import NoSlice, Taken, UploadRejected
 from webapp.intake.dicom_series import Group, by_numbers, scans_of, series_key
 
 FEWEST_NUMBERED = 3
-"""Minimum number of pictures to be taken for the slices of one scan."""
+"""Minimum number of images to be treated as the slices of one scan."""
 FEWEST_FOR_LEAVING_OUT = 5
 MOST_DAMAGED = 1 / 5
 MOST_NAMED = 5
 PICTURES = ("png", "jpeg")
 LAST_NUMBER = re.compile(r"(.*?)([0-9]*)([^0-9]*)", re.DOTALL)
 COUNTING_PEOPLE = ("case", "exam", "patient", "person", "study", "subject")
-"""Words before the last number of a name that show that it counts people, not slices."""
+"""Words before the last number of a name which show that it counts people, not slices."""
 SHARP_KERNEL = re.compile(r"BONE|EDGE|LUNG|ULTRA|SHARP|[BHJU][a-z]?[67][0-9]|FC[358][0-9]")
 
 
@@ -84,11 +84,11 @@ class LeftOut:
 
 
 def series_of(copies: Sequence[Taken], pictures: Pictures) -> list[SeriesFiles]:
-    """Group files into scans: DICOM files by their headers (`webapp.intake.dicom_series`), pictures
+    """Group files into scans: DICOM files by their headers (`webapp.intake.dicom_series`), images
     as the owner chose.
 
-    Every other file is a separate scan. Pictures have no position, so they are ordered by the
-    numbers in their names.
+    Every other file is a separate scan. Images have no position, so they are ordered by the numbers
+    in their names.
 
     Scans are in the order of their folders and names.
 
@@ -115,7 +115,7 @@ def series_of(copies: Sequence[Taken], pictures: Pictures) -> list[SeriesFiles]:
 
 
 def study_of(series: SeriesFiles, place: int, studies: Studies) -> tuple[object, ...]:
-    """Return a key that the series of a study share in an upload; `place` is the position of the
+    """Return a key that the series of a study share in an upload; `place` is the index of the
     series.
     """
     first = series.files[0]
@@ -136,7 +136,7 @@ def disc_of(folder: str | None) -> str | None:
 
 
 def _by_path(group: Group) -> tuple[object, ...]:
-    """Return the key that sorts scans by folder and file name, like a file manager."""
+    """Return the key that sorts scans by folder and file name, as a file manager would."""
     first = min(
         group.files, key=lambda file: (by_numbers(file.folder or ""), by_numbers(file.name))
     )
@@ -144,8 +144,8 @@ def _by_path(group: Group) -> tuple[object, ...]:
 
 
 def _look(file: Taken) -> tuple[object, ...]:
-    """Return the key that the pictures of one scan share: folder, kind, size, and name without its
-    last number. A name without a number is a key of its own.
+    """Return the key that the images of one scan share: folder, kind, size, and name without its
+    last number. A name without a number is a separate key.
     """
     start, number, end = LAST_NUMBER.fullmatch(file.name.lower()).groups()  # type: ignore[union-attr]
     is_a_slice = number and not start.rstrip(" _.-#").endswith(COUNTING_PEOPLE)
@@ -194,8 +194,7 @@ def sentences_about(
     with_names: bool,
 ) -> list[str]:
     """Return the notes for the owner about files that were left out, without their names unless
-    these
-    may be kept.
+    these may be kept.
 
     Files without slices are always left out of archives. Damaged files are left out if most files
     are sound, or if `may_be_damaged`.
@@ -231,5 +230,5 @@ def sentences_about(
 
 
 def printable(name: str) -> str:
-    """Return a file's name as it may be shown."""
+    """Return a file's name in the form in which it may be shown."""
     return "".join(character for character in name if character.isprintable())[:80]

@@ -73,7 +73,7 @@ class Request(flask.Request):
 
 
 def incoming_folder() -> Path:
-    """Return the folder, which is made where it is missing."""
+    """Return the folder, which is created if it is missing."""
     incoming = Path(current_app.config["INCOMING_DIR"])
     incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
     return incoming

@@ -8,12 +8,12 @@ from typing import IO
 
 BLOCK = 2**16
 FREE_BYTES, MOST_BYTES_OF_ONE = 64 * 2**20, 200
-"""Unpacked bytes that any upload may have, and how many times its own size a larger one may have:
-CT is compressed two- to tenfold, only blank pictures a hundredfold.
+"""Unpacked bytes allowed for any upload, and the allowed multiple of its own size for a larger one:
+CT is compressed two- to tenfold, only blank images a hundredfold.
 """
 FREE_PARTS, PARTS_OF_FILE = 100_000, 400
-"""Chunks, segments and elements of all files of an upload, and those that each file adds: a slice
-of a scanner has about 150.
+"""Chunks, segments and elements allowed for all files of an upload together, and the number that
+each file adds: a scanner's slice has about 150.
 """
 MOST_SECONDS = 30.0
 """Processor seconds for all files of an upload."""
@@ -47,7 +47,7 @@ class Budget:
         """Begin another file.
 
         Raises:
-            TooMuchWork: nothing is left.
+            TooMuchWork: the budget is used up.
         """
         self._parts += PARTS_OF_FILE
         if time.thread_time() > self._until:
@@ -57,7 +57,7 @@ class Budget:
         """Count a chunk, segment or element.
 
         Raises:
-            TooMuchWork: nothing is left.
+            TooMuchWork: the budget is used up.
         """
         self._parts -= 1
         if self._parts < 0 or (self._parts % 1000 == 0 and time.thread_time() > self._until):
@@ -71,7 +71,7 @@ class Budget:
         """Count unpacked bytes against the budget.
 
         Raises:
-            TooMuchWork: nothing is left.
+            TooMuchWork: the budget is used up.
         """
         self._bytes -= count
         if self._bytes < 0 or time.thread_time() > self._until:
@@ -88,14 +88,14 @@ class Unpacked:
         """Return the next `count` bytes, fewer at the end.
 
         Raises:
-            TooMuchWork: nothing is left of the budget.
+            TooMuchWork: the budget is used up.
         """
         content = self._stream.read(count)
         self._budget.spend_bytes(len(content))
         return content
 
     def seek(self, at: int) -> int:
-        """Move to a place."""
+        """Seek to a position."""
         return self._stream.seek(at)
 
 
@@ -103,7 +103,7 @@ def read_exactly(stream: IO[bytes], count: int) -> bytes:
     """Return the next `count` bytes, which the caller knows to be few.
 
     Raises:
-        DamagedFile: the file ends before.
+        DamagedFile: the file ends before that.
     """
     content = stream.read(count)
     if len(content) < count:
@@ -120,7 +120,7 @@ def copy_exactly(
     """Copy the next `count` bytes; `on_block` is called with each piece.
 
     Raises:
-        DamagedFile: the file ends before.
+        DamagedFile: the file ends before that.
     """
     while count:
         block = read_exactly(stream, min(count, BLOCK))

@@ -1,9 +1,9 @@
 """Titles of the scans of an upload: from the owner, from words in descriptions and in names of
 folders and files that cannot be patient data, and numbers where these do not distinguish scans.
 
-Descriptions and names are free text, and may hold a patient's name, birth date or number. So only
-the words in the lists below are used, slice thicknesses, kernels, and the number of an examination
-("Case 12") or of a folder of pictures whose name is a short number.
+Descriptions and names are free text, and may contain a patient's name, birth date or number. So
+only these are used: the words in the lists below, slice thicknesses, kernels, and the number of an
+examination ("Case 12") or of a folder of images whose name is a short number.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def unique_titles(titles: Iterable[str], existing: Iterable[str] = (), first: in
 
 
 def _described(scan: SeriesFiles, *, has_siblings: bool = False) -> str:
-    """Return a title from headers and names, with that of the study if it has several series; "" if
-    there is none.
+    """Return a title from headers and names, with the study's title if the study has several
+    series; "" if there is none.
     """
     first = scan.files[0]
     header = first.dicom
@@ -139,7 +139,7 @@ def _described(scan: SeriesFiles, *, has_siblings: bool = False) -> str:
         study = numbers[0]
     if description and has_siblings and not study:
         study = description_of(header.study_description)
-    if study.startswith(description):  # "Phantom" of "Phantom 3".
+    if study.startswith(description):  # For example, "Phantom" in "Phantom 3".
         description = ""
     return " · ".join(dict.fromkeys(filter(None, [study, description]))) + (
         scan.part if description or study else ""
@@ -158,7 +158,7 @@ def _examination_in(name: str) -> str:
 
 
 def _numbered(scan: SeriesFiles, place: int) -> str:
-    """Return the title of a scan of which nothing is known."""
+    """Return the title of a scan about which nothing is known."""
     kind = scan.files[0].kind
     number = whole_number(scan.files[0].dicom.series_number)
     if kind == "dicom" and number is not None and scan.slice_count > 1:
@@ -172,7 +172,7 @@ def _with_studies(
     studies: Sequence[tuple[object, ...]],
     places: dict[tuple[object, ...], str],
 ) -> list[str]:
-    """Return the names, with the number of the study where several studies have the same name."""
+    """Return the names, with the number of the study if several studies have the same name."""
     times = Counter(name for name, _ in set(zip(names, studies, strict=True)))
     unclear = {study for name, study in zip(names, studies, strict=True) if times[name] > 1}
     return [
@@ -186,7 +186,7 @@ def _with_studies(
 
 
 def _with_numbers(names: Sequence[str], series: Sequence[SeriesFiles]) -> list[str]:
-    """Return the names, with the number of the series where several series have the same name."""
+    """Return the names, with the number of the series if several series have the same name."""
     numbers = [whole_number(scan.files[0].dicom.series_number) for scan in series]
     times = Counter(names)
     times_with_number = Counter(zip(names, numbers, strict=True))

@@ -1,4 +1,4 @@
-"""The database's tables, by topic, and what changes their rows."""
+"""The database's tables, by topic, and the functions that change their rows."""
 
 from webapp.models.accounts import (
     REVIEWERS,

@@ -1,4 +1,4 @@
-"""Users, their logins and their API tokens."""
+"""Users, their login sessions and their API tokens."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def secret_hash(secret: str) -> str:
 
 
 MAX_TOKENS = 20
-"""Maximum number of API tokens per person."""
+"""Maximum number of API tokens per user."""
 LONGEST_TOKEN_DAYS = 36_500
-"""Where the operator sets no limit; longer counts as never expiring."""
+"""Maximum validity in days if the operator sets no limit; longer counts as never expiring."""
 
 
 class Role(StrEnum):
-    """What a person may do: a reviewer also sees the scans that are shared with the reviewers, and
-    an admin, who is a reviewer too, administers.
+    """What a user may do: a reviewer also sees the scans that are shared with the reviewers, and an
+    admin, who is also a reviewer, may use the administration pages.
     """
 
     USER = "user"
@@ -56,14 +56,14 @@ REVIEWERS = (Role.REVIEWER, Role.ADMIN)
 
 
 class Scope(StrEnum):
-    """What an API token may be used for; it never allows more than its owner may do.
+    """What an API token may be used for; it never permits more than its owner may do.
 
     Attributes:
         READ: scans, results, images and reports.
         SUBMIT: submitting scans, changing, sharing and deleting one's own, and choosing
             notifications.
         REVIEW: opinions and the review queue.
-        ADMIN: what the administration pages do; for administrators only.
+        ADMIN: everything on the administration pages; for administrators only.
     """
 
     READ = "read"
@@ -73,11 +73,11 @@ class Scope(StrEnum):
 
 
 USUAL_SCOPES = (Scope.READ, Scope.SUBMIT)
-"""What a script needs that sends scans and reads their results."""
+"""The scopes of a script that submits scans and reads their results."""
 
 
 class User(UserMixin, db.Model):
-    """A person with an account. `username` and `email` are unique without regard to case."""
+    """A user with an account. `username` and `email` are unique without regard to case."""
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     username: Mapped[str] = mapped_column(String(64))
@@ -89,12 +89,12 @@ class User(UserMixin, db.Model):
     password_hash: Mapped[str] = mapped_column(String(200))
     role: Mapped[Role] = mapped_column(String(16), default=Role.USER)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
-    # When the account was disabled: its password, logins and tokens no longer work.
+    # When the account was disabled: its password, sessions and tokens no longer work.
     disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
     __allow_unmapped__ = True
     login_secret: str | None = None
-    """Not a column. Set while this person is logged in by a browser: Flask-Login keeps it in the
+    """Not a column. Set while this user is logged in through a browser: Flask-Login keeps it in the
     cookie (`get_id`).
     """
 
@@ -116,7 +116,7 @@ class User(UserMixin, db.Model):
         self.password_hash = hasher.hash(password)
 
     def has_password(self, password: str) -> bool:
-        """Return whether `password` is this person's. Argon2 is slow on purpose."""
+        """Return whether `password` is this user's. Argon2 is slow on purpose."""
         try:
             return hasher.verify(self.password_hash, password)
         except VerificationError:
@@ -124,20 +124,20 @@ class User(UserMixin, db.Model):
 
     @property
     def is_admin(self) -> bool:
-        """Whether this person is an administrator."""
+        """Whether this user is an administrator."""
         return self.role == Role.ADMIN
 
     @property
     def is_reviewer(self) -> bool:
-        """True if this person sees what is shared with the reviewers."""
+        """True if this user sees what is shared with the reviewers."""
         return self.role in REVIEWERS
 
     def get_id(self) -> str:
-        """Return the secret of this login rather than the user's id, so that a login can be ended
-        on the server.
+        """Return the secret of this session rather than the user's id, so that a session can be
+        ended on the server.
 
         Raises:
-            RuntimeError: this person was not loaded by a login.
+            RuntimeError: this user was not loaded by a session.
         """
         if self.login_secret is None:
             raise RuntimeError("This user was not loaded by a login.")
@@ -145,7 +145,7 @@ class User(UserMixin, db.Model):
 
 
 class LoginSession(db.Model):
-    """One browser that is logged in; deleting the row logs it out.
+    """A login session: one browser that is logged in; deleting the row logs it out.
 
     Its owner recognizes it by `browser` ("Firefox on Linux") and by `address`, the IP address at
     the login.
@@ -157,7 +157,7 @@ class LoginSession(db.Model):
     browser: Mapped[str] = mapped_column(String(40), default="")
     address: Mapped[str] = mapped_column(String(45), default="")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
-    used_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)  # To the minute.
+    used_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)  # Accurate to a minute.
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
     user: Mapped[User] = relationship()
 
@@ -166,8 +166,8 @@ class ApiToken(db.Model):
     """A secret with which a program acts for its owner.
 
     Attributes:
-        scopes: the names of `Scope` that it has, separated by spaces.
-        expires_at: from when it is refused; None if it never expires.
+        scopes: the names of its `Scope`s, separated by spaces.
+        expires_at: when it expires; None if it never does.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
@@ -175,25 +175,25 @@ class ApiToken(db.Model):
     name: Mapped[str] = mapped_column(String(80))
     secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
-    used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # To the minute.
+    used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # Accurate to a minute.
     scopes: Mapped[str] = mapped_column(String(80))
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     user: Mapped[User] = relationship()
 
     @property
     def granted(self) -> list[Scope]:
-        """The scopes that count: an administrator's only while its owner is one."""
+        """The effective scopes: an administrator's only while its owner is one."""
         scopes = [Scope(name) for name in self.scopes.split()]
         return [scope for scope in scopes if scope in scopes_open_to(self.user)]
 
     @property
     def has_expired(self) -> bool:
-        """Whether it is refused because of its age."""
+        """Whether it has expired."""
         return self.expires_at is not None and self.expires_at <= utc_now()
 
 
 class PasswordReset(db.Model):
-    """A one-time link with which a person sets a new password; an admin made it."""
+    """A one-time link with which a user sets a new password; an administrator created it."""
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), index=True)
@@ -205,29 +205,29 @@ class PasswordReset(db.Model):
 
 
 class TokenRefused(ValueError):
-    """Such a token is not made; the message is a sentence for the person who asked."""
+    """Such a token is not created; the message is a sentence for the person who requested it."""
 
 
 def scopes_open_to(user: User) -> list[Scope]:
-    """Return the scopes that a person's tokens may have."""
+    """Return the scopes that a user's tokens may have."""
     return [scope for scope in Scope if scope is not Scope.ADMIN or user.is_admin]
 
 
 def usual_token_days() -> int:
-    """Return for how many days a token is valid unless somebody chooses otherwise; 0: forever."""
+    """Return the default validity of a token in days; 0: forever."""
     most, usual = current_app.config["TOKEN_MAX_DAYS"], current_app.config["TOKEN_DAYS"]
     return int(min(usual, most) if most and usual else usual or most)
 
 
 def lock_person(user_id: str) -> str | None:
-    """Lock a person's row until the caller commits, so that two requests cannot count or delete
-    their rows at once.
+    """Lock a user's row until the caller commits, so that two requests cannot count or delete the
+    user's rows at the same time.
 
-    Rows that refer to this person may still be written (FOR NO KEY UPDATE). SQLite has a single
+    Rows that refer to this user may still be written (FOR NO KEY UPDATE). SQLite has a single
     writer anyway.
 
     Returns:
-        The hash of their password; None if the account was deleted or is disabled.
+        The hash of the user's password; None if the account was deleted or is disabled.
     """
     row = select(User.password_hash).where(User.id == user_id, User.disabled_at.is_(None))
     return db.session.scalar(row.with_for_update(key_share=True))
@@ -239,16 +239,16 @@ def add_token(
     scopes: Collection[Scope] = USUAL_SCOPES,
     days: int | None = None,
 ) -> tuple[ApiToken, str]:
-    """Add an API token of a person whose row the caller has locked; return it with its secret. The
+    """Add an API token for a user whose row the caller has locked; return it with its secret. The
     caller commits.
 
     Args:
         scopes: what it may be used for.
-        days: for how long it is valid; 0 never expires, None is the default (`TOKEN_DAYS`).
+        days: its validity; 0 never expires, None is the default (`TOKEN_DAYS`).
 
     Raises:
-        TokenRefused: the person has `MAX_TOKENS` valid ones already, may not have these scopes, or
-            no token may be valid for so long (`TOKEN_MAX_DAYS`).
+        TokenRefused: the user already has `MAX_TOKENS` valid ones, may not have these scopes, or no
+            token may be valid for so long (`TOKEN_MAX_DAYS`).
     """
     now = utc_now()
     owner = db.session.get_one(User, user_id)

@@ -1,7 +1,7 @@
 """Studies received by DICOM, the scans made from them, and results to be sent back.
 
-None of these rows names a patient or holds a UID that came in: instances are known by keyed hashes
-(`webapp.sealing`), and the link to the original study is encrypted.
+None of these rows names a patient or contains a UID that was received: instances are identified by
+keyed hashes (`webapp.sealing`), and the link to the original study is encrypted.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from webapp.models.leased import Leased, new_id, queue_index
 
 
 class ReceivedStudy(db.Model):
-    """What became of a study that came by DICOM; kept for a while, for administrators.
+    """The outcome of a study received by DICOM; kept for a while, for administrators.
 
     Attributes:
-        sent_by: the AE titles that it came from.
-        user_id: the account that owns the scans; None where there is no such account.
-        files, scans: how many instances came whole, and how many scans they became.
-        sentence: what was refused and why; None where nothing was.
+        sent_by: the AE titles of the senders.
+        user_id: the account that owns the scans; None if there is no such account.
+        files, scans: how many instances were received completely, and how many scans they became.
+        sentence: what was refused and why; None if nothing was.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
@@ -37,15 +37,15 @@ class ReceivedStudy(db.Model):
 
 
 class ReceivedScan(db.Model):
-    """The origin of a scan that came by DICOM; it is deleted with the scan.
+    """The origin of a scan received by DICOM; it is deleted with the scan.
 
     Attributes:
-        study_hash: keyed hash of account and study, by which a study is known that comes again.
+        study_hash: keyed hash of account and study, which identifies a study that is sent again.
         instances: keyed hashes of its instances and their pixels.
-        answers: the names of the destinations that its result goes to, and which results they get
-            (`webapp.dicom_peers.Answered`); None where nothing is sent back.
-        sealed_link: the way to the original study, encrypted (`webapp.routing`); None where nothing
-            is sent back, or nothing more.
+        answers: the names of the destinations that its result is sent to, and which results they
+            get (`webapp.dicom_peers.Answered`); None if nothing is sent back.
+        sealed_link: the link to the original study, encrypted (`webapp.routing`); None if nothing
+            is sent back, or nothing remains to be sent.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
@@ -58,10 +58,10 @@ class ReceivedScan(db.Model):
 
 
 class ResultDelivery(Leased, db.Model):
-    """The result of a scan on its way to one destination.
+    """The delivery of a scan's result to one destination.
 
-    It is queued in the transaction of the result. `tries` counts how often sending failed, `error`
-    says why the last one did, and `retry_at` when the next one is.
+    It is queued in the transaction of the result. `tries` counts failed tries, `error` gives the
+    reason for the last failure, and `retry_at` is the time of the next try.
 
     Attributes:
         destination: its name in `DICOM_DESTINATIONS`.
@@ -82,5 +82,5 @@ class ResultDelivery(Leased, db.Model):
 
     @classmethod
     def in_turn_of(cls) -> InstrumentedAttribute[str] | None:
-        """Return whose scan it is about."""
+        """Return the owner of its scan."""
         return cls.user_id  # type: ignore[return-value]

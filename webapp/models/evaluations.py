@@ -1,4 +1,4 @@
-"""What is known of model versions beyond their own training: evaluations on data sets, and
+"""What is known about model versions beyond their own training: evaluations on data sets, and
 comparisons of two versions on the same images.
 """
 
@@ -20,7 +20,7 @@ KINDS = ("slice", "series")
 
 
 class Evaluation(Leased, db.Model):
-    """A model version scored once on a data set; its tables and pictures are in storage under
+    """A model version scored once on a data set; its tables and images are in storage under
     `storage_prefix`. It is deleted with the data set.
     """
 
@@ -28,7 +28,7 @@ class Evaluation(Leased, db.Model):
     dataset_id: Mapped[str] = mapped_column(ForeignKey("dataset.id", ondelete="CASCADE"))
     requested_by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
     # `ml.evaluation.results.Evaluation`; by level `ml.evaluation.curves.LevelCurves`; and
-    # `ml.evaluation.curves.Mistake`, each with a picture.
+    # `ml.evaluation.curves.Mistake`, each with an image.
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     curves: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     mistakes: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
@@ -44,22 +44,22 @@ class Evaluation(Leased, db.Model):
 
     @property
     def storage_prefix(self) -> str:
-        """The folder of its files."""
+        """The storage prefix of its files."""
         return f"evaluations/{self.id}"
 
     def mistake_key(self, index: int, layer: str = "") -> str:
-        """Return the storage key of the picture of a mistake, or of its heat map ("-heat")."""
+        """Return the storage key of the image of a mistake, or of its heat map ("-heat")."""
         return f"{self.storage_prefix}/mistake-{index:02d}{layer}.png"
 
 
 class Comparison(Leased, db.Model):
-    """How a version differs from another one on the images that both judged; one row for each pair,
-    computed again when there is more to compare.
+    """How a version differs from another one on the images that both have predictions for; one row
+    for each pair, computed again when there is more to compare.
     """
 
     version_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
     other_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
-    # One entry for each source of answers (`worker.comparison`); None until it was computed.
+    # One entry for each source of predictions (`worker.comparison`); None until it is computed.
     results: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
     version: Mapped[ModelVersion] = relationship(foreign_keys=[version_id])
     other: Mapped[ModelVersion] = relationship(foreign_keys=[other_id])
@@ -72,7 +72,7 @@ class Comparison(Leased, db.Model):
 
 
 def comparison_of(version: ModelVersion, other: ModelVersion) -> Comparison | None:
-    """Return the comparison of a version with another, None where nobody asked for it."""
+    """Return the comparison of a version with another; None if nobody requested it."""
     return db.session.scalar(
         select(Comparison).where(
             Comparison.version_id == version.id, Comparison.other_id == other.id
@@ -81,10 +81,10 @@ def comparison_of(version: ModelVersion, other: ModelVersion) -> Comparison | No
 
 
 def request_comparison(version_id: str, other_id: str) -> None:
-    """Queue the comparison of a version with another; the caller commits and nudges.
+    """Queue the comparison of a version with another; the caller commits and notifies a worker.
 
-    One that was computed, or is being computed, is computed again: there may be more to compare
-    now. Until then its earlier results stay.
+    A comparison that was computed, or is being computed, is computed again: there may be more to
+    compare now. Until then its earlier results are kept.
     """
     again = {
         "status": JobStatus.QUEUED,
@@ -103,7 +103,7 @@ def request_comparison(version_id: str, other_id: str) -> None:
     inserted = (postgresql.insert if is_postgresql else sqlite.insert)(Comparison).values(
         id=new_id(), version_id=version_id, other_id=other_id
     )
-    # One statement: two requests at once are one row.
+    # A single statement, so that two simultaneous requests create one row.
     db.session.execute(
         inserted.on_conflict_do_update(
             index_elements=[Comparison.version_id, Comparison.other_id], set_=again
@@ -113,9 +113,9 @@ def request_comparison(version_id: str, other_id: str) -> None:
 
 
 def request_comparisons_after(version_id: str, dataset_id: str) -> None:
-    """Queue the comparisons to which an evaluation of a version on a data set contributes: with
-    what is live or, of a live version, of the newest others that know the data set or were compared
-    with it already. The caller commits and nudges.
+    """Queue the comparisons to which an evaluation of a version on a data set contributes: with the
+    live version or, for a live version, with the newest others that were evaluated or trained on
+    the data set or were compared with it already. The caller commits and notifies a worker.
     """
     live = [version.id for reads in KINDS if (version := live_version(reads))]
     for other_id in live:
@@ -134,8 +134,8 @@ def request_comparisons_after(version_id: str, dataset_id: str) -> None:
 
 
 def compare_newest_with(live: ModelVersion) -> None:
-    """Queue the comparisons of the newest versions with one that has just gone live, where there
-    are none. The caller commits and nudges.
+    """Queue the comparisons of the newest versions with one that has just gone live, unless they
+    exist already. The caller commits and notifies a worker.
     """
     compared = select(Comparison.version_id).where(Comparison.other_id == live.id)
     for version_id in db.session.scalars(

@@ -1,5 +1,5 @@
-"""The images of data sets one by one, corrections of their labels, what workers find out about data
-sets, and pictures that workers make for a page.
+"""Individual images of data sets, label corrections, analyses of data sets by workers, and images
+that workers render for a page.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from webapp.models.learning import Dataset
 from webapp.models.leased import JobStatus, Leased, new_id
 
 MOST_OPEN_PREVIEWS = 20
-"""Previews that may wait at once: a slider that is moved asks for many."""
+"""Maximum number of waiting previews: moving a slider requests many."""
 
 
 class DatasetImage(db.Model):
     """One image of a data set, written by a worker that has read all of them.
 
-    Images have the numbers 0, 1, ... in the order of the data set; those that could not be read
-    come last and have neither sizes nor a thumbnail. Patients and groups are numbers, too, so that
-    no address tells whose an image is.
+    Images have the numbers 0, 1, ... in the order of the data set; unreadable ones come last and
+    have neither sizes nor a thumbnail. Patients and groups are numbers too, so that no address
+    reveals whose an image is.
 
     Attributes:
         name: path within the data set.
         label: 1 for hemorrhage, 0 for none, None if unknown.
-        scan, slice, place_mm, scan_label: of `ml.datasets.examples.Example`; `scan` as a number.
+        scan, slice, place_mm, scan_label: as in `ml.datasets.examples.Example`; `scan` as a number.
         types: the types of hemorrhage, "|subdural|"; None if not annotated.
-        source: the outermost folder, where the data set has several sources.
-        gray, head_share: of `ml.exploration.images.ImageFacts`.
-        problems: what is wrong with it, as [kind, sentence]; `kinds` are the kinds, "|left out|",
-            and `DUPLICATE` if it has near-duplicates.
+        source: the outermost folder, if the data set has several sources.
+        gray, head_share: as in `ml.exploration.images.ImageFacts`.
+        problems: what is wrong with it, as [kind, sentence]; `kinds` contains the kinds, "|left
+            out|", and `DUPLICATE` if it has near-duplicates.
         files, mask: members of the archive.
-        thumbnail_at, thumbnail_bytes: where its thumbnail lies in the file of thumbnails.
+        thumbnail_at, thumbnail_bytes: offset and length of its thumbnail in the thumbnails file.
     """
 
     dataset_id: Mapped[str] = mapped_column(
@@ -84,7 +84,7 @@ class DatasetImage(db.Model):
 
     @property
     def position(self) -> int:
-        """Its number as pages count, from 1."""
+        """Its number as displayed, counted from 1."""
         return self.number + 1
 
     __table_args__ = (
@@ -108,8 +108,8 @@ class DatasetPair(db.Model):
 
 
 class LabelCorrection(db.Model):
-    """A label that somebody corrected and that waits to be applied, together with others, as a new
-    version of the data set.
+    """A pending label correction, to be applied together with others as a new version of the data
+    set.
     """
 
     dataset_id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -132,8 +132,8 @@ class LabelCorrection(db.Model):
 
 
 class AnalysisKind(StrEnum):
-    """What a worker is to find out: the images of a data set one by one, how it would be split, and
-    how it differs from another one.
+    """The kinds of analysis: the individual images of a data set, how it would be split, and how it
+    differs from another one.
     """
 
     IMAGES = "images"
@@ -142,15 +142,15 @@ class AnalysisKind(StrEnum):
 
 
 class DatasetAnalysis(Leased, db.Model):
-    """What a train worker finds out about a data set when an administrator asks; one row for each
-    question, since data sets do not change. It is deleted with the data set.
+    """An analysis of a data set by a train worker at an administrator's request; one row for each
+    question, because data sets do not change. It is deleted with the data set.
 
     Attributes:
-        question: what tells it from others of its kind: "" for the images, "folds=5 seed=0" for a
-            split, the other data set's id for sources.
+        question: distinguishes it from others of its kind: "" for the images, "folds=5 seed=0" for
+            a split, the other data set's id for sources.
         other_id: the other data set.
-        result: of a split `ml.exploration.splits.SplitPreview`, of sources {"probes", "shared"}, as
-            JSON.
+        result: for a split `ml.exploration.splits.SplitPreview`, for sources {"probes", "shared"},
+            as JSON.
     """
 
     kind: Mapped[AnalysisKind] = mapped_column(String(16))
@@ -169,16 +169,16 @@ class DatasetAnalysis(Leased, db.Model):
 
 
 class Preview(Leased, db.Model):
-    """Pictures that a predict worker makes of one slice for a page of an administrator: in a window
-    with its outline, or by each step of processing. Rows and files are a cache: the least recently
-    used go.
+    """Images that a predict worker renders from one slice for an administrator's page: in a window
+    with its outline, or after each processing step. Rows and files are a cache: the least recently
+    used are deleted.
 
     Attributes:
-        key: a hash over what is shown, and how.
-        what: where the slice comes from: {"dataset", "image"}, {"scan", "slice"} or {"phantom"}.
+        key: a hash of what is shown, and how.
+        what: the source of the slice: {"dataset", "image"}, {"scan", "slice"} or {"phantom"}.
         settings: how it is shown (`webapp.previews`).
         result: steps as [{"name", "pictures": [[start, bytes], ...] in its file, "notes"}, ...].
-        used_at: when somebody last asked for it.
+        used_at: when it was last requested.
     """
 
     key: Mapped[str] = mapped_column(String(64), unique=True)
@@ -195,12 +195,12 @@ class Preview(Leased, db.Model):
 
     @property
     def file_key(self) -> str:
-        """The storage key of the file with its pictures."""
+        """The storage key of the file with its images."""
         return preview_file(self.id)
 
 
 def preview_file(preview_id: str) -> str:
-    """Return the storage key of the file with the pictures of a preview."""
+    """Return the storage key of the file with the images of a preview."""
     return f"previews/{preview_id}.pack"
 
 
@@ -210,12 +210,14 @@ def thumbnails_file(dataset_id: str) -> str:
 
 
 def sample_file(dataset_id: str) -> str:
-    """Return the storage key of the file with what was measured of a data set's images."""
+    """Return the storage key of the file with the measurements of a data set's images."""
     return f"samples/{dataset_id}.npz"
 
 
 def analysis_of(dataset_id: str, kind: AnalysisKind, question: str = "") -> DatasetAnalysis | None:
-    """Return the answer to a question, or the job that looks for it; None if nobody asked."""
+    """Return the result of an analysis, or the job that computes it; None if nobody requested
+    it.
+    """
     return db.session.scalar(
         select(DatasetAnalysis).where(
             DatasetAnalysis.dataset_id == dataset_id,
@@ -226,19 +228,19 @@ def analysis_of(dataset_id: str, kind: AnalysisKind, question: str = "") -> Data
 
 
 def preview_key(what: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Return the hash over what is shown, and how."""
+    """Return a hash of what is shown, and how."""
     content = json.dumps([dict(what), dict(settings)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def open_previews() -> int:
-    """Return how many previews wait."""
+    """Return the number of waiting previews."""
     waiting = select(func.count()).where(Preview.status == JobStatus.QUEUED)
     return db.session.scalar(waiting) or 0
 
 
 def new_preview(what: Mapping[str, Any], settings: Mapping[str, Any]) -> Preview:
-    """Add a queued preview; the caller commits and nudges."""
+    """Add a queued preview; the caller commits and notifies a worker."""
     preview = Preview(
         id=new_id(),
         key=preview_key(what, settings),

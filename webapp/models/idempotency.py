@@ -1,4 +1,4 @@
-"""Requests that a program may send again without having them done twice."""
+"""Requests that a program may repeat without having them executed twice."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from webapp.extensions import UtcDateTime, database_now, db
 from webapp.models.leased import new_id
 
 KEEP_H = 24
-"""For how many hours an answer is given again."""
+"""For how many hours a response is repeated."""
 
 
 class IdempotentRequest(db.Model):
-    """A request that came with an `Idempotency-Key`, and its answer once there is one.
+    """A request with an `Idempotency-Key`, and its response once there is one.
 
     Attributes:
-        fingerprint: of method, address and body, 64 hexadecimal digits.
-        claim: stands for the request that is being answered; one that takes over gets another.
+        fingerprint: a hash of method, address and body, 64 hexadecimal digits.
+        claim: identifies the request in progress; one that takes over gets another claim.
         claimed_until: when that request counts as dead, by the database's clock.
-        status, body: of the answer, JSON; None while there is none.
+        status, body: the response, as JSON; None while there is none.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)

@@ -46,16 +46,16 @@ dataset_scan = Table(
     Column("scan_id", String(32), primary_key=True),
     Column("study_id", String(32), nullable=False, index=True),
 )
-"""Which confirmed scans a data set was made of, and their studies, which stand for patients.
+"""Which confirmed scans a data set was made from, and their studies, which represent patients.
 
-A scan may be deleted meanwhile: `scan_id` refers to no row, so that what a model learned from stays
-known. A scan that takes the place of others (`webapp.intake.rearrange`) is entered here like them.
+A scan may be deleted later: `scan_id` is not a foreign key, so that it stays known what a model was
+trained on. A scan that replaces others (`webapp.intake.rearrange`) is recorded here like them.
 """
 
 
 def enter_successor(study_ids: Collection[str], scan_id: str, study_id: str) -> None:
-    """Enter a scan of a study of its own, which took the place of scans of these studies, in the
-    data sets that know one of them; the caller commits.
+    """Record a scan with a separate study, which replaced scans of these studies, in the data sets
+    that contain one of them; the caller commits.
     """
     known = (
         select(dataset_scan.c.dataset_id, literal(scan_id), literal(study_id))
@@ -67,8 +67,8 @@ def enter_successor(study_ids: Collection[str], scan_id: str, study_id: str) -> 
 
 
 class Dataset(Leased, db.Model):
-    """Labeled images that an administrator imported, or had made of confirmed scans: one archive in
-    the storage. It can be used once a train worker has read it.
+    """Labeled images that an administrator imported, or had made from confirmed scans: one archive
+    in the storage. It can be used once a train worker has read it.
     """
 
     name: Mapped[str] = mapped_column(String(80), unique=True)
@@ -79,34 +79,34 @@ class Dataset(Leased, db.Model):
         JSON
     )  # `ml.exploration.summary.explore`
     contact_sheet_key: Mapped[str | None] = mapped_column(String(200))
-    # Which confirmed scans a worker is to make it of (`webapp.confirmed`); empty if imported.
+    # Which confirmed scans a worker is to make it from (`webapp.confirmed`); empty if imported.
     made_from: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    # A version with corrected labels has the archive of the one before, which may be deleted
-    # meanwhile; `corrections` are all that differ from the archive: {"name", "was", "label",
-    # "reason"} of each image.
+    # A version with corrected labels shares the archive of the previous version, which may be
+    # deleted later; `corrections` are all differences from the archive: {"name", "was", "label",
+    # "reason"} for each image.
     corrected_from_id: Mapped[str | None] = mapped_column(String(32))
     corrections: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     imported_by: Mapped[User | None] = relationship()
 
     @property
     def corrected_labels(self) -> dict[str, int | None]:
-        """The corrected labels by the name of the image."""
+        """The corrected labels by image name."""
         return {correction["name"]: correction["label"] for correction in self.corrections or ()}
 
 
 class TrainingRun(Leased, db.Model):
     """A training run that an administrator launched; it produces at most one model version.
 
-    A calibration fits the version that its initial weights name to a data set of this site, and
-    trains nothing.
+    A calibration fits the version named by its initial weights to a data set of this site, without
+    training it.
 
     Attributes:
-        settings: those of the architecture, by name (`ml.catalogue`).
+        settings: the architecture's settings, by name (`ml.catalogue`).
         eta_s: estimated seconds until the end.
-        current_metrics: figures so far, by name.
-        name, notes: what people call it and wrote about it.
+        current_metrics: metrics so far, by name.
+        name, notes: free text by its users.
         log: its last lines, each with the UTC time at which it was written.
-        tags: words by which people find it, in their order.
+        tags: words by which users find it, in their order.
     """
 
     is_calibration: Mapped[bool] = mapped_column(default=False, server_default=false())
@@ -129,18 +129,18 @@ class TrainingRun(Leased, db.Model):
     )
     datasets: Mapped[list[Dataset]] = relationship(
         secondary=training_run_dataset, order_by="Dataset.name"
-    )  # A run that is resumed needs them in the same order.
+    )  # A resumed run needs them in the same order.
     version: Mapped[ModelVersion | None] = relationship(back_populates="run")
     history: Mapped[list[Attempt]] = relationship(order_by=Attempt.id, passive_deletes=True)
 
     @classmethod
     def in_attempt(cls) -> str | None:
-        """Return the column that names a run."""
+        """Return the column that refers to a run."""
         return "run_id"
 
 
 class RunTag(db.Model):
-    """A word by which people find a run."""
+    """A word by which users find a run."""
 
     run_id: Mapped[str] = mapped_column(
         ForeignKey("training_run.id", ondelete="CASCADE"), primary_key=True
@@ -149,16 +149,16 @@ class RunTag(db.Model):
 
 
 CURVE_STEPS = 1000
-"""A run has a point of each metric for at most so many shares of its whole, however many batches it
+"""A run has at most this many points of each metric, in equal steps, however many batches it
 takes.
 """
 
 
 class TrainingPoint(db.Model):
-    """The mean of a metric, such as the loss, while a run went through one of `CURVE_STEPS` equal
-    shares of its whole.
+    """The mean of a metric, such as the loss, during one of `CURVE_STEPS` equal parts of a run.
 
-    `step` counts those from 0; `stage` is the fold, or what else it was at; `epoch` counts from 1.
+    `step` counts these from 0; `stage` is the fold, or another stage of the run; `epoch` counts
+    from 1.
     """
 
     run_id: Mapped[str] = mapped_column(
@@ -172,8 +172,8 @@ class TrainingPoint(db.Model):
 
 
 class SiteFigures(Leased, db.Model):
-    """What the live versions achieve on this site's confirmed scans, computed by a train worker;
-    pages show the newest that is done.
+    """The performance of the live versions on this site's confirmed scans, computed by a train
+    worker; pages show the newest finished row.
     """
 
     __tablename__ = "site_figures"
@@ -188,12 +188,12 @@ OWN_THRESHOLDS = "own thresholds"
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The thresholds at which a version's answers are positive.
+    """The thresholds above which a version's predictions are positive.
 
     Attributes:
         name: a name of `ml.named_points.POINTS`, `OWN_THRESHOLDS`, or None: as trained.
         slice_threshold, scan_threshold: for scans of one slice and of several, as probabilities
-            0..1; None stands for the card's threshold.
+            0..1; None means the card's threshold.
     """
 
     name: str | None = None
@@ -236,19 +236,20 @@ class ModelVersion(HasOperatingPoint, db.Model):
 
     Attributes:
         run_id: the training run that produced it; empty for models that ship.
-        card_id: a hash over the model's files.
+        card_id: a hash of the model's files.
         reads: "slice" or "series".
         card: the content of its card.json.
-        blocked_because: why it may not be promoted, a sentence; empty if it may.
-        canary: its probability for the canary's phantom (`worker.canary`), with which each worker
-            compares its own.
+        blocked_because: why it may not be promoted, as a sentence; empty if it may.
+        canary: its probability for the canary's phantom (`worker.canary`), which each worker
+            compares with its own.
         check_requested_at, checked_at, check_error: when a worker was asked to load the version and
-            score the phantom, when one did, and what failed.
-        curves: of its out-of-fold answers, by level `ml.evaluation.curves.LevelCurves`; None until
-            a train worker has computed them, empty where there are no answers.
-        mistakes: its worst ones out of fold (`ml.evaluation.curves.Mistake`), each with a picture
-            in the storage; None where its training kept none.
-        operating_point: where workers use it; each promotion stores the one chosen at that time.
+            score the phantom, when one did, and why it failed.
+        curves: of its out-of-fold predictions, by level `ml.evaluation.curves.LevelCurves`; None
+            until a train worker has computed them, empty if there are no predictions.
+        mistakes: its worst out-of-fold mistakes (`ml.evaluation.curves.Mistake`), each with an
+            image in the storage; None if its training kept none.
+        operating_point: the point that workers use; each promotion stores the one chosen at that
+            time.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
@@ -276,7 +277,7 @@ class ModelVersion(HasOperatingPoint, db.Model):
         number: Mapped[int]
 
     def mistake_key(self, index: int, layer: str = "") -> str:
-        """Return the storage key of the picture of a mistake, or of its heat map ("-heat")."""
+        """Return the storage key of the image of a mistake, or of its heat map ("-heat")."""
         return f"{self.storage_prefix}/mistake-{index:02d}{layer}.png"
 
 
@@ -308,12 +309,12 @@ class Promotion(HasOperatingPoint, db.Model):
     id: Mapped[int] = mapped_column(primary_key=True)
     version_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
     reads: Mapped[str] = mapped_column(String(16))
-    # Empty for setup.
+    # Empty if setup promoted it.
     by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
     at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     reason: Mapped[str] = mapped_column(Text)
-    # What was known of it then, and what its promoter confirmed (`webapp.admin.promotion_checks`);
-    # empty for setup.
+    # What was known about it then, and what its promoter confirmed
+    # (`webapp.admin.promotion_checks`); empty if setup promoted it.
     evidence: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     version: Mapped[ModelVersion] = relationship(back_populates="promotions")
     by: Mapped[User | None] = relationship()
@@ -333,7 +334,7 @@ def live_version(reads: str) -> ModelVersion | None:
     return db.session.scalar(
         select(ModelVersion)
         .where(ModelVersion.id == newest)
-        # A worker's session may hold it with the operating point of an earlier batch.
+        # A worker's session may still have it with the operating point of an earlier batch.
         .execution_options(populate_existing=True)
     )
 
@@ -363,8 +364,8 @@ def promote(
     Args:
         by_id: the administrator who decides, or None for setup.
         reason: recorded in the history.
-        point: the operating point for workers; None leaves the present one.
-        evidence: what was known of the version (`webapp.admin.promotion_checks`).
+        point: the operating point for workers; None leaves the current one.
+        evidence: what was known about the version (`webapp.admin.promotion_checks`).
 
     Raises:
         PromotionRefused: the version is blocked, it is already live at this operating point, or no
@@ -414,8 +415,8 @@ def waits_for_check() -> ColumnElement[bool]:
 
 
 def newest_promotion(reads: str, *, lock: bool = False) -> Promotion | None:
-    """Return the promotion that says what is live for `reads`; with `lock`, no other promotion of
-    that kind is decided between this and the caller's commit.
+    """Return the promotion that determines what is live for `reads`; with `lock`, no other
+    promotion of that kind can be decided before the caller commits.
     """
     newest = (
         select(Promotion)
@@ -425,15 +426,15 @@ def newest_promotion(reads: str, *, lock: bool = False) -> Promotion | None:
         .options(defer_card())
     )
     if lock:
-        # The second of two waits here, and then reads what the first one has committed. SQLite
-        # has one writer at a time.
+        # The second of two promotions waits here, and then reads what the first one has committed.
+        # SQLite has one writer at a time.
         db.session.execute(newest.with_only_columns(Promotion.id).with_for_update())
     return db.session.scalar(newest)
 
 
 def promotion_at(reads: str, at: datetime) -> Promotion | None:
-    """Return the promotion by which a version was live for `reads` at a time, or None where none
-    was yet.
+    """Return the promotion by which a version was live for `reads` at a time; None if there was
+    none yet.
     """
     return db.session.scalar(
         select(Promotion)
@@ -445,7 +446,7 @@ def promotion_at(reads: str, at: datetime) -> Promotion | None:
 
 
 def promotion_after(promotion: Promotion) -> Promotion | None:
-    """Return the promotion that ended the time of another one, or None while that lasts."""
+    """Return the promotion that ended another one; None while that one is in force."""
     return db.session.scalar(
         select(Promotion)
         .where(Promotion.reads == promotion.reads, Promotion.id > promotion.id)
@@ -455,7 +456,9 @@ def promotion_after(promotion: Promotion) -> Promotion | None:
 
 
 def promotion_before(promotion: Promotion) -> Promotion | None:
-    """Return the promotion that held until another one, or None where nothing was live before."""
+    """Return the promotion that was in force before another one; None if nothing was live
+    before.
+    """
     return db.session.scalar(
         select(Promotion)
         .where(Promotion.reads == promotion.reads, Promotion.id < promotion.id)
@@ -466,8 +469,8 @@ def promotion_before(promotion: Promotion) -> Promotion | None:
 
 
 def earlier_promotions(live: ModelVersion) -> list[Promotion]:
-    """Return the last promotion of each version that was live before and may be again, the newest
-    first: what a rollback may lead to.
+    """Return the last promotion of each version that was live before and may be live again, newest
+    first: the possible rollbacks.
     """
     last = (
         select(func.max(Promotion.id))

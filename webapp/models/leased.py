@@ -36,8 +36,8 @@ class JobStatus(StrEnum):
 
 
 def queue_index(name: str, *before: Any) -> Index:
-    """Return the index of a queue as workers claim from it, person by person, without rows that
-    have ended; `before` comes between the person and the time.
+    """Return the index of a queue in the order in which workers claim from it, taking turns between
+    users, without finished rows; `before` are columns between the user and the time.
     """
     queued = text("status = 'queued'")
     columns = "user_id", *before, "queued_at", "id"
@@ -49,13 +49,13 @@ class Leased:
 
     Attributes:
         attempts: how many claims ended because the worker died.
-        counted_deaths: how many of these may have been the row's fault.
-        death_counts: whether the death of the present worker would be one of them.
-        lease_owner, lease_expires_at: the worker that has the row, and until when.
-        progress, stage: how far a running job is, 0..1, and what it does, for its page.
-        error: why the job failed, a sentence for the user.
+        counted_deaths: how many of these may have been caused by the row.
+        death_counts: whether the death of the current worker would be one of them.
+        lease_owner, lease_expires_at: the worker that holds the row, and until when.
+        progress, stage: the progress of a running job, 0..1, and its current step, for its page.
+        error: why the job failed, as a sentence for the user.
         queued_at: when the job was last requested; its waiting time starts here.
-        retry_at: no worker claims the row before.
+        retry_at: no worker claims the row before this time.
         refused_since: when the storage first refused a file that the job needs.
     """
 
@@ -82,7 +82,7 @@ class Leased:
     queued_at: Mapped[datetime] = mapped_column(
         UtcDateTime,
         default=utc_now,
-        # Neither database adds a column that must be set without one.
+        # Neither database can add a NOT NULL column without a default.
         server_default=text("'1970-01-01 00:00:00.000000'"),
     )
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -92,8 +92,8 @@ class Leased:
 
     @classmethod
     def in_turn_of(cls) -> InstrumentedAttribute[str] | None:
-        """Return the column with the person whose rows take turns with those of others; None if
-        rows are claimed by age alone.
+        """Return the column with the user, if the rows of different users take turns; None if rows
+        are claimed by age alone.
         """
         return None
 
@@ -163,7 +163,7 @@ Row = TypeVar("Row", bound=Leased)
 
 
 def failed_or_retrying(table: type[Row], most: int) -> list[Row]:
-    """Return the newest jobs that failed for good, or at least once and wait for another try."""
+    """Return the newest jobs that failed permanently, or at least once and wait for another try."""
     rows = [
         row
         for status in (JobStatus.QUEUED, JobStatus.FAILED)
@@ -186,15 +186,15 @@ def queue_again(
     ended_as: Collection[JobStatus] = UNANSWERED,
     **columns: Any,
 ) -> bool:
-    """Queue the job in the row of `table` that matches `which` and has ended so again, and set
-    `columns`. The caller commits and nudges.
+    """Queue the job in the row of `table` that matches `which` and has ended in this way again, and
+    set `columns`. The caller commits and notifies a worker.
 
-    How one failed or was cancelled is added to its history (`Attempt`). Deaths of workers are
-    counted from 0 again, since their cause may be gone. The row is locked first, so that a double
+    A failed or cancelled job's outcome is added to its history (`Attempt`). Deaths of workers are
+    counted from 0 again, because their cause may be gone. The row is locked first, so that a double
     click queues it once.
 
     Returns:
-        False if there is no such job, or it has not ended so.
+        False if there is no such job, or it has not ended in this way.
     """
     ended = (*which, table.status.in_(ended_as))
     before = db.session.execute(

@@ -1,4 +1,4 @@
-"""Who wants to be notified of which results, and what is to be sent to them: the queue of the
+"""Who wants to be notified of which results, and the messages to be sent: the queue of the
 maintenance workers.
 """
 
@@ -25,7 +25,7 @@ from webapp.models.scans import Scan
 
 
 class Channel(StrEnum):
-    """A way to be notified; all but the browser are an operator's to set up."""
+    """A way to be notified; all but the browser have to be set up by an operator."""
 
     BROWSER = "browser"
     EMAIL = "email"
@@ -34,7 +34,7 @@ class Channel(StrEnum):
 
 
 class Wanted(StrEnum):
-    """Of which results a person wants to be notified."""
+    """Which results a user wants to be notified of."""
 
     NONE = "none"
     SUSPICIOUS = "suspicious"
@@ -51,11 +51,11 @@ class Wanted(StrEnum):
 
 
 DEFAULTS = {Channel.BROWSER: Wanted.ALL}
-"""What people get who never chose; of all other channels nothing."""
+"""The default for users who never chose; other channels are off."""
 
 
 class NotificationChoice(db.Model):
-    """What a person chose for one channel."""
+    """A user's choice for one channel."""
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
@@ -66,12 +66,11 @@ class NotificationChoice(db.Model):
 
 
 class Notification(Leased, db.Model):
-    """A message to one person by one channel; its id is the delivery id, by which receivers tell a
-    repeated delivery from a new one.
+    """A message to one user through one channel; its id is the delivery id, by which receivers
+    distinguish a repeated delivery from a new one.
 
-    It is queued in the transaction of the result that it announces. `tries` counts how often
-    sending
-    failed, `error` says why the last one did, and `retry_at` when the next one is.
+    It is queued in the transaction of the result that it announces. `tries` counts failed tries,
+    `error` gives the reason for the last failure, and `retry_at` is the time of the next try.
     """
 
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
@@ -84,19 +83,19 @@ class Notification(Leased, db.Model):
 
     __table_args__ = (
         Index(None, "status", "queued_at"),
-        # The newest ones, for the account page.
+        # For the newest messages, on the account page.
         Index("ix_notification_of_user", "user_id", "created_at"),
         queue_index("ix_notification_queue"),
     )
 
     @classmethod
     def in_turn_of(cls) -> InstrumentedAttribute[str] | None:
-        """Return whom it tells."""
+        """Return its recipient."""
         return cls.user_id  # type: ignore[return-value]
 
 
 def choices_of(user_id: str) -> dict[Channel, Wanted]:
-    """Return what a person chose for each channel, or the default."""
+    """Return a user's choice for each channel, or the default."""
     chosen = db.session.execute(
         select(NotificationChoice.channel, NotificationChoice.wanted).where(
             NotificationChoice.user_id == user_id
@@ -111,7 +110,7 @@ def choices_of(user_id: str) -> dict[Channel, Wanted]:
 
 
 def choose(user_id: str, chosen: dict[Channel, Wanted]) -> None:
-    """Replace what a person chose for these channels; the caller has locked the person's row and
+    """Replace a user's choices for these channels; the caller has locked the user's row and
     commits.
     """
     db.session.execute(

@@ -16,10 +16,10 @@ class Worker(db.Model):
 
     Attributes:
         queue: "predict" or "train".
-        seen_at: its last heartbeat.
+        seen_at: the time of its last heartbeat.
         delivered_at: when the broker last delivered a message to it, which shows that the broker
             works.
-        alarm: why it cannot analyze scans although it is running, a sentence; usually empty.
+        alarm: why it cannot analyze scans although it is running, as a sentence; usually empty.
     """
 
     id: Mapped[str] = mapped_column(String(100), primary_key=True)
@@ -33,23 +33,23 @@ class Worker(db.Model):
 
 
 class Act(StrEnum):
-    """The acts that the audit log records; in brackets, what its `object_id` refers to."""
+    """The actions that the audit log records; in parentheses, what its `object_id` refers to."""
 
     SIGNED_UP = "signed up"
     LOGGED_IN = "logged in"
-    LOGIN_FAILED = "login failed"  # (the person with the username given, if there is one)
+    LOGIN_FAILED = "login failed"  # (the user with the given username, if there is one)
     LOGIN_THROTTLED = "login throttled"
-    ACCESS_REFUSED = "access refused"  # (another person's scan; empty for an administrator's page)
+    ACCESS_REFUSED = "access refused"  # (another user's scan; empty for an administrator's page)
     LOGGED_OUT = "logged out"
-    LOGINS_ENDED = "logins ended"  # (one login, or the person whose other logins ended)
+    LOGINS_ENDED = "logins ended"  # (one session, or the user whose other sessions ended)
     PASSWORD_CHANGED = "password changed"
     PASSWORD_RESET = "password reset"
-    RESET_LINK_MADE = "reset link made"  # (the person it is for)
+    RESET_LINK_MADE = "reset link made"  # (the user it is for)
     TOKEN_MADE = "token made"
     TOKEN_REVOKED = "token revoked"
     SECOND_FACTOR_SET_UP = "second factor set up"
-    SECOND_FACTOR_FAILED = "second factor failed"  # (the person, after the right password)
-    SECOND_FACTOR_REMOVED = "second factor removed"  # (the person who had it)
+    SECOND_FACTOR_FAILED = "second factor failed"  # (the user, after the correct password)
+    SECOND_FACTOR_REMOVED = "second factor removed"  # (the user who had it)
     RECOVERY_CODES_MADE = "recovery codes made"
     RECOVERY_CODE_USED = "recovery code used"
     USER_DISABLED = "user disabled"
@@ -63,16 +63,16 @@ class Act(StrEnum):
     SCAN_FORCED = "scan forced"  # Scored although it does not look like a head CT.
     SCAN_MADE_STAT = "scan made STAT"
     SCAN_MADE_ROUTINE = "scan made routine"
-    SCANS_JOINED = "scans joined"  # (each of the parts, and the series that they became)
-    SCAN_SPLIT = "scan split"  # (the series, and each of the pictures that it became)
+    SCANS_JOINED = "scans joined"  # (each of the parts, and the resulting series)
+    SCAN_SPLIT = "scan split"  # (the series, and each of the resulting images)
     SCAN_DELETED = "scan deleted"
     SCAN_SHARED = "scan shared"
     SHARING_ENDED = "sharing ended"  # (the scan)
     OPINION_GIVEN = "opinion given"  # (the scan)
     OPINION_CHANGED = "opinion changed"
     OPINION_WITHDRAWN = "opinion withdrawn"
-    ROLE_CHANGED = "role changed"  # (the person whose role it is)
-    DATASET_REQUESTED = "data set requested"  # Of confirmed scans.
+    ROLE_CHANGED = "role changed"  # (the user whose role was changed)
+    DATASET_REQUESTED = "data set requested"  # From confirmed scans.
     FIGURES_REQUESTED = "site figures requested"
     VERSION_CALIBRATED = "calibration launched"  # (the run)
     REPORT_ASKED_FOR = "report asked for"  # (the scan; its kind is the detail)
@@ -81,20 +81,20 @@ class Act(StrEnum):
     DATASET_IMPORTED = "data set imported"
     IMPORT_CANCELLED = "import cancelled"
     DATASET_DELETED = "data set deleted"
-    LABEL_CORRECTED = "label corrected"  # (the data set; its image, and the label before and now)
+    LABEL_CORRECTED = "label corrected"  # (the data set; its image, and the old and new label)
     CORRECTION_WITHDRAWN = "correction withdrawn"  # Before it was applied.
     DATASET_CORRECTED = "data set corrected"  # (the new version)
     RUN_LAUNCHED = "run launched"
     RUN_CANCELLED = "run cancelled"
     RUN_RETRIED = "run retried"
     RUN_DESCRIBED = "run described"  # Name, tags and notes.
-    PAPER_LAUNCHED = "experiment launched"  # The paper’s; also when it is resumed.
+    PAPER_LAUNCHED = "experiment launched"  # The paper’s experiment; also when it is resumed.
     PAPER_CANCELLED = "experiment cancelled"
     EVALUATION_REQUESTED = "evaluation requested"
     EVALUATION_CANCELLED = "evaluation cancelled"
-    COMPARISON_REQUESTED = "comparison requested"  # (the version that was compared with the live)
+    COMPARISON_REQUESTED = "comparison requested"  # (the version compared with the live one)
     AUDIT_EXPORTED = "audit log exported"
-    AUDIT_TRIMMED = "audit log trimmed"  # (nobody: by its retention)
+    AUDIT_TRIMMED = "audit log trimmed"  # (empty: done by its retention)
     VERSION_PROMOTED = "version promoted"  # Also a rollback.
     POINT_CHANGED = "operating point changed"  # (the live version)
     REPLAY_REQUESTED = "replay requested"  # (the scan, or the sample)
@@ -104,18 +104,18 @@ class Act(StrEnum):
 
 
 class AuditEvent(db.Model):
-    """One act. The table is append-only: triggers, made by a migration, refuse to change or delete
-    rows.
+    """One action. The table is append-only: triggers, created by a migration, refuse to change or
+    delete rows.
 
-    It outlives the people and things that it refers to, so it holds ids but no names, and no
+    It outlives the users and objects that it refers to, so it contains ids but no names, and no
     foreign keys.
 
     Attributes:
         act: an `Act`.
         actor_id: who did it; empty if nobody was logged in.
-        object_id: the row that it was done to, if any.
+        object_id: the row that the action applied to, if any.
         address: the client's IP address, "DICOM" and an AE title, or "command line".
-        detail: what was chosen where the act leaves a choice, such as a kind of report or a role.
+        detail: what was chosen if the action offers a choice, such as a kind of report or a role.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -137,11 +137,11 @@ class AuditEvent(db.Model):
 
 class AuditLink(db.Model):
     """A link of the hash chain over the audit log (`webapp.audit_chain`). Append-only, too; links
-    of events that were trimmed go with them.
+    of trimmed events are deleted with them.
 
     Attributes:
         position: counts from 1 without a gap, in the order in which events were sealed.
-        hash: of the event and of the link before.
+        hash: of the event and of the previous link.
     """
 
     position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -151,8 +151,8 @@ class AuditLink(db.Model):
 
 
 class AuditAnchor(db.Model):
-    """Where the chain begins since older events were trimmed: the triggers let only those up to
-    `position` be deleted. `hash` is that of the link there.
+    """Where the chain begins after older events were trimmed: the triggers allow only those up to
+    `position` to be deleted. `hash` is that of the link there.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -167,8 +167,8 @@ class AuditCheck(db.Model):
     Attributes:
         events: how many were verified.
         position, hash: the head of the chain, which the next verification must find again; while
-            there is a problem, that of the last one without.
-        problem: where the chain is broken, a sentence; None while it is not.
+            there is a problem, the last head without one.
+        problem: where the chain is broken, as a sentence; None if it is intact.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)

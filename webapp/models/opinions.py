@@ -1,4 +1,4 @@
-"""People's opinions on scans, and with whom scans are shared."""
+"""Users' opinions on scans, and whom scans are shared with."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from webapp.models.scans import Scan
 
 
 class Finding(StrEnum):
-    """A person's finding on hemorrhage in a scan or a slice."""
+    """A user's finding on hemorrhage in a scan or a slice."""
 
     PRESENT = "present"
     ABSENT = "absent"
@@ -41,16 +41,15 @@ class Finding(StrEnum):
 
 
 def unique_where(condition: str, name: str, *columns: str) -> Index:
-    """Return an index by which these columns are unique among the rows with that condition."""
+    """Return an index that makes these columns unique among the rows that match the condition."""
     where = text(condition)
     return Index(name, *columns, unique=True, postgresql_where=where, sqlite_where=where)
 
 
 class Opinion(db.Model):
-    """One person's opinion on a scan, or on one of its slices; a person has at most one of each.
+    """One user's opinion on a scan, or on one of its slices; a user has at most one on each.
 
-    What the model had answered when it was given stands beside it, since a scan can be analyzed
-    again.
+    The model's prediction at that time is stored with it, because a scan can be analyzed again.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
@@ -69,16 +68,16 @@ class Opinion(db.Model):
     # Types of hemorrhage (`ml.catalogue.BLEEDING_TYPES`).
     types: Mapped[list[str]] = mapped_column(JSON, default=list)
     comment: Mapped[str] = mapped_column(Text, default="")
-    # An ellipse on the slice: its center and its radii as shares of the picture's width and height,
-    # {"x", "y", "rx", "ry"}.
+    # An ellipse on the slice: its center and its radii as fractions of the image's width and
+    # height, {"x", "y", "rx", "ry"}.
     region: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    # The answer that its author saw: which version gave it, its probability for the scan or the
-    # slice, and, for the scan, whether that was positive; empty where it was inconclusive.
+    # The prediction that its author saw: the version, its probability for the scan or the slice,
+    # and, for the scan, whether that was positive; empty if it was inconclusive.
     model_version_id: Mapped[str | None] = mapped_column(ForeignKey("model_version.id"))
     model_probability: Mapped[float | None]
     model_positive: Mapped[bool | None]
-    # The probability with which the review queue chose the scan, where it led its author here;
-    # empty where they came by themselves.
+    # The probability with which the review queue selected the scan, if its author came from there;
+    # otherwise empty.
     sampling: Mapped[float | None]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
@@ -86,7 +85,7 @@ class Opinion(db.Model):
     scan: Mapped[Scan] = relationship()
 
     __table_args__ = (
-        # Empty values are no duplicates of each other, so there is an index for either kind.
+        # NULLs do not count as duplicates of each other, so there is an index for either kind.
         unique_where("slice_index IS NULL", "uq_opinion_scan", "scan_id", "author_id"),
         unique_where(
             "slice_index IS NOT NULL", "uq_opinion_slice", "scan_id", "author_id", "slice_index"
@@ -100,8 +99,8 @@ class Opinion(db.Model):
 
     @property
     def agrees(self) -> bool | None:
-        """Whether it agrees with the result that the scan has now, which need not be the one that
-        its author saw; None without a result, for slices, and where one of them is not decisive.
+        """Whether it agrees with the scan's current result, which may differ from the one that its
+        author saw; None without a result, for slices, and if one of them is not decisive.
         """
         state = self.scan.verdict_state
         is_decisive = state not in (None, "inconclusive") and self.finding.is_decisive
@@ -111,8 +110,8 @@ class Opinion(db.Model):
 
 
 class Share(db.Model):
-    """Somebody may see a scan of another person and give an opinion on it: `with_user`, or all
-    reviewers where that is empty.
+    """A user may see another user's scan and give an opinion on it: `with_user`, or all reviewers
+    if that is empty.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
@@ -129,8 +128,8 @@ class Share(db.Model):
 
 
 def votes() -> Subquery:
-    """Return a table of all scans on which somebody gave an opinion: `scan_id`, and how many say of
-    the whole scan `present` and `absent`.
+    """Return a table of all scans on which somebody gave an opinion: `scan_id`, and how many
+    opinions on the whole scan say `present` and `absent`.
     """
 
     def count(finding: Finding) -> Any:

@@ -18,13 +18,13 @@ class PaperExperiment(Leased, db.Model):
     (`ml.paper`). It is deleted with the data set.
 
     Attributes:
-        architectures: those that are asked for, of `ml.catalogue.OF_THE_PAPER`.
-        initial_weights, seed: as of a training run.
+        architectures: the requested ones, from `ml.catalogue.OF_THE_PAPER`.
+        initial_weights, seed: as in a training run.
         eta_s: estimated seconds until the end.
-        cells, cells_done: how many combinations there are, and how many have ended; None until a
-            worker has counted them.
-        results: of the cells that have ended, `ml.paper.cells.PaperResults` as JSON; they stay when
-            the experiment is canceled, and are not computed again when it is resumed.
+        cells, cells_done: the number of combinations, and how many of them are finished; None until
+            a worker has counted them.
+        results: of the finished cells, `ml.paper.cells.PaperResults` as JSON; they are kept when
+            the experiment is canceled, and not computed again when it is resumed.
     """
 
     dataset_id: Mapped[str] = mapped_column(ForeignKey("dataset.id", ondelete="CASCADE"))
@@ -43,5 +43,5 @@ class PaperExperiment(Leased, db.Model):
 
     @property
     def checkpoint_key(self) -> str:
-        """The storage key of the checkpoint of the cell that it is at."""
+        """The storage key of the checkpoint of the current cell."""
         return f"papers/{self.id}.zip"

@@ -1,5 +1,5 @@
-"""Replays: an answer is computed again from the stored original, to see whether it is the same to
-the bit; and what has to be known of an answer for that.
+"""Replays: a prediction is computed again from the stored original, to check that it is
+bit-identical; and what must be known about a prediction for that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENDED = (JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
 class ReplaySample(db.Model):
-    """Answers drawn at random by an administrator, to be replayed together."""
+    """Predictions drawn at random by an administrator, to be replayed together."""
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
@@ -34,12 +34,13 @@ class ReplaySample(db.Model):
 
 
 class Replay(Leased, db.Model):
-    """An answer of a scan, the present one or an earlier one, that is computed again with the
-    version that gave it; a job of the predict workers after all that somebody waits for.
+    """A prediction for a scan, the current one or an earlier one, that is computed again with the
+    version that made it; a job of the predict workers with a lower priority than all that somebody
+    waits for.
 
     Attributes:
-        urgent: somebody asked for this one, so that it goes before those of samples.
-        is_same: whether it is the same to the bit; None until it was computed.
+        urgent: somebody requested this one, so it is processed before those of samples.
+        is_same: whether it is bit-identical; None until it was computed.
         result: what `worker.replay` found.
     """
 
@@ -66,12 +67,12 @@ class Replay(Leased, db.Model):
 
     @classmethod
     def urgency(cls) -> tuple[InstrumentedAttribute[bool], ...]:
-        """Return the column that is true for replays that somebody asked for."""
+        """Return the column that is true for replays that somebody requested."""
         return (cls.urgent,)  # type: ignore[return-value]
 
 
 def environment_id(content: Mapping[str, Any]) -> str:
-    """Return the id under which an environment is stored, storing it if need be; the caller
+    """Return the id under which an environment is stored, storing it if necessary; the caller
     commits.
     """
     text = json.dumps(content, sort_keys=True)
@@ -81,22 +82,22 @@ def environment_id(content: Mapping[str, Any]) -> str:
             with db.session.begin_nested():
                 db.session.add(Environment(id=id, content=dict(content)))
         except IntegrityError:
-            pass  # Another worker of the same kind was faster.
+            pass  # Another worker of the same kind has just stored it.
     return id
 
 
 def request_replay(scan: Scan, answer: Prediction | EarlierAnswer) -> bool:
-    """Queue an answer of a scan to be computed again; return False where its original is no longer
-    stored, another answer is on its way, or this one is computed again already. The caller commits
-    and nudges.
+    """Queue a prediction of a scan to be computed again; return False if its original is no longer
+    stored, a new analysis is in progress, or this one is already being computed again. The caller
+    commits and notifies a worker.
     """
-    # Locked, so that two clicks are one.
+    # Locked, so that a double click counts once.
     stored = select(Scan.id).where(Scan.id == scan.id, Scan.original_removed_at.is_(None))
     if db.session.scalar(stored.with_for_update()) is None:
         return False
     table = type(answer)
     if db.session.scalar(select(table.id).where(table.id == answer.id)) is None:
-        return False  # The scan was scored again since the caller read it.
+        return False  # The scan was analyzed again since the caller read it.
     which = (
         {"prediction_id": answer.id}
         if isinstance(answer, Prediction)
@@ -113,18 +114,19 @@ def request_replay(scan: Scan, answer: Prediction | EarlierAnswer) -> bool:
 
 
 def sample_answers(count: int, by_id: str | None) -> tuple[ReplaySample, int]:
-    """Queue up to `count` present answers, drawn at random among those whose original is stored;
-    return the sample and how many there are. The caller commits and nudges.
+    """Queue up to `count` current predictions, drawn at random from those whose original is stored;
+    return the sample and their number. The caller commits and notifies a worker.
     """
     replayable = (
         select(Prediction.id, Prediction.scan_id, Prediction.model_version_id)
         .join(Prediction.scan)
         .where(Scan.original_removed_at.is_(None))
         .order_by(Prediction.id)
-        # What is deleted or replaced at this moment is left out, rather than refused at the end.
+        # Rows deleted or replaced at this moment are skipped, so that they do not cause an error at
+        # the end.
         .with_for_update(read=True, key_share=True, skip_locked=True)
     )
-    # Ids are random, so those that follow a random one are a random sample, and cost no sorting.
+    # Ids are random, so the ids that follow a random one are a random sample, without sorting.
     start = new_id()
     drawn = list(db.session.execute(replayable.where(Prediction.id >= start).limit(count)))
     if missing := count - len(drawn):
@@ -145,12 +147,12 @@ def sample_answers(count: int, by_id: str | None) -> tuple[ReplaySample, int]:
 
 
 def cancel_sample(sample_id: str) -> None:
-    """Cancel the replays of a sample that have not ended; the caller commits."""
+    """Cancel the unfinished replays of a sample; the caller commits."""
     cancel(Replay, Replay.sample_id == sample_id)
 
 
 def replays_of(scan: Scan) -> dict[str | int, Replay]:
-    """Return the newest replay of each answer of a scan, by the answer's id."""
+    """Return the newest replay of each prediction of a scan, by the prediction's id."""
     named = (ModelVersion.architecture, ModelVersion.card_id, ModelVersion.number)
     rows = db.session.scalars(
         select(Replay)

@@ -40,38 +40,39 @@ ORIGINAL_REMOVED = "The scan cannot be analyzed again because its file is no lon
 CUT_OFF = "Slices may be missing because the connection was lost while this study was arriving."
 CAME_EARLIER = "Other slices of this series arrived earlier and are part of another scan."
 MORE_ARRIVED = "More of this series arrived later. Another scan has these slices and the new ones."
-# Not by status: PostgreSQL would take the index for claims, which it does not sort.
+# Not by status: PostgreSQL would use the index for claims, and it does not have their order.
 _OPEN = text("finished_at IS NULL")
 
 
 class Scan(Leased, db.Model):
-    """A slice or a series that a person submitted; these rows are the predict workers' queue.
+    """A slice or a series that a user submitted; these rows are the predict workers' queue.
 
     Its original is one stored file: the slice, a multi-frame file, or the files of a series in an
     uncompressed ZIP.
 
     Attributes:
-        study_id: shared by the series of one examination. They share `created_at` too, so that an
-            index has them in one place.
+        study_id: shared by the series of one examination. They share `created_at` too, so that they
+            are adjacent in an index.
         kind: the file format: "png", "jpeg", "dicom" or "nifti".
         slice_count: according to the headers; some slices may turn out to be unreadable.
         size: bytes of the original.
-        stat: whether the scan is analyzed before all others.
-        uncut: whether a film sheet is read as one picture.
+        stat: whether the scan is analyzed before all routine scans.
+        uncut: whether a film sheet is read as one image.
         study_uid: the Study Instance UID in the stored copy of DICOM files, to which objects made
-            of the scan belong; None where there is none, or nobody has looked yet.
-        dicom_results: whether DICOM objects are made of its result unasked, and kept with it.
-        notes: what was noticed at upload; sentences for its owner.
+            from the scan belong; None if there is none, or nobody has looked yet.
+        dicom_results: whether DICOM objects are made from its result automatically, and kept with
+            it.
+        notes: remarks from the upload; sentences for its owner.
         replaces: the earlier scans of its series, of which more arrived later
             (`webapp.intake.completing`): a "sentence" about each, and its structured report that
             others may have: the id of the prediction that was "sent", and the UIDs of series and
             instance of the report that was "served" by DICOMweb.
         original_removed_at: when the original was deleted (KEEP_ORIGINALS_DAYS).
-        image_key, thumbnail_key: the slice that represents the scan, drawn by the worker.
+        image_key, thumbnail_key: the slice that represents the scan, rendered by the worker.
         volume_key: all slices of a series, for the viewer (`ml.scans.volume`).
-        outline_key: what its model outlines, in the same frame; None where nothing is outlined.
+        outline_key: what its model outlines, in the same frame; None if nothing is outlined.
         not_head_ct: 0..1; set if the scan failed because it does not look like a head CT.
-        forced_at: when its owner asked to analyze it anyway.
+        forced_at: when its owner requested the analysis anyway.
         risk, margin, verdict_state: the prediction's probability, its distance from the threshold,
             and its state, repeated here for the indexes of the worklist. Scans without a prediction
             come last in every order.
@@ -111,9 +112,9 @@ class Scan(Leased, db.Model):
 
     __table_args__ = (
         Index(None, "status", "queued_at"),
-        # For scans that finished since a worklist was opened.
+        # For counting scans that finished after a worklist was opened.
         Index("ix_scan_finished", "user_id", "finished_at"),
-        # For a person's scans that have not ended, and how many of them are STAT.
+        # For a user's unfinished scans, and how many of them are STAT.
         Index(
             "ix_scan_open", "user_id", "stat", "status", postgresql_where=_OPEN, sqlite_where=_OPEN
         ),
@@ -137,14 +138,14 @@ class Scan(Leased, db.Model):
 
     @property
     def turnaround_s(self) -> float | None:
-        """Seconds from submission to the end; None until the scan has ended."""
+        """Seconds from submission to the end; None until the scan is finished."""
         if self.finished_at is None:
             return None
         return (self.finished_at - self.created_at).total_seconds()
 
     @property
     def cautions(self) -> list[str]:
-        """Those of the notes that say that slices may be missing."""
+        """The notes which say that slices may be missing."""
         incomplete = (CUT_OFF, CAME_EARLIER, MORE_ARRIVED)
         return [note for note in self.notes or () if note in incomplete]
 
@@ -159,7 +160,7 @@ class Scan(Leased, db.Model):
 
     @property
     def may_have_heat_maps(self) -> bool:
-        """True where it was answered without heat maps, which can still be drawn."""
+        """True if it was analyzed without heat maps, which can still be drawn."""
         return (
             self.prediction is not None
             and self.prediction.heatmap is None
@@ -168,13 +169,13 @@ class Scan(Leased, db.Model):
 
     @property
     def may_be_scored_again(self) -> bool:
-        """True where it was answered, and what was submitted is still stored."""
+        """True if it was analyzed, and its original is still stored."""
         return self.status == JobStatus.DONE and self.original_removed_at is None
 
     @property
     def sheet_may_be(self) -> Literal["cut", "uncut"] | None:
-        """How else a film sheet can be read than it was; None for other scans, and where it is no
-        longer stored.
+        """The other way in which a film sheet can be read; None for other scans, and if the
+        original is no longer stored.
         """
         if self.original_removed_at is not None or self.prediction is None:
             return None
@@ -185,8 +186,8 @@ class Scan(Leased, db.Model):
 
     @property
     def may_be_forced(self) -> bool:
-        """Whether its owner may have it analyzed anyway: it failed only because it does not look
-        like a head CT, and its original is still stored.
+        """Whether its owner may request the analysis anyway: it failed only because it does not
+        look like a head CT, and its original is still stored.
         """
         return (
             self.status == JobStatus.FAILED
@@ -197,15 +198,15 @@ class Scan(Leased, db.Model):
 
 
 class ReplacedScan(db.Model):
-    """The id of a scan that another one replaced, so that links to it lead to that one."""
+    """The id of a scan that was replaced, so that links to it lead to the scan that replaced it."""
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     scan_id: Mapped[str] = mapped_column(ForeignKey("scan.id", ondelete="CASCADE"), index=True)
 
 
 def lead_on(scan_ids: Collection[str], scan_id: str) -> None:
-    """Let links to these scans lead to the stored scan that replaces them, and with them links to
-    those that they replaced; the caller deletes them afterward, and commits.
+    """Let links to these scans, and links to those that they replaced, lead to the stored scan that
+    replaces them; the caller deletes them afterward, and commits.
     """
     without_session = {"synchronize_session": False}
     leads_to_them, is_one = ReplacedScan.scan_id.in_(scan_ids), ReplacedScan.id.in_(scan_ids)
@@ -217,7 +218,7 @@ def lead_on(scan_ids: Collection[str], scan_id: str) -> None:
 
 
 class Order(StrEnum):
-    """The order in which a person's scans are listed."""
+    """The sort orders of a user's scans."""
 
     NEWEST = "newest"
     RISK = "risk"
@@ -236,8 +237,8 @@ class Order(StrEnum):
         return (newest, Scan.study_id, Scan.id)
 
 
-# For worklists by risk and by uncertainty. Defined outside the class, since with the name of an
-# inherited column in place of the column Alembic sees another index on SQLite.
+# For worklists by risk and by uncertainty. Defined outside the class, because Alembic sees a
+# different index on SQLite if an inherited column is given by name.
 Index(
     "ix_scan_risk",
     Scan.user_id,
@@ -249,7 +250,7 @@ Index(
 Index(
     "ix_scan_margin", Scan.user_id, Scan.stat.desc(), Scan.margin, Scan.created_at.desc(), Scan.id
 )
-# All that a worklist filters and sorts by, so that it reads the rows of one page only.
+# All columns that a worklist filters and sorts by, so that it reads the rows of one page only.
 Index(
     "ix_scan_worklist",
     Scan.user_id,
@@ -266,13 +267,13 @@ Index(
 )
 
 IS_OPEN = Scan.finished_at.is_(None) & Scan.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
-"""The condition of scans that wait or are analyzed; none of them has `finished_at`."""
+"""The condition for scans that are waiting or being analyzed; none of them has `finished_at`."""
 
 
 def urgent_room(user_id: str) -> int:
-    """Return how many more STAT scans that person may have in the queue (`MAX_STAT`).
+    """Return how many more STAT scans a user may have in the queue (`MAX_STAT`).
 
-    The person's row is locked, so the number holds until the caller commits.
+    The user's row is locked, so the number is valid until the caller commits.
     """
     lock_person(user_id)
     count = select(func.count()).where(Scan.user_id == user_id, Scan.stat, IS_OPEN)
@@ -301,7 +302,7 @@ def set_stat(scan_id: str, user_id: str, stat: bool) -> bool:
 
 def _in_turn(scan_id: str) -> dict[str, Any]:
     """Return the columns to change in a scan that is queued again: it becomes routine if its owner
-    has too many STAT scans waiting.
+    already has too many STAT scans waiting.
     """
     scan = db.session.execute(
         select(Scan.user_id, Scan.stat, Scan.notes).where(Scan.id == scan_id)
@@ -312,11 +313,11 @@ def _in_turn(scan_id: str) -> dict[str, Any]:
 
 
 def force(scan_id: str, user_id: str) -> bool:
-    """Queue a scan of that user that was refused as no head CT again, to be analyzed anyway. The
-    caller commits and nudges.
+    """Queue a user's scan that was rejected because it is not a head CT again, to be analyzed
+    anyway. The caller commits and notifies a worker.
 
     Returns:
-        False if the scan was not refused for this reason, or its original is no longer stored.
+        False if the scan was not rejected for this reason, or its original is no longer stored.
     """
     refused = (
         (Scan.status == JobStatus.FAILED) & Scan.not_head_ct.is_not(None) & Scan.forced_at.is_(None)
@@ -333,7 +334,8 @@ def force(scan_id: str, user_id: str) -> bool:
 
 
 def retry(scan_id: str) -> bool:
-    """Queue a failed or cancelled scan again, like a new one. The caller commits and nudges.
+    """Queue a failed or cancelled scan again, like a new one. The caller commits and notifies a
+    worker.
 
     Returns:
         False if it is neither failed nor cancelled, or its original is no longer stored.
@@ -348,10 +350,11 @@ def retry(scan_id: str) -> bool:
 
 
 def score_again(scan_id: str) -> bool:
-    """Queue an answered scan for the version that is live now and keep its answer among the earlier
-    ones; False where it was not answered, or its original is not kept.
+    """Queue an analyzed scan for the version that is live now and keep its prediction among the
+    earlier ones; return False if it was not analyzed, or its original is no longer stored.
 
-    The caller commits and nudges. The heat maps of the earlier answer become orphans.
+    The caller commits and notifies a worker. The heat maps of the earlier prediction become
+    orphans.
     """
     queued = queue_again(
         Scan,
@@ -387,8 +390,8 @@ def score_again(scan_id: str) -> bool:
 
 
 class Environment(db.Model):
-    """Software and machine of a predict worker, by a hash: what answers may depend on besides their
-    version (`worker.made_with`).
+    """Software and machine of a predict worker, by a hash: what predictions may depend on besides
+    their version (`worker.made_with`).
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -397,53 +400,52 @@ class Environment(db.Model):
 
 
 class Answer:
-    """What an answer says, which pages, exports and the API read from here alone.
+    """The content of a prediction; pages, exports and the API read it from here alone.
 
     Attributes:
         environment_id, settings: software and machine, and the settings (`worker.made_with`) with
-            which it was given; None of answers from before they were recorded.
+            which it was computed; None in predictions from before these were recorded.
     """
 
     probability: Mapped[float]
     threshold: Mapped[float]
     positive: Mapped[bool]
     uncertain: Mapped[bool]
-    # An `Environment`, which is never deleted. A foreign key would have SQLite rebuild this table.
+    # An `Environment`, which is never deleted. With a foreign key, SQLite would rebuild this table.
     environment_id: Mapped[str | None] = mapped_column(String(32))
     settings: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
     @property
     def verdict(self) -> str:
-        """The verdict as a sentence."""
+        """The result as a sentence."""
         return "Brain Hemorrhage Detected." if self.positive else "No Brain Hemorrhage Detected."
 
     @property
     def state(self) -> State:
-        """Whether the verdict is positive, negative or inconclusive."""
+        """Whether the result is positive, negative or inconclusive."""
         return state_of(positive=self.positive, uncertain=self.uncertain)
 
 
 class Prediction(Answer, db.Model):
-    """The verdict on a scan; a scan has one exactly if it is done.
+    """The prediction for a scan; a scan has one exactly if it is done.
 
     Attributes:
         probability, threshold: 0..1.
         uncertain: whether the probability lies in the inconclusive band.
         warnings: sentences for the scan's owner.
-        doubts: those of them that cast doubt on the answer; None in predictions from before they
-            were distinguished.
+        doubts: those warnings that make the prediction less reliable; None in predictions from
+            before they were distinguished.
         slices: the probability of each slice, in anatomical order.
         first_slices: indices, from 0, of the slices of a series to look at first.
         types: estimated types of hemorrhage: name -> {"probability": of the scan, "slices": of each
             slice}; None if the model has no such estimate.
-        outlined_slices: which slices have an outline in `Scan.outline_key`; None where the model
-            gives none, or found no hemorrhage.
-        areas_mm2: the outlined area of each slice; None as above, or where the size of a pixel is
-            unknown.
-        volume_ml, no_volume_because: of what is outlined; a sentence why there is none.
-        can_be_segmented: whether the submitted DICOM files say where the outlined slices lie, as a
-            DICOM Segmentation needs it; None in predictions from before this was known, and where
-            nothing is outlined.
+        outlined_slices: which slices have an outline in `Scan.outline_key`; None if the model gives
+            none, or found no hemorrhage.
+        areas_mm2: the outlined area of each slice; None as above, or if the pixel size is unknown.
+        volume_ml, no_volume_because: the outlined volume; a sentence that says why there is none.
+        can_be_segmented: whether the submitted DICOM files state the positions of the outlined
+            slices, as a DICOM Segmentation requires; None in predictions from before this was
+            recorded, and if nothing is outlined.
         seconds: this scan's share of its batch's time in the model.
     """
 
@@ -468,7 +470,7 @@ class Prediction(Answer, db.Model):
 
     @property
     def doubts_of_answer(self) -> list[str]:
-        """The warnings that cast doubt on the answer."""
+        """The warnings that make the prediction less reliable."""
         return self.warnings if self.doubts is None else self.doubts
 
     @property
@@ -478,9 +480,9 @@ class Prediction(Answer, db.Model):
 
 
 class EarlierAnswer(Answer, db.Model):
-    """An answer that was followed by another one, of the same or another model version.
+    """A prediction that was followed by another one, of the same or another model version.
 
-    `slices` has the probability of each slice; None of those from before they were kept.
+    `slices` has the probability of each slice; None in those from before these were stored.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -492,7 +494,7 @@ class EarlierAnswer(Answer, db.Model):
 
 
 class Heatmap(Leased, db.Model):
-    """The heat map of a prediction, drawn after the verdict is stored; a job like any other.
+    """The heat map of a prediction, drawn after the result is stored; a job like any other.
 
     Attributes:
         user_id: the owner of the scan, repeated here for the index of the queue.
@@ -521,10 +523,10 @@ class Heatmap(Leased, db.Model):
 
 
 def draw_heatmap(scan_id: str, user_id: str) -> bool:
-    """Queue the heat maps of an answered scan of that user; False where it has some, or its
-    original is not kept. The caller commits and nudges.
+    """Queue the heat maps of a user's analyzed scan; return False if it already has some, or its
+    original is no longer stored. The caller commits and notifies a worker.
 
-    Models that outline the hemorrhage get them only when somebody asks.
+    For models that outline the hemorrhage, they are drawn only on request.
     """
     prediction_id = db.session.scalar(
         select(Prediction.id)
@@ -543,12 +545,12 @@ def draw_heatmap(scan_id: str, user_id: str) -> bool:
         with db.session.begin_nested():
             db.session.add(Heatmap(prediction_id=prediction_id, user_id=user_id))
     except IntegrityError:
-        return False  # Two clicks are one.
+        return False  # A double click counts once.
     return True
 
 
 def result_of(scan: Scan) -> dict[str, Any] | None:
-    """Return the verdict as the API's `Result`, without the URLs, which the caller adds; None if
+    """Return the prediction as the API's `Result`, without the URLs, which the caller adds; None if
     there is none yet.
     """
     prediction = scan.prediction

@@ -1,5 +1,5 @@
-"""Shadows: a candidate answers live scans beside the live version, and nobody but administrators
-sees what it says.
+"""Shadows: a candidate analyzes live scans in parallel with the live version, and only
+administrators see its predictions.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from webapp.models.scans import Scan
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 500
-"""Scans that wait for one shadow; those that are answered meanwhile are skipped and counted."""
+"""Maximum number of scans waiting for one shadow; those analyzed meanwhile are skipped and
+counted.
+"""
 MOST_FAILURES = 5
-"""A shadow ends once so many scans in a row have failed."""
+"""A shadow ends once this many scans in a row have failed."""
 OPEN = (JobStatus.QUEUED, JobStatus.RUNNING)
 WENT_LIVE = "This version went live."
 LIVE_CHANGED = "Another version went live, so the comparison ended."
@@ -38,16 +40,17 @@ class ShadowRefused(ValueError):
 
 
 class Shadow(db.Model):
-    """A candidate (`version`) that answers what the live version (`against`) has answered since
-    `started_at`, until `ended_at`; for each kind of input at most one has not ended.
+    """A candidate (`version`) that analyzes what the live version (`against`) has analyzed since
+    `started_at`, until `ended_at`; at most one for each kind of input is running.
 
     Attributes:
         reads: "slice" or "series".
-        promotion_id: of a shadow that answers what was answered while this promotion held, and
-            nothing else: then `version` is what would have stayed live without it
+        promotion_id: for a shadow that analyzes only what was analyzed while this promotion was in
+            force: then `version` is what would have stayed live without it
             (`webapp.admin.promotion_effects`). Promotions are never deleted.
         ended_because: a sentence.
-        skipped: live scans that it did not answer, since too many waited or the file was gone.
+        skipped: live scans that it did not analyze, because too many were waiting or the file was
+            gone.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
@@ -68,14 +71,14 @@ class Shadow(db.Model):
 
 
 class ShadowAnswer(Leased, db.Model):
-    """A live scan that a candidate is to answer, and its answer; a job of the predict workers after
-    all others. It is deleted with the scan.
+    """A live scan that a candidate is to analyze, and its prediction; a job of the predict workers
+    with the lowest priority. It is deleted with the scan.
 
     Attributes:
-        live_probability, live_threshold, live_state: what the live version answered.
-        probability, threshold, state: what the candidate answered; None until then.
-        seconds: the processor time of a predict worker, of all its threads, so that other work on
-            the machine does not count; without decoding, which is done by another process.
+        live_probability, live_threshold, live_state: the live version's prediction.
+        probability, threshold, state: the candidate's prediction; None until it is computed.
+        seconds: the processor time of all threads of a predict worker, so that other work on the
+            machine does not count; without decoding, which is done by another process.
     """
 
     shadow_id: Mapped[str] = mapped_column(ForeignKey("shadow.id", ondelete="CASCADE"))
@@ -98,7 +101,7 @@ class ShadowAnswer(Leased, db.Model):
 
 
 def start_shadow(version: ModelVersion, by_id: str | None) -> Shadow:
-    """Have a version answer live scans in the shadow of the live version; the caller commits.
+    """Have a version analyze live scans in the shadow of the live version; the caller commits.
 
     Raises:
         ShadowRefused: it is blocked or live, no version is live, or another one is in shadow.
@@ -121,11 +124,11 @@ def start_past_shadow(
     answers: Sequence[Mapping[str, Any]],
     by_id: str | None,
 ) -> Shadow:
-    """Have a version answer scans that another one answered while `promotion` held; the caller
-    commits.
+    """Have a version analyze scans that another one analyzed while `promotion` was in force; the
+    caller commits.
 
     Args:
-        answers: columns of those answers, at most `MOST_WAITING`.
+        answers: columns of those predictions, at most `MOST_WAITING`.
 
     Raises:
         ShadowRefused: it is blocked, there are no such scans, or another one is in shadow.
@@ -166,8 +169,8 @@ def _begun(
 
 
 def end_shadow(shadow_id: str, because: str) -> bool:
-    """End a shadow for that reason, a sentence, and cancel what it has not answered; return False
-    if it has ended. The caller commits.
+    """End a shadow for this reason, a sentence, and cancel its unfinished scans; return False if it
+    has already ended. The caller commits.
     """
     ended = db.session.scalar(
         update(Shadow)
@@ -232,11 +235,11 @@ def _changed_live(shadow: Shadow) -> str | None:
 
 
 def queue_for_shadows(answers: Sequence[Mapping[str, Any]]) -> int:
-    """Queue the scans of these live answers, columns of predictions that were just written, for the
-    shadows of the versions that gave them; return how many. The caller commits.
+    """Queue the scans of these live predictions, given as columns of rows that were just written,
+    for the shadows of the versions that made them; return how many. The caller commits.
 
-    Beyond `MOST_WAITING` they are skipped and counted. A scan that is scored again is not answered
-    twice.
+    Scans beyond `MOST_WAITING` are skipped and counted. A scan that is analyzed again gets no
+    second prediction.
     """
     versions = {answer["model_version_id"] for answer in answers}
     open_ones = select(Shadow.id, Shadow.against_id).where(
@@ -248,7 +251,7 @@ def queue_for_shadows(answers: Sequence[Mapping[str, Any]]) -> int:
         try:
             with db.session.begin_nested():
                 queued += _queue_for(shadow.id, {answer["scan_id"]: answer for answer in of_live})
-        except SQLAlchemyError as err:  # That must never cost a verdict.
+        except SQLAlchemyError as err:  # A shadow must never cost a live result.
             log.error("shadow=%s misses scans: %s", shadow.id, type(err).__name__)
     return queued
 
@@ -276,7 +279,7 @@ def _queue_for(shadow_id: str, answers: Mapping[str, Mapping[str, Any]]) -> int:
 
 
 def skip(shadow_id: str, scans: int) -> None:
-    """Count live scans that a shadow does not answer; the caller commits."""
+    """Count live scans that a shadow does not analyze; the caller commits."""
     db.session.execute(
         update(Shadow).where(Shadow.id == shadow_id).values(skipped=Shadow.skipped + scans),
         execution_options={"synchronize_session": False},

@@ -1,8 +1,8 @@
-"""How much each user has stored, counted by the database itself: triggers keep the totals right
-whatever statement inserts or deletes scans, and also where an account is deleted with its scans.
-What would move a scan to another owner, study or time is refused.
+"""How much each user has stored, counted by the database itself: triggers keep the totals correct
+whatever statement inserts or deletes scans, even if an account is deleted with its scans. Updates
+that would move a scan to another owner, study or time are refused.
 
-An upload and the worklist then read one row, however many scans there are.
+Therefore an upload and the worklist read only one row, however many scans there are.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from webapp.models.scans import Scan
 
 
 class ScanTotals(db.Model):
-    """What the scans of a person add up to; there is no row before the first scan.
+    """The totals of a user's scans; there is no row before the first scan.
 
     Attributes:
         scans: how many there are.
-        studies: how many entries they make in the worklist: scans of one study share `study_id` and
+        studies: how many entries they form in the worklist: scans of one study share `study_id` and
             `created_at`.
         size: bytes of the originals.
     """
@@ -35,7 +35,7 @@ class ScanTotals(db.Model):
 
 
 class Totals(NamedTuple):
-    """What the scans of a person add up to, as in `ScanTotals`."""
+    """The totals of a user's scans, as in `ScanTotals`."""
 
     scans: int
     studies: int
@@ -43,7 +43,7 @@ class Totals(NamedTuple):
 
 
 def totals_of(user_id: str) -> Totals:
-    """Return what the scans of a person add up to."""
+    """Return the totals of a user's scans."""
     columns = ScanTotals.scans, ScanTotals.studies, ScanTotals.size
     row = db.session.execute(select(*columns).where(ScanTotals.user_id == user_id)).one_or_none()
     return Totals(0, 0, 0) if row is None else Totals(*row)
@@ -54,11 +54,11 @@ def size_of_all() -> int:
     return int(db.session.scalar(select(func.sum(ScanTotals.size))) or 0)
 
 
-# Databases that exist have the triggers from a migration, which keeps its own copy: what is changed
-# here needs a new migration, too. A test compares what both create.
+# Existing databases get the triggers from a migration, which has its own copy: a change here
+# requires a new migration, too. A test compares what both create.
 #
-# A person's totals are locked before the scans of a study are counted, so that of two transactions
-# that change one study the second sees what the first did; always in the order of users.
+# A user's totals are locked before the scans of a study are counted, so that of two transactions
+# that change the same study the second sees the changes of the first; always in the order of users.
 ON_POSTGRESQL = (
     """
     CREATE FUNCTION count_scans() RETURNS trigger LANGUAGE plpgsql AS $$

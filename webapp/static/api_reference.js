@@ -1,4 +1,4 @@
-/* The documentation of the API, drawn from its OpenAPI document. */
+/* The documentation of the API, rendered from its OpenAPI document. */
 "use strict";
 
 const reference = document.getElementById("reference");
@@ -12,7 +12,7 @@ SwaggerUIBundle({
   displayOperationId: true,
   displayRequestDuration: true,
   filter: true,
-  syntaxHighlight: { activated: false }, // Its colors are inline styles, and too faint.
+  syntaxHighlight: { activated: false }, // Its colors are inline styles, with too little contrast.
   validatorUrl: null, // Nothing is sent to another site.
 });
 

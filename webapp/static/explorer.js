@@ -1,7 +1,7 @@
-// The images of data sets and the page of processing: keys for the neighbors of an image, and what sliders are set to.
+// The images of data sets and the processing page: keys for the previous and next image, and the values of sliders.
 "use strict";
 
-// On a phone the pictures come first.
+// On a phone the images come first.
 if (window.matchMedia("(max-width: 46rem)").matches) {
   document.querySelectorAll("details[data-folds]").forEach((details) => { details.open = false; });
 }
@@ -12,7 +12,7 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (event.target.closest("input, textarea, select")) {
-    return; // There the keys move a cursor, a slider or a choice.
+    return; // There the keys move a cursor, a slider or a selection.
   }
   const link = document.querySelector(`a[rel=${way}]`);
   if (link) {
@@ -28,7 +28,7 @@ document.addEventListener("input", (event) => {
   }
 });
 
-// A slice has one source.
+// A slice has only one source.
 const SOURCES = "#dataset, #scan, #phantom";
 document.addEventListener("change", (event) => {
   if (event.target.matches(SOURCES) && event.target.value) {
@@ -40,7 +40,7 @@ document.addEventListener("change", (event) => {
   }
 }, { capture: true }); // Before htmx reads the form.
 
-// The pictures stay until the new ones come, instead of making room for a sentence in between.
+// The images stay until the new ones arrive, instead of being replaced by a message in between.
 document.addEventListener("htmx:beforeSwap", (event) => {
   const preview = event.detail.target;
   if (preview.id !== "preview" || !preview.querySelector(".previews")) {

@@ -1,9 +1,9 @@
-/* What pages do beyond HTML. Every page works without this file. */
+/* What pages do beyond plain HTML. Every page works without this file. */
 "use strict";
 
 document.documentElement.classList.add("js");
 
-// --- light or dark: the server writes the choice into the next page, so that none flashes in the other colors
+// --- light or dark: the server renders the choice into the next page, so that no page flashes in the other colors
 
 document.getElementById("theme").addEventListener("change", (event) => {
   const theme = event.target.value;
@@ -42,7 +42,7 @@ function showTimes(within = document) {
   });
 }
 
-// --- tables: on a phone the rows of lists become blocks, whose cells say what they are; other wide tables scroll
+// --- tables: on a phone the rows of lists become blocks with labeled cells; other wide tables scroll
 
 const MATRICES = ".metrics, .confusion, .points, .controls, .comparisons, .types, .band";
 
@@ -51,7 +51,7 @@ function labelCells() {
     const heads = table.tHead?.rows.length === 1 ? Array.from(table.tHead.rows[0].cells) : [];
     if (heads.length && !table.matches(MATRICES) && !table.querySelector("[rowspan], [colspan]")) {
       table.classList.add("stacks");
-      // Blocks are no table to a screen reader, unless their roles say so.
+      // To a screen reader, blocks are not a table unless their roles say so.
       table.setAttribute("role", "table");
       heads.forEach((head) => head.setAttribute("role", "columnheader"));
       Array.from(table.rows).forEach((row) => row.setAttribute("role", "row"));
@@ -63,7 +63,7 @@ function labelCells() {
       });
     }
     const scrolls = table.parentElement.scrollWidth > table.parentElement.clientWidth;
-    table.parentElement.tabIndex = scrolls ? 0 : -1; // What scrolls must be reached by keyboard.
+    table.parentElement.tabIndex = scrolls ? 0 : -1; // Scrollable areas must be reachable by keyboard.
   });
 }
 
@@ -77,7 +77,7 @@ document.addEventListener("htmx:afterSettle", arrange);
 setInterval(showTimes, 30000);
 window.addEventListener("resize", labelCells);
 
-// The slider over a scan sets how strongly its heat map is shown; delegated, because htmx brings the slider later.
+// The slider over a scan sets the opacity of its heat map; delegated, because htmx inserts the slider later.
 document.addEventListener("input", (event) => {
   const slider = event.target;
   if (!(slider instanceof HTMLInputElement) || !slider.matches("[data-opacity-of]")) {
@@ -92,7 +92,7 @@ document.addEventListener("input", (event) => {
   }
 });
 
-// The slider of a threshold, the field of one's own and the named points say the same; htmx fetches what it would have found.
+// The threshold slider, the field for a custom threshold and the named points are kept in sync; htmx fetches the performance at that threshold.
 document.addEventListener("input", (event) => {
   const input = event.target;
   if (!(input instanceof HTMLInputElement)) {
@@ -108,7 +108,7 @@ document.addEventListener("input", (event) => {
   }
 });
 
-// Times are entered as they are shown, in local time; the server takes UTC.
+// Times are entered as they are displayed, in local time; the server expects UTC.
 document.querySelectorAll("input[type=datetime-local]").forEach((input) => {
   if (input.value) {
     const at = new Date(`${input.value}Z`);
@@ -120,7 +120,7 @@ document.querySelectorAll("input[type=datetime-local]").forEach((input) => {
   });
 });
 
-// Say at once that files are too large, instead of after they were sent.
+// Report immediately that files are too large, instead of after the upload.
 document.addEventListener("change", (event) => {
   const files = event.target;
   if (!(files instanceof HTMLInputElement) || !files.matches("[data-max-mb]")) {
@@ -132,10 +132,10 @@ document.addEventListener("change", (event) => {
   files.reportValidity();
 });
 
-// A second click must not submit a scan twice; coming back to the page makes the button usable again.
+// A second click must not submit a scan twice; returning to the page enables the button again.
 document.addEventListener("submit", (event) => {
   if (event.target.matches("[data-once]")) {
-    // Once the form is on its way: what it was sent by belongs to it, unless it is disabled.
+    // Deferred until the form has been sent: its submit button is part of the form data unless it is disabled.
     const buttons = Array.from(event.target.elements).filter((each) => each.matches("button"));
     setTimeout(() => buttons.forEach((button) => { button.disabled = true; }));
   }

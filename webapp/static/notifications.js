@@ -1,5 +1,5 @@
-/* Announces new results while a page is open: in the page, and by the browser once a person has allowed that with the button on the
-   account page. It is never asked for by itself. */
+/* Announces new results while a page is open: in the page, and by the browser once the user has allowed that with the button on the
+   account page. Pages never ask for the permission by themselves. */
 "use strict";
 
 const NEWS_MS = 15000;
@@ -8,8 +8,8 @@ const STORE = "hemoscan-news";
 const toast = document.getElementById("toast");
 const worklist = document.getElementById("scans"); // Its list may still be empty.
 
-// Where the last look ended, and what it answered: each look overlaps the one before (`OVERLAP_S` of webapp/notifications.py), and the
-// pages of a tab follow each other faster than they look.
+// Where the last poll ended, and what it returned: each poll overlaps the previous one (`OVERLAP_S` in webapp/notifications.py), and
+// users change pages faster than the polls follow each other.
 let after = toast.dataset.after;
 let known = new Set();
 
@@ -18,10 +18,10 @@ function resume() {
     const earlier = JSON.parse(sessionStorage.getItem(STORE));
     if (earlier && Date.parse(after) - Date.parse(earlier.after) < RESUME_MS) {
       known = new Set(earlier.results);
-      after = worklist ? after : earlier.after; // The worklist shows what there is.
+      after = worklist ? after : earlier.after; // The worklist shows earlier results anyway.
     }
   } catch {
-    // There is no storage, or something else is in it.
+    // There is no storage, or it contains something else.
   }
 }
 
@@ -29,7 +29,7 @@ function keep() {
   try {
     sessionStorage.setItem(STORE, JSON.stringify({ after, results: [...known] }));
   } catch {
-    // There is no storage: the next page begins anew.
+    // There is no storage: the next page starts from scratch.
   }
 }
 
@@ -55,7 +55,7 @@ function showToast(results) {
   toast.hidden = false;
 }
 
-// The tag keeps several open pages from telling of the same result more than once.
+// The tag keeps several open pages from announcing the same result more than once.
 function notify(results) {
   const address = results.length === 1 ? results[0] : toast.dataset.worklist;
   const message = new Notification("Hemoscan", { body: words(results.length), tag: results.join() });
@@ -67,10 +67,10 @@ function notify(results) {
 
 async function look() {
   try {
-    // The header marks a request that no person made, so that it keeps no login alive.
+    // The header marks an automatic request, so that it does not keep a session alive.
     const answer = await fetch(`${toast.dataset.news}?after=${encodeURIComponent(after)}`, { headers: { "HX-Request": "true" }, cache: "no-store" });
     if (answer.status !== 200) {
-      return; // The login is over, or the service is restarting: the next look tells.
+      return; // The session has ended, or the service is restarting: the next poll will tell.
     }
     const news = await answer.json();
     const others = news.results.filter((address) => !known.has(address) && address !== window.location.pathname);
@@ -81,12 +81,12 @@ async function look() {
       if (document.hidden && "Notification" in window && Notification.permission === "granted") {
         notify(others);
       }
-      if (!worklist) { // Which counts them itself.
+      if (!worklist) { // The worklist counts them itself.
         showToast(others);
       }
     }
   } catch {
-    // The network is gone for now.
+    // The network is unavailable for now.
   }
 }
 

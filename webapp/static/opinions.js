@@ -1,15 +1,15 @@
-/* The opinions beside the viewer: an ellipse is drawn on the slice that is shown and stays with it, and Y and N agree and disagree.
-   Opinions are saved without leaving the picture. The page works without this file, but for marks. */
+/* The opinions panel next to the viewer: an ellipse can be drawn on the current slice and stays with it, and Y and N agree and disagree.
+   Opinions are saved without leaving the image. The page works without this file, except for marks. */
 
 const SVG = "http://www.w3.org/2000/svg";
 const TOAST_MS = 6000;
-const LEAST = 0.01; // Of the picture: a smaller drag is a click.
+const LEAST = 0.01; // As a fraction of the image: a smaller drag is a click.
 let panel = null;
-let form = null; // There is none until there is a result.
+let form = null; // There is no form until there is a result.
 const part = (name) => form.querySelector(`[data-part=${name}]`);
 const clamp = (value) => Math.min(Math.max(value, 0), 1);
 
-/* The slice that the viewer shows, counted from 0; null while it shows another plane. */
+/* The slice shown by the viewer, counted from 0; null while it shows another plane. */
 function shownSlice() {
   const axial = document.querySelector("#viewer [data-plane=axial]");
   if (axial && axial.getAttribute("aria-pressed") !== "true") {
@@ -19,11 +19,11 @@ function shownSlice() {
   return slider ? slider.valueAsNumber - 1 : 0;
 }
 
-// --- marks: an overlay in shares of the picture
+// --- marks: an overlay in fractions of the image
 
 let overlay = null;
-let drawn = null; // The mark that is being drawn: on which slice, where it began and where it is now.
-let marked = null; // The slice to which the mark in the form belongs, whatever is shown meanwhile.
+let drawn = null; // The mark that is being drawn: its slice, where it began and where it is now.
+let marked = null; // The slice that the mark in the form belongs to, even while another slice is shown.
 
 function region() {
   const numbers = form.elements.region.value.split(",").map(Number);
@@ -50,7 +50,7 @@ function ellipse({ x, y, rx, ry }, kind, title) {
 }
 
 function drawMarks() {
-  // What is enlarged with the picture, where the viewer has that.
+  // The element that is enlarged with the image, if the viewer can zoom.
   const picture = document.querySelector("#viewer [data-part=picture]") || document.querySelector("#viewer [data-part=stage]");
   if (!picture) {
     return;
@@ -116,7 +116,7 @@ function keepsMark() {
 
 function listenForMarks() {
   const onStage = (event) => form && isMarking() && shownSlice() !== null && event.target.closest?.("#viewer [data-part=stage]");
-  // Before the viewer hears of it.
+  // Before the viewer handles the event.
   document.addEventListener("pointerdown", (event) => {
     if (onStage(event) && event.button === 0) {
       event.preventDefault();
@@ -155,9 +155,9 @@ function listenForMarks() {
 
 // --- the form
 
-let isEdited = false; // Nothing that somebody typed is replaced.
+let isEdited = false; // Text that somebody typed is never replaced.
 
-/* Fill the form with what this person said of the slice in it, or of the whole scan. */
+/* Fill the form with this user's opinion on the form's slice, or on the whole scan. */
 function recall() {
   if (isEdited) {
     return;
@@ -214,13 +214,13 @@ function start() {
   setRegion(region());
 }
 
-// --- saving, beside the picture: nothing scrolls, and a line says what was saved
+// --- saving, next to the image: nothing scrolls, and a message confirms what was saved
 
 const toast = document.getElementById("saved");
 let until = 0;
 
 function say(sentence, isError = false) {
-  (document.fullscreenElement || document.body).append(toast); // Nothing else is seen in full screen.
+  (document.fullscreenElement || document.body).append(toast); // In full screen, nothing outside this element is visible.
   toast.textContent = sentence;
   toast.classList.toggle("error", isError);
   toast.hidden = false;
@@ -228,7 +228,7 @@ function say(sentence, isError = false) {
   until = setTimeout(() => { toast.hidden = true; }, isError ? 3 * TOAST_MS : TOAST_MS);
 }
 
-/* Put the panel that the server sent in the place of this one; the focus stays on the button it was on. */
+/* Replace this panel by the one that the server sent; the focus stays on the same button. */
 function showPanel(html) {
   const fresh = new DOMParser().parseFromString(html, "text/html").getElementById("opinions");
   const focused = panel.contains(document.activeElement) ? document.activeElement : null;
@@ -236,7 +236,7 @@ function showPanel(html) {
   if (focused?.name) {
     fresh.querySelector(`[name="${CSS.escape(focused.name)}"][value="${CSS.escape(focused.value)}"]`)?.focus({ preventScroll: true });
   }
-  document.dispatchEvent(new CustomEvent("htmx:afterSettle")); // The page connects to what is new.
+  document.dispatchEvent(new CustomEvent("htmx:afterSettle")); // The page attaches its handlers to the new elements.
 }
 
 async function save(event) {
@@ -281,7 +281,7 @@ function followViewer() {
   }
 }
 
-/* Take up the panel of the page, which comes anew with the result. */
+/* Initialize the page's panel, which is replaced when the result arrives. */
 function connect() {
   const current = document.getElementById("opinions");
   if (current === panel) {

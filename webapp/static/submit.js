@@ -1,5 +1,5 @@
-/* The bar on the worklist: files, folders and ZIPs are dropped anywhere on the page, sorted into parcels of files that may belong
-   together, and sent one parcel a request. The page works without this file: then there is the form. */
+/* The upload bar on the worklist: files, folders and ZIPs are dropped anywhere on the page, sorted into batches ("parcels") of files that may
+   belong together, and sent one batch per request. The page works without this file: then there is the form. */
 "use strict";
 
 const AT_ONCE = 3;
@@ -7,7 +7,7 @@ const TRIES = 20;
 const WAIT_S = 5;
 const MOST_WAIT_S = 60;
 const MOST_LINKS = 10;
-const FEWEST_NUMBERED = 3;  // As in webapp/intake/series.py, which decides.
+const FEWEST_NUMBERED = 3;  // Same as in webapp/intake/series.py, which decides.
 const PICTURE = /\.(png|jpe?g)$/i;
 const ALONE = /\.(zip|nii|nii\.gz)$/i;
 const OF_SYSTEM = /(^|\/)(\.[^/]*|__MACOSX\/.*|thumbs\.db|desktop\.ini|dicomdir)$/i;
@@ -23,22 +23,22 @@ const part = (name) => bar.querySelector(`[data-part=${name}]`);
 const form = bar.querySelector("form");
 const mostFiles = Number(bar.dataset.maxFiles);
 const mostBytes = bar.dataset.maxMb * 1024 * 1024;
-const serverMs = Date.parse(bar.dataset.now); // The server's clock when it wrote the page, and this one when it was read.
+const serverMs = Date.parse(bar.dataset.now); // The server's clock when it rendered the page, and this machine's when the page was loaded.
 const openedMs = Date.now();
 const plural = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
 
 const byName = new Intl.Collator("en", { numeric: true });
 
 let staged = [];  // {file, path}: not sent yet.
-let queue = [];   // Parcels that wait.
-let parcels = []; // All parcels of this batch.
+let queue = [];   // Batches that are waiting.
+let parcels = []; // All batches of this drop.
 let sending = 0;
 
-// --- what was dropped or chosen
+// --- the dropped or chosen files
 
 async function entriesOf(entry, entered) {
   if (entered.length > mostFiles) {
-    return;  // It is refused, so how many more there are does not matter.
+    return;  // The batch is refused, so it does not matter how many more there are.
   }
   if (entry.isFile) {
     const file = await new Promise((resolve) => { entry.file(resolve, () => resolve(null)); });
@@ -58,7 +58,7 @@ async function entriesOf(entry, entered) {
 }
 
 async function dropped(transfer) {
-  // Both lists are empty as soon as this function waits.
+  // Both lists become empty as soon as this function awaits something.
   const entries = Array.from(transfer.items, (item) => item.webkitGetAsEntry?.()).filter(Boolean);
   const entered = entries.length ? [] : Array.from(transfer.files, (file) => ({ file, path: file.name }));
   for (const entry of entries) {
@@ -76,7 +76,7 @@ function stage(entered) {
     return;
   }
   if (!staged.length && parcels.length) {
-    form.reset();  // STAT and title belonged to what was sent before.
+    form.reset();  // STAT and title applied to the previous upload.
   }
   staged = staged.concat(more).sort((a, b) => byName.compare(a.path, b.path));
   say(entered.length ? "" : "No files found.", !entered.length);
@@ -97,8 +97,8 @@ function say(sentence, isError = false) {
 const folderOf = (path) => path.includes("/") ? path.slice(0, path.lastIndexOf("/")) : "";
 const topOf = (path) => path.includes("/") ? path.slice(0, path.indexOf("/")) : "";
 const nameIn = (path) => path.slice(path.lastIndexOf("/") + 1);
-/* What the slices of one scan share: folder, and name but for its last number, unless that counts people. The server, which decides, looks
-   at their sizes too. */
+/* The key that the slices of one scan share: folder, and name except for its last number, unless that counts people. The server, which
+   decides, compares their sizes too. */
 const lookOf = (path) => {
   const [, start, number, end] = nameIn(path).toLowerCase().match(/^([^]*?)(\d*)(\D*)$/);
   const countsPeople = bar.dataset.counted.split(" ").some((word) => start.replace(/[\s_.#-]+$/, "").endsWith(word));
@@ -126,9 +126,9 @@ function refusalOf({ file, path }) {
   return file.size > mostBytes ? `The file is larger than ${bar.dataset.maxMb} MB.` : "";
 }
 
-/* Return {files, kind} for each request, in the order of the files. Which of the files of a request are one scan, and which scans one study,
-   the server decides; here files are only kept together that may be. Pictures that lie in a folder with other files are sent with those: they may be the pictures of
-   the viewer on an exported disc, which the server leaves out. */
+/* Return {files, kind} for each request, in the order of the files. The server decides which files of a request are one scan, and which scans
+   are one study; here, files that may belong together are only kept together. Images in a folder with other files are sent with those: they
+   may belong to the viewer on an exported disc, and the server leaves such images out. */
 function sorted(files, pictures, isOneStudy) {
   if (isOneStudy) {
     return [{ files, kind: "files of one examination" }];
@@ -192,7 +192,7 @@ function element(name, text = "", className = "") {
   return created;
 }
 
-/* A file and what became of it, in the columns of the list. */
+/* A file and its outcome, in the columns of the list. */
 function line(name, path, state, className) {
   const created = element(name, "", className);
   const shown = element("span", path, "name");
@@ -205,7 +205,7 @@ function nameOf({ files, kind }) {
   if (files.length === 1) {
     return files[0].path;
   }
-  let folder = folderOf(files[0].path); // The one in which all of them lie.
+  let folder = folderOf(files[0].path); // The folder that contains all of them.
   while (folder && !files.every(({ path }) => path.startsWith(`${folder}/`))) {
     folder = folderOf(folder);
   }
@@ -252,7 +252,7 @@ function end(parcel, outcome, text) {
   parcel.meter.hidden = true;
   parcel.state.textContent = text;
   if (outcome === "accepted") {
-    // By its title it is found again in the worklist, where no file name stands.
+    // It is found by its title in the worklist, which does not show file names.
     parcel.scans.slice(0, MOST_LINKS).forEach((scan) => {
       const link = element("a", scan.title);
       link.href = scan.url;
@@ -265,12 +265,12 @@ function end(parcel, outcome, text) {
     refused.forEach(([place, reason]) => {
       parcel.row.append(line("p", parcel.files[place].path, reason, "refused"));
     });
-    // The notes list refused files once more, without their names.
+    // The notes list refused files again, without their names.
     const notes = new Set(refused.length ? [] : parcel.scans.flatMap((scan) => scan.notes));
     notes.forEach((note) => parcel.row.append(element("p", note, "small muted")));
   }
   if (outcome !== "accepted" || Object.keys(parcel.refused).length) {
-    part("list").prepend(parcel.row);  // What needs attention comes first.
+    part("list").prepend(parcel.row);  // Uploads that need attention come first.
   }
   showTotal();
 }
@@ -283,7 +283,7 @@ function outcomeOf(parcel, request) {
   try {
     answer = JSON.parse(request.responseText);
   } catch {
-    answer = null;  // A page: the answer of a proxy, or of a server that is stopping.
+    answer = null;  // An HTML page: the response of a proxy, or of a server that is stopping.
   }
   if (request.status === 201 && answer) {
     Object.assign(parcel, answer);
@@ -296,7 +296,7 @@ function outcomeOf(parcel, request) {
 
 function send(parcel) {
   const data = new FormData(form);
-  // They tell the scans of one drop apart, and keep them in its order, whichever request is answered first.
+  // These distinguish the scans of one drop, and keep them in order, whichever request finishes first.
   data.set("number", parcel.number);
   data.set("dropped_ms", parcel.droppedMs);
   parcel.files.forEach(({ file, path }) => data.append("file", file, path));
@@ -353,7 +353,7 @@ function next() {
   }
   showTotal();
   if (isOver() && parcels.length) {
-    // Where all went well, the worklist below says the rest.
+    // If everything succeeded, the worklist below shows the rest.
     part("details").open = parcels.some((parcel) => parcel.outcome !== "accepted" || part("list").querySelector("p"));
     document.dispatchEvent(new CustomEvent("submitted"));
   }
@@ -392,7 +392,7 @@ function begin() {
   const refused = staged.map((each) => [each, refusalOf(each)]).filter(([, reason]) => reason);
   const plan = planned();
   const droppedMs = Math.floor(serverMs - openedMs + Date.now());
-  let before = 1;  // Files and folders, so that the numbers of scans follow each other over all requests.
+  let before = 1;  // The number of files and folders so far, so that scans are numbered consecutively across requests.
   const fresh = plan.map((one) => {
     const number = plan.length > 1 ? before : 0;
     before += new Set(one.files.map(({ path }) => folderOf(path))).size;
@@ -471,7 +471,7 @@ document.addEventListener("drop", async (event) => {
   stage(await dropped(event.dataTransfer));
 });
 
-part("folder").hidden = !("webkitdirectory" in part("folder-input"));  // Phones have no folders to choose.
+part("folder").hidden = !("webkitdirectory" in part("folder-input"));  // Folders cannot be chosen on phones.
 ["files", "folder"].forEach((name) => {
   const input = part(`${name}-input`);
   part(name).addEventListener("click", () => input.click());

@@ -1,23 +1,23 @@
-/* The viewer of a scan: what a person does with keys, wheel, pointer and buttons. What they see is drawn by viewer_drawing.js.
+/* The viewer of a scan: input from keys, wheel, pointer and buttons. viewer_drawing.js draws the output.
    Without these files the page shows one slice, its heat map on demand, and links to the slices to look at first. */
 import { Drawing, LAYERS } from "./viewer_drawing.js";
 import { Ruler } from "./viewer_ruler.js";
 import { STEP, Zoom } from "./viewer_zoom.js";
 
-const WHEEL_STEP = 40; // Pixels of scrolling for a slice: a wheel's notch has 100, a touchpad tells many small ones.
-const DRAG_STEP = 1 / 200; // Of the window's width, for a pixel.
-const REST_MS = 300; // A pointer that rests on the picture asks for the values under it.
+const WHEEL_STEP = 40; // Scrolled pixels per slice: a notch of a wheel has 100, a touchpad sends many small events.
+const DRAG_STEP = 1 / 200; // Fraction of the window's width per pixel.
+const REST_MS = 300; // When a pointer rests on the image for this time, the value under it is shown.
 const PAN_PX = 40;
-const SWIPE_PX = 24; // Of a finger, for a slice.
-const FAR = 10; // Voxels that an arrow moves the ruler's point with Shift.
+const SWIPE_PX = 24; // Finger movement per slice.
+const FAR = 10; // Voxels by which Shift and an arrow key move the ruler's point.
 const ARROWS = { ArrowUp: [0, -1], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowRight: [1, 0] };
-const ASKED = "hemoscan-asked"; // The page that was asked for heat maps, which loads it anew, and what it showed.
-const viewers = new WeakMap(); // Each viewer that has been opened, as `open` returns it.
+const ASKED = "hemoscan-asked"; // The page on which heat maps were requested, which reloads it, and its state.
+const viewers = new WeakMap(); // Each opened viewer, as returned by `open`.
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const rounded = (value) => Number(value.toPrecision(3));
 
-/* Let a person use `viewer`; return what keys do with it: drawLayers() after new ones were drawn, toggle(layer), zoom, and where there are
+/* Attach the handlers of `viewer`; return its actions for keys: drawLayers() after new ones were drawn, toggle(layer), zoom, and if there are
    voxels scroll(steps), chooseWindow(number), counted from 1, showPlane(name) and the ruler. */
 function open(viewer) {
   const part = (name) => viewer.querySelector(`[data-part=${name}]`);
@@ -43,7 +43,7 @@ function open(viewer) {
   for (const layer of ["heat", "outline"]) {
     part(`${layer}-on`)?.addEventListener("change", () => drawing.drawLayers());
   }
-  // After the mouse has set the opacity, arrow keys belong to the slices again.
+  // After the opacity was set with the mouse, arrow keys scroll the slices again.
   part("frame").addEventListener("pointerup", (event) => event.target.matches("#opacity") && event.target.blur());
 
   const opened = {
@@ -54,12 +54,12 @@ function open(viewer) {
     ...(drawing.hasVoxels ? openVoxels(viewer, part, drawing, asked?.shown) : {}),
   };
   if (asked) {
-    opened.drawLayers(); // They may be there already.
+    opened.drawLayers(); // They may be ready already.
   }
   return opened;
 }
 
-/* Switch a layer on or off, or ask for it; one that is being drawn is switched on when it comes. */
+/* Switch a layer on or off, or request it; one that is being drawn is switched on when it is ready. */
 function toggle(drawing, layer) {
   const box = drawing.part(`${layer}-on`);
   if (box?.disabled) {
@@ -69,8 +69,8 @@ function toggle(drawing, layer) {
   }
 }
 
-/* Let a person scroll, window and measure the voxels in `viewer`, which begins with what was `asked` for, where something was; return what
-   keys do with it. */
+/* Attach the handlers for scrolling, windowing and measuring in `viewer`, which starts with what was `asked` for, if anything; return its
+   actions for keys. */
 function openVoxels(viewer, part, drawing, asked) {
   const stage = part("stage");
   const slider = part("slider");
@@ -156,7 +156,7 @@ function openVoxels(viewer, part, drawing, asked) {
   };
 }
 
-/* Return, once, what this page is to show: { page, layers, shown }, the last where there are voxels; null where nobody asked it for heat maps. */
+/* Return, only once, what this page should show: { page, layers, shown }, the last if there are voxels; null if no heat maps were requested on it. */
 function askedFor() {
   try {
     const asked = JSON.parse(sessionStorage.getItem(ASKED));
@@ -173,11 +173,11 @@ function keepShown() {
   try {
     sessionStorage.setItem(ASKED, JSON.stringify(kept));
   } catch {
-    // There is no storage: the page begins anew.
+    // There is no storage: the page starts from scratch.
   }
 }
 
-/* Tell the value under a pointer that rests, and at a click or tap, which sets a point of the ruler too. */
+/* Show the value under a resting pointer, and at a click or tap, which also sets a point of the ruler. */
 function tellValues(stage, drawing, ruler) {
   let rest = 0;
   stage.addEventListener("pointermove", (event) => {
@@ -210,7 +210,7 @@ function scrollByWheel(frame, scroll) {
   let turned = 0;
   frame.addEventListener("wheel", (event) => {
     if (event.ctrlKey) {
-      return; // Zooms the picture; beside it, the browser zooms the page.
+      return; // Zooms the image; outside of it, the browser zooms the page.
     }
     event.preventDefault();
     turned += event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY : Math.sign(event.deltaY) * WHEEL_STEP;
@@ -220,8 +220,8 @@ function scrollByWheel(frame, scroll) {
   }, { passive: false });
 }
 
-/* A finger that moves to the side scrolls slices; up and down it scrolls the page. Two fingers zoom, and an enlarged picture is moved
-   (viewer_zoom.js); the ruler takes single taps. */
+/* A finger that moves sideways scrolls slices; up and down it scrolls the page. Two fingers zoom, and an enlarged image is panned
+   (viewer_zoom.js); single taps set the points of the ruler. */
 function scrollBySwiping(stage, zoom, scroll) {
   let from = null;
   stage.addEventListener("pointerdown", (event) => {
@@ -276,7 +276,7 @@ function windowByDragging(stage, shown, setWindow) {
   stage.addEventListener("contextmenu", (event) => event.preventDefault());
 }
 
-// The verdict goes with the picture. A browser may refuse, as some do on phones: then nothing changes.
+// The result is included with the image. A browser may refuse, as some do on phones: then nothing changes.
 function toggleFullScreen() {
   const change = document.fullscreenElement ? document.exitFullscreen() : document.getElementById("result").requestFullscreen();
   change.catch(() => {});
@@ -286,7 +286,7 @@ function showKeys() {
   document.getElementById("keys").showModal();
 }
 
-/* Do what an arrow means: move the ruler's point while it measures, with Shift the enlarged picture, else scroll. */
+/* Handle an arrow key: move the ruler's point while measuring, with Shift pan the enlarged image, otherwise scroll. */
 function useArrow(viewer, [across, down], event) {
   if (!viewer || event.target.matches("#opacity")) {
     return false;
@@ -304,7 +304,7 @@ function useArrow(viewer, [across, down], event) {
   return Boolean(viewer.scroll);
 }
 
-/* Do what a key means on the page of a scan; return whether it means anything. The scan may still be without a picture. */
+/* Handle a key on the page of a scan; return whether it was handled. The scan may not have an image yet. */
 function useKey(event) {
   const viewer = viewers.get(document.getElementById("viewer"));
   const arrow = ARROWS[event.key];
@@ -352,7 +352,7 @@ function start() {
     return;
   }
   if (viewers.has(viewer)) {
-    viewers.get(viewer).drawLayers(); // The page around it is new: heat maps are drawn by now.
+    viewers.get(viewer).drawLayers(); // The page around it was updated: heat maps are drawn by now.
   } else {
     viewers.set(viewer, open(viewer));
   }

@@ -1,15 +1,15 @@
-/* Draws a scan: the slice, the layers over it, and what the controls say. Pictures from the server show the slices at once. When somebody
-   scrolls or asks for more, all slices are loaded, and where there is WebGL 2, NiiVue draws them; it also draws the other planes. What a
-   person does is heard in viewer.js, alike in both ways of drawing. */
+/* Draws a scan: the slice, the layers over it, and the text of the controls. At first, slices are shown as images from the server. When the
+   user scrolls or needs more, all slices are loaded, and if WebGL 2 is available, NiiVue draws them; it also draws the other planes.
+   viewer.js handles input in the same way for both. */
 import { fetchVolume, planesOf } from "./viewer_volume.js";
 
-const PREFETCHED = 2; // Pictures on each side that are fetched before they are asked for.
-const MOST_VOXELS = 2 ** 27; // 512 slices of 512 x 512, 256 MB: more is not asked of a browser.
+const PREFETCHED = 2; // Images on each side that are prefetched.
+const MOST_VOXELS = 2 ** 27; // 512 slices of 512 x 512, 256 MB: the maximum that a browser is expected to load.
 export const LAYERS = ["heat", "outline"];
 
 export class Drawing {
-  /* `viewer` is the element of scans/_viewer.html. What is shown is { plane, index, level, width }: a plane's slice, counted from 0, and a
-     window. A picture that is no CT has layers only: it has no slices and no window. */
+  /* `viewer` is the element of scans/_viewer.html. The state is { plane, index, level, width }: a slice of a plane, counted from 0, and a
+     window. An image that is not a CT has only layers: no slices and no window. */
   constructor(viewer) {
     const part = (name) => viewer.querySelector(`[data-part=${name}]`);
     this.viewer = viewer;
@@ -27,15 +27,15 @@ export class Drawing {
     this.slices = facts?.slices ?? 1;
     this.voxels = facts ? facts.columns * facts.rows * facts.slices : Infinity;
     this.shown = { plane: "axial", index: 0 };
-    this.volume = null; // What fetchVolume returns, once somebody asked for it.
-    this.niivue = null; // A function of what is shown, once NiiVue has the series.
+    this.volume = null; // The return value of fetchVolume, once it was requested.
+    this.niivue = null; // A function that draws a state, once NiiVue has the series.
     this.loading = null;
-    this.pointed = null; // Where the value is shown, in shares of the picture.
+    this.pointed = null; // The position whose value is shown, in fractions of the image.
     this.zoom = null; // viewer_zoom.js, set by viewer.js.
-    this.onOnlyPictures = () => {}; // Called where the other planes cannot be drawn.
-    this.awaited = new Set(); // Layers that somebody asked for before they were there: they are switched on when they come.
+    this.onOnlyPictures = () => {}; // Called if the other planes cannot be drawn.
+    this.awaited = new Set(); // Layers that were requested before they were ready: they are switched on when they are.
     this.isFetching = false;
-    this.isStale = false; // Something else was asked for while a picture was being fetched.
+    this.isStale = false; // Something else was requested while an image was being fetched.
     this.slider?.style.setProperty("--slice", `${100 / this.slices}%`); // The thumb is as wide as a slice's bar.
   }
 
@@ -43,12 +43,12 @@ export class Drawing {
     return this.planes[this.shown.plane];
   }
 
-  /* What distinguishes this slice from all others. */
+  /* A key that identifies this slice. */
   placeName() {
     return `${this.shown.plane} ${this.shown.index}`;
   }
 
-  /* Say that a picture or a layer has not come, where it would be. */
+  /* Show a message in place of an image or a layer that could not be loaded. */
   watchPictures() {
     const tell = (failed) => {
       this.image.hidden = failed;
@@ -59,7 +59,7 @@ export class Drawing {
     this.image.addEventListener("error", () => tell(true));
     this.image.addEventListener("load", () => tell(false));
     if (this.image.complete && !this.image.naturalWidth) {
-      tell(true); // Before this file was here.
+      tell(true); // It had failed before this file was loaded.
     }
     this.tellFailed = tell;
     for (const name of LAYERS) {
@@ -104,7 +104,7 @@ export class Drawing {
     this.load();
   }
 
-  /* Give the stage the proportions of the plane's picture. */
+  /* Give the stage the aspect ratio of the plane's image. */
   fitStage() {
     const { across, down, mm } = this.plane();
     this.stage.style.setProperty("--aspect", (across * mm[0]) / (down * mm[1]));
@@ -112,7 +112,7 @@ export class Drawing {
     this.image.classList.toggle("gone", this.shown.plane !== "axial");
   }
 
-  // One picture is fetched at a time; what was passed by meanwhile is left out.
+  // One image is fetched at a time; slices that were scrolled past meanwhile are skipped.
   async drawPicture() {
     if (this.isFetching) {
       this.isStale = true;
@@ -123,7 +123,7 @@ export class Drawing {
       this.isStale = false;
       const next = new Image();
       next.src = this.pictureUrl(this.shown.index);
-      // A picture that does not come must not leave another one under its number.
+      // If an image cannot be loaded, another one must not stay visible under its number.
       await next.decode().then(
         () => { this.image.src = next.src; this.tellFailed(false); },
         () => this.tellFailed(true),
@@ -143,7 +143,7 @@ export class Drawing {
     return `${this.viewer.dataset.scan}/slices/${index}.png?level=${this.shown.level}&width=${this.shown.width}`;
   }
 
-  /* Draw the layers of the slice that is shown, where it has them by now; whether they are seen is their checkbox's (hemoscan.css). */
+  /* Draw the layers of the current slice that are ready; their checkboxes control whether they are visible (hemoscan.css). */
   drawLayers() {
     const drawn = document.getElementById("layers").dataset;
     for (const name of LAYERS) {
@@ -198,7 +198,7 @@ export class Drawing {
     this.tellValue(this.pointed);
   }
 
-  /* Say what value lies at that place of the picture, in shares of its width and height. */
+  /* Show the value at this position in the image, in fractions of its width and height. */
   tellValue(point) {
     this.pointed = point;
     const value = this.part("value");
@@ -216,13 +216,13 @@ export class Drawing {
     }
   }
 
-  /* Return where a place in the window lies in the picture, in shares of its width and height. */
+  /* Convert a position in the window to a position in the image, in fractions of its width and height. */
   toPicture(clientX, clientY) {
     const box = this.picture.getBoundingClientRect();
     return { x: (clientX - box.x) / box.width, y: (clientY - box.y) / box.height };
   }
 
-  /* Return where a place of the picture lies on the stage, in pixels. */
+  /* Convert a position in the image to a position on the stage, in pixels. */
   toStage({ x, y }) {
     return {
       x: x * this.stage.clientWidth * this.zoom.scale + this.zoom.x,
@@ -230,7 +230,7 @@ export class Drawing {
     };
   }
 
-  /* Load all slices, once: then values are shown, and a series is drawn by NiiVue. Where that fails, the pictures go on. */
+  /* Load all slices, only once: then values can be shown, and a series is drawn by NiiVue. If that fails, images from the server are still used. */
   load() {
     if (this.hasVoxels && this.voxels <= MOST_VOXELS) {
       this.loading ??= this.loadOnce();
@@ -258,7 +258,7 @@ export class Drawing {
   }
 }
 
-/* Return a function that draws what is shown with NiiVue. It only draws: `interactive` is off. */
+/* Return a function that draws the current state with NiiVue, which does nothing else: `interactive` is off. */
 async function loadNiivue(viewer, picture, buffer, { level, width }) {
   if (!document.createElement("canvas").getContext("webgl2")) {
     throw new Error("There is no WebGL 2.");
@@ -282,7 +282,7 @@ async function loadNiivue(viewer, picture, buffer, { level, width }) {
     interactive: false, dragAndDropEnabled: false, sliceType: SLICE_TYPE.AXIAL, isRadiologicalConvention: true,
     crosshairWidth: 0, isOrientationTextVisible: false, isColorbar: false, loadingText: "", logLevel: "error",
   });
-  // It writes nothing here, but fetches its letters and a gloss for surfaces all the same, from data: addresses that our content policy forbids.
+  // It draws no text here, but still fetches its font and a texture for surfaces from data: URLs, which our content security policy forbids.
   niivue.loadFontTexture = niivue.loadMatCapTexture = async () => null;
   await niivue.attachToCanvas(canvas, false);
   await niivue.addVolumeFromUrl({ url: "series.nii", name: "series.nii", buffer, cal_min: level - width / 2, cal_max: level + width / 2 });
@@ -301,7 +301,7 @@ async function loadNiivue(viewer, picture, buffer, { level, width }) {
     if (plane !== shown.plane) {
       plane = shown.plane;
       niivue.setSliceType(types[plane]);
-      niivue.resizeListener(); // The stage has other proportions now.
+      niivue.resizeListener(); // The aspect ratio of the stage has changed.
     }
     niivue.drawScene();
   };

@@ -1,16 +1,16 @@
-/* Measures in the picture of a scan: the distance of two points in mm. Points are set by clicks and taps, or by arrow keys and Enter. */
+/* The ruler of a scan's image: measures the distance of two points in mm. Points are set by clicks and taps, or by arrow keys and Enter. */
 
 export class Ruler {
-  /* `drawing` says what is shown; `part` finds the parts of the viewer. */
+  /* `drawing` has the current state; `part` finds the parts of the viewer. */
   constructor(drawing, part) {
     this.drawing = drawing;
     this.button = part("ruler-on");
     this.lines = part("ruler");
     this.label = part("length");
     this.isOn = false;
-    this.points = []; // Up to two, in shares of the picture's width and height.
+    this.points = []; // Up to two, in fractions of the image's width and height.
     this.where = ""; // The slice that they belong to.
-    this.cursor = null; // Where the keyboard is.
+    this.cursor = null; // The position of the keyboard cursor.
   }
 
   toggle() {
@@ -32,7 +32,7 @@ export class Ruler {
     this.draw();
   }
 
-  /* Move the keyboard's point by voxels; it starts in the middle. */
+  /* Move the keyboard cursor by voxels; it starts in the middle. */
   move(across, down) {
     const plane = this.drawing.plane();
     const from = this.cursor ?? { x: 0.5, y: 0.5 };

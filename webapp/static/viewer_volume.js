@@ -1,8 +1,8 @@
-/* The voxels of a series, as ml/scans/volume.py stores them, and how they lie in the pictures of its three planes. */
+/* The voxels of a series, as stored by ml/scans/volume.py, and their positions in the images of its three planes. */
 
-const HEADER = { sizes: 42, offset: 108, slope: 112 }; // Bytes of a NIfTI-1 header.
+const HEADER = { sizes: 42, offset: 108, slope: 112 }; // Byte offsets in a NIfTI-1 header.
 
-/* Fetch the series of a scan: { buffer: an uncompressed NIfTI-1 file, valueAt(x, y, z): HU, or 0..1 of pictures }. */
+/* Fetch the series of a scan: { buffer: an uncompressed NIfTI-1 file, valueAt(x, y, z): HU, or 0..1 for images without HU }. */
 export async function fetchVolume(address) {
   const answer = await fetch(address);
   if (!answer.ok) {
@@ -16,9 +16,9 @@ export async function fetchVolume(address) {
   return { buffer, valueAt: (x, y, z) => voxels[(z * rows + y) * columns + x] * slope };
 }
 
-/* The planes of a series of `size` { columns, rows, slices } with voxels of `mm` [x, y, z]: how many slices each has, how many voxels its
-   picture has across and down and how large they are, and which voxel [x, y, z] lies at a place of it. Voxels run to the patient's right,
-   front and head; pictures have the patient's right on the left, and the front above (axial) or on the right (sagittal). */
+/* The planes of a series of `size` { columns, rows, slices } with voxels of `mm` [x, y, z]: the number of slices, the number of
+   voxels across and down an image and their size, and the voxel [x, y, z] at a position in it. Voxels run to the patient's right, front and
+   head; images show the patient's right on the left, and the front at the top (axial) or on the right (sagittal). */
 export function planesOf({ columns, rows, slices }, mm) {
   return {
     axial: { count: slices, across: columns, down: rows, mm: [mm[0], mm[1]], voxel: (column, row, index) => [columns - 1 - column, rows - 1 - row, index] },

@@ -1,13 +1,13 @@
-/* Enlarges the picture of a scan, and moves it while it is enlarged: by buttons and keys, with Ctrl and the wheel, by pinching, by dragging. */
+/* Zooms and pans the image of a scan: by buttons and keys, with Ctrl and the wheel, by pinching, by dragging. */
 
 const MOST = 12;
-const STILL_PX = 5; // A pointer that moved less has clicked.
+const STILL_PX = 5; // A pointer movement shorter than this is a click.
 export const STEP = 1.4;
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 export class Zoom {
-  /* `stage` keeps its size; `picture` in it is enlarged. `onChange()` is called after each change. */
+  /* `stage` keeps its size; `picture` inside it is enlarged. `onChange()` is called after each change. */
   constructor(stage, picture, onChange) {
     Object.assign(this, { stage, picture, onChange, scale: 1, x: 0, y: 0, wasDragged: false });
     this.pointers = new Map();
@@ -25,7 +25,7 @@ export class Zoom {
     stage.addEventListener("dragstart", (event) => event.preventDefault());
   }
 
-  /* Enlarge by a factor; what lies at that place of the window stays there, without one the middle. */
+  /* Zoom by a factor around a position in the window, by default the middle. */
   by(factor, clientX, clientY) {
     const box = this.stage.getBoundingClientRect();
     const x = (clientX ?? box.x + box.width / 2) - box.x;

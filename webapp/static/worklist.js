@@ -1,15 +1,15 @@
-/* The worklist follows the analysis, counts new results in the title, and helps to select. The page works without this file. */
+/* Keeps the worklist up to date during analysis, counts new results in the title, and helps with selection. The page works without this file. */
 "use strict";
 
 const POLL_MS = 2000;
 const RETRY_MS = 10000;
-const MOST_WATCHED = 50;  // As many as one request may name.
+const MOST_WATCHED = 50;  // The maximum number of scans in one request.
 const title = document.title;
 const scans = document.getElementById("scans");
 const narrow = window.matchMedia("(max-width: 62rem)");
 const table = () => document.getElementById("worklist");
 
-// --- selection: of all on the page, of a study, of one scan
+// --- selection: all scans on the page, a study, a single scan
 
 const boxesOf = (study) => Array.from(
   scans.querySelectorAll(`tbody tr${study ? `[data-study="${study}"]` : ""} input[name=id]`));
@@ -83,7 +83,7 @@ function addressOfRows() {
 
 async function refresh() {
   clearTimeout(timer);
-  // The header marks a request that no person made, so that it keeps no login alive.
+  // The header marks an automatic request, so that it does not keep a session alive.
   const headers = { "HX-Request": "true", ...(etag && { "If-None-Match": etag }) };
   try {
     const answer = await fetch(addressOfRows(), { headers, cache: "no-store" });
@@ -107,11 +107,11 @@ async function refresh() {
       timer = setTimeout(refresh, POLL_MS);
     }
   } catch {
-    timer = setTimeout(refresh, RETRY_MS);  // The network is gone for now.
+    timer = setTimeout(refresh, RETRY_MS);  // The network is unavailable for now.
   }
 }
 
-// --- the list anew, with what was just submitted; what was selected stays so
+// --- reloading the list, with newly submitted scans; the selection is kept
 
 async function reload() {
   try {
@@ -130,7 +130,7 @@ async function reload() {
     showNews(0);
     follow();
   } catch {
-    // The network is gone for now; the list can be loaded again by hand.
+    // The network is unavailable for now; the list can be reloaded manually.
   }
 }
 
@@ -151,7 +151,7 @@ function follow() {
   }
 }
 
-// --- by keyboard: J and K go from row to row, X selects; Enter opens, as with any link
+// --- keyboard: J and K move from row to row, X selects; Enter opens, as with any link
 
 function useKey(event) {
   const isTyping = event.target.matches("input:not([type=checkbox]), select, textarea");

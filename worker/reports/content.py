@@ -1,4 +1,4 @@
-"""The content of a report, gathered from rows and stored pictures before anything is written."""
+"""The content of a report, gathered from rows and stored images before anything is written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class OpinionText:
-    """An opinion on a scan as a report states it: `verdict` says of which slice and which types."""
+    """An opinion on a scan as stated in a report: `verdict` includes the slice and the types."""
 
     name: str
     verdict: str
@@ -42,7 +42,7 @@ class OpinionText:
 
     @classmethod
     def of(cls, opinion: Opinion) -> OpinionText:
-        """Return what is stated of an opinion."""
+        """Return an opinion in this form."""
         where = "" if opinion.slice_number is None else f" in slice {opinion.slice_number}"
         types = f" ({', '.join(opinion.types)})" if opinion.types else ""
         return cls(
@@ -55,12 +55,12 @@ class OpinionText:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer for a scan.
+    """The prediction for a scan.
 
     Attributes:
         sentence: the headline.
         probability, threshold: 0..1.
-        band: where answers are inconclusive (low, high), None where the model does not say.
+        band: the inconclusive range (low, high); None if the model states none.
     """
 
     state: State
@@ -75,14 +75,14 @@ class Content:
     """The content of a report of a scan.
 
     Attributes:
-        slices: a probability (0..1) for each slice, from foot to head.
-        first_slices: which of them to look at first; counted from 0.
-        types: the probability of each type of hemorrhage that the model names, the highest first.
-        image: the slice that represents the scan, as its page shows it; `index` says which it is.
-        overlay: what lies over it, RGBA: the outline of the hemorrhage or else the heat map; None
-            without either. `overlay_says` is what it shows.
-        volume_ml: of what is outlined, None where it is not known. `volume_sentence` says the same,
-            or why it is not known; it is empty where nothing is outlined.
+        slices: a probability (0..1) for each slice, from inferior to superior.
+        first_slices: the slices to look at first; counted from 0.
+        types: the probability of each type of hemorrhage that the model names, highest first.
+        image: the slice that represents the scan, as on its page; `index` is its index.
+        overlay: its overlay, RGBA: the outline of the hemorrhage or otherwise the heat map; None if
+            there is neither. `overlay_says` describes it.
+        volume_ml: the outlined volume; None if it is unknown. `volume_sentence` states it as a
+            sentence, or why it is unknown; it is empty if nothing is outlined.
         replaces: sentences about earlier scans of the series, of which more arrived later.
     """
 
@@ -113,7 +113,7 @@ class Content:
 
     @property
     def overlaid(self) -> Image.Image:
-        """The slice with what lies over it, RGB; the slice alone where that is nothing."""
+        """The slice with its overlay, RGB; the slice alone if there is no overlay."""
         picture = self.image.convert("RGBA")
         if self.overlay is not None:
             over = self.overlay.convert("RGBA")
@@ -127,7 +127,7 @@ def content_of(scan: Scan, prediction: Prediction, opinions: Sequence[Opinion] =
     """Return the content of a report of a scan with a result.
 
     Raises:
-        StorageError: its pictures cannot be read.
+        StorageError: its images cannot be read.
     """
     version = prediction.model_version
     types = {name: float(type_["probability"]) for name, type_ in (prediction.types or {}).items()}

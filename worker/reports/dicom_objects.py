@@ -1,8 +1,8 @@
-"""The result of a scan as objects for a DICOM archive, made with highdicom: a structured report
+"""The result of a scan as objects for a DICOM archive, created with highdicom: a structured report
 (TID 1500), a secondary capture and a segmentation.
 
-They belong to the study of the files that were submitted, by the UIDs of their de-identified
-copies, and say that their content is for research only.
+They belong to the study of the submitted files, by the UIDs of the de-identified copies, and state
+that their content is for research only.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ STATE_CODES: dict[State, Code] = {
 CT_HEAD = Code("24725-4", "LN", "CT Head Report")
 REPLACES = "Replaces an earlier result of this series."
 STRIP_PX, LINE_PX = 64, 19
-"""Height of the strip of text below the picture of a secondary capture, and of its lines."""
+"""Height of the text strip below the image of a secondary capture, and of its lines."""
 
 
 def structured_report(
@@ -74,7 +74,7 @@ def structured_report(
 
     Args:
         headers: of all files of the scan (`worker.reports.sources.read_headers`).
-        instance_uid: the new object's own.
+        instance_uid: the new object's SOP instance UID.
         predecessors: the series and instance UIDs of the reports that it replaces.
     """
     algorithm = AlgorithmIdentification(
@@ -165,10 +165,10 @@ def _group_of_slice(
 def secondary_capture(
     content: Content, headers: Sequence[pydicom.Dataset], instance_uid: str
 ) -> bytes:
-    """Return the slice that represents the scan, with what lies over it, as a Secondary Capture
-    file. A strip below the picture says what it is.
+    """Return the slice that represents the scan, with its overlay, as a Secondary Capture file. A
+    text strip below the image describes it.
 
-    Arguments as `structured_report` takes them.
+    The arguments are the same as for `structured_report`.
     """
     capture = SCImage.from_ref_dataset(
         headers[0],
@@ -195,7 +195,7 @@ def secondary_capture(
 
 
 def captioned(content: Content) -> Image.Image:
-    """Return the slice with what lies over it, RGB, above a strip of text that says what it is."""
+    """Return the slice with its overlay, RGB, above a text strip that describes it."""
     picture = content.overlaid
     width = max(picture.width, 512)
     strip_px = STRIP_PX + LINE_PX * bool(content.replaces)
@@ -225,12 +225,12 @@ def segmentation(
     """Return the outline of a hemorrhage as a binary Segmentation file.
 
     Args:
-        content, headers, instance_uid: as `structured_report` takes them.
-        outline: which pixels belong to it (n, height, width), for the slices of the scan from foot
-            to head, upright and in square pixels as `ml.scans` reads them, at any size.
+        content, headers, instance_uid: as in `structured_report`.
+        outline: the outlined pixels (n, height, width), for the slices of the scan from inferior to
+            superior, upright and in square pixels as read by `ml.scans`, at any size.
 
     Raises:
-        ReportRefused: nothing is outlined, or the files do not say where their slices lie.
+        ReportRefused: nothing is outlined, or the files do not state the positions of their slices.
     """
     ordered = located(headers, len(outline))
     if ordered is None:
@@ -267,7 +267,7 @@ def segmentation(
 
 
 def _segment(content: Content) -> SegmentDescription:
-    """Return what is outlined, and by which model."""
+    """Return a description of the outlined finding, and of the model."""
     algorithm = AlgorithmIdentificationSequence(
         name=content.architecture,
         family=codes.cid7162.ArtificialIntelligence,
@@ -287,8 +287,8 @@ def _segment(content: Content) -> SegmentDescription:
 
 
 def _give_thickness(sources: Sequence[pydicom.Dataset]) -> None:
-    """Set the thickness of slices that do not say it, which a segmentation must: the distance to
-    the next one.
+    """Set the thickness of slices that do not state it, which a segmentation requires: the distance
+    to the next slice.
     """
     if all(header.get("SliceThickness") for header in sources):
         return
@@ -299,8 +299,8 @@ def _give_thickness(sources: Sequence[pydicom.Dataset]) -> None:
 
 
 def in_grid_of(mask: NDArray[np.bool_], header: pydicom.Dataset) -> NDArray[np.bool_]:
-    """Return a mask of an upright slice in square pixels as the file has the slice: the inverse of
-    `ml.scans.geometry.turned_upright` and `in_square_pixels`.
+    """Convert a mask of an upright slice in square pixels to the orientation and pixels of the
+    file: the inverse of `ml.scans.geometry.turned_upright` and `in_square_pixels`.
 
     Args:
         mask: (height, width).
@@ -324,7 +324,7 @@ def in_grid_of(mask: NDArray[np.bool_], header: pydicom.Dataset) -> NDArray[np.b
 
 
 def _earlier(headers: Sequence[pydicom.Dataset], series: str, instance: str) -> pydicom.Dataset:
-    """Return what refers to an earlier structured report of the study."""
+    """Return a reference to an earlier structured report of the study."""
     report = pydicom.Dataset()
     report.StudyInstanceUID = headers[0].StudyInstanceUID
     report.SeriesInstanceUID, report.SOPInstanceUID = series, instance

@@ -1,5 +1,5 @@
-"""What DICOMweb serves of a DICOM object besides its file, made along with it, since web processes
-have neither pydicom nor Pillow.
+"""What DICOMweb serves for a DICOM object besides its file. It is created along with the object,
+because web processes have neither pydicom nor Pillow.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ JPEG_QUALITY = 92
 
 
 def as_json(file: bytes) -> bytes:
-    """Return what a DICOM object says in the DICOM JSON model (PS3.18 F), without its pixels."""
+    """Return a DICOM object in the DICOM JSON model (PS3.18 F), without its pixels."""
     dataset = pydicom.dcmread(BytesIO(file), stop_before_pixels=True)
     content = dataset.to_json_dict()
     syntax = {"vr": "UI", "Value": [str(dataset.file_meta.TransferSyntaxUID)]}
@@ -23,7 +23,7 @@ def as_json(file: bytes) -> bytes:
 
 
 def places_of(file: bytes) -> dict[str, str]:
-    """Return the UIDs of study and series of a DICOM object, as a report's row tells them."""
+    """Return the UIDs of study and series of a DICOM object, for the report's row."""
     header = pydicom.dcmread(BytesIO(file), specific_tags=["StudyInstanceUID", "SeriesInstanceUID"])
     return {
         "study_uid": str(header.StudyInstanceUID),
@@ -32,7 +32,7 @@ def places_of(file: bytes) -> dict[str, str]:
 
 
 def rendered(file: bytes) -> list[bytes]:
-    """Return the picture of a secondary capture, RGB, as JPEG and as PNG."""
+    """Return the image of a secondary capture, RGB, as JPEG and as PNG."""
     capture = pydicom.dcmread(BytesIO(file))
     picture = Image.frombytes("RGB", (capture.Columns, capture.Rows), capture.PixelData)
     files = []

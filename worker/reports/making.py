@@ -1,7 +1,7 @@
-"""Makes requested reports: claims a row, stores the file, finishes the row.
+"""Generates requested reports: claims a row, stores the file, finishes the row.
 
-Imported inside the functions are the modules that write PDF and DICOM: they take a second and
-60 MB, which workers do without until somebody asks for a report.
+Imported inside the functions are the modules that write PDF and DICOM: they take a second and 60
+MB, which workers avoid until somebody requests a report.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 
 def make_next_report() -> bool:
-    """Claim one report and make it; return False if none was queued. Only one at a time, because
-    scans have priority.
+    """Claim one report and generate it; return False if none was queued. Only one at a time,
+    because scans have priority.
     """
     mine = heartbeat()
 
@@ -79,7 +79,7 @@ def make_next_report() -> bool:
 
 
 def finished(report: Report, study_uid: str | None = None, **columns: str) -> frozenset[str]:
-    """Mark a report as made, and record the study of its object as that of the scan."""
+    """Mark a report as done, and record the study of its object as the scan's study."""
     held = leases.finish(Report, heartbeat().owner, [report.id], **columns)
     if held and study_uid is not None:
         unknown = (Scan.id == report.scan_id) & Scan.study_uid.is_(None)
@@ -91,12 +91,12 @@ def finished(report: Report, study_uid: str | None = None, **columns: str) -> fr
 
 
 def make(report: Report) -> tuple[list[bytes], dict[str, str]]:
-    """Return the content of all files of a report (`Report.file_keys`), and of a DICOM object the
+    """Return the content of all files of a report (`Report.file_keys`), and for a DICOM object the
     UIDs of its study and series (`study_uid`, `series_uid`).
 
     Raises:
-        ReportRefused: the scan has no result any more, or there is no such report of it.
-        StorageError: what it is made from cannot be read.
+        ReportRefused: the scan no longer has a result, or there is no such report for it.
+        StorageError: its sources cannot be read.
     """
     scan, kind = report.scan, ReportKind(report.kind)
     if scan.prediction is None:
@@ -119,15 +119,15 @@ def make(report: Report) -> tuple[list[bytes], dict[str, str]]:
 def dicom_objects_of(
     scan: Scan, uids: Mapping[ReportKind, str], predecessors: Sequence[tuple[str, str]] = ()
 ) -> dict[ReportKind, bytes]:
-    """Return objects for a DICOM archive as files, made of a scan with a result.
+    """Return objects for a DICOM archive as files, made from a scan with a result.
 
     Args:
-        uids: the SOP instance UID of each kind that is made.
+        uids: the SOP instance UID of each kind of object to be made.
         predecessors: the series and instance UIDs of the structured reports that are replaced.
 
     Raises:
-        ReportRefused: there is no such object of this scan.
-        StorageError: what they are made from cannot be read.
+        ReportRefused: there is no such object for this scan.
+        StorageError: their sources cannot be read.
     """
     from worker.reports.content import content_of
     from worker.reports.dicom_objects import secondary_capture, segmentation, structured_report
@@ -151,8 +151,8 @@ def dicom_objects_of(
 
 
 def can_be_segmented(scan: Scan, slices: int) -> bool:
-    """Return whether the DICOM files of a scan say where each of its slices lies, so that a
-    segmentation can refer to them. Unexpected headers prevent the segmentation, not the verdict.
+    """Return whether the DICOM files of a scan state the position of each of its slices, so that a
+    segmentation can refer to them. Unexpected headers prevent the segmentation, not the result.
 
     Raises:
         StorageError: they cannot be read.
@@ -170,8 +170,8 @@ def can_be_segmented(scan: Scan, slices: int) -> bool:
 
 
 def outline_of(scan: Scan) -> BoolArray:
-    """Return the stored outline of a scan: bool (slices, height, width), upright, from foot to
-    head.
+    """Return the stored outline of a scan: bool (slices, height, width), upright, from inferior to
+    superior.
 
     Raises:
         ReportRefused: nothing is outlined any more.

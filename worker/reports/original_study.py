@@ -1,5 +1,5 @@
-"""Objects of a result as parts of the study that a scan came from: with its UIDs, and with what its
-headers say of patient and study.
+"""Objects of a result as parts of the study that a scan came from: with its UIDs, and with the
+patient and study attributes from its headers.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ OF_A_COPY = (
 
 
 def stable_uid(*parts: str) -> UID:
-    """Return a UID that is the same for the same texts, so that an object that is made and sent
-    again is the same object.
+    """Return a UID that is the same for the same texts, so that an object that is generated and
+    sent again is the same object.
     """
     return UID(uid_of(hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]))
 
 
 def in_original_study(content: bytes, link: Link, *, replaces: bool = False) -> Dataset:
-    """Return an object (`worker.reports.dicom_objects`), a file, as a part of the original study.
-
-    Its own series gets a UID that follows from its instance UID, and says so if it `replaces` an
-    object that was sent before, which the archive still has.
+    """Convert an object (`worker.reports.dicom_objects`), a file, to a part of the original study.
+    Its series gets a UID derived from its instance UID, and its description says so if it
+    `replaces` an object that was sent before, which the archive still has.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom warns of every odd value, and may quote it.
@@ -61,7 +60,7 @@ def in_original_study(content: bytes, link: Link, *, replaces: bool = False) -> 
 
 
 def _as_original(element: DataElement, link: Link) -> None:
-    """Replace UIDs of copies by the original ones."""
+    """Replace the UIDs of copies by the original ones."""
     if element.VR != "UI" or not element.value:
         return
     if isinstance(element.value, str):

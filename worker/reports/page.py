@@ -17,13 +17,13 @@ from webapp.display import STATE_TITLES, display_term, percent
 from worker.reports.content import LIMITS, RESEARCH, Content, OpinionText, Verdict
 from worker.reports.fonts import BOLD, EMOJI, REGULAR
 
-# It warns of characters that no font has, and quotes them; a log may not tell a title.
+# fpdf2 warns of characters that no font has, and quotes them; titles must not appear in logs.
 logging.getLogger("fpdf").setLevel(logging.ERROR)
 logging.getLogger("fontTools").setLevel(logging.ERROR)
 
 SANS, NOTO_EMOJI = "DejaVu Sans", "Noto Emoji"
 MISSING = "□"
-"""In place of a character that no font has, such as a Chinese one."""
+"""Replaces a character that no font has, such as a Chinese one."""
 
 Color = tuple[int, int, int]
 INK: Color = (22, 35, 43)
@@ -38,7 +38,7 @@ COLOR_OF: dict[State, Color] = {
 }
 AMBER_GROUND: Color = (255, 224, 150)
 HU_TYPES = ("dicom", "nifti")
-"""Files whose slices are in Hounsfield units, and turned as radiologists look at them."""
+"""Files whose slices are in Hounsfield units, and in radiological orientation."""
 
 WIDTH_MM, HEIGHT_MM, MARGIN_MM = 210.0, 297.0, 15.0
 ROOM_MM = WIDTH_MM - 2 * MARGIN_MM
@@ -46,7 +46,7 @@ GAP_MM = 4.0
 COLUMN_MM = (ROOM_MM - GAP_MM) / 2
 PICTURE_MM = 79.0
 FOOT_MM = 33.0
-"""What the limits need at the bottom of the page."""
+"""The space that the limitations need at the bottom of the page."""
 MOST_SENTENCES, MOST_OPINIONS, MOST_TYPES = 4, 4, 4
 
 
@@ -71,7 +71,7 @@ def pdf_of(content: Content, made_at: datetime) -> bytes:
 
 @dataclass(frozen=True)
 class Style:
-    """How a paragraph is written: its size in points, and how many lines it has at most; more are
+    """The style of a paragraph: its size in points, and its maximum number of lines; the rest is
     cut off with “…”.
     """
 
@@ -83,7 +83,7 @@ class Style:
 
 
 class _Page(FPDF):
-    """The page, drawn from the top to the bottom."""
+    """The page, drawn from top to bottom."""
 
     def __init__(self, content: Content, made_at: datetime) -> None:
         super().__init__(format="A4")
@@ -93,7 +93,7 @@ class _Page(FPDF):
         self.add_font(SANS, "", REGULAR)
         self.add_font(SANS, "B", BOLD)
         self.add_font(NOTO_EMOJI, "", EMOJI)
-        # Letters of Arabic are joined, and text from right to left is ordered.
+        # Arabic letters are joined, and right-to-left text is reordered.
         self.set_text_shaping(True)
         self.set_fallback_fonts([NOTO_EMOJI], exact_match=False)
         fonts: Any = self.fonts.values()  # All of them are TrueType.
@@ -109,7 +109,7 @@ class _Page(FPDF):
         self.write_at(MARGIN_MM, self.get_y(), ROOM_MM, text, style)
 
     def write_at(self, x: float, y: float, width: float, text: str, style: Style) -> None:
-        """Write a paragraph `width` mm wide at a place; the next one begins below it."""
+        """Write a paragraph `width` mm wide at a position; the next one begins below it."""
         text = "".join(character if self._is_drawable(character) else MISSING for character in text)
         self.set_xy(x, y)
         self.set_font(SANS, "B" if style.is_bold else "", style.size)
@@ -122,13 +122,13 @@ class _Page(FPDF):
         self.multi_cell(width, height, text, **ways)
 
     def _is_drawable(self, character: str) -> bool:
-        """Return whether a font has the character, or it is one that is not drawn but changes
+        """Return whether a font has the character, or the character is not drawn but modifies
         others.
         """
         return ord(character) in self.drawable or unicodedata.category(character) in ("Cf", "Mn")
 
     def draw_head(self, content: Content) -> None:
-        """Draw the title of the report and the scan that it is about."""
+        """Draw the title of the report and of its scan."""
         self.set_y(12)
         top = self.get_y()
         self.write_at(MARGIN_MM, top, ROOM_MM, "Hemoscan", Style(15, is_bold=True))
@@ -216,7 +216,7 @@ class _Page(FPDF):
         self.set_y(below + 5.5)
 
     def draw_pictures(self, content: Content) -> None:
-        """Draw the slice, and the slice with its heat map beside it, on black."""
+        """Draw the slice, and the slice with its heat map next to it, on black."""
         slices = len(content.slices)
         has_hu = content.file_type in HU_TYPES
         which = "The slice" if slices == 1 else f"Slice {content.index + 1} of {slices}"
@@ -250,8 +250,8 @@ class _Page(FPDF):
         self.image(picture, x + (side - width) / 2, y + (side - height) / 2, width, height)
 
     def draw_slices(self, content: Content) -> None:
-        """Draw a bar for each slice, and say which to look at first, and where foot and head are,
-        which pictures do not tell.
+        """Draw a bar for each slice, and state which to look at first, and which ends are inferior
+        and superior, which the images do not show.
         """
         foot, head = ("foot: ", "head: ") if content.file_type in HU_TYPES else ("", "")
         top, height = self.get_y(), 11.0
@@ -282,7 +282,7 @@ class _Page(FPDF):
         self.ln(2.5)
 
     def draw_facts(self, content: Content) -> None:
-        """Draw what else the model found and which it is on the left, notes on the right."""
+        """Draw the model's other findings and its name on the left, notes on the right."""
         top = self.get_y()
         findings = [
             *filter(None, [content.volume_sentence]),
@@ -319,11 +319,11 @@ class _Page(FPDF):
 
     @staticmethod
     def _types(content: Content) -> Sequence[tuple[str, float]]:
-        """Return the types to name; of a scan without a suspicion none is likely."""
+        """Return the types to name; without a suspected hemorrhage, none is likely."""
         return () if content.verdict.state == "not found" else content.types[:MOST_TYPES]
 
     def draw_opinions(self, opinions: Sequence[OpinionText]) -> None:
-        """Draw what people said about the scan, the newest first."""
+        """Draw people's opinions on the scan, newest first."""
         if not opinions:
             return
         lines = [
@@ -354,7 +354,7 @@ class _Page(FPDF):
             self.write_at(x, self.get_y() + 0.3, width, line, Style(7.5, most_lines=most))
 
     def draw_foot(self, content: Content, made_at: datetime) -> None:
-        """Draw the limits at the bottom of the page."""
+        """Draw the limitations at the bottom of the page."""
         top = HEIGHT_MM - FOOT_MM
         self.set_draw_color(*LINE)
         self.set_line_width(0.3)

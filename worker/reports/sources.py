@@ -1,6 +1,5 @@
-"""The headers of a scan's DICOM files, to which the objects made of the scan refer.
-
-They are Hemoscan's own de-identified copies, so the UIDs here are those of the copies.
+"""The headers of a scan's DICOM files, to which the objects made from the scan refer. They belong
+to Hemoscan's own de-identified copies, so the UIDs here are those of the copies.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ removed.
 
 @dataclass(frozen=True)
 class Source:
-    """A slice as one of the files holds it.
+    """A slice in one of the files.
 
     Attributes:
         file: the header of the file.
-        frame: which of its frames, counted from 1; None where the file is one slice.
-        header: the tags of this slice: those of the file, with what the frame says of itself.
+        frame: the number of its frame, counted from 1; None if the file is a single slice.
+        header: the tags of this slice: those of the file, merged with those of its frame.
     """
 
     file: pydicom.Dataset
@@ -41,11 +40,11 @@ class Source:
 
 
 def read_headers(paths: Sequence[Path], study_uid: str | None = None) -> list[pydicom.Dataset]:
-    """Return the headers of DICOM files, with an empty value for each tag about patient and study
-    that de-identification removed. All of them belong to one study and have UIDs.
+    """Return the headers of DICOM files, with an empty value for each patient or study tag that
+    de-identification removed. All of them belong to one study and have UIDs.
 
     Args:
-        study_uid: of the study, where the files name none.
+        study_uid: the study's UID, in case the files have none.
     """
     headers: list[pydicom.Dataset] = [
         pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in paths
@@ -78,11 +77,11 @@ def new_uid() -> UID:
 
 
 def in_order(headers: Sequence[pydicom.Dataset], slices: int) -> list[Source] | None:
-    """Return the slices from foot to head, one for each slice of the scan; None where the files do
-    not say where each lies, or the scan was read of only some of them.
+    """Return the slices from inferior to superior, one for each slice of the scan; None if the
+    files do not state their positions, or the scan was read from only some of them.
 
     Args:
-        slices: how many the scan has.
+        slices: the number of slices of the scan.
     """
     sources = [source for header in headers for source in _slices_of(header)]
     if len(sources) != slices:
@@ -101,9 +100,9 @@ def in_order(headers: Sequence[pydicom.Dataset], slices: int) -> list[Source] | 
 
 
 def located(headers: Sequence[pydicom.Dataset], slices: int) -> list[Source] | None:
-    """Return the slices like `in_order`, where their files also say in which frame of reference
-    each lies, at which place, turned how, and how large its pixels are, as objects that refer to
-    places need it; None otherwise. A slice alone must say how thick it is.
+    """Return the slices like `in_order`, if their files also state each slice's frame of reference,
+    position, orientation and pixel size, which objects with spatial references need; None
+    otherwise. A single slice must also state its thickness.
     """
     ordered = in_order(headers, slices)
     if ordered is None or not all(_is_located(source) for source in ordered):
@@ -134,14 +133,14 @@ def _slices_of(header: pydicom.Dataset) -> list[Source]:
 
 def directions_of(header: pydicom.Dataset) -> NDArray[np.float64] | None:
     """Return the unit vectors along a row and a column (2, 3) of a slice in patient coordinates;
-    None where its file does not say.
+    None if its file does not state them.
     """
     orientation = _numbers(header, "ImageOrientationPatient", 6)
     return None if orientation is None else orientation.reshape(2, 3)
 
 
 def _normal(header: pydicom.Dataset) -> NDArray[np.float64] | None:
-    """Return the unit vector across a slice, toward the head."""
+    """Return the unit vector normal to a slice, toward the head."""
     directions = directions_of(header)
     if directions is None:
         return None
@@ -153,7 +152,7 @@ def _normal(header: pydicom.Dataset) -> NDArray[np.float64] | None:
 
 
 def _numbers(header: pydicom.Dataset, name: str, count: int) -> NDArray[np.float64] | None:
-    """Return the finite numbers of an element; None where there are not that many."""
+    """Return the finite numbers of an element; None if their number is different."""
     try:
         numbers = np.atleast_1d(np.asarray(header.get(name), float))
     except (TypeError, ValueError):

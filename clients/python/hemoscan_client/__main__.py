@@ -29,8 +29,8 @@ UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status: 0, 1 where something was refused or failed, 2 for a
-    command that cannot be understood.
+    """Run a command and return its exit status: 0 for success, 1 if something was refused or
+    failed, 2 for an invalid command line.
     """
     options = parser().parse_args(arguments)
     errors = Console(stderr=True, highlight=False)
@@ -47,9 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; the parsed namespace holds the function to `run`.
+    """Return the parser of all commands; the parsed namespace holds the function to call as
+    `run`.
 
-    One function, because it is a list: each command with its few flags after the other.
+    One function, because it is a plain list of the commands and their few flags.
     """
     whole = argparse.ArgumentParser(
         prog="hemoscan", description="Hemoscan's client. Research use only, never a diagnosis."
@@ -137,10 +138,10 @@ def _choices(options: argparse.Namespace) -> Choices:
 
 
 def moment(text: str) -> datetime:
-    """Return a moment that somebody wrote; one without a time zone is this machine's.
+    """Parse a time given on the command line; a time without a time zone is in local time.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: it is not a valid time.
     """
     if ago := re.fullmatch(r"([0-9]{1,6})([mhd])", text):
         return datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
@@ -153,10 +154,11 @@ def moment(text: str) -> datetime:
 
 
 def submit(options: argparse.Namespace, client: Client, errors: Console) -> int:
-    """Submit each folder, and all single files together; print a line for each scan.
+    """Submit each folder as one request, and all single files together; print a line for each
+    scan.
 
-    The key of each submission follows from its files and choices, so that a command that is
-    repeated after an interruption leads to the scans of those that had arrived.
+    The idempotency key of each submission is derived from its files and options, so repeating a
+    command after an interruption returns the scans of the files that had already arrived.
     """
     choices = _choices(options)
     folders = [[path] for path in options.paths if path.is_dir()]
@@ -185,7 +187,7 @@ def submit(options: argparse.Namespace, client: Client, errors: Console) -> int:
 
 @contextmanager
 def _bar(errors: Console, name: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a bar on a terminal while something is sent."""
+    """Show a progress bar on a terminal during an upload."""
     if not errors.is_terminal:
         yield None
         return
@@ -196,7 +198,7 @@ def _bar(errors: Console, name: str) -> Iterator[Callable[[int, int], None] | No
 
 
 def watch(options: argparse.Namespace, client: Client, errors: Console) -> int:
-    """Submit what settles in a folder, until interrupted."""
+    """Submit the files of a folder once they stop changing, until interrupted."""
     folder = options.folder.resolve()
     if not folder.is_dir():
         raise HemoscanError(f"There is no folder {folder}.")
@@ -220,7 +222,7 @@ def watch(options: argparse.Namespace, client: Client, errors: Console) -> int:
 
 
 def state_of(folder: Path) -> Path:
-    """Return the file that records what was submitted of a folder."""
+    """Return the path of the file that records what was submitted from a folder."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     return state / "hemoscan" / f"watch-{name}.sqlite"

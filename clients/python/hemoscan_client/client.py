@@ -1,4 +1,4 @@
-"""The clients: the same methods, for threads and for `asyncio`."""
+"""The synchronous client and the `asyncio` client, with the same methods."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hemoscan_client.results import Job, Scan
 API = "api/v1/"
 TIMEOUT = httpx.Timeout(30.0, read=120.0, write=120.0)
 PATIENCE_S = 120.0
-"""How long a request is tried again that the service cannot answer now."""
+"""How long, in seconds, a request is retried while the service is unavailable."""
 REPORT_S = 120.0
 
 Value = TypeVar("Value")
@@ -30,7 +30,7 @@ Paths = Sequence[str | os.PathLike[str]]
 
 
 class _Counted:
-    """A file that tells how much of it was read."""
+    """A file that reports how many of its bytes have been read."""
 
     def __init__(self, file: IO[bytes], on_read: Callable[[int], None]) -> None:
         self._file, self._on_read = file, on_read
@@ -72,7 +72,7 @@ def _headers(token: str | None) -> dict[str, str]:
 
 
 def _prepared(call: Call, opened: ExitStack) -> dict[str, Any]:
-    """Return the arguments of httpx for a call, its files opened."""
+    """Return the arguments for httpx of a call, with its files opened."""
     request: dict[str, Any] = {"headers": dict(call.headers)}
     if call.params:
         request["params"] = dict(call.params)
@@ -96,7 +96,7 @@ def _prepared(call: Call, opened: ExitStack) -> dict[str, Any]:
 
 
 class _Shared:
-    """What both clients have: how patient they are."""
+    """What both clients share: how long they keep retrying."""
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
@@ -124,14 +124,14 @@ def _params(status: str | None, *, shared: bool, finished_since: datetime | None
 class Client(_Shared):
     """A program's access to Hemoscan.
 
-    Every method raises `ApiError` where the service refuses, with its sentence, and `Unreachable`
-    where it does not answer for `patience_s`. Until then it is asked again: after what its
-    `Retry-After` says, else after growing pauses.
+    Every method raises `ApiError`, with the message from the service, if the service refuses the
+    request, and `Unreachable` if it does not respond for `patience_s`. Until then the request is
+    retried: after the delay given by `Retry-After`, otherwise with increasing delays.
 
     Args:
-        url: the address of the service; HEMOSCAN_URL if there is none.
-        token: an API token; HEMOSCAN_TOKEN if there is none.
-        transport: how requests are sent, for tests and proxies.
+        url: the address of the service; HEMOSCAN_URL by default.
+        token: an API token; HEMOSCAN_TOKEN by default.
+        transport: the httpx transport, for tests and proxies.
     """
 
     def __init__(
@@ -174,21 +174,22 @@ class Client(_Shared):
         """Submit files and folders in one request; all DICOM files of a series become one scan.
 
         Args:
-            key: the same for the same submission, which is taken in once, however often it is sent.
-            root: the folder in which the names of files begin; without one those of single files
-                are their last parts.
-            on_sent: gets the number of bytes sent, and of all bytes.
+            key: the idempotency key: a submission repeated under the same key is accepted only
+                once.
+            root: the folder that file names are relative to; without it, single files are sent
+                under their base names.
+            on_sent: called with the number of bytes sent so far and the total number of bytes.
 
         Raises:
-            NothingToSend: there is no such file.
+            NothingToSend: there are no such files.
         """
         return self._run(self._submission(paths, root, choices, key, on_sent))
 
     def scan(self, scan_id: str) -> Scan:
         """Return a scan and, if it is done, its result.
 
-        A scan that was replaced, because more of its series arrived, leads to the one in its place:
-        the `id` of the returned scan is another.
+        If a scan was replaced because more of its series arrived, the scan that replaced it is
+        returned, which has a different `id`.
         """
         return self._run(operations.scan(scan_id, self._patience_s))
 
@@ -199,11 +200,11 @@ class Client(_Shared):
         shared: bool = False,
         finished_since: datetime | None = None,
     ) -> Iterator[Scan]:
-        """Yield your scans, or those that are shared with you, the newest first.
+        """Yield your scans and those shared with you, newest first.
 
         Args:
-            finished_since: only those whose analysis ended then or later; UTC if it names no time
-                zone.
+            finished_since: only scans whose analysis ended at this time or later; UTC if it has no
+                time zone.
         """
         url: str | None = "scans"
         params: Mapping[str, str] = _params(status, shared=shared, finished_since=finished_since)
@@ -213,8 +214,8 @@ class Client(_Shared):
             yield from page
 
     def results(self, since: datetime | None = None) -> Iterator[Scan]:
-        """Yield your scans whose analysis ended with a result, since then if that is given; UTC if
-        it names no time zone.
+        """Yield your scans whose analysis ended with a result, optionally only since a given time
+        (UTC if it has no time zone).
         """
         for scan in self.scans(status="done", finished_since=since):
             if scan.result is not None:
@@ -227,11 +228,11 @@ class Client(_Shared):
         timeout_s: float | None = None,
         on_change: Callable[[Scan], None] | None = None,
     ) -> list[Scan]:
-        """Return scans once the analysis of all has ended, in the order given; `on_change` hears of
-        each that moved on.
+        """Return the scans, in the order given, once the analysis of all of them has ended;
+        `on_change` is called with each scan whose status changed.
 
         Raises:
-            TimedOut: it has not ended after `timeout_s`.
+            TimedOut: it had not ended after `timeout_s`.
         """
         return self._run(operations.wait(scan_ids, timeout_s, on_change, self._patience_s))
 
@@ -239,7 +240,7 @@ class Client(_Shared):
         """Return a report of a scan as a file: pdf, sr, sc or seg.
 
         Raises:
-            TimedOut: it was not made after `timeout_s`.
+            TimedOut: it was not ready after `timeout_s`.
         """
         return self._run(operations.report(scan_id, kind, timeout_s, self._patience_s))
 

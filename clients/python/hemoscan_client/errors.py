@@ -1,22 +1,22 @@
-"""The errors of the client; the text of each is a sentence for users."""
+"""The client's errors; the text of each is a message for users."""
 
 from __future__ import annotations
 
 
 class HemoscanError(Exception):
-    """The base of all errors of this package."""
+    """Base class of all errors of this package."""
 
 
 class NothingToSend(HemoscanError):
-    """The paths hold no file."""
+    """The paths contain no files."""
 
 
 class Unreachable(HemoscanError):
-    """The service did not answer for as long as the client was patient."""
+    """The service did not respond within the client's time limit."""
 
 
 class TimedOut(HemoscanError):
-    """A scan or a report was not finished in time; it goes on at the service."""
+    """A scan or a report was not finished in time; the service continues to work on it."""
 
 
 class ApiError(HemoscanError):

@@ -1,4 +1,4 @@
-"""What a client does, as steps that say nothing of how they are carried out: `client.py` has one
+"""What a client does, as steps that are independent of how they are executed: `client.py` has one
 runner for threads and one for `asyncio`.
 
 An operation is a generator: it yields a `Call` and is sent its outcome, or yields a `Pause`.
@@ -25,12 +25,14 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.5, 5.0
 REPLAYED = "Idempotency-Replayed"
 MAY_PASS = (429, 502, 503, 504)
-"""Answers after which the same request may be accepted. Others may too if they say when."""
+"""Statuses after which the same request may succeed later. Any other is retried if it has a
+`Retry-After`.
+"""
 REPORTS = ("pdf", "sr", "sc", "seg")
 
 Value = TypeVar("Value")
 OnSent = Callable[[int, int], None]
-"""Gets the number of bytes sent, and of all bytes; a retry begins again at 0."""
+"""Called with the number of bytes sent and the total; a retry starts again at 0."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class Choices:
     Attributes:
         title: shown in the worklist; do not use patient names.
         stat: analyzed before all routine scans.
-        together: the pictures are slices of one scan.
-        uncut: a film sheet is read as a single slice.
-        keep_names: names of files may be stored.
+        together: the images are slices of one scan.
+        uncut: a film sheet is read as a single slice, without being cut into its slices.
+        keep_names: file names may be stored.
     """
 
     title: str = ""
@@ -52,7 +54,7 @@ class Choices:
     keep_names: bool = False
 
     def as_form(self) -> dict[str, str]:
-        """Return the fields of the form."""
+        """Return the form fields."""
         flags = ("stat", "together", "uncut", "keep_names")
         chosen = {name: "1" for name in flags if getattr(self, name)}
         return {**({"title": self.title} if self.title else {}), **chosen}
@@ -63,7 +65,7 @@ NOTHING_CHOSEN = Choices()
 
 @dataclass(frozen=True)
 class Call:
-    """A request; `files` are the names under which files are sent, and where they lie."""
+    """A request; `files` are the names under which files are sent, and their paths."""
 
     method: str
     url: str
@@ -76,7 +78,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Pause:
-    """A wait."""
+    """A wait before the next step."""
 
     seconds: float
 
@@ -86,11 +88,11 @@ Operation = Generator[Call | Pause, Outcome, Value]
 
 
 def answered(call: Call, patience_s: float) -> Operation[httpx.Response]:
-    """Make a call, again after what may pass, for as long as `patience_s`; return the answer.
+    """Make a call and return its response, retrying transient failures for up to `patience_s`.
 
     Raises:
         ApiError: the service refused it.
-        Unreachable: nothing answered.
+        Unreachable: the service did not respond.
     """
     give_up_at = time.monotonic() + patience_s
     pause_s = FIRST_PAUSE_S
@@ -128,7 +130,7 @@ def retry_after_s(answer: httpx.Response) -> float | None:
 
 
 def sentence_of(answer: httpx.Response) -> str:
-    """Return what the service says went wrong."""
+    """Return the error message of a response."""
     if answer.has_redirect_location:
         return f"The service is at another address: {answer.headers['Location']}."
     try:
@@ -138,10 +140,11 @@ def sentence_of(answer: httpx.Response) -> str:
 
 
 def json_of(answer: httpx.Response) -> Any:
-    """Return the JSON of an answer.
+    """Return the JSON of a response.
 
     Raises:
-        ApiError: it is none, as that of a login page in front of the service.
+        ApiError: it is not JSON, for example because a login page in front of the service
+            responded.
     """
     try:
         return answer.json()
@@ -151,13 +154,14 @@ def json_of(answer: httpx.Response) -> Any:
 
 
 def files_below(paths: Sequence[Path], root: Path | None = None) -> list[tuple[str, Path]]:
-    """Return all files of these paths, those in folders below their names, without hidden ones.
+    """Return all files under these paths, with names that include their folders; hidden files are
+    left out.
 
     Args:
-        root: the folder in which names begin, also those of single files.
+        root: the folder that names are relative to, including those of single files.
 
     Raises:
-        NothingToSend: a path does not exist, or there is no file.
+        NothingToSend: a path does not exist, or there are no files.
     """
     files: list[tuple[str, Path]] = []
     for path in paths:
@@ -178,8 +182,8 @@ def files_below(paths: Sequence[Path], root: Path | None = None) -> list[tuple[s
 
 
 def key_of(files: Sequence[tuple[str, Path]], choices: Choices) -> str:
-    """Return a key that the same files with the same choices always have, also in another process:
-    a digest of names, contents and choices.
+    """Return the idempotency key of these files with these options: a digest of names, contents and
+    options, so it is the same in every process.
     """
     digest = hashlib.sha256(repr(sorted(choices.as_form().items())).encode())
     for name, path in files:
@@ -199,8 +203,8 @@ def submit(
     """Submit files in one request.
 
     Args:
-        key: the same for the same submission, so that the service takes it in once however often
-            it is sent; a new one if there is none.
+        key: the idempotency key: the service accepts a submission with the same key only once; a
+            new key by default.
     """
     headers = {"Idempotency-Key": key or str(uuid4())}
     call = Call("POST", "scans", {}, headers, choices.as_form(), files, on_sent)
@@ -210,7 +214,7 @@ def submit(
 
 
 def scan(scan_id: str, patience_s: float) -> Operation[Scan]:
-    """Read a scan, or the one that has replaced it, which has another id."""
+    """Read a scan, or the one that has replaced it, which has a different id."""
     answer = yield from answered(Call("GET", f"scans/{scan_id}"), patience_s)
     return Scan.of(json_of(answer))
 
@@ -233,10 +237,10 @@ def wait(
     on_change: Callable[[Scan], None] | None,
     patience_s: float,
 ) -> Operation[list[Scan]]:
-    """Read scans until the analysis of each has ended; return them in the order given.
+    """Poll scans until the analysis of each has ended; return them in the order given.
 
     Raises:
-        TimedOut: it has not in time.
+        TimedOut: it did not end in time.
     """
     give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
     scans: dict[str, Scan] = {}
@@ -266,11 +270,11 @@ def wait(
 
 
 def report(scan_id: str, kind: str, timeout_s: float, patience_s: float) -> Operation[bytes]:
-    """Have a report of a scan made, or of the one that has replaced it, and download it.
+    """Request a report of a scan, or of the one that has replaced it, and download it.
 
     Raises:
-        ApiError: there is none of this kind.
-        TimedOut: it was not made in time.
+        ApiError: there is no report of this kind.
+        TimedOut: it was not ready in time.
     """
     newest = yield from scan(scan_id, patience_s)
     address = f"scans/{newest.id}/reports/{kind}"

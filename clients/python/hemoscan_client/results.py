@@ -1,4 +1,4 @@
-"""What the service answers, as types. Fields that a newer service adds stay in `raw`."""
+"""The responses of the service, as types. Fields added by a newer service are only in `raw`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ State = Literal["suspected", "inconclusive", "not found"]
 
 @dataclass(frozen=True)
 class Job:
-    """A scan that was submitted, and the address at which to follow it.
+    """A submitted scan, and the address at which to follow it.
 
     Attributes:
-        status: when it was submitted.
-        is_known: it was submitted before under the same key, and was not submitted again.
+        status: the status at submission.
+        is_known: the same key was used before, so nothing was submitted again.
     """
 
     id: str
@@ -27,13 +27,13 @@ class Job:
 
     @classmethod
     def of(cls, answer: Mapping[str, Any], *, is_known: bool = False) -> Job:
-        """Return the job that an answer describes."""
+        """Return the job that a response describes."""
         return cls(answer["id"], answer["status"], answer["url"], is_known)
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """The model that gave a result."""
+    """The model that computed a result."""
 
     id: str
     architecture: str
@@ -44,9 +44,9 @@ class Slice:
     """A slice of a result.
 
     Attributes:
-        index: counted from 0, from foot to head.
+        index: counted from 0, from inferior to superior.
         probability: 0..1.
-        area_mm2: what is outlined; None where nothing is, or the size of a pixel is unknown.
+        area_mm2: the outlined area; None if nothing is outlined or the pixel size is unknown.
     """
 
     index: int
@@ -57,12 +57,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class Result:
-    """The answer for a scan. Research use only, never a diagnosis.
+    """The result of a scan. Research use only, never a diagnosis.
 
     Attributes:
         probability, threshold: 0..1.
-        first_slices: which slices to look at first, counted from 0.
-        volume_ml: of what is outlined; None where it is not known.
+        first_slices: the slices to look at first, counted from 0.
+        volume_ml: the outlined volume; None if it is unknown.
     """
 
     state: State
@@ -78,7 +78,7 @@ class Result:
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Result:
-        """Return the result that an answer describes."""
+        """Return the result that a response describes."""
         slices = [
             Slice(slice_["index"], slice_["probability"], slice_["types"], slice_["area_mm2"])
             for slice_ in answer["slices"]
@@ -100,13 +100,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Scan:
-    """A slice or a series.
+    """A scan: a slice or a series.
 
     Attributes:
-        error: why it failed, a sentence.
-        notes: what was noticed when it was submitted; sentences.
+        error: why it failed, as a sentence.
+        notes: remarks from its submission; sentences.
         result: None unless it is done.
-        raw: the whole answer of the service.
+        raw: the whole response of the service.
     """
 
     id: str
@@ -127,12 +127,12 @@ class Scan:
 
     @property
     def is_final(self) -> bool:
-        """Whether the analysis has ended, in whatever way."""
+        """Whether the analysis has ended, with any outcome."""
         return self.status in ("done", "failed", "cancelled")
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Scan:
-        """Return the scan that an answer describes."""
+        """Return the scan that a response describes."""
         return cls(
             id=answer["id"],
             study_id=answer["study_id"],

@@ -1,8 +1,8 @@
-"""A folder that a scanner writes into: what has settled is submitted, each file once.
+"""Watches a folder that a scanner writes to: files that no longer change are submitted, each
+once.
 
-What is submitted together, and under which key, is written down before it is sent, and what became
-of it afterwards. So a client that dies in between sends the same again, under the same key, by
-which the service knows it.
+Each batch and its key are recorded before it is sent, and its outcome afterwards. A client that
+dies in between sends the same batch again under the same key, by which the service recognizes it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from hemoscan_client.operations import Choices
 from hemoscan_client.results import Job
 
 UNFINISHED = (".part", ".tmp", ".partial", ".crdownload", ".filepart")
-"""Endings of files that are still being written."""
+"""Suffixes of files that are still being written."""
 NO_RIGHT = (401, 403)
 FOR_GOOD = (400, 413, 415, 422)
-"""Answers to a submission that will be refused again."""
+"""Response statuses to a submission that would be refused again."""
 SENDING, SENT, REFUSED = "sending", "sent", "refused"
 TABLES = """
 CREATE TABLE IF NOT EXISTS batch (
@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS file (
 
 
 class Submitting(Protocol):
-    """What of a client is used here."""
+    """The part of a client that is used here."""
 
     def submit(
         self,
@@ -55,7 +55,7 @@ class Submitting(Protocol):
 
 @dataclass(frozen=True, order=True)
 class Seen:
-    """A file as it lies in the folder; `path` is relative to that."""
+    """A file in the folder; `path` is relative to the folder."""
 
     path: str
     size: int
@@ -63,14 +63,14 @@ class Seen:
 
     @property
     def unit(self) -> str:
-        """What is submitted together: the files of a folder, and all that lie in none."""
+        """The unit of submission: a subfolder, or "" for all files outside subfolders."""
         first, _, rest = self.path.partition("/")
         return first if rest else ""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Files that are submitted together; `name` says for people which."""
+    """Files that are submitted together; `name` identifies them for people."""
 
     id: int
     key: str
@@ -78,16 +78,16 @@ class Batch:
 
     @property
     def name(self) -> str:
-        """The folder that they lie in, or the files themselves."""
+        """The folder that they are in, or the files themselves."""
         folder, _, rest = self.paths[0].partition("/")
         return folder if rest else ", ".join(self.paths[:3]) + ("…" if self.paths[3:] else "")
 
 
 class Memory:
-    """What was submitted, in an SQLite file that one watcher at a time may have.
+    """What was submitted, in an SQLite file that only one watcher at a time may open.
 
     Raises:
-        HemoscanError: another one has it, or it is no such file.
+        HemoscanError: another watcher has it open, or it is not such a file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -116,11 +116,11 @@ class Memory:
         self._db.close()
 
     def known(self) -> set[Seen]:
-        """Return all files that were given a batch."""
+        """Return all files that belong to a batch."""
         return {Seen(*row) for row in self._db.execute("SELECT path, size, changed FROM file")}
 
     def add(self, files: Sequence[Seen]) -> None:
-        """Give files a batch, which is to be sent."""
+        """Assign files to a new batch, which is to be sent."""
         with self._transaction():
             batch = self._db.execute(
                 "INSERT INTO batch (key, state) VALUES (?, ?)", (str(uuid4()), SENDING)
@@ -131,7 +131,7 @@ class Memory:
             )
 
     def to_send(self) -> list[Batch]:
-        """Return the batches of which it is not known that they arrived, the oldest first."""
+        """Return the batches that are not known to have arrived, oldest first."""
         rows = self._db.execute(
             "SELECT id, key FROM batch WHERE state = ? ORDER BY id", (SENDING,)
         ).fetchall()
@@ -150,7 +150,7 @@ class Memory:
         ]
 
     def end(self, batch: Batch, jobs: Sequence[Job], refusal: str | None = None) -> None:
-        """Note what became of a batch."""
+        """Record the outcome of a batch."""
         scans = json.dumps([job.id for job in jobs])
         self._db.execute(
             "UPDATE batch SET state = ?, scans = ?, sentence = ? WHERE id = ?",
@@ -170,12 +170,12 @@ class Memory:
 
 @dataclass
 class Callbacks:
-    """What a watcher calls as it works.
+    """Callbacks of a watcher.
 
     Attributes:
-        on_sent: gets each batch that was taken in, with its scans.
-        on_refused: gets each batch that the service refuses for good, and why.
-        on_wait: gets each batch that could not be sent now; it is tried again.
+        on_sent: called with each batch that was accepted, with its scans.
+        on_refused: called with each batch that the service refuses permanently, and the reason.
+        on_wait: called with each batch that could not be sent now; it will be retried.
     """
 
     on_sent: Callable[[Batch, Sequence[Job]], None] = lambda batch, jobs: None
@@ -184,7 +184,7 @@ class Callbacks:
 
 
 class Watcher:
-    """Submits what settles in a folder.
+    """Submits the files of a folder once they stop changing.
 
     Args:
         quiet_s: a study is complete after this many seconds without a change.
@@ -206,7 +206,7 @@ class Watcher:
         self._since: dict[str, tuple[frozenset[Seen], float]] = {}
 
     def look(self) -> None:
-        """Look at the folder once, and send what has settled and what is left from before.
+        """Scan the folder once, and send what is complete and what is left from before.
 
         Raises:
             ApiError: the token is not valid, or lacks the right to submit.
@@ -218,13 +218,13 @@ class Watcher:
             self._send(batch)
 
     def run(self, every_s: float = 2.0) -> None:
-        """Look again and again, until interrupted."""
+        """Scan repeatedly, until interrupted."""
         while True:
             self.look()
             time.sleep(every_s)
 
     def _settled(self) -> list[list[Seen]]:
-        """Return the new files of each study of which nothing has changed for long enough."""
+        """Return the new files of each study in which nothing has changed for `quiet_s`."""
         known = self._memory.known()
         units: dict[str, set[Seen]] = {}
         for file in self._files():
@@ -261,7 +261,8 @@ class Watcher:
     def _send(self, batch: Batch) -> None:
         paths = [self._folder / path for path in batch.paths]
         if missing := [path for path in paths if not path.exists()]:
-            # What is left would be another submission, under a key of its own.
+            # A batch with only the remaining files would be a different submission, under a
+            # different key.
             sentence = f"{missing[0].name} is gone, so this cannot be sent."
             self._memory.end(batch, [], sentence)
             self._callbacks.on_refused(batch, sentence)

@@ -1,4 +1,4 @@
-"""The fonts of reports, for most alphabets and emoji; the license files here name their origin."""
+"""The fonts of reports, for most alphabets and emoji; the license files here state their origin."""
 
 from pathlib import Path
 
