@@ -271,7 +271,7 @@ class TestLaunch:
             dataset = add_dataset("heads", exploration={**EXPLORATION, "unseen_groups": counted})
         sent = launch_data(dataset, initial_weights="starter")
         held = admin.post("/admin/runs/new", data=sent)
-        sentence = "The starter model was trained on heads, so training would begin from random weights."
+        sentence = "The starter model was trained on heads, so training would begin from random"
         assert held.status_code == 400 and sentence in held.text
         assert "Nothing was launched yet" in held.text and "Launch anyway" in held.text
         assert sentence in admin.post("/admin/runs/new/outlook", data=sent).text
