@@ -59,7 +59,7 @@ class AtThreshold:
         noun: what is counted, "scans" or "slices".
         threshold: 0..1.
         prevalence: the share with hemorrhage, in percent.
-        sensitivity, specificity: 0..1, with their numerators and denominators; None if unknown.
+        sensitivity, specificity: 0..1, with the numbers that they are based on; None if unknown.
         ppv, npv: at that prevalence; None if no scan is called positive or negative.
         alarms, true_alarms, false_alarms, missed: per 100.
         chart: the point on the ROC curve.

@@ -188,7 +188,7 @@ OWN_THRESHOLDS = "own thresholds"
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The thresholds above which a version's predictions are positive.
+    """The thresholds for positive predictions of a version.
 
     Attributes:
         name: a name of `ml.named_points.POINTS`, `OWN_THRESHOLDS`, or None: as trained.
