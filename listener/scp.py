@@ -419,12 +419,12 @@ class Server(ThreadedAssociationServer):
 
 
 class Handler(RequestHandler):
-    """Begins an association that rejects PDUs longer than the maximum."""
+    """Begins an association that rejects PDUs longer than the maximum and closes its socket."""
 
     def _create_association(self) -> Association:
         association = super()._create_association()
         connection = cast(AssociationSocket, association.dul.socket)
-        read = connection.recv
+        read, shut_down = connection.recv, connection._shutdown_socket
 
         def recv(nr_bytes: int) -> bytearray:
             # The association then ends as if the connection had been lost.
@@ -432,7 +432,16 @@ class Handler(RequestHandler):
                 raise OSError("The announced message is too long.")
             return read(nr_bytes)
 
+        def shut_down_and_close() -> None:
+            # pynetdicom leaves the socket open until it is garbage-collected if the caller has
+            # already hung up, because it then fails to shut it down.
+            open_socket = connection.socket
+            shut_down()
+            if open_socket is not None:
+                open_socket.close()
+
         connection.recv = recv  # type: ignore[method-assign]
+        connection._shutdown_socket = shut_down_and_close  # type: ignore[method-assign]
         return association
 
 
