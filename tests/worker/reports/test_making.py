@@ -136,7 +136,7 @@ def test_only_a_dicom_scan_has_dicom_objects_and_only_a_result_a_report(
     any_worker_app: Flask,
 ) -> None:
     (scan_id,) = submit(picture(200))
-    with pytest.raises(ReportRefused, match="once there is a result"):
+    with pytest.raises(ReportRefused, match="once the scan has a result"):
         ask_for_report(scan_of(scan_id), ReportKind.PDF)
     install_model()
     tasks.predict_scans()

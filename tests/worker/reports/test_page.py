@@ -26,7 +26,7 @@ def test_a_report_tells_the_verdict_its_scale_the_model_and_the_limits() -> None
         "Possible type: subarachnoid 61%",
         "Research use only, never a diagnosis.",
         "not a medical device",
-        "Made 2026-11-29 14:05 UTC",
+        "Created 2026-11-29 14:05 UTC",
     ):
         assert phrase in text, phrase
 
