@@ -42,7 +42,7 @@ def _lines(card: Card) -> Iterator[str]:
     yield from _making(card)
 
 
-def _band(low: float, high: float) -> str:
+def _inconclusive(low: float, high: float) -> str:
     """Return the part of a sentence that states the inconclusive band."""
     return f"{low:.3f} to {high:.3f} is inconclusive" if low < high else "none is inconclusive"
 
@@ -52,10 +52,10 @@ def _use(card: Card) -> Iterator[str]:
     positive.
     """
     yield from (f"- {note}" for note in card.data.licence_notes)
-    band = _band(card.uncertain_low, card.uncertain_high)
+    band = _inconclusive(card.uncertain_low, card.uncertain_high)
     yield f"- A probability of at least {card.threshold:.3f} is positive; {band}."
     if card.scan_threshold != ABSENT:
-        band = _band(card.scan_uncertain_low, card.scan_uncertain_high)
+        band = _inconclusive(card.scan_uncertain_low, card.scan_uncertain_high)
         yield f"- For a scan of several slices it is {card.scan_threshold:.3f}; {band}."
     if card.blocked_because:
         yield f"- **Cannot be promoted.** {card.blocked_because}"
