@@ -189,11 +189,11 @@ def write_demonstration(out_dir: Path) -> list[Path]:
 # nothing about the model.
 DEMONSTRATION: tuple[tuple[str, str, int, Kind | None], ...] = (
     ("phantom-1.png", "Phantom 1: intraparenchymal hemorrhage (PNG)", 17, "intraparenchymal"),
-    ("phantom-2.png", "Phantom 2: no hemorrhage (PNG)", 13, None),
+    ("phantom-2.png", "Phantom 2: no hemorrhage (PNG)", 32, None),
     ("phantom-3.png", "Phantom 3: intraventricular hemorrhage (PNG)", 22, "intraventricular"),
-    ("phantom-4.png", "Phantom 4: no hemorrhage (PNG)", 19, None),
+    ("phantom-4.png", "Phantom 4: no hemorrhage (PNG)", 91, None),
     ("phantom-5.dcm", "Phantom 5: intraparenchymal hemorrhage (DICOM)", 29, "intraparenchymal"),
-    ("phantom-6.dcm", "Phantom 6: no hemorrhage (DICOM)", 14, None),
+    ("phantom-6.dcm", "Phantom 6: no hemorrhage (DICOM)", 44, None),
     (
         "phantom-7.zip",
         "Phantom 7: series with hemorrhage in some slices (ZIP of DICOM)",
