@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 State = Literal["suspected", "inconclusive", "not found"]
 STATES: tuple[State, ...] = ("suspected", "inconclusive", "not found")
+NARROWEST_BAND = 1e-6
+"""A narrower inconclusive band is empty: only rounding separates its ends."""
 
 
 def state_of(*, positive: bool, uncertain: bool) -> State:
@@ -28,7 +30,7 @@ def inconclusive_band(
     card: Mapping[str, Any], threshold: float, *, of_series: bool
 ) -> tuple[float, float] | None:
     """Return the band of probabilities (low, high) within which a verdict is inconclusive; None if
-    the card does not contain it.
+    the card does not contain it or if it is empty.
 
     Args:
         card: a model's card as JSON (`ml.artifacts.card.Card`); the fields whose names begin with
@@ -38,7 +40,10 @@ def inconclusive_band(
     # A card without a threshold for scans (then -1) has one band for both.
     prefix = "scan_" if of_series and card.get("scan_threshold", -1.0) >= 0 else ""
     low, high = card.get(f"{prefix}uncertain_low"), card.get(f"{prefix}uncertain_high")
-    return None if low is None or high is None else widened((low, high), threshold)
+    if low is None or high is None:
+        return None
+    low, high = widened((low, high), threshold)
+    return (low, high) if high - low >= NARROWEST_BAND else None
 
 
 def widened(band: tuple[float, float], threshold: float) -> tuple[float, float]:
