@@ -15,6 +15,8 @@ import pydicom
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
+from ml.artifacts.folder import read_card
+from ml.catalogue import STARTER_DIR
 from tests.e2e.browser import log_in, send, sign_up
 from tests.e2e.conftest import Service, a_service
 from tests.e2e.pictures import phantom_dataset, phantom_dicom, phantom_png, phantom_series
@@ -105,7 +107,7 @@ def test_sign_up_submit_and_read_the_verdict(
     expect_drawn(page.locator("main img"))
 
     page.goto("/account")
-    page.get_by_role("link", name="The documentation of the API").click()
+    page.get_by_role("link", name="API documentation").click()
     operation = page.locator("#operations-scans-submit_scans")
     operation.locator(".opblock-summary-control").click()
     expect(operation).to_contain_text("Needs the scope submit")
@@ -172,7 +174,7 @@ def test_what_is_dropped_is_submitted_from_the_worklist(
     expect(page.get_by_role("heading", name="No CT available?")).to_be_visible()
     page.evaluate(DROP, [[f"{number}.png" for number in range(10_000)], 1])
     expect(bar(page, "message")).to_have_text(
-        "More than 2,000 files cannot be sent at once; nothing was added."
+        "More than 2,000 files cannot be sent at once, so nothing was added."
         " Please send them folder by folder."
     )
     expect(bar(page, "staged")).to_be_hidden()
@@ -332,8 +334,9 @@ def test_import_train_promote_predict_and_roll_back(
     page.get_by_role("link", name=starter, exact=True).click()
     page.get_by_text("Operating point: as trained").click()
     page.get_by_label(re.compile("^Sensitive")).check()  # The slider and the figures follow.
-    expect(page.locator("#threshold-meaning")).to_contain_text("At 0.193, of 100 slices")
-    expect(page.locator("#threshold-slider")).to_have_value("0.195")
+    sensitive = read_card(STARTER_DIR).points["slice"]["sensitive"].threshold
+    expect(page.locator("#threshold-meaning")).to_contain_text(f"At {sensitive:.3f}, of 100 slices")
+    expect(page.locator("#threshold-slider")).to_have_value(f"{round(sensitive / 0.005) * 0.005:g}")
     page.get_by_label(re.compile("^As trained")).check()
     page.fill("[name=reason]", "It was only a test.")
     # Eight phantoms of each class are too few to compare on.
