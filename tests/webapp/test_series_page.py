@@ -151,7 +151,7 @@ def test_a_series_whose_slices_cannot_be_read_shows_the_slice_that_stands_for_it
     answer = ann.get(f"/scans/{scan_id}")
     assert answer.status_code == 200
     assert 'id="slice"' not in answer.text and f"/scans/{scan_id}/image.png" in answer.text
-    assert f"scan={scan_id} its slices cannot be shown" in caplog.text
+    assert f"scan={scan_id} cannot show its slices" in caplog.text
 
 
 def test_a_single_slice_has_nothing_to_scroll_or_window(app: Flask, ann: FlaskClient) -> None:
