@@ -15,6 +15,8 @@ from ml.scans.planes import SAME_PLACE_MM, Plane, note_left_out
 
 OVERLAP = 0.2  # maximum share of overlapping positions for two acquisitions to form one pass
 THICKER = 1.5  # minimum ratio of thicknesses of two reconstructions
+UNEVEN = 0.25  # of the typical step: maximum spread of the steps of one scan
+CROWDED = 0.75  # of the slice thickness: closer slices overlap, so one pass does not alternate them
 
 
 def one_pass(planes: Sequence[Plane], positions: Sequence[float], notes: list[str]) -> list[int]:
@@ -34,15 +36,15 @@ def one_pass(planes: Sequence[Plane], positions: Sequence[float], notes: list[st
 
 def _without_copies(
     planes: Sequence[Plane], positions: Sequence[float], notes: list[str]
-) -> dict[int, list[int]]:
-    """Return the indices of the slices at each position (by rank), without slices whose pixels
-    equal those of another slice at that position.
+) -> dict[float, list[int]]:
+    """Return the indices of the slices at each position, without slices whose pixels equal those of
+    another slice at that position.
     """
-    ranks = _position_ranks(positions)
-    by_position: dict[int, list[int]] = {}
+    places = _places(positions)
+    by_position: dict[float, list[int]] = {}
     copies: list[Plane] = []
     for index in sorted(range(len(planes)), key=lambda index: _acquisition_key(planes[index])):
-        distinct = by_position.setdefault(ranks[index], [])
+        distinct = by_position.setdefault(places[index], [])
         if any(np.array_equal(planes[index].stored, planes[other].stored) for other in distinct):
             copies.append(planes[index])
         else:
@@ -64,16 +66,16 @@ def _acquisition_key(plane: Plane) -> tuple[float, float, str, str]:
 
 
 def _passes(
-    planes: Sequence[Plane], by_position: Mapping[int, Sequence[int]]
-) -> list[dict[int, int]]:
+    planes: Sequence[Plane], by_position: Mapping[float, Sequence[int]]
+) -> list[dict[float, int]]:
     """Return the passes over the head, each as a mapping from position to the index of the slice
     there. Acquisitions of different techniques or thicknesses form one pass only if they continue
     each other.
     """
-    of_techniques: dict[tuple[tuple[str, ...], float], dict[int, list[int]]] = {}
+    of_techniques: dict[tuple[tuple[str, ...], float], dict[float, list[int]]] = {}
     for position, indices in by_position.items():
         for index in indices:
-            technique = planes[index].technique, planes[index].thickness_mm or 0.0
+            technique = planes[index].technique, round(planes[index].thickness_mm or 0.0, 1)
             of_techniques.setdefault(technique, {}).setdefault(position, []).append(index)
     return _merged_passes(
         planes,
@@ -86,12 +88,12 @@ def _passes(
 
 
 def _split_acquisitions(
-    planes: Sequence[Plane], by_position: Mapping[int, Sequence[int]]
-) -> list[dict[int, int]]:
+    planes: Sequence[Plane], by_position: Mapping[float, Sequence[int]]
+) -> list[dict[float, int]]:
     """Return the acquisitions, each as a mapping from position to the index of the slice there; one
     that covers a position several times is split, so that each part covers it once.
     """
-    parts: dict[tuple[float, int], dict[int, int]] = {}
+    parts: dict[tuple[float, int], dict[float, int]] = {}
     for position, indices in by_position.items():
         repeats = Counter[float]()
         for index in indices:
@@ -102,22 +104,24 @@ def _split_acquisitions(
 
 
 def _merged_passes(
-    planes: Sequence[Plane], acquisitions: Sequence[Mapping[int, int]]
-) -> list[dict[int, int]]:
+    planes: Sequence[Plane], acquisitions: Sequence[Mapping[float, int]]
+) -> list[dict[float, int]]:
     """Return passes over the head: each acquisition continues the first pass with which it shares
     at most `OVERLAP` of its positions (the pass keeps its own slices there), or starts another. It
     does not continue a pass with whose slices it alternates, if the two are marked as different
     scans.
     """
-    passes: list[dict[int, int]] = []
+    passes: list[dict[float, int]] = []
     for acquisition in acquisitions:
         for merged in passes:
             few = OVERLAP * min(len(acquisition), len(merged))
             if len(acquisition.keys() & merged.keys()) > few:
                 continue
-            if _times_parted(acquisition, merged) <= few or not _are_two_scans(
-                [planes[index] for index in acquisition.values()],
-                [planes[index] for index in merged.values()],
+            some, others = ([planes[at] for at in one.values()] for one in (acquisition, merged))
+            if (
+                _times_parted(acquisition, merged) <= few
+                or not _are_crowded([*acquisition, *merged], [*some, *others])
+                or not _are_two_scans(some, others)
             ):
                 merged.update({**acquisition, **merged})
                 break
@@ -126,7 +130,7 @@ def _merged_passes(
     return passes
 
 
-def _times_parted(acquisition: Mapping[int, int], other: Mapping[int, int]) -> int:
+def _times_parted(acquisition: Mapping[float, int], other: Mapping[float, int]) -> int:
     """Return the number of neighboring slices of an acquisition with slices of the other between
     them.
     """
@@ -135,6 +139,16 @@ def _times_parted(acquisition: Mapping[int, int], other: Mapping[int, int]) -> i
         bisect_right(of_other, lower) < bisect_left(of_other, upper)
         for lower, upper in pairwise(sorted(acquisition))
     )
+
+
+def _are_crowded(positions: Sequence[float], planes: Sequence[Plane]) -> bool:
+    """Return whether slices at these positions overlap or are unevenly spaced; interleaved
+    acquisitions of one scan fill each other's gaps evenly.
+    """
+    steps = np.diff(sorted(set(positions)))
+    typical, spread = float(np.median(steps)), float(np.ptp(np.quantile(steps, [0.25, 0.75])))
+    thickest = max((plane.thickness_mm or 0.0 for plane in planes), default=0.0)
+    return typical < CROWDED * thickest or spread > UNEVEN * typical
 
 
 def _are_two_scans(planes: Sequence[Plane], others: Sequence[Plane]) -> bool:
@@ -165,11 +179,11 @@ def _are_two_scans(planes: Sequence[Plane], others: Sequence[Plane]) -> bool:
     )
 
 
-def _position_ranks(positions: Sequence[float]) -> list[int]:
-    """Return the rank of each position; positions within `SAME_PLACE_MM` share a rank."""
-    ranks, rank, start = [0] * len(positions), -1, -np.inf
+def _places(positions: Sequence[float]) -> list[float]:
+    """Return the first of the positions within `SAME_PLACE_MM` of each other, for each of them."""
+    places, place = [0.0] * len(positions), -np.inf
     for index in sorted(range(len(positions)), key=lambda index: positions[index]):
-        if positions[index] - start > SAME_PLACE_MM:
-            rank, start = rank + 1, positions[index]
-        ranks[index] = rank
-    return ranks
+        if positions[index] - place > SAME_PLACE_MM:
+            place = positions[index]
+        places[index] = place
+    return places

@@ -34,8 +34,12 @@ OVERLAP = 0.2
 """
 THICKER = 1.5
 """Minimum ratio of the slice thicknesses of two reconstructions."""
+UNEVEN = 0.25
+"""Of the typical step: maximum spread of the steps of one scan."""
+CROWDED = 0.75
+"""Of the slice thickness: slices closer than that overlap, so one pass does not alternate them."""
 
-Pass: TypeAlias = dict[int, list[Taken]]
+Pass: TypeAlias = dict[float, list[Taken]]
 """The files of one pass over the head, by position; several files at a position if they are
 copies.
 """
@@ -276,7 +280,7 @@ def _passes(files: list[Taken]) -> list[Group]:
     units: dict[tuple[tuple[str, ...], float, str, float, int], Pass] = {}
     folders = _folders_of_scans(files)
     times: Counter[tuple[object, ...]] = Counter()
-    at_spot: dict[int, dict[bytes, list[Taken]]] = {}
+    at_spot: dict[float, dict[bytes, list[Taken]]] = {}
     unplaced: list[Taken] = []
     for file, spot in zip(files, spots, strict=True):
         if spot is None:
@@ -289,7 +293,7 @@ def _passes(files: list[Taken]) -> list[Group]:
         acquisition = inf if file.dicom.acquisition is None else file.dicom.acquisition
         at_spot[spot][file.digest] = here = [file]
         folder = (file.folder or "") if file.folder in folders else ""
-        unit = file.dicom.technique, file.dicom.thickness or 0.0, folder, acquisition
+        unit = file.dicom.technique, round(file.dicom.thickness or 0.0, 1), folder, acquisition
         units.setdefault((*unit, times[spot, unit]), {})[spot] = here
         times[spot, unit] += 1
     odd: list[Taken] = []
@@ -337,8 +341,11 @@ def _merged(parts: Sequence[Pass], odd: list[Taken]) -> list[Pass]:
             few = OVERLAP * min(len(part), len(pass_))
             if len(shared) > few:
                 continue
-            if _times_parted(part, pass_) <= few or not _are_two_scans(
-                _flat(part.values()), _flat(pass_.values())
+            some, others = _flat(part.values()), _flat(pass_.values())
+            if (
+                _times_parted(part, pass_) <= few
+                or not _are_crowded([*part, *pass_], [*some, *others])
+                or not _are_two_scans(some, others)
             ):
                 pass_.update({spot: here for spot, here in part.items() if spot not in shared})
                 odd += _flat(here for spot, here in part.items() if spot in shared)
@@ -357,6 +364,16 @@ def _times_parted(part: Pass, other: Pass) -> int:
         bisect_right(of_other, lower) < bisect_left(of_other, upper)
         for lower, upper in pairwise(sorted(part))
     )
+
+
+def _are_crowded(spots: Sequence[float], files: Sequence[Taken]) -> bool:
+    """Return whether slices at these positions overlap or are unevenly spaced; interleaved
+    acquisitions of one scan fill each other's gaps evenly.
+    """
+    steps = sorted(upper - lower for lower, upper in pairwise(sorted(set(spots))))
+    typical, quarter = median(steps), len(steps) // 4
+    thickest = max((file.dicom.thickness or 0.0 for file in files), default=0.0)
+    return typical < CROWDED * thickest or steps[-1 - quarter] - steps[quarter] > UNEVEN * typical
 
 
 def _are_two_scans(files: Sequence[Taken], others: Sequence[Taken]) -> bool:
@@ -415,9 +432,10 @@ def _flat(files: Iterable[Iterable[Taken]]) -> list[Taken]:
     return [file for some in files for file in some]
 
 
-def _spots(files: Sequence[Taken]) -> list[int | None] | None:
-    """Return the rank of each file's position; files at the same position share a rank, and a file
-    without a position has None. Returns None if the files do not distinguish positions at all.
+def _spots(files: Sequence[Taken]) -> list[float | None] | None:
+    """Return the position of each file in mm, the same for files within `SAME_PLACE_MM` of each
+    other, and None for a file without one. Returns None if the files do not distinguish positions
+    at all.
     """
     x, y, z = next((_normal(file) for file in files if file.dicom.orientation), (0.0, 0.0, 1.0))
     places_of = _without_placeholders([file.dicom.position for file in files])
@@ -446,13 +464,13 @@ def _spots(files: Sequence[Taken]) -> list[int | None] | None:
         ]
     if _distinct(places) < 2:
         return None
-    ranks: dict[float, int] = {}
-    rank, start = -1, -inf
+    spots: dict[float, float] = {}
+    spot = -inf
     for place in sorted(place for place in places if place is not None):
-        if place - start > SAME_PLACE_MM:
-            rank, start = rank + 1, place
-        ranks[place] = rank
-    return [None if place is None else ranks[place] for place in places]
+        if place - spot > SAME_PLACE_MM:
+            spot = place
+        spots[place] = spot
+    return [None if place is None else spots[place] for place in places]
 
 
 def _without_placeholders(positions: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:

@@ -5,6 +5,7 @@ best source, and what is left out is named.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,31 @@ def test_slices_of_another_acquisition_between_those_of_one_are_never_mixed_in(
         series = read_series(given)
         assert marks(series) in ([1, 2, 3, 4, 5, 6], [41, 42, 43, 44, 45, 46])
         assert "another pass over the same positions" in series.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "tags_of",
+    [
+        lambda at: {"AcquisitionNumber": at, "SliceThickness": None if at == 4 else 5.0},
+        lambda at: {
+            "AcquisitionNumber": at,
+            "SliceThickness": 5.0,
+            "KVP": None if at == 4 else 120,
+        },
+        lambda at: {"AcquisitionNumber": at, "SliceThickness": 5.0 - 0.01 * (at % 2)},
+        lambda at: {"AcquisitionNumber": at // 2, "SliceThickness": 5.0 - 0.1 * (at % 2)},
+        lambda at: {"AcquisitionNumber": at % 2, "SliceThickness": 5.0},
+        lambda at: {"AcquisitionNumber": at % 2, "SliceThickness": None},
+    ],
+    ids=["no thickness", "no voltage", "jitter", "rotations", "interleaved", "unknown thickness"],
+)
+def test_acquisitions_that_fill_each_others_gaps_lose_no_slice(
+    tmp_path: Path, tags_of: Callable[[int], dict[str, object]]
+) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    for number, path in enumerate(paths):
+        change(path, **tags_of(number))
+    assert marks(read_series(paths)) == ALL
 
 
 def test_a_thickness_or_voltage_that_is_written_differently_makes_no_second_pass(

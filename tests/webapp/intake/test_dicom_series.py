@@ -147,6 +147,22 @@ def test_slices_of_another_scan_between_those_of_one_are_a_scan_of_their_own(
     assert numbers(grouped(files)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+def test_acquisitions_that_fill_each_others_gaps_are_one_scan() -> None:
+    files = slices(12, thickness=5.0)
+    for of_slice in (
+        lambda at: {"acquisition": float(at), "thickness": 0.0 if at == 4 else 5.0},
+        lambda at: {"acquisition": float(at), "thickness": 5.0 - 0.01 * (at % 2)},
+        lambda at: {"acquisition": float(at // 2), "thickness": 5.0 - 0.1 * (at % 2)},
+        lambda at: {"acquisition": float(at % 2), "thickness": 5.0},
+        lambda at: {"acquisition": float(at % 2), "thickness": 0.0},
+    ):
+        changed = [
+            replace(file, dicom=replace(file.dicom, **of_slice(at)))
+            for at, file in enumerate(files)
+        ]
+        assert numbers(grouped(changed)) == [list(range(12))]
+
+
 def test_thick_and_thin_slices_that_begin_alike_are_two_scans() -> None:
     thin = [
         replace(file, dicom=replace(file.dicom, position=(0.0, 0.0, 1.0 * at)))
