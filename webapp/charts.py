@@ -240,11 +240,15 @@ Points = Mapping[str, Sequence[tuple[int, float]]]
 def _training_chart(metric: str, stages: Points, held_back: Points, steps: int) -> TrainingChart:
     axes = Axes(left=58, top=12, width=460, height=170)
     both = [*stages.items(), *((f"{stage}, held back", held_back[stage]) for stage in held_back)]
-    values = [value for _, points in both for _, value in points]
-    lowest, highest = min(0.0, *values), max(values)
+    values = [value for points in stages.values() for _, value in points]
+    held_back_values = [value for points in held_back.values() for _, value in points]
+    lowest, highest = min(0.0, *values, *held_back_values), max(values)
     usual = sorted(values)[int(USUAL_SHARE * (len(values) - 1))]
     if is_cut := highest > OUTLYING * usual > 0:
         highest = OUTLYING * usual / 2
+    # Never cut off: where it rises above the loss of training, the network overfits.
+    highest = max(highest, *held_back_values, lowest)
+    is_cut = is_cut and highest < max(values)
     span = (highest - lowest) or 1.0
 
     def place(step: int, value: float) -> tuple[float, float]:

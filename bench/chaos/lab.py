@@ -53,7 +53,7 @@ from webapp.models import (
 )
 from webapp.models.shadows import MOST_FAILURES
 from worker.canary import SLICES as CANARY_SLICES
-from worker.training_curves import Curves
+from worker.training_curves import AVERAGED_STEPS, Curves
 
 NAME = "lab"
 PATIENTS = 40
@@ -162,8 +162,11 @@ class Lab:
         body = {"version_id": version_id, "dataset_id": self.dataset_id}
         evaluation_id = str(self._api("POST", "/evaluations", body, 202)["id"])
         status, error, _ = self._ended(Evaluation, evaluation_id)
-        require(status == JobStatus.FAILED and bool(error), f"it was evaluated: {status} {error}")
+        require(
+            status == JobStatus.FAILED and FEATURES in str(error), f"evaluation: {status} {error}"
+        )
         problem = self._api("POST", *self._promotion_of(version_id), 409)
+        require(FEATURES in sentence_of(problem), f"promotion: {sentence_of(problem)}")
         require(self._live("series")[0] != version_id, "it went live")
         return f"evaluation failed, “{error}”; promotion refused, “{sentence_of(problem)}”"
 
@@ -226,7 +229,8 @@ class Lab:
         with self.stack.app.app_context():
             db.session.execute(delete(TrainingRun).where(TrainingRun.id == run_id))
             db.session.commit()
-        require(points == 2 * CURVE_STEPS and took_s < CURVE_WITHIN_S, f"{points}, {took_s:.1f} s")
+        expected = CURVE_STEPS // AVERAGED_STEPS + CURVE_STEPS
+        require(points == expected and took_s < CURVE_WITHIN_S, f"{points}, {took_s:.1f} s")
         return f"{POINTS:,} of each of two metrics became {points:,} rows, read in {took_s:.2f} s"
 
     def dataset_deleted(self) -> str:

@@ -570,8 +570,9 @@ class RunSummarySchema(WorkSchema):
 
 
 class PointSchema(Schema):
-    """The mean of a metric in one of a thousand equal parts of a run, with its fold and epoch;
-    `validation_loss` and `validation_auroc` are on images held out from training.
+    """A metric in one of ten thousand equal parts of a run, with its fold and epoch. The loss is
+    the mean over ten of them; `validation_loss` and `validation_auroc` are on images held out from
+    training, after each epoch.
     """
 
     metric = fields.String(required=True)

@@ -148,14 +148,14 @@ class RunTag(db.Model):
     tag: Mapped[str] = mapped_column(String(30), primary_key=True, index=True)
 
 
-CURVE_STEPS = 1000
+CURVE_STEPS = 10_000
 """A run has at most this many points of each metric, in equal steps, however many batches it
 takes.
 """
 
 
 class TrainingPoint(db.Model):
-    """The mean of a metric, such as the loss, during one of `CURVE_STEPS` equal parts of a run.
+    """A metric, such as the mean loss, during one of `CURVE_STEPS` equal parts of a run.
 
     `step` counts these from 0; `stage` is the fold, or another stage of the run; `epoch` counts
     from 1.
