@@ -24,7 +24,7 @@ PERCENTAGES = tuple(f"{prevalence * 100:g}" for prevalence in PREVALENCES)
 """The same as the card's keys."""
 NOUNS = {"patient": "scans", "slice": "slices"}
 """The levels of a card, with the noun for what is counted at each."""
-COUNTED = {"patient": "people", "slice": "slices"}
+COUNTED = {"patient": "patients", "slice": "slices"}
 """What the metrics of each level are measured on."""
 SHARES = (
     *("accuracy", "sensitivity", "specificity", "ppv", "npv"),

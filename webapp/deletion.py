@@ -124,14 +124,14 @@ def delete_dataset(dataset_id: str) -> bool:
     is_open = Evaluation.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
     if db.session.scalar(select(Evaluation.id).where(of_dataset, is_open).limit(1)):
         raise StillNeeded(
-            "An evaluation on this data set is still running. Cancel it first, or wait until"
-            " it ends."
+            "An evaluation on this data set is still queued or running. Cancel it first, or wait"
+            " until it ends."
         )
     of_paper = PaperExperiment.dataset_id == dataset_id
     is_open = PaperExperiment.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
     if db.session.scalar(select(PaperExperiment.id).where(of_paper, is_open).limit(1)):
         raise StillNeeded(
-            "The paper’s experiment is running on this data set. Cancel it first, or wait"
+            "The paper’s experiment is queued or running on this data set. Cancel it first, or wait"
             " until it ends."
         )
     checkpoints = [

@@ -72,6 +72,7 @@ DISPLAY_NAMES = {
     "admin made": "administrator created",
     "scan cancelled": "scan canceled",
     "scan forced": "scan analyzed anyway",
+    "scan scored again": "scan analyzed again",
     "import cancelled": "import canceled",
     "evaluation cancelled": "evaluation canceled",
     "replay requested": "result reproduced",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ml.figures import BandFigures, Share
+from ml.verdict import NARROWEST_BAND
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,8 @@ def inconclusive_band(sample: Sample, threshold: float) -> tuple[float, float]:
         share_left = MOST_INCONCLUSIVE / share
         low = _nearer(sample, threshold, low, share_left)
         high = _nearer(sample, threshold, high, share_left)
+    if high - low < NARROWEST_BAND:
+        return threshold, threshold
     return low, min(high, 1.0)
 
 

@@ -63,7 +63,8 @@ def threshold_curve(labels: np.ndarray, probabilities: np.ndarray) -> list[Curve
     """
     if len(np.unique(labels)) < 2:
         return []
-    thresholds = np.unique(np.round(probabilities, 4))
+    # Rounded down, so that a probability reaches its own threshold.
+    thresholds = np.unique(np.floor(np.asarray(probabilities) * 10_000) / 10_000)
     if len(thresholds) > CURVE_POINTS - 2:
         chosen = np.linspace(0, len(thresholds) - 1, CURVE_POINTS - 2).astype(int)
         thresholds = thresholds[chosen]

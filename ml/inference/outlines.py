@@ -141,10 +141,10 @@ def _mask_of(probabilities: FloatArray, frame: Frame, slice_: Slice) -> BoolArra
 def without_specks(mask: BoolArray) -> BoolArray:
     """Return an outline (height, width) without pieces smaller than `SMALLEST_PIECE`."""
     count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    areas = stats[:, cv2.CC_STAT_AREA].copy()
-    areas[0] = 0  # the background
     if count <= 2:
         return mask
+    areas = stats[:, cv2.CC_STAT_AREA]
+    areas[0] = 0  # the background
     return np.asarray((areas >= max(SMALLEST_PIECE * areas.max(), 1))[pieces])
 
 

@@ -61,7 +61,7 @@ def test_what_rests_on_few_people_says_so() -> None:
     balanced["specificity"] = {"value": 1.0, "low": 1.0, "high": 1.0, "n": 25}
     assert meaning_of(balanced, "patient") == (
         "Of 100 scans, 10 of them with hemorrhage: finds 6, misses 4, flags none of the 90 without."
-        " Measured on 49 people with hemorrhage and 25 without: 5 to 7 found and 0 to 12 flagged"
+        " Measured on 49 patients with hemorrhage and 25 without: 5 to 7 found and 0 to 12 flagged"
         " are plausible (95% intervals)."
     )
     curve = [{"threshold": 0.5, "sensitivity": 0.5, "specificity": 1.0}]

@@ -141,7 +141,7 @@ def test_a_canceled_evaluation_ends_and_leaves_no_file(
 
 def test_a_data_set_is_not_deleted_under_an_evaluation_but_with_it(phantoms: Dataset) -> None:
     row = queue(install_model(), phantoms)
-    with pytest.raises(StillNeeded, match="is still running"):
+    with pytest.raises(StillNeeded, match="is still queued or running"):
         delete_dataset(phantoms.id)
     tasks.train_model()
     assert storage.keys(row.storage_prefix)

@@ -186,8 +186,9 @@ def _at_point(version: ModelVersion, level: str, metrics: Mapping[str, Any]) -> 
     if version.point is None:
         # The trained threshold is usually that of a named point, which is evaluated on what the
         # threshold is for: scans of several slices, without patients who have a single image.
-        same = (point for point in points.values() if point.get("threshold") == threshold)
-        return dict(next(same, metrics))
+        trained = str((version.card.get("settings") or {}).get("threshold"))
+        point = points.get("sensitive" if trained == "sensitivity" else trained) or {}
+        return dict(point if point.get("threshold") == threshold else metrics)
     if version.point != OWN_THRESHOLDS:
         return dict(points.get(version.point) or {})
     curve = curve_of(version, level)

@@ -81,10 +81,12 @@ class AgreementSchema(Schema):
     low = fields.Float(required=True, allow_none=True, validate=SHARE)
     high = fields.Float(required=True, allow_none=True, validate=SHARE)
     only_candidate = fields.Integer(
-        required=True, validate=COUNT, metadata={"description": "Suspected by this version only."}
+        required=True, validate=COUNT, metadata={"description": "Suspected by the candidate only."}
     )
     only_live = fields.Integer(
-        required=True, validate=COUNT, metadata={"description": "Suspected by this version only."}
+        required=True,
+        validate=COUNT,
+        metadata={"description": "Suspected by the live version only."},
     )
     states = fields.List(fields.Nested(StatesSchema), required=True)
 

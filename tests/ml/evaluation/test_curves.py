@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ml.evaluation.curves import BINS, CURVE_POINTS, level_curves
+from ml.evaluation.curves import BINS, CURVE_POINTS, level_curves, threshold_curve
 from ml.evaluation.metrics import roc_points
 
 
@@ -19,3 +19,12 @@ def test_the_curves_of_a_million_answers_have_no_more_points_than_others() -> No
     # Thinning loses no more than a hundredth: normal distributions, two standard deviations apart.
     (middle,) = [each for each in result.thresholds if abs(each.threshold - 0.5) < 0.006][:1]
     assert abs(middle.sensitivity - 0.841) < 0.01 and abs(middle.specificity - 0.841) < 0.01
+
+
+def test_a_probability_reaches_its_own_threshold() -> None:
+    points = threshold_curve(np.array([0, 1, 1]), np.array([0.1, 0.44166, 0.9]))
+    assert [(point.threshold, point.sensitivity) for point in points if point.threshold < 0.9] == [
+        (0.0, 1.0),
+        (0.1, 1.0),
+        (0.4416, 1.0),
+    ]

@@ -120,8 +120,10 @@ def test_the_paper_s_experiment_is_launched_canceled_and_resumed(
     assert "already queued or running on this data set" in admin.get(address).text
     assert "hx-get" in admin.get(address).text
     admin.post(f"/admin/datasets/{dataset}/delete")
-    assert "is running on this data set. Cancel it first" in admin.get("/admin/datasets").text or (
-        "is running on this data set. Cancel it"
+    assert "is queued or running on this data set. Cancel it first" in admin.get(
+        "/admin/datasets"
+    ).text or (
+        "is queued or running on this data set. Cancel it"
         " first" in admin.get(f"/admin/datasets/{dataset}").text
     )
     admin.post(f"/admin/papers/{failed}/cancel")

@@ -185,7 +185,7 @@ def test_a_deleted_data_set_takes_its_evaluations_along(app: Flask, admin: Flask
         other = add_version("two")
         row = add(Evaluation(version_id=other, dataset_id=dataset)).id
     answer = admin.post(f"/admin/datasets/{dataset}/delete", follow_redirects=True)
-    assert "An evaluation on this data set is still running." in answer.text
+    assert "An evaluation on this data set is still queued or running." in answer.text
     admin.post(f"/admin/evaluations/{row}/cancel")
     assert (
         "has been deleted"
