@@ -35,7 +35,7 @@ LEAST_MEASURED = 0.01
 ROUNDING = 1e-9
 ENOUGH_MEASURED = 0.15
 """The fraction of a part from which on its own speed is used for the rest of it."""
-ENOUGH_OF_FIRST_FIT_S = 60.0
+ENOUGH_OF_FIRST_FIT_S = 15.0
 """Seconds from which on the speed of the first fit is used even before the end of that fit. Until
 its first batch, a fit loads and traces what it needs, so its beginning says little about its speed.
 """
