@@ -12,6 +12,11 @@ from typing import Any
 
 import numpy as np
 
+RESUMED = "resumed"
+"""A metric that marks a report of progress as reached without computing: what lies before it came
+from a checkpoint, so it says nothing about the speed.
+"""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

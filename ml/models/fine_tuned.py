@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ml.catalogue import Architecture
-from ml.checkpoints import load_or_make_arrays
+from ml.checkpoints import RESUMED, load_or_make_arrays
 from ml.models.contract import FitTask
 from ml.networks.convolutions import AlexNet
 from ml.networks.encoder import Encoder
@@ -117,6 +117,7 @@ def tuned_convolutions(
 
     cached = load_or_make_arrays(path, reuse_or_tune)
     state.unlink(missing_ok=True)
+    report(1.0, {RESUMED: 1.0})  # no progress unless a checkpoint or reuse folder had the weights
     share = 0.0 if task.init == "random" else float(task.settings["initial_share"])
     return Tuned.of_arrays(cached).mixed_with(start, share, encoder)
 

@@ -86,6 +86,9 @@ def fit_autoencoder(
             yield batch, batch
 
     def tell(share: float, figures: Mapping[str, float]) -> None:
+        if "loss" not in figures:  # resumed
+            report(share, figures)
+            return
         losses.append(figures["loss"])
         report(share, {"reconstruction_error": figures["loss"], "epoch": figures["epoch"]})
 

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ml.checkpoints import load_arrays, save_arrays
+from ml.checkpoints import RESUMED, load_arrays, save_arrays
 from ml.networks.watching import Watch
 
 AHEAD = 4  # batches that are prepared in advance
@@ -69,6 +69,8 @@ def run_epochs(
         *optimizer.variables,
     ]
     first = _restore(state, variables)
+    if first:
+        report(first / epochs, {RESUMED: 1.0})
     for epoch in range(first, epochs):
         # Nothing here draws from a global generator, so none is seeded: that would make TensorFlow
         # discard its compiled functions.

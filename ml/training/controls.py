@@ -26,7 +26,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from ml.artifacts.card import Control
 from ml.catalogue import architecture_named
-from ml.checkpoints import load_json, save_json
+from ml.checkpoints import RESUMED, load_json, save_json
 from ml.datasets.examples import UNKNOWN, Example
 from ml.datasets.groups import stratified_group_folds
 from ml.errors import DatasetError
@@ -103,6 +103,7 @@ def run_controls(run: ControlledRun, checkpoint: Path, tell: Tell) -> list[Contr
             result = _run(name, run, checkpoint / f"control-{name}", within)
             save_json(checkpoint / f"control-{name}.json", to_json(result))
         else:
+            within("read from the checkpoint", 1.0, {RESUMED: 1.0})
             result = from_json(Control, saved)
         results.append(result)
     reason = "not requested by the setting controls"

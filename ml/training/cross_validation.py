@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ml.catalogue import BLEEDING_TYPES
-from ml.checkpoints import load_json, save_json
+from ml.checkpoints import RESUMED, load_json, save_json
 from ml.datasets.examples import UNKNOWN
 from ml.datasets.type_labels import KnownTypes
 from ml.evaluation.answers import Answers
@@ -306,6 +306,7 @@ def _finished(
     path = folder.with_name(f"{folder.name}.json")
     saved = load_json(path)
     if saved is not None:
+        report(1.0, {RESUMED: 1.0})
         return from_json(FoldResult, saved)
     began = time.monotonic()
     train, weak_scans = _learned_from(experiment, split)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from ml.checkpoints import RESUMED
 from ml.expected_time import READING, Part
 
 
@@ -26,10 +27,6 @@ class Progress:
     metrics: Mapping[str, float]
 
 
-SKIPPED_S = 0.05
-"""A whole step that takes less than this many seconds was not computed but read from a
-checkpoint.
-"""
 LEAST_MEASURED = 0.01
 """The fraction of the whole that must have been computed before the remaining time is estimated."""
 ROUNDING = 1e-9
@@ -45,7 +42,8 @@ class Meter:
     """Converts steps into monotonic `Progress`, with the remaining time estimated from the expected
     and the actual duration of each part.
 
-    Steps that a checkpoint made unnecessary take no time and say nothing about the speed. Images
+    Steps that a checkpoint made unnecessary are reported with `RESUMED` and say nothing about the
+    speed. Images
     are read at another speed than models are fitted, so the later parts are estimated from the fits
     as soon as there are any.
 
@@ -118,22 +116,11 @@ class Meter:
         self._fraction = max(before, min(fraction, 1.0))
         now = self._clock()
         took, self._last_at = now - self._last_at, now
-        if self._has_begun and not (took < SKIPPED_S and self._is_whole_step(before)):
+        if self._has_begun and RESUMED not in metrics:
             self._measure(before, took)
         self._has_begun = True
-        self._on_progress(Progress(stage, self._fraction, self._left_s(), dict(metrics)))
-
-    def _is_whole_step(self, before: float) -> bool:
-        """Return whether the last report completed a whole step at once."""
-        reached = self._fraction + ROUNDING
-        for name, part in self._parts.items():
-            begin = self._ends[name] - part.seconds / self._whole
-            for step in part.steps:
-                end = begin + step / self._whole
-                if step and before <= begin + ROUNDING and end <= reached:
-                    return True
-                begin = end
-        return False
+        shown = {name: value for name, value in metrics.items() if name != RESUMED}
+        self._on_progress(Progress(stage, self._fraction, self._left_s(), shown))
 
     def _measure(self, before: float, took: float) -> None:
         """Distribute the time since the last step among the parts that it covers."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
 from ml.catalogue import architecture_named
+from ml.checkpoints import RESUMED
 from ml.expected_time import Part, expected_parts
 from ml.training.progress import Meter, Progress
 
@@ -17,7 +18,7 @@ RECORDED = sorted((Path(__file__).parent / "timelines").glob("*.json"))
 """Of trainings on head_ct, in CPU seconds, as other work on the machine would disturb the clock:
 [seconds, part, share of it] of each step.
 """
-Step = tuple[float, str, float]
+Step = tuple[float, str, float] | tuple[float, str, float, Mapping[str, float]]
 
 
 def reports_of(parts: list[Part], steps: Iterable[Step]) -> list[tuple[float, Progress]]:
@@ -26,9 +27,9 @@ def reports_of(parts: list[Part], steps: Iterable[Step]) -> list[tuple[float, Pr
     meter = Meter(
         lambda progress: reports.append((now[0], progress)), lambda: False, parts, lambda: now[0]
     )
-    for seconds, part, share in steps:
+    for seconds, part, share, *metrics in steps:
         now[0] = seconds
-        meter.part(part)(part, share, {})
+        meter.part(part)(part, share, metrics[0] if metrics else {})
     return reports
 
 
@@ -109,10 +110,13 @@ def test_fits_of_few_images_take_as_long_against_their_heat_maps_as_was_recorded
 
 def test_what_a_checkpoint_holds_says_nothing_about_the_speed() -> None:
     parts = [Part("reading", (1.0,)), Part("folds", (100.0,) * 4)]
-    # Three folds were computed before; the fourth takes twice as long as expected.
-    steps = [(0.0, "reading", 0.0), (1.0, "reading", 1.0)]
-    steps += [(1.0 + 0.01 * fold, "folds", fold / 4) for fold in (1, 2, 3)]
-    steps += [(1.03 + 2 * percent, "folds", (300 + percent) / 400) for percent in range(1, 101)]
+    # Three folds and half of the fourth were computed before, and reading them takes a while; the
+    # rest takes twice as long as expected.
+    steps: list[Step] = [(0.0, "reading", 0.0), (1.0, "reading", 1.0)]
+    steps += [(1.0 + fold, "folds", fold / 4, {RESUMED: 1.0}) for fold in (1, 2, 3)]
+    steps += [(5.0, "folds", 0.875, {RESUMED: 1.0})]
+    steps += [(5 + 2 * percent, "folds", (350 + percent) / 400) for percent in range(1, 51)]
     reports = reports_of(parts, steps)
+    assert all(RESUMED not in progress.metrics for _, progress in reports)
     require_right(reports[10:], steps[-1][0], after=0.0)
     assert [progress.fraction for _, progress in reports] == sorted(p.fraction for _, p in reports)
