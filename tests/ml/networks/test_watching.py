@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 
+from ml.checkpoints import RESUMED
 from ml.models import alexnet, recurrent
 from ml.models.contract import FitTask, HeldOut, fit_of
 from ml.networks import fine_tuning
@@ -154,8 +155,10 @@ def test_an_interrupted_fine_tuning_says_the_same_figures_when_it_continues(tmp_
 
     with pytest.raises(Stopped):
         run("b.npz", stop)
-    run("b.npz", lambda share, figures: broken.append(dict(figures)))
-    told = of_epochs(broken)
+    resumed: list[tuple[float, Mapping[str, float]]] = []
+    run("b.npz", lambda share, figures: resumed.append((share, dict(figures))))
+    assert resumed[0] == (1 / 3, {RESUMED: 1.0})
+    told = of_epochs([*broken, *(figures for _, figures in resumed)])
     assert [figures["epoch"] for figures in told] == [1, 2, 2, 3]
     assert [told[n] for n in (0, 2, 3)] == of_epochs(straight)
 
