@@ -62,12 +62,7 @@ def run_epochs(
     optimizer = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=averaging)
     network.compile(optimizer=optimizer, loss=loss, loss_weights=loss_weights)
     optimizer.build(network.trainable_variables)
-    # Saved layer by layer, to include the state of the dropout's random generators and exclude the
-    # model's metrics.
-    variables = [
-        *(variable for layer in network.layers for variable in layer.variables),
-        *optimizer.variables,
-    ]
+    variables = _state_of(network, optimizer)
     first = _restore(state, variables)
     if first:
         report(first / epochs, {RESUMED: 1.0})
@@ -145,6 +140,14 @@ def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
     finally:
         ended.set()
         thread.join()
+
+
+def _state_of(network: keras.Model, optimizer: keras.Optimizer) -> list[keras.Variable]:
+    """Return the variables that a training resumes from: those of the layers, to include the state
+    of the dropout's random generators and exclude the model's metrics, and those of the optimizer.
+    """
+    of_layers = (variable for layer in network.layers for variable in layer.variables)
+    return [*of_layers, *optimizer.variables]
 
 
 def _save(state: Path, epochs: int, variables: list[keras.Variable]) -> None:

@@ -319,17 +319,7 @@ def _finished(
     tested = None
     if test_heat_maps:
         files = fitted.export(of_slices.platt, of_scans.platt)
-        at, wrong = _true_positives_in(experiment, slices), _mistakes_in(experiment, slices)
-        drawn = itertools.count(1)
-
-        def on_map() -> None:
-            report(0.5 + 0.5 * next(drawn) / (len(at) + len(wrong)), {})
-
-        tested = judge_heat_maps(
-            files, experiment.images, experiment.masks, at, experiment.seed, on_map
-        )
-        pictures = folder.with_name(f"{folder.name}-mistakes.npz")
-        draw_mistakes(pictures, experiment, fitted, files, wrong, on_map)
+        tested = _tested_heat_maps(experiment, fitted, files, slices, folder, report)
     result = FoldResult(
         slices=slices,
         scans=scans,
@@ -344,6 +334,31 @@ def _finished(
     save_json(path, to_json(result))
     shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def _tested_heat_maps(
+    experiment: Experiment,
+    fitted: Fitted,
+    files: dict[str, bytes],
+    slices: FoldAnswers,
+    folder: Path,
+    report: Report,
+) -> list[HeatMapTest]:
+    """Return the results of the tests of a fold's heat maps, and write those of its worst mistakes
+    beside `folder`. The progress is that of the second half of the fold.
+    """
+    at, wrong = _true_positives_in(experiment, slices), _mistakes_in(experiment, slices)
+    drawn = itertools.count(1)
+
+    def on_map() -> None:
+        report(0.5 + 0.5 * next(drawn) / (len(at) + len(wrong)), {})
+
+    tested = judge_heat_maps(
+        files, experiment.images, experiment.masks, at, experiment.seed, on_map
+    )
+    pictures = folder.with_name(f"{folder.name}-mistakes.npz")
+    draw_mistakes(pictures, experiment, fitted, files, wrong, on_map)
+    return tested
 
 
 def _learned_from(experiment: Experiment, split: Split) -> tuple[np.ndarray, np.ndarray]:
