@@ -224,7 +224,7 @@ class Stack:
         with self.app.app_context():
             db.session.remove()
             db.engine.dispose()
-        self.neighbors.archive.stop()
+        self.neighbors.stop()
         self.broker.stop()
         if self.database:
             self.database.stop()
