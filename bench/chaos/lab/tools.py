@@ -42,9 +42,9 @@ from webapp.models import (
 from worker.canary import SLICES as CANARY_SLICES
 
 NAME = "lab"
-PATIENTS = 24
-ENDS_WITHIN_S, ANSWERS_WITHIN_S = 240.0, 60.0
-LOOK_S = 0.01
+PATIENTS = 16
+ENDS_WITHIN_S, ANSWERS_WITHIN_S = 600.0, 60.0
+LOOK_S = 0.05
 
 
 class Unexpected(Exception):
