@@ -36,7 +36,7 @@ from webapp.models import (
     TrainingRun,
 )
 
-TRIES = 10
+TRIES = 30
 """How often a job is requested until its worker was killed before it ended."""
 FOLLOWS_EVERY_S = 0.002
 LATEST = 0.8
