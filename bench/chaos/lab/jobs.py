@@ -372,12 +372,14 @@ def refused_deletion(lab: Lab) -> str:
 
 
 def evaluation_result(lab: Lab, evaluation_id: str) -> Any:
-    """Return its figures and files."""
+    """Return its figures and files, without its duration."""
     its = Evaluation.dataset_id == lab.dataset(), Evaluation.version_id == lab.live("slice")[0]
-    return {
-        "rows": lab.columns(Evaluation, ("result", "curves", "mistakes"), *its),
-        "files": lab.digests(f"evaluations/{evaluation_id}/"),
-    }
+    rows = lab.columns(Evaluation, ("result", "curves", "mistakes"), *its)
+    for row in rows:
+        row["result"].pop("seconds")
+    files = lab.digests(f"evaluations/{evaluation_id}/")
+    files["metrics.json"] = ""  # It has the duration.
+    return {"rows": rows, "files": files}
 
 
 def request_calibration(lab: Lab) -> str:
