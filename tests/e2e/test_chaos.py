@@ -59,7 +59,7 @@ def test_whatever_dies_every_scan_ends_in_one_verdict(tmp_path: Path) -> None:
 def test_what_goes_wrong_in_the_lab_ends_as_it_should(tmp_path: Path) -> None:
     # A few of the cases, one for each queue; `make chaos` carries out all.
     cases = [
-        "worker killed during: preview",
+        "worker killed during: creation of a report",
         "worker killed during: import of a data set",
         "worker killed during: sending of a notification",
         "two promotions at once",

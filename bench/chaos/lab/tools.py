@@ -42,7 +42,8 @@ from webapp.models import (
 from worker.canary import SLICES as CANARY_SLICES
 
 NAME = "lab"
-PATIENTS = 16
+PATIENTS = 22
+"""Half of them have a hemorrhage; the paper's experiment needs 10 of either kind."""
 ENDS_WITHIN_S, ANSWERS_WITHIN_S = 600.0, 60.0
 LOOK_S = 0.05
 
