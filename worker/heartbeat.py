@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 ABANDONED_S = 600
 """A work folder that has not been touched for this long was abandoned."""
+DOWNLOAD_ABANDONED_S = 24 * 3600
+"""The same for the download of a model, whose folder is not touched while a file arrives."""
 
 
 class Heartbeat:
@@ -190,13 +192,23 @@ def work_folder_of(app: Flask) -> Path:
     return Path(app.config["HEMOSCAN_HOME"]) / "work"
 
 
+def models_of(app: Flask) -> Path:
+    """Return the folder with this machine's copies of models. Those that are being downloaded have
+    names that start with a dot.
+    """
+    return Path(app.config["HEMOSCAN_HOME"]) / "cache" / "models"
+
+
 def remove_abandoned_folders() -> None:
-    """Remove the work folders of killed workers on this machine: those for which neither the folder
-    nor the database shows a recent sign of life.
+    """Remove what killed workers left on this machine: unfinished downloads of models, and work
+    folders for which neither the folder nor the database shows a recent sign of life.
 
     Either alone can mislead: a worker that started while the database was unavailable has no row
     yet, and this machine's clock may have been changed.
     """
+    for path in models_of(current_app).glob(".*"):
+        if _age_s(path) > DOWNLOAD_ABANDONED_S:
+            shutil.rmtree(path, ignore_errors=True)
     root = work_folder_of(current_app)
     silent = (
         [path for path in root.iterdir() if _age_s(path) > ABANDONED_S] if root.is_dir() else []

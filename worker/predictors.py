@@ -19,7 +19,7 @@ from ml.inference.predictor import Predictor
 from webapp.models import ModelVersion
 from webapp.storage import StorageError, StorageUnavailable, storage
 from worker.canary import require_same_answer
-from worker.heartbeat import heartbeat
+from worker.heartbeat import heartbeat, models_of
 from worker.retries import retry_storage
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def model_folder(version: ModelVersion) -> Path:
         StorageError: its files cannot be downloaded.
         ArtifactError: the downloaded files are not that model.
     """
-    folder = Path(current_app.config["HEMOSCAN_HOME"]) / "cache" / "models" / version.card_id
+    folder = models_of(current_app) / version.card_id
     if folder.is_dir():
         try:
             if read_card(folder).id == version.card_id:

@@ -15,6 +15,7 @@ from webapp.extensions import database_now, db
 from webapp.models import ModelVersion, waits_for_check
 from webapp.storage import StorageError, StorageUnavailable
 from worker.canary import require_same_answer
+from worker.heartbeat import models_of
 from worker.predictors import fetch_model, load_model
 from worker.retries import in_transaction
 
@@ -34,7 +35,7 @@ def check_next_version() -> bool:
     if version is None:
         return False
     began = in_transaction(lambda: db.session.scalar(select(database_now())))
-    parent = Path(current_app.config["HEMOSCAN_HOME"]) / "cache" / "models"
+    parent = models_of(current_app)
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".checked-", dir=parent))
     error: str | None = None

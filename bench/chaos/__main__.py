@@ -2,18 +2,19 @@
 verdict.
 
     python -m bench.chaos [--scans 1000] [--faults 60] [--trainings 1] [--seed 1] [--seeds 1]
-    [--load] [--no-lab] [--stack postgres|embedded] [--report FILE]
+    [--load] [--no-lab] [--case TEXT] [--stack postgres|embedded] [--report FILE]
 
 Starts Hemoscan with its own PostgreSQL and Redis servers, then with the embedded default, each with
 the given numbers of scans, faults and trainings. Some faults affect studies that arrive by DICOM,
 and an archive that receives their results. Meanwhile, a shadow of the live version runs, which must
 always give the same answers; replays run, which must be bit-for-bit identical; and the hash chain
-of the audit log must verify. Afterwards, faults are injected into the lab: a data set is deleted
-during an evaluation, the files of a version are damaged, two versions are promoted at once, a
-shadow fails on every scan, a curve has a million points, and the worker of each of its jobs is
-killed. The seed determines faults, targets and times; their effects depend on the machine. `--seeds
-10` repeats all of it with ten seeds, and `--load` runs it alongside processes that take half of the
-machine. Linux only. The last line is the verdict; the exit status is 1 if a guarantee is violated.
+of the audit log must verify. Afterwards, faults are injected into the lab: the worker of each kind
+of job is killed, the deletion of a data set is requested while it is evaluated and after that, the
+files of a version are damaged, two versions are promoted at once, a shadow fails on every scan, and
+a curve has a million points. The seed determines faults, targets and times; their effects depend
+on the machine. `--seeds 10` repeats all of it with ten seeds, and `--load` runs it alongside
+processes that take half of the machine. Linux only. The last line is the verdict; the exit status
+is 1 if a guarantee is violated.
 """
 
 from __future__ import annotations
@@ -94,6 +95,13 @@ def options_given() -> argparse.Namespace:
         default=True,
         help="inject faults into the lab, after all other faults (default yes)",
     )
+    parser.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="only the cases of the lab whose names contain this text; may be repeated",
+    )
     parser.add_argument("--stack", choices=STACKS, help="run only this stack (default both)")
     parser.add_argument(
         "--within",
@@ -140,7 +148,7 @@ def suffer(kind: str, seed: int, options: argparse.Namespace) -> Outcome:
                     options.faults,
                     options.trainings,
                     rng,
-                    lab=options.lab,
+                    lab=options.case if options.lab else None,
                 ),
                 options.within,
             )

@@ -7,6 +7,7 @@ import queue
 import random
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from bench.chaos.background import begin_shadow, request_replays
 from bench.chaos.dicom import is_settled, send_what_waits
 from bench.chaos.faults import Injector, schedule
-from bench.chaos.lab import Lab
+from bench.chaos.lab.cases import carry_out as carry_out_lab
+from bench.chaos.lab.tools import Lab
 from bench.chaos.stack import POISON_PX, Stack
 from bench.chaos.trainings import Trainings
 from bench.service import Client, Refused
@@ -99,10 +101,19 @@ class Campaign:
 
 
 def carry_out(
-    stack: Stack, scans: int, faults: int, trainings: int, rng: random.Random, *, lab: bool
+    stack: Stack,
+    scans: int,
+    faults: int,
+    trainings: int,
+    rng: random.Random,
+    *,
+    lab: Collection[str] | None,
 ) -> Campaign:
-    """Submit scans, inject faults, then those of the `lab` if requested, and wait until everything
-    has a verdict or time is up.
+    """Submit scans, inject faults, then those of the lab, and wait until everything has a verdict
+    or time is up.
+
+    Args:
+        lab: which cases of the lab (`bench.chaos.lab.cases.carry_out`); None for no lab.
     """
     runs = Trainings(stack, trainings, stack.folder)
     if trainings:
@@ -126,12 +137,12 @@ def carry_out(
         time.sleep(rng.uniform(*GAP_S))
     campaign.injector.wait()
     campaign.submitter.finish()
-    stack.neighbors.scanner.finish()
-    if lab:
+    if lab is not None:
         if trainings:
             runs.join()  # It kills the worker that trains, too.
-        of_lab.carry_out()
+        carry_out_lab(of_lab, lab)
         campaign.lab_ended = time.time()
+    stack.neighbors.scanner.finish()
     deadline = time.monotonic() + SETTLED_WITHIN_S
     while time.monotonic() < deadline and (
         runs.is_alive() or not is_settled(stack) or stack.ask(unsettled) != 0

@@ -1,16 +1,19 @@
-"""The DICOM neighbors of a campaign, in its own process: a scanner that sends studies, and an
-archive that gets the results.
+"""The neighbors of a campaign, in its own process: a scanner that sends studies by DICOM, an
+archive that gets the results, and a program that is notified.
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import random
 import tempfile
 import threading
 import time
+from base64 import b64encode
 from collections import Counter
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,43 @@ class Archive:
         return 0
 
 
+@dataclass
+class Webhook:
+    """A program in this process that is notified; `arrivals` counts the arrivals of each
+    notification by its delivery id.
+    """
+
+    port: int = field(default_factory=free_port)
+    hangs_s: float = 0.0
+    arrivals: Counter[str] = field(default_factory=Counter)
+    _server: ThreadingHTTPServer | None = None
+
+    def start(self) -> None:
+        """Listen."""
+        webhook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                webhook.arrivals[self.headers["webhook-id"]] += 1
+                time.sleep(webhook.hangs_s)
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                """Print nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        threading.Thread(target=self._server.serve_forever, name="webhook", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+
 class Scanner(threading.Thread):
     """Sends studies, each as often as needed until every instance of it was accepted."""
 
@@ -148,10 +188,11 @@ class Scanner(threading.Thread):
 
 @dataclass
 class Neighbors:
-    """The scanner and the archive of a stack."""
+    """The scanner, the archive and the notified program of a stack."""
 
     listener_port: int = field(default_factory=free_port)
     archive: Archive = field(default_factory=Archive)
+    webhook: Webhook = field(default_factory=Webhook)
 
     def __post_init__(self) -> None:
         self.scanner = Scanner(self.listener_port)
@@ -165,12 +206,22 @@ class Neighbors:
             "DICOM_QUIET_S": str(QUIET_S),
             "DICOM_PEERS": f"SCANNER@127.0.0.1 account={OWNER} answer=archive",
             "DICOM_DESTINATIONS": f"archive=dimse://ARCHIVE@127.0.0.1:{self.archive.port}",
+            "PUBLIC_URL": "http://127.0.0.1",
+            "NOTIFY_WEBHOOK_URL": f"http://127.0.0.1:{self.webhook.port}/",
+            "NOTIFY_WEBHOOK_SECRET": f"whsec_{b64encode(os.urandom(32)).decode()}",
+            "NOTIFY_PRIVATE_ADDRESSES": "1",
         }
 
     def start(self) -> None:
-        """Have both run."""
+        """Have all run."""
         self.archive.start()
+        self.webhook.start()
         self.scanner.start()
+
+    def stop(self) -> None:
+        """Stop the servers."""
+        self.archive.stop()
+        self.webhook.stop()
 
 
 def a_study(rng: random.Random) -> list[Dataset]:

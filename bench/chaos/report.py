@@ -43,7 +43,10 @@ receives their results, and *Send now* is pressed for results still waiting afte
 copy of the live version runs as a shadow and must give the same prediction for every scan that it
 analyzes; halfway through the faults, up to {replays} predictions are computed again and must be
 identical to the bit. After the last fault, faults are injected into the lab, one after the other,
-each while a scan is analyzed. At the end, the hash chain of the audit log is verified.
+each while a scan is analyzed. There, the worker of each kind of job is killed at a random moment,
+either its process or all processes of the worker; the job must be done by another one, with the
+same result as without the kill. At the end, the hash chain of the audit log is verified, and all
+files that killed processes left behind must be removed by the service's own cleanup.
 
 *Recovery* is the time from the start of a fault, including its duration, until every scan that was
 queued or running at the start has its verdict; poisoned scans do not count. A fault has no recovery
@@ -71,6 +74,7 @@ def report(outcomes: Sequence[Outcome], options: argparse.Namespace) -> str:
             f"{f' --seeds {options.seeds}' if options.seeds > 1 else ''}"
             f"{' --load' if options.load else ''}"
             f"{'' if options.lab else ' --no-lab'}"
+            f"{''.join(f' --case {text!r}' for text in options.case)}"
         ),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",

@@ -34,6 +34,10 @@ TRAIN_LEASE_S = 20
 """Loading TensorFlow blocks a process for seconds on a slow machine; its worker must not be
 considered dead.
 """
+TRAIN_SLOW_S = 0.5
+"""Jobs of the train worker that take milliseconds take longer by this, so that they can be
+killed.
+"""
 READY_S, STOP_S, RESTART_AFTER_S = 120, 30, 0.5
 POISON_PX = 251
 INSIDE = Path(__file__).resolve().parent / "inside"
@@ -176,16 +180,18 @@ class Stack:
     def _programs(self) -> dict[str, Program]:
         lines = parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes
         lines["worker-predict-2"] = lines["worker-predict"].replace("predict@", "predict-2@")
-        poisoned = {
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, (str(INSIDE), os.environ.get("PYTHONPATH")))
-            ),
-            "CHAOS_POISON_PX": str(POISON_PX),
+        inside = {
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(INSIDE), os.environ.get("PYTHONPATH"))))
         }
+        poisoned = {**inside, "CHAOS_POISON_PX": str(POISON_PX)}
         extra = {
             "worker-predict": poisoned,
             "worker-predict-2": {**poisoned, "CHAOS_CLOCK_S": str(self.clock_s)},
-            "worker-train": {"LEASE_S": str(TRAIN_LEASE_S)},
+            "worker-train": {
+                **inside,
+                "LEASE_S": str(TRAIN_LEASE_S),
+                "CHAOS_SLOW_S": str(TRAIN_SLOW_S),
+            },
         }
         return {
             name: Program(
@@ -224,7 +230,7 @@ class Stack:
         with self.app.app_context():
             db.session.remove()
             db.engine.dispose()
-        self.neighbors.archive.stop()
+        self.neighbors.stop()
         self.broker.stop()
         if self.database:
             self.database.stop()

@@ -15,7 +15,14 @@ from tests.worker.conftest import install_model, picture, submit, wait_for
 from webapp.extensions import database_now, db
 from webapp.models import Scan, Worker
 from worker import leases
-from worker.heartbeat import ABANDONED_S, Heartbeat, heartbeat, remove_abandoned_folders
+from worker.heartbeat import (
+    ABANDONED_S,
+    DOWNLOAD_ABANDONED_S,
+    Heartbeat,
+    heartbeat,
+    models_of,
+    remove_abandoned_folders,
+)
 
 
 def away(*_: object) -> None:
@@ -99,6 +106,19 @@ def test_a_database_that_is_away_does_not_stop_the_heart(
         mine.beat()
     mine.beat()
     assert seen_s_ago(mine.owner) is not None
+
+
+def test_downloads_of_models_that_a_killed_worker_left_are_removed(worker_app: Flask) -> None:
+    models = models_of(worker_app)
+    model, left, current = models / "3f2a", models / ".fetched-1", models / ".checked-2"
+    for folder in (model, left, current):
+        folder.mkdir(parents=True)
+        (folder / "features.onnx").touch()
+    long_ago = time.time() - 2 * DOWNLOAD_ABANDONED_S
+    for folder in (model, left):
+        os.utime(folder, (long_ago, long_ago))
+    remove_abandoned_folders()
+    assert set(models.iterdir()) == {model, current}
 
 
 def test_only_folders_of_workers_that_are_gone_are_removed(

@@ -3,6 +3,8 @@ is how faults get into a worker that has no hooks for them.
 
 `CHAOS_CLOCK_S` sets the clock of the process ahead by that many seconds. `CHAOS_POISON_PX` kills
 the process, as a crash in a decoder would, when it reads a PNG of that width in pixels.
+`CHAOS_SLOW_S` makes it wait for that many seconds whenever it creates a temporary folder, as on a
+slow disk: jobs do so when they begin, and some end within milliseconds, too soon to be killed.
 """
 
 from __future__ import annotations
@@ -69,7 +71,19 @@ def die_of_pictures(width_px: int) -> None:
     sys.addaudithook(look)
 
 
+def wait_for_folders(by_s: float) -> None:
+    """Make this process wait whenever it creates a temporary folder."""
+
+    def look(event: str, _: tuple[Any, ...]) -> None:
+        if event == "tempfile.mkdtemp":
+            time.sleep(by_s)
+
+    sys.addaudithook(look)
+
+
 if "CHAOS_CLOCK_S" in os.environ:
     set_clock_ahead(float(os.environ["CHAOS_CLOCK_S"]))
 if "CHAOS_POISON_PX" in os.environ:
     die_of_pictures(int(os.environ["CHAOS_POISON_PX"]))
+if "CHAOS_SLOW_S" in os.environ:
+    wait_for_folders(float(os.environ["CHAOS_SLOW_S"]))

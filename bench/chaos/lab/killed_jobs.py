@@ -1,0 +1,206 @@
+"""A worker is killed in the middle of each kind of job: the job is done all the same, once, and its
+result equals that of a job that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+
+from bench.chaos.lab import jobs
+from bench.chaos.lab.tools import Lab, Unexpected, require, until
+from webapp.extensions import db
+from webapp.models import (
+    Comparison,
+    Dataset,
+    DatasetAnalysis,
+    Evaluation,
+    Heatmap,
+    JobStatus,
+    Leased,
+    Notification,
+    PaperExperiment,
+    Preview,
+    Replay,
+    Report,
+    ResultDelivery,
+    Scan,
+    ShadowAnswer,
+    SiteFigures,
+    TrainingRun,
+)
+
+TRIES = 30
+"""How often a job is requested until its worker was killed before it ended."""
+FOLLOWS_EVERY_S = 0.002
+LATEST = 0.8
+"""The latest moment of a kill, as a fraction of the duration of the undisturbed job."""
+SHORT_S = 1.0
+"""The worker of a job that takes less than this is killed at once, or it would be too late."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A kind of job.
+
+    Attributes:
+        table: its rows.
+        request: requests a job, and returns its id; it is called several times.
+        result: returns what a finished job has produced, as rows and hashes of files, including all
+            rows of which there must be only one.
+        expected: returns what it must have produced; if None, the job is carried out once
+            undisturbed, and must produce the same.
+        meanwhile: called after the request; returns a remark.
+        is_under_way: says whether to kill the worker yet, given the row of a running job.
+    """
+
+    table: type[Leased]
+    request: Callable[[Lab], str]
+    result: Callable[[Lab, str], Any]
+    expected: Callable[[Lab, str], Any] | None = None
+    meanwhile: Callable[[Lab], str] = lambda _: ""
+    is_under_way: Callable[[Any], bool] = lambda _: True
+
+
+JOBS: Mapping[str, Job] = {
+    "analysis of a scan": Job(Scan, jobs.request_scan, jobs.scan_result),
+    "drawing of a heat map": Job(Heatmap, jobs.request_heatmap, jobs.heatmap_result),
+    "creation of a report": Job(Report, jobs.request_report, jobs.report_result),
+    "replay of a result": Job(Replay, jobs.request_replay, jobs.replay_result),
+    "analysis of a scan in shadow mode": Job(
+        ShadowAnswer, jobs.request_shadow_answer, jobs.shadow_result, expected=jobs.live_result
+    ),
+    "preview": Job(Preview, jobs.request_preview, jobs.preview_result),
+    "sending of a notification": Job(
+        Notification,
+        jobs.request_notification,
+        jobs.notification_result,
+        expected=jobs.expected_notification,
+    ),
+    "sending of a result": Job(
+        ResultDelivery, jobs.request_delivery, jobs.delivery_result, expected=jobs.expected_delivery
+    ),
+    "import of a data set": Job(Dataset, Lab.request_import, jobs.dataset_result),
+    "creation of a data set of confirmed scans": Job(
+        Dataset, jobs.request_confirmed, jobs.dataset_result
+    ),
+    "creation of a data set with corrected labels": Job(
+        Dataset, jobs.request_corrected, jobs.dataset_result
+    ),
+    "index of the images of a data set": Job(
+        DatasetAnalysis, jobs.request_index, jobs.index_result
+    ),
+    "preview of a split": Job(DatasetAnalysis, jobs.request_split, jobs.analysis_result),
+    "comparison of two data sets": Job(DatasetAnalysis, jobs.request_sources, jobs.analysis_result),
+    "computation of the site figures": Job(SiteFigures, jobs.request_figures, jobs.figures_result),
+    "comparison of two versions": Job(
+        Comparison,
+        jobs.request_comparison,
+        jobs.comparison_result,
+        expected=jobs.expected_comparison,
+    ),
+    "evaluation; deleting its data set meanwhile is refused": Job(
+        Evaluation,
+        jobs.request_evaluation,
+        jobs.evaluation_result,
+        meanwhile=jobs.refused_deletion,
+    ),
+    "calibration": Job(TrainingRun, jobs.request_calibration, jobs.calibration_result),
+    "paper’s experiment": Job(
+        PaperExperiment,
+        jobs.request_experiment,
+        jobs.experiment_result,
+        is_under_way=lambda row: row.cells_done > 0,
+    ),
+}
+"""Every kind of job, by what a worker does; `bench.chaos.trainings` kills the worker of trainings,
+which are of the table of calibrations.
+"""
+
+
+def killed_in(job: Job) -> Callable[[Lab], str]:
+    """Return the case in which the worker of such a job is killed."""
+    return lambda lab: kill_worker(lab, job)
+
+
+def kill_worker(lab: Lab, job: Job) -> str:
+    """Request a job until its worker was killed in the middle of it; return how it ended.
+
+    Raises:
+        Unexpected: it did not end as intended, or was never found running.
+    """
+    expected, lasts_s = job.expected, 0.0
+    if expected is None:
+        row_id = job.request(lab)
+        lasts_s = lab.done(job.table, row_id).lasted_s
+        undisturbed = job.result(lab, row_id)
+        expected = lambda *_: undisturbed  # noqa: E731
+    for _ in range(TRIES):
+        row_id = job.request(lab)
+        remark = job.meanwhile(lab)
+        wait_s = lab.rng.uniform(0, LATEST * lasts_s) if lasts_s > SHORT_S else 0.0
+        how = kill_during(lab, job, row_id, wait_s)
+        attempts = lab.done(job.table, row_id).attempts
+        if how and attempts:
+            differences = differing(job.result(lab, row_id), expected(lab, row_id))
+            require(not differences, f"another result than expected: {differences}")
+            same = "as expected" if job.expected else "the same as without the kill"
+            return f"{how}; done on attempt {attempts + 1}, once, result {same}{remark}"
+    raise Unexpected(f"it always ended before its worker was killed, {TRIES} times")
+
+
+def kill_during(lab: Lab, job: Job, row_id: str, wait_s: float) -> str:
+    """Kill the worker of a job some time after it began; return how, "" if it ended before."""
+    columns = job.table.__table__  # type: ignore[attr-defined]
+    query = select(columns).where(columns.c.id == row_id)
+
+    def holder() -> str | bool:
+        """Return the worker that runs it, True if it has ended, False if it waits."""
+        row = lab.stack.ask(lambda: db.session.execute(query).one())
+        if row is None or row.status == JobStatus.QUEUED:
+            return False
+        if row.lease_owner is None:
+            return True
+        return row.lease_owner if job.is_under_way(row) else False
+
+    owner = until(holder, FOLLOWS_EVERY_S)
+    if not isinstance(owner, str):
+        return ""
+    time.sleep(wait_s)
+    if wait_s and holder() != owner:
+        return ""
+    pid = int(owner.rsplit("-", 2)[1])
+    try:
+        if lab.rng.random() < 0.5:
+            os.kill(pid, signal.SIGKILL)
+            return "process killed"
+        group = os.getpgid(pid)
+    except ProcessLookupError:
+        return ""
+    for program in lab.stack.programs.values():
+        if program.pid == group:
+            program.send(signal.SIGKILL, "all")
+    return "worker killed with all its processes"
+
+
+def differing(result: Any, expected: Any, place: str = "") -> list[str]:
+    """Return the places at which two results differ, with both values."""
+    if isinstance(result, dict) and isinstance(expected, dict):
+        return [
+            difference
+            for key in sorted({*result, *expected}, key=str)
+            for difference in differing(result.get(key), expected.get(key), f"{place}.{key}")
+        ]
+    if isinstance(result, list) and isinstance(expected, list) and len(result) == len(expected):
+        return [
+            difference
+            for number, pair in enumerate(zip(result, expected, strict=True))
+            for difference in differing(*pair, f"{place}[{number}]")
+        ]
+    return [] if result == expected else [f"{place} {result!r:.80} {expected!r:.80}"]
