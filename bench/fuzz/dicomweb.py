@@ -24,6 +24,8 @@ DICOMWEB = "DICOMweb"
 STORE = "POST /dicom-web/studies (corrupted messages)"
 QUIET_S = 30
 """How long stored studies wait for more: the messages of a batch find those before them."""
+SHARE_OF_MESSAGES = 0.4
+"""The share of messages that are correct themselves; their files may be corrupted."""
 STATUSES = (200, 202, 400, 409, 413, 415, 422)
 FINAL = (JobStatus.DONE, JobStatus.FAILED)
 PART = b"Content-Type: application/dicom\r\n"
@@ -83,6 +85,8 @@ def corrupted_message(rng: random.Random, seeds: Sequence[Seed]) -> tuple[str, b
     """
     parts = [_part(rng, seeds) for _ in range(rng.choice((1, 1, 2, 5)))]
     content_type = f"{RELATED}b"
+    if rng.random() < SHARE_OF_MESSAGES:
+        return content_type, _joined(parts)
     match rng.randrange(6):
         case 0:
             content_type = rng.choice(CONTENT_TYPES)
@@ -103,7 +107,8 @@ def corrupted_message(rng: random.Random, seeds: Sequence[Seed]) -> tuple[str, b
 
 
 def _part(rng: random.Random, seeds: Sequence[Seed]) -> Part:
-    sound = rng.choice(seeds)
+    of_dicom = [sound for sound in seeds if sound.kind == "DICOM"]
+    sound = rng.choice(of_dicom if rng.random() < 0.9 else seeds)
     is_sound = sound.kind == "DICOM" and rng.random() < 0.5
     return PART, sound.content if is_sound else spoiled(sound, [sound], rng)
 

@@ -43,7 +43,19 @@ TEXTS = (
         "[",
         "../../etc/passwd",
     ),
-    *("x" * 10_000, "x" * 200_000, "a,b", "0" * 32, "f" * 32, "null", "true", "on", "[]", "{}"),
+    *(
+        "x" * 10_000,
+        "x" * 200_000,
+        "a,b",
+        ",".join("1" * 1_500),
+        "0" * 32,
+        "f" * 32,
+        "null",
+        "true",
+        "on",
+        "[]",
+        "{}",
+    ),
 )
 BYTES = (b"\xed\xa0\x80", b"\xff", b"\0", b"\xf0\x9f", b"\xc0\x80", b"\xfe\xff\0a")
 """Not UTF-8: lone surrogates, unfinished and overlong sequences."""

@@ -96,7 +96,7 @@ def _address(rng: random.Random, route: str, ids: Mapping[str, Sequence[Any]]) -
 def _query(rng: random.Random, names: Mapping[str, Sequence[str]]) -> str:
     chosen = rng.sample(list(names), k=min(len(names), rng.choice((0, 1, 1, 2, 4))))
     parts = []
-    for name in chosen * rng.choice((1, 1, 1, 2)):
+    for name in chosen * rng.choice((1, 1, 1, 2, 300)):
         usual = rng.choice(names[name]) if names[name] else ""
         parts.append(f"{quote(name)}={quoted(rng, usual=usual)}")
     return "?" + "&".join(parts) if parts else ""
