@@ -5,6 +5,7 @@ who may send one.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from schemathesis import Case, GenerationMode
@@ -30,14 +31,14 @@ def ask_everything(rows: Rows, requests: int, seed: int) -> None:
                 for_each_case(
                     operation,
                     mode,
-                    lambda case, caller=caller: _ask(rows, case, caller),
+                    partial(_ask, rows, caller),
                     requests=1 if caller == ANONYMOUS else requests,
                     seed=seed,
                     ids=rows.ids[caller],
                 )
 
 
-def _ask(rows: Rows, case: Case[Any], caller: str) -> None:
+def _ask(rows: Rows, caller: str, case: Case[Any]) -> None:
     label = case.operation.label
     token = rows.world.secrets[caller][1] if caller != ANONYMOUS else ""
     headers = {"Authorization": f"Bearer {token}"} if token else {}

@@ -76,7 +76,9 @@ def for_each_case(
 
 def _name_rows(values: object, there_are: Mapping[str, Any]) -> None:
     """Put ids that exist, and valid files, into a query or a body."""
-    for name in values if isinstance(values, dict) else ():
+    if not isinstance(values, dict):
+        return
+    for name in values:
         single = "scan_id" if name == "ids" else name.removesuffix("s")
         if name == "file":
             values[name] = [there_are[name]]

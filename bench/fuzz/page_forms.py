@@ -97,7 +97,7 @@ def forms_in_pages(rows: Rows) -> FormsByRoute:
             with client.get(address) as answer:
                 if answer.status_code != 200 or answer.mimetype != "text/html":
                     continue
-                page = answer.text
+                page = answer.get_data(as_text=True)
             reader = Reader(address)
             reader.feed(page)
             for form in reader.forms:

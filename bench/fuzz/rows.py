@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from flask import Flask
 from flask.testing import FlaskClient
@@ -20,8 +21,9 @@ from tests.conftest import PASSWORD
 from tests.webapp.intake.made import picture, zip_of
 from tests.webapp.test_api_document import Service as Documented
 from tests.webapp.test_every_route import World, world_in
+from webapp.admin import versions
 from webapp.extensions import db, utc_now
-from webapp.models import SecondFactor, User
+from webapp.models import ModelVersion, SecondFactor, User, waits_for_check
 from webapp.second_factors import begin
 from worker.orphaned_files import OWNERS
 
@@ -137,8 +139,18 @@ def rows(home: Path, tally: Tally) -> Iterator[Rows]:
     world = world_in(home / "rows", home / "saved")
     # An unexpected exception becomes status 500 and a line in the log, as in service.
     world.app.config["PROPAGATE_EXCEPTIONS"] = False
+
+    def check_versions(_: str) -> bool:
+        """Do what a predict worker does when a version is to be promoted, which waits for it."""
+        with world.app.app_context():
+            checked = {"checked_at": ModelVersion.check_requested_at}
+            db.session.execute(update(ModelVersion).where(waits_for_check()).values(checked))
+            db.session.commit()
+        return True
+
     try:
-        yield Rows(world, tally)
+        with patch.object(versions, "nudge", check_versions):
+            yield Rows(world, tally)
     finally:
         with world.app.app_context():
             db.session.remove()
