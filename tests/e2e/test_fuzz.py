@@ -1,5 +1,5 @@
-"""`make fuzz`, short: the same 40 spoiled uploads, four messages of DICOMweb, and a form and a query
-for each route, on every run; the API is asked in `tests/webapp/test_api_document.py`.
+"""`make fuzz`, short: the same 40 spoiled uploads, four messages of DICOMweb, and a form and a
+query for each route, on every run; the API is asked in `tests/webapp/test_api_document.py`.
 """
 
 from __future__ import annotations
