@@ -179,20 +179,8 @@ def files_of(which: ColumnElement[bool]) -> list[str]:
     """Return the storage keys of all files of these scans, including images that a worker may have
     stored before any row refers to them; their keys are derived from ids.
     """
-    rows = db.session.execute(
-        select(
-            Scan.id,
-            Scan.original_key,
-            Heatmap.id.label("heatmap_id"),
-            Heatmap.image_key,
-            Heatmap.slices,
-        )
-        .outerjoin(Prediction, Prediction.scan_id == Scan.id)
-        .outerjoin(Heatmap, Heatmap.prediction_id == Prediction.id)
-        .where(which)
-    )
     keys: dict[str | None, None] = {}
-    for scan in rows:
+    for scan in db.session.execute(select(Scan.id, Scan.original_key).where(which)):
         keys |= dict.fromkeys(
             (
                 scan.original_key,
@@ -202,13 +190,26 @@ def files_of(which: ColumnElement[bool]) -> list[str]:
                 f"outlines/{scan.id}.nii.gz",
             )
         )
-        if scan.heatmap_id:
-            of_slices = [heatmap_key(scan.heatmap_id, index) for index in scan.slices or ()]
-            keys |= dict.fromkeys((scan.image_key, f"heatmaps/{scan.heatmap_id}.png", *of_slices))
+    keys |= dict.fromkeys(heatmaps_of(which))
     reports = db.session.scalars(select(Report).join(Report.scan).where(which))
     keys |= dict.fromkeys(key for report in reports for key in report.file_keys)
     of_scans = select(Preview.id).join(Scan, Preview.scan_id == Scan.id).where(which)
     keys |= dict.fromkeys(map(preview_file, db.session.scalars(of_scans)))
+    return [key for key in keys if key]
+
+
+def heatmaps_of(which: ColumnElement[bool]) -> list[str]:
+    """Return the storage keys of the heat maps of these scans."""
+    rows = db.session.execute(
+        select(Heatmap.id, Heatmap.image_key, Heatmap.slices)
+        .join(Heatmap.prediction)
+        .join(Prediction.scan)
+        .where(which)
+    )
+    keys: dict[str | None, None] = {}
+    for heatmap in rows:
+        of_slices = [heatmap_key(heatmap.id, index) for index in heatmap.slices or ()]
+        keys |= dict.fromkeys((heatmap.image_key, f"heatmaps/{heatmap.id}.png", *of_slices))
     return [key for key in keys if key]
 
 

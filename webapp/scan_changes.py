@@ -11,6 +11,7 @@ from io import BytesIO
 from werkzeug.datastructures import FileStorage
 
 from webapp.audit import record
+from webapp.deletion import discard, heatmaps_of
 from webapp.extensions import db
 from webapp.intake import Choices
 from webapp.jobs import PREDICT_SCANS, nudge
@@ -52,8 +53,14 @@ def retry_scan(scan: Scan) -> bool:
 
 
 def score_scan_again(scan: Scan) -> bool:
-    """Queue an analyzed scan for the live model; False if it has no result, or its file is gone."""
-    return _recorded(score_again(scan.id), Act.SCAN_SCORED_AGAIN, scan)
+    """Queue an analyzed scan for the live model; False if it has no result, or its file is gone.
+    The heat maps of the earlier result are deleted.
+    """
+    heatmaps = heatmaps_of(Scan.id == scan.id)
+    queued = _recorded(score_again(scan.id), Act.SCAN_SCORED_AGAIN, scan)
+    if queued:
+        discard(heatmaps)
+    return queued
 
 
 def reproduce_answer(scan: Scan, answer: Prediction | EarlierAnswer) -> bool:

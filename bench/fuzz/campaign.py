@@ -7,6 +7,8 @@ from __future__ import annotations
 import io
 import random
 import re
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from flask.testing import FlaskClient
@@ -15,8 +17,9 @@ from werkzeug.datastructures import FileStorage
 
 from bench.fuzz.mutations import FILE_NAMES, spoiled
 from bench.fuzz.pages import Browser
-from bench.fuzz.seeds import Seed, seeds
-from bench.fuzz.service import BATCH, Service, Tally
+from bench.fuzz.seeds import Seed
+from bench.fuzz.service import BATCH, Service
+from bench.fuzz.tally import Tally
 from webapp.extensions import db
 from webapp.models import JobStatus, Scan
 from worker.heartbeat import work_folder_of
@@ -32,16 +35,22 @@ BY_FORM = 0.25
 
 
 def upload_spoiled_files(
-    service: Service, inputs: int, seed: int, tally: Tally, keep: Path | None
+    service: Service,
+    valid: Sequence[Seed],
+    inputs: int,
+    seed: int,
+    tally: Tally,
+    keep: Path | None,
 ) -> None:
     """Send that many files, run the worker, check every row and file, and delete the results.
 
     Args:
+        valid: the files that are mutated.
         keep: folder for the files of a batch that violated a guarantee; their names start with
             their numbers.
     """
     by_kind: dict[str, list[Seed]] = {}
-    for sound in seeds():
+    for sound in valid:
         by_kind.setdefault(sound.kind, []).append(sound)
     client, browser = service.client(), Browser(service)
     for first in range(0, inputs, BATCH):
@@ -92,8 +101,7 @@ def _upload(
     used = memory_mb("VmHWM") - before_mb
     tally.upload_mb = max(tally.upload_mb, used)
     tally.check(used <= UPLOAD_MB, f"an upload took {used:.0f} MB")
-    left = [path for path in (service.home / "incoming").rglob("*") if path.is_file()]
-    tally.check(not left, f"{len(left)} files are left in incoming")
+    tally.check_incoming(service.home, "an upload")
     if not ids:
         tally.outcomes[kind, "refused"] += 1
         _note_sentence(kind, refusal, tally)
@@ -111,7 +119,11 @@ def _send(
         "together": rng.choice("01"),
         "keep_names": rng.choice("01"),
     }
+    began = time.monotonic()
     answer = client.post("/api/v1/scans", data=form)
+    tally.answered(
+        "POST /api/v1/scans (mutated files)", answer.status_code, time.monotonic() - began
+    )
     if answer.status_code == 202:
         return [scan["id"] for scan in answer.get_json()["scans"]], ""
     tally.check(answer.status_code in REFUSALS, f"an upload was answered with {answer.status_code}")

@@ -35,16 +35,17 @@ def for_each_case(
     *,
     requests: int,
     seed: int,
-    ids: Mapping[str, Sequence[str]],
+    ids: Mapping[str, Sequence[Any]],
 ) -> None:
     """Call `check` with `requests` generated requests for an operation, valid or invalid according
-    to the document; some use one of the `ids` as a path parameter.
+    to the document; most use some of the `ids` for the parameters and properties with their names.
 
     Each valid request has its own `Idempotency-Key`: generated keys would soon repeat.
     """
-    chosen = strategies.none() | strategies.fixed_dictionaries(
-        {name: strategies.sampled_from(list(known)) for name, known in ids.items()}
+    known = strategies.fixed_dictionaries(
+        {name: strategies.sampled_from(list(values)) for name, values in ids.items()}
     )
+    chosen = strategies.one_of(known, known, known, strategies.none())
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -61,6 +62,9 @@ def for_each_case(
     def run(case: Case[Any], there_are: Mapping[str, str] | None) -> None:
         for name in case.path_parameters.keys() & (there_are or {}).keys():
             case.path_parameters[name] = (there_are or {})[name]
+        if mode is GenerationMode.POSITIVE and there_are:
+            for part in (case.query, case.body):
+                _name_rows(part, there_are)
         if mode is GenerationMode.POSITIVE and KEY in case.headers:
             case.headers[KEY] = uuid.uuid4().hex
         check(case)
@@ -68,3 +72,17 @@ def for_each_case(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Generated values are unusual on purpose.
         run()
+
+
+def _name_rows(values: object, there_are: Mapping[str, Any]) -> None:
+    """Put ids that exist, and valid files, into a query or a body."""
+    if not isinstance(values, dict):
+        return
+    for name in values:
+        single = "scan_id" if name == "ids" else name.removesuffix("s")
+        if name == "file":
+            values[name] = [there_are[name]]
+        elif single != name and single in there_are:
+            values[name] = [there_are[single]]
+        elif (known := there_are.get(f"{name}_id", there_are.get(name))) is not None:
+            values[name] = known

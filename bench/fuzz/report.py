@@ -10,7 +10,8 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.fuzz.service import Tally
+from bench.fuzz.dicomweb import DICOMWEB
+from bench.fuzz.tally import HANGS_S, Tally
 
 INTRODUCTION = """# Fuzzing: what was sent and what came of it
 
@@ -21,9 +22,18 @@ are mutated in one to three places and uploaded one at a time: most through the 
 through the web form with unusual text in its fields. The worker reads what was accepted, with the
 shipped models; the page of every scan is opened, and the scan is deleted again. After each batch of
 eight, every scan must have one verdict or an error message, the storage must hold exactly the files
-that rows name, and the spool and work folders must be empty. An error in the log counts as a
-failure, as do an exception in the decoder that does not become an error message and text that a
-page renders as markup. A ZIP file may become several scans.
+that rows name, and the spool and work folders must be empty. A ZIP file may become several scans.
+DICOMweb messages with corrupted files, parts or boundaries go the same way, and the reports of
+their scans are made and retrieved.
+
+Requests, forms and queries are sent to an instance with rows of every kind, in every state, which
+is put back after each change: schemathesis generates requests from the OpenAPI document, forms are
+those of the pages with up to three changed fields, or fields of any type. Each is sent by an
+administrator and by a user (the owner of scans), some by others.
+
+A failure is: a status of 500 or more, an error in the log, a response that violates the OpenAPI
+document or takes more than {hangs} seconds, a file that no row needs, an exception in the decoder
+that does not become an error message, and text that a page renders as markup.
 """
 OUTCOMES = ("refused", "done", "failed")
 MOST_SENTENCES = 12
@@ -43,8 +53,11 @@ def report(tally: Tally, options: argparse.Namespace, took_s: float) -> str:
             f" {platform.python_version()}"
         ),
         minutes=took_s / 60,
+        hangs=HANGS_S,
     )
-    return f"{introduction}{_uploads(tally)}{_requests(tally)}\n{verdict(tally)}\n"
+    return (
+        f"{introduction}{_uploads(tally)}{_dicomweb(tally)}{_requests(tally)}\n{verdict(tally)}\n"
+    )
 
 
 def verdict(tally: Tally) -> str:
@@ -59,8 +72,9 @@ def verdict(tally: Tally) -> str:
         return f"FAILED (violations: {len(tally.broken)}): {complaints}."
     return (
         f"Passed: {tally.inputs.total()} uploads, {requests} requests, no response with a status of"
-        " 500 or more, no orphaned file, every scan with a verdict or an error message; an upload"
-        f" took at most {tally.upload_mb:.0f} MB, the decoder {tally.decoder_mb:.0f} MB."
+        f" 500 or more or after more than {HANGS_S} s, no orphaned file, every scan with a verdict"
+        f" or an error message; an upload took at most {tally.upload_mb:.0f} MB, the decoder"
+        f" {tally.decoder_mb:.0f} MB."
     )
 
 
@@ -98,18 +112,40 @@ def _uploads(tally: Tally) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _dicomweb(tally: Tally) -> str:
+    counts = sorted(
+        (outcome, count) for (kind, outcome), count in tally.outcomes.items() if kind == DICOMWEB
+    )
+    listed = ", ".join(f"{outcome}: {count}" for outcome, count in counts)
+    return f"\n## What came of DICOMweb messages\n\n{listed}.\n" if counts else ""
+
+
 def _requests(tally: Tally) -> str:
-    statuses = sorted({status for _, status in tally.statuses})
+    by_caller: Counter[tuple[str, int]] = Counter()
+    by_operation: Counter[tuple[str, int]] = Counter()
+    for (caller, operation, status), count in tally.statuses.items():
+        by_caller[caller, status] += count
+        by_operation[f"`{operation}`", status] += count
+    took_s, slowest = tally.slowest
+    return (
+        "\n## Requests\n\n"
+        + _table("caller", by_caller)
+        + f"\nThe slowest response took {took_s:.1f} s: `{slowest}`.\n\n"
+        + _table("operation", by_operation)
+    )
+
+
+def _table(what: str, counts: Counter[tuple[str, int]]) -> str:
+    """Return a table of the number of responses with each status."""
+    statuses = sorted({status for _, status in counts})
     lines = [
-        "\n## Requests\n",
-        f"| operation | {' | '.join(map(str, statuses))} |",
+        f"| {what} | {' | '.join(map(str, statuses))} |",
         "|---" * (len(statuses) + 1) + "|",
+        *(
+            f"| {name} | {' | '.join(str(counts[name, status] or '') for status in statuses)} |"
+            for name in sorted({name for name, _ in counts})
+        ),
     ]
-    for operation in sorted({operation for operation, _ in tally.statuses}):
-        lines.append(
-            f"| `{operation}` |"
-            f" {' | '.join(str(tally.statuses[operation, status] or '') for status in statuses)} |"
-        )
     return "\n".join(lines) + "\n"
 
 

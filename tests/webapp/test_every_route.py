@@ -108,8 +108,15 @@ class World:
             client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {token}"
         return client
 
+    def save(self) -> None:
+        """Keep the database and the files as they are now, for `restore`."""
+        with self.app.app_context():
+            db.session.remove()
+            db.engine.dispose()
+        shutil.copytree(self.app.config["HEMOSCAN_HOME"], self.saved, dirs_exist_ok=True)
+
     def restore(self) -> None:
-        """Put the database and the files back to what they were."""
+        """Put the database and the files back to what they were when they were saved."""
         home: Path = self.app.config["HEMOSCAN_HOME"]
         with self.app.app_context():
             db.session.remove()
@@ -143,11 +150,19 @@ def site_figures_of(version_id: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Rows of every kind that all tests of this module request, each time as they were created.
+    """Rows of every kind that all tests of this module request, each time as they were created."""
+    made = world_in(tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("saved"))
+    made.save()
+    yield made
+    with made.app.app_context():
+        db.engine.dispose()
+
+
+def world_in(home: Path, saved: Path) -> World:
+    """Return an application with rows of every kind, in `home`; `saved` is where it keeps a copy.
 
     One function, because it is a list: the rows refer to each other.
     """
-    home = tmp_path_factory.mktemp("home")
     app = app_on(f"sqlite:///{home / 'test.db'}", home)
     users = {
         role: make_user(app, role, Role(role) if role in list(Role) else Role.USER)
@@ -334,13 +349,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "user_id": users["other"],
             "filename": "hemoscan.css",
         }
-        db.session.remove()
-        db.engine.dispose()
-    saved = tmp_path_factory.mktemp("saved")
-    shutil.copytree(home, saved, dirs_exist_ok=True)
-    yield World(app, addresses, failed.id, secrets, saved)
-    with app.app_context():
-        db.engine.dispose()
+        return World(app, addresses, failed.id, secrets, saved)
 
 
 def routes(app: Flask) -> dict[tuple[str, str], Rule]:

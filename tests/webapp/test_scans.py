@@ -36,6 +36,7 @@ from webapp.models import (
     lead_on,
     result_of,
 )
+from webapp.pictures import heatmap_key
 from webapp.storage import Storage, StorageError, storage
 
 NO_ID = "0" * 32
@@ -961,8 +962,14 @@ def test_a_card_without_figures_has_a_scale_without_a_band(app: Flask, ann: Flas
 def test_a_scan_is_scored_again_and_keeps_its_earlier_answer(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(app)
     add_verdict(app, scan_id)
+    with app.app_context():
+        drawn = db.session.scalars(select(Heatmap)).one()
+        drawn.slices = [0]
+        storage.put(heatmap_key(drawn.id, 0), b"a picture")
+        db.session.commit()
     assert ann.post(f"/scans/{scan_id}/score-again").location == f"/scans/{scan_id}"
     with app.app_context():
+        assert list(storage.keys("heatmaps")) == []
         scan = db.session.get_one(Scan, scan_id)
         assert (scan.status, scan.verdict_state, scan.risk) == (JobStatus.QUEUED, None, 0.0)
         assert scan.prediction is None and scan.history == []

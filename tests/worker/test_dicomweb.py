@@ -385,7 +385,12 @@ def test_each_instance_that_is_not_taken_in_is_reported_with_a_reason(
         ("studies/1.2.3/metadata?accept=application/dicom%2Bxml", 406),
         ("studies?StudyDate=20200101-&00100020=4711", 204),
         ("studies?0020000D=1.2.3,1.2.4", 204),
+        # SQLite refuses conditions that are nested more than 1000 deep.
+        (f"studies?StudyInstanceUID={','.join('1' * 2_000)}", 204),
+        (f"instances?SOPInstanceUID={','.join(['2.25.1'] * 2_000)}", 204),
+        (f"series?{'&'.join(['StudyID=1'] * 2_000)}", 400),
     ],
+    ids=lambda value: str(value)[:60],
 )
 def test_a_request_that_finds_nothing_or_cannot_be_understood_gets_a_sentence(
     worker_app: Flask, path: str, status: int

@@ -139,11 +139,11 @@ def are_visible() -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def has_sop_instance_uid(uid: str) -> ColumnElement[bool]:
-    """Return the condition of the object with that UID."""
-    root, _, number = uid.rpartition(".")
-    is_ours = root == "2.25" and number.isdecimal() and int(number) < 2**128
-    return Report.id == (f"{int(number):032x}" if is_ours else "")
+def has_sop_instance_uid(*uids: str) -> ColumnElement[bool]:
+    """Return the condition of the objects with these UIDs."""
+    parts = [uid.rpartition(".") for uid in uids]
+    numbers = [int(number) for root, _, number in parts if root == "2.25"]
+    return Report.id.in_([f"{number:032x}" for number in numbers if number < 2**128])
 
 
 @dataclass(frozen=True)

@@ -353,8 +353,7 @@ def score_again(scan_id: str) -> bool:
     """Queue an analyzed scan for the version that is live now and keep its prediction among the
     earlier ones; return False if it was not analyzed, or its original is no longer stored.
 
-    The caller commits and notifies a worker. The heat maps of the earlier prediction become
-    orphans.
+    The caller commits, notifies a worker, and deletes the heat maps of the earlier prediction.
     """
     queued = queue_again(
         Scan,
