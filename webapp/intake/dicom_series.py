@@ -438,7 +438,10 @@ def _spots(files: Sequence[Taken]) -> list[float | None] | None:
     at all.
     """
     x, y, z = next((_normal(file) for file in files if file.dicom.orientation), (0.0, 0.0, 1.0))
-    places_of = _without_placeholders([file.dicom.position for file in files])
+    placeholder = _placeholder_in(files)
+    places_of = [
+        () if file.dicom.position == placeholder else file.dicom.position for file in files
+    ]
     positions = [
         sum(a * b for a, b in zip((x, y, z), place, strict=True)) if place else None
         for place in places_of
@@ -473,13 +476,22 @@ def _spots(files: Sequence[Taken]) -> list[float | None] | None:
     return [None if place is None else spots[place] for place in places]
 
 
-def _without_placeholders(positions: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Return positions without the zeros that some programs write for unknown ones: zeros are
-    unknown if the other positions, at least two, differ from zero within the plane, too.
+def _placeholder_in(files: Sequence[Taken]) -> tuple[float, ...] | None:
+    """Return the position that some files have instead of their own; None if there is none.
+
+    Some programs write zeros: the other files, at least two, have other positions within the
+    plane, too. Others repeat the position of one slice: most files have it, under different
+    numbers.
     """
-    elsewhere = [place for place in positions if any(place)]
-    are_placeholders = len(elsewhere) >= 2 and all(any(place[:2]) for place in elsewhere)
-    return [place if any(place) or not are_placeholders else () for place in positions]
+    known = [file.dicom.position for file in files if file.dicom.position]
+    elsewhere = [place for place in known if any(place)]
+    if 2 <= len(elsewhere) < len(known) and all(any(place[:2]) for place in elsewhere):
+        return (0.0, 0.0, 0.0)
+    for place, times in Counter(known).most_common(1):
+        numbers = _numbers_of([file for file in files if file.dicom.position == place])
+        if 2 * times > len(files) and len(numbers) == times < len(known):
+            return place
+    return None
 
 
 def _distinct(places: Sequence[float | None]) -> int:
