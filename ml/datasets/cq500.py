@@ -34,8 +34,8 @@ from ml.datasets.tables import (
     require_no_formula,
 )
 from ml.errors import DatasetError, ImageError
+from ml.same_scan import SAME_PLACE_MM
 from ml.scans.files import is_named_as_image, place_in_series
-from ml.scans.planes import SAME_PLACE_MM
 from ml.scans.slabs import SLAB_MM, slab_starts
 
 TYPES = {

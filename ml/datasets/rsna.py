@@ -74,12 +74,7 @@ def from_rsna(
         DatasetError: the table is too large or has an invalid row, there are too many images, or
             none has a row.
     """
-    paths: dict[str, Path] = {}
-    doubled = set()
-    for path in _images(base):
-        if path.stem in paths:
-            doubled.add(path.stem)
-        paths[path.stem] = path
+    paths, doubled = _by_name(_images(base))
     if len(paths) > MOST_IMAGES:
         raise DatasetError(
             f"{dataset} holds {len(paths):,} images; at most {MOST_IMAGES:,} are read. Keep a part"
@@ -149,6 +144,17 @@ def _examples(
                 types=types,
                 scan=scan,
             )
+
+
+def _by_name(images: Iterator[Path]) -> tuple[dict[str, Path], set[str]]:
+    """Return the images by name, and the names of those that are in more than one folder."""
+    paths: dict[str, Path] = {}
+    doubled = set()
+    for path in images:
+        if path.stem in paths:
+            doubled.add(path.stem)
+        paths[path.stem] = path
+    return paths, doubled
 
 
 def _images(base: Path) -> Iterator[Path]:

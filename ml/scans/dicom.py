@@ -302,9 +302,7 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
     if header.get("ModalityLUTSequence") and _is_table_of_hu(header.ModalityLUTSequence[0], claim):
         stored = _looked_up(stored, header.ModalityLUTSequence[0], order)
         claim = replace(claim, slope=1.0, intercept=0.0, bits=16)
-    spacing = numbers_of(header, "PixelSpacing", 2)
-    if spacing is None and (side := numbers_of(header, "PixelSpacing", 1)) is not None:
-        spacing = side * 2
+    spacing = _spacing_of(header)
     aspect = numbers_of(header, "PixelAspectRatio", 2) if spacing is None else None
     orientation = numbers_of(header, "ImageOrientationPatient", 6)
     position = numbers_of(header, "ImagePositionPatient", 3)
@@ -323,11 +321,7 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
         stored,
         claim,
         padding=padding,
-        spacing_mm=(
-            (spacing[0], spacing[1])
-            if spacing is not None and min(spacing) > 0 and max(spacing) < FURTHEST_MM
-            else None
-        ),
+        spacing_mm=spacing,
         position_mm=(
             np.array(position)
             if position is not None and max(map(abs, position)) < FURTHEST_MM
@@ -348,6 +342,16 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
         name=name,
         notes=tuple(notes),
     )
+
+
+def _spacing_of(header: pydicom.Dataset) -> tuple[float, float] | None:
+    """Return the distance between rows and between columns in mm, which some files give once for
+    both; None if it is unknown.
+    """
+    sides = numbers_of(header, "PixelSpacing", 2) or numbers_of(header, "PixelSpacing", 1)
+    if sides is None or min(sides) <= 0 or max(sides) >= FURTHEST_MM:
+        return None
+    return sides[0], sides[-1]
 
 
 def _technique_of(header: pydicom.Dataset) -> tuple[str, ...]:
@@ -389,7 +393,7 @@ def _aligned(words: NDArray[np.generic], claim: Claim, high_bit: int) -> NDArray
     unused = high_bit + 1 - claim.bits
     if unused <= 0 or high_bit >= 8 * words.dtype.itemsize:
         return words
-    shifted: NDArray[np.generic] = np.right_shift(words, unused)  # type: ignore[assignment]
+    shifted: NDArray[np.generic] = np.right_shift(words, unused)
     is_empty = not (words & ((1 << unused) - 1)).any()  # type: ignore[operator]
     scale = Scale(slope=claim.slope or 1.0, intercept=claim.intercept or 0.0)
     shows_head = [

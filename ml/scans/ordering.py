@@ -17,6 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from ml.errors import ImageError
+from ml.same_scan import SAME_PLACE_MM
 from ml.scans.geometry import (
     factor_of_sizes,
     in_square_pixels,
@@ -27,7 +28,6 @@ from ml.scans.geometry import (
 from ml.scans.passes import one_pass
 from ml.scans.planes import (
     MAX_LISTED,
-    SAME_PLACE_MM,
     Plane,
     Vector,
     files_named,

@@ -9,15 +9,15 @@ them out with a note. Files are ordered by number, time and name, whatever order
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from math import inf, sqrt
 from statistics import median
 from typing import TypeAlias
 
+from ml.same_scan import OVERLAP, SAME_PLACE_MM, SliceFacts, continues
 from webapp.intake.clean_copy import Taken
 
 FEWEST_FILES = 3
@@ -26,18 +26,8 @@ AXIAL, SAME_WAY = 0.7, 0.94
 """Minimum cosine between a slice's normal and the body's axis, and between directions that count as
 equal: the cosine of 20 degrees.
 """
-SAME_PLACE_MM = 0.05
 UNEVEN_MM = 0.1
 """Maximum difference between the steps of one stack of slices."""
-OVERLAP = 0.2
-"""Maximum share of positions that an acquisition may have in common with the one that it continues.
-"""
-THICKER = 1.5
-"""Minimum ratio of the slice thicknesses of two reconstructions."""
-UNEVEN = 0.25
-"""Of the typical step: maximum spread of the steps of one scan."""
-CROWDED = 0.75
-"""Of the slice thickness: slices closer than that overlap, so one pass does not alternate them."""
 
 Pass: TypeAlias = dict[float, list[Taken]]
 """The files of one pass over the head, by position; several files at a position if they are
@@ -330,23 +320,15 @@ def _passes(files: list[Taken]) -> list[Group]:
 
 
 def _merged(parts: Sequence[Pass], odd: list[Taken]) -> list[Pass]:
-    """Return passes over the head: each part continues the first pass with which it shares few
-    positions, or begins a new one. Files at shared positions are added to `odd`. A part does not
-    continue a pass whose slices it interleaves if the two are marked as different scans.
+    """Return passes over the head: each part continues the first pass that it may, by
+    `ml.same_scan`, or begins a new one. Files at shared positions are added to `odd`.
     """
     passes: list[Pass] = []
     for part in parts:
         for pass_ in passes:
             shared = part.keys() & pass_.keys()
-            few = OVERLAP * min(len(part), len(pass_))
-            if len(shared) > few:
-                continue
-            some, others = _flat(part.values()), _flat(pass_.values())
-            if (
-                _times_parted(part, pass_) <= few
-                or not _are_crowded([*part, *pass_], [*some, *others])
-                or not _are_two_scans(some, others)
-            ):
+            some, others = (list(map(_facts_of, _flat(one.values()))) for one in (part, pass_))
+            if continues(part, pass_, some, others):
                 pass_.update({spot: here for spot, here in part.items() if spot not in shared})
                 odd += _flat(here for spot, here in part.items() if spot in shared)
                 break
@@ -355,56 +337,10 @@ def _merged(parts: Sequence[Pass], odd: list[Taken]) -> list[Pass]:
     return passes
 
 
-def _times_parted(part: Pass, other: Pass) -> int:
-    """Return how many pairs of neighboring slices of a part have slices of the other between
-    them.
-    """
-    of_other = sorted(other)
-    return sum(
-        bisect_right(of_other, lower) < bisect_left(of_other, upper)
-        for lower, upper in pairwise(sorted(part))
-    )
-
-
-def _are_crowded(spots: Sequence[float], files: Sequence[Taken]) -> bool:
-    """Return whether slices at these positions overlap or are unevenly spaced; interleaved
-    acquisitions of one scan fill each other's gaps evenly.
-    """
-    steps = sorted(upper - lower for lower, upper in pairwise(sorted(set(spots))))
-    typical, quarter = median(steps), len(steps) // 4
-    thickest = max((file.dicom.thickness or 0.0 for file in files), default=0.0)
-    return typical < CROWDED * thickest or steps[-1 - quarter] - steps[quarter] > UNEVEN * typical
-
-
-def _are_two_scans(files: Sequence[Taken], others: Sequence[Taken]) -> bool:
-    """True if the files contradict the others in acquisition, technique, thickness or, if both have
-    the same numbers, folder; missing information contradicts nothing.
-    """
-    acquisitions, of_others = (
-        {file.dicom.acquisition for file in some} - {None} for some in (files, others)
-    )
-    if acquisitions and of_others and not acquisitions & of_others:
-        return True
-    thin, thick = sorted(
-        median([file.dicom.thickness for file in some if file.dicom.thickness] or [0.0])
-        for some in (files, others)
-    )
-    if 0 < THICKER * thin < thick:
-        return True
-    if _numbers_of(files) & _numbers_of(others) and not (
-        {file.folder for file in files} & {file.folder for file in others}
-    ):
-        return True
-    parts, of_others_parts = (
-        [
-            set(values) - {""}
-            for values in zip_longest(*(file.dicom.technique for file in some), fillvalue="")
-        ]
-        for some in (files, others)
-    )
-    return any(
-        part and of_other and not part & of_other
-        for part, of_other in zip(parts, of_others_parts, strict=False)
+def _facts_of(file: Taken) -> SliceFacts:
+    header = file.dicom
+    return SliceFacts(
+        header.acquisition, header.technique, header.thickness, header.number, file.folder or ""
     )
 
 
