@@ -16,6 +16,7 @@ FLOORS = (
         "catalogue",
         "expected_time",
         "named_points",
+        "same_scan",
         "verdict",
         "figures",
         "typed_json",

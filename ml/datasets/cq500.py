@@ -26,10 +26,16 @@ import numpy as np
 
 from ml.datasets.dicom_headers import Header, from_foot_to_head, read_header
 from ml.datasets.examples import Example
-from ml.datasets.tables import LABELS, MOST_IMAGES, first_rows, read_table, require_no_formula
+from ml.datasets.tables import (
+    MOST_IMAGES,
+    first_rows,
+    read_label,
+    read_table,
+    require_no_formula,
+)
 from ml.errors import DatasetError, ImageError
+from ml.same_scan import SAME_PLACE_MM
 from ml.scans.files import is_named_as_image, place_in_series
-from ml.scans.planes import SAME_PLACE_MM
 from ml.scans.slabs import SLAB_MM, slab_starts
 
 TYPES = {
@@ -215,12 +221,13 @@ def _majority(row: Mapping[str, str], fact: str, where: str) -> int | None:
     votes = []
     for reader in READERS:
         text = row.get(f"{reader}:{fact}", "")
-        if text.lower() not in LABELS:
+        try:
+            votes.append(read_label(text))
+        except KeyError as err:
             raise DatasetError(
                 f"{where}: {reader.upper()}:{fact.upper()} is {text[:60]!r}, neither 0 nor 1 nor"
                 " empty."
-            )
-        votes.append(LABELS[text.lower()])
+            ) from err
     counted = Counter(vote for vote in votes if vote is not None)
     return next((vote for vote, times in counted.items() if 2 * times > counted.total()), None)
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from ml.catalogue import BLEEDING_TYPES
 from ml.datasets.cq500 import from_cq500, is_cq500
 from ml.datasets.examples import Example
+from ml.datasets.listed_files import ListedFiles
 from ml.datasets.rsna import from_rsna, is_rsna
 from ml.datasets.scan_labels import add_scan_label, read_patients, with_scan_labels
 from ml.datasets.tables import (
-    LABELS,
     PATIENT_COLUMNS,
     boxes_outside,
     column_of,
     is_inside,
     label_of,
+    read_label,
     read_table,
     require_no_formula,
     types_of,
@@ -52,8 +53,11 @@ NEGATIVE_FOLDERS = {
 }
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 LABEL_COLUMNS = ("label", "hemorrhage", "any")
-NAME_COLUMNS = ("filename", "file", "path", "image", "id")
+NAME_COLUMNS = ("filename", "file", "path", "filepath", "image", "image_name", "image_id", "id")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ""}
+TABLE_SUFFIXES = {".csv", ".tsv"}
+SPREADSHEET_SUFFIXES = {".xls", ".xlsx", ".ods"}
+MASKS = "masks"
 
 
 def find_examples(
@@ -75,7 +79,7 @@ def find_examples(
     """
     base = _descend(root)
     for table in (
-        path for path in _visible(base) if path.suffix.lower() == ".csv" and path.is_file()
+        path for path in _visible(base) if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()
     ):
         if is_rsna(table):
             return base, *from_rsna(base, table, name, on_header)
@@ -94,24 +98,31 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _descend(root: Path) -> Path:
-    """Return the folder that holds the data: `root`, or its only subfolder (as in most ZIP
-    files).
+    """Return the folder that holds the data: `root`, or its only subfolder (as in most ZIP files),
+    which may lie beside a few notes, and in which there may be another one.
     """
     if not root.is_dir():
         raise DatasetError(f"There is no folder {root}.")
-    inside = _visible(root)
-    if len(inside) == 1 and inside[0].is_dir():
-        return inside[0]
-    return root
+    while True:
+        inside = _visible(root)
+        folders = [path for path in inside if path.is_dir()]
+        data = TABLE_SUFFIXES | SPREADSHEET_SUFFIXES | IMAGE_SUFFIXES - {""}
+        if (
+            len(folders) != 1
+            or _word(folders[0]) in POSITIVE_FOLDERS | NEGATIVE_FOLDERS | set(BLEEDING_TYPES)
+            or any(path.is_file() and path.suffix.lower() in data for path in inside)
+        ):
+            return root
+        root = folders[0]
 
 
 def _manifest_of(base: Path) -> Path | None:
     tables = [
         p
         for p in _visible(base)
-        if p.suffix.lower() == ".csv" and p.name not in ("groups.csv", "patients.csv")
+        if p.suffix.lower() in TABLE_SUFFIXES and p.name not in ("groups.csv", "patients.csv")
     ]
-    named = [p for p in tables if p.name.lower() in ("labels.csv", "manifest.csv")]
+    named = [p for p in tables if p.stem.lower() in ("labels", "manifest")]
     if named:
         return named[0]
     if len(tables) > 1:
@@ -131,6 +142,7 @@ class _Manifest:
         dataset: its name.
         name, label, patient: column names; the last two are None if missing.
         groups: group by image name as written in the table.
+        files: the images of the data set, to find those that the table names differently.
     """
 
     path: Path
@@ -140,6 +152,7 @@ class _Manifest:
     label: str | None
     patient: str | None
     groups: Mapping[str, str]
+    files: ListedFiles
 
     @property
     def is_kaggle(self) -> bool:
@@ -158,7 +171,7 @@ class _Manifest:
             raise DatasetError(f"{where} ({listed_name}): the label is missing.")
         label = label_of(row.get(self.label or "", ""), "label", f"{where} ({listed_name})")
         for column in LABEL_COLUMNS:
-            other = LABELS.get(row.get(column, "").lower())
+            other = _label_in(row.get(column, ""))
             if self.label is not None and None not in (label, other) and other != label:
                 raise DatasetError(
                     f"{where} ({listed_name}): the columns {self.label} and {column} contradict"
@@ -183,17 +196,20 @@ class _Manifest:
     def _file_of(self, listed_name: str, where: str) -> str:
         """Return the name of the image's file within the data set."""
         name = listed_name.replace("\\", "/")
-        if self.is_kaggle and re.fullmatch("[0-9]{1,9}", listed_name):
-            name = f"head_ct/{int(listed_name):03d}.png"
+        if self.is_kaggle and (number := re.fullmatch(r"([0-9]{1,9})(\.0)?", listed_name)):
+            name = f"head_ct/{int(number[1]):03d}.png"
             if not (self.base / name).is_file() and (self.base / "head_ct" / name).is_file():
                 name = f"head_ct/{name}"  # as in Kaggle's own notebooks
         if not listed_name or not is_inside(name):
             raise DatasetError(
                 f"{where}: {listed_name[:100]!r} is not the name of a file in the data set."
             )
-        if not (self.base / name).is_file():
+        if (self.base / name).is_file():
+            return name
+        found = self.files.named_like(name)
+        if found is None:
             raise DatasetError(f"{where}: the image {name} is missing.")
-        return name
+        return found
 
     def require_sound(self, rows: Sequence[Mapping[str, str]], examples: Sequence[Example]) -> None:
         """Refuse groups of images that are not in the table, and images that are listed twice."""
@@ -229,6 +245,7 @@ def _from_manifest(
         label_column,
         column_of(header, PATIENT_COLUMNS),
         _read_groups(base / "groups.csv"),
+        ListedFiles(base, _images_in),
     )
     examples, odd_slices, odd_boxes = [], [], []
     for row in rows:
@@ -245,6 +262,7 @@ def _from_manifest(
         examples.append(example)
     table.require_sound(rows, examples)
     examples, notes = with_scan_labels(examples, of_patients)
+    notes += [*table.files.notes(manifest.name), *_notes_of_masks(base, examples)]
     if unlisted := _unlisted(base, examples):
         notes.append(
             f"{len(unlisted):,} images have no row in {manifest.name} and are left out; the first"
@@ -268,14 +286,46 @@ def _unlisted(base: Path, examples: Sequence[Example]) -> list[str]:
     """Return the names of the images that no example refers to, as image or as mask."""
     listed = {path for example in examples for path in (example.path, example.mask) if path}
     return sorted(
-        name.as_posix()
+        path.relative_to(base).as_posix() for path in _images_in(base) if path not in listed
+    )
+
+
+def _images_in(base: Path) -> Iterator[Path]:
+    """Yield the files that are named as images, except for masks."""
+    yield from (
+        path
         for path in base.rglob("*")
         if is_named_as_image(path, IMAGE_SUFFIXES - {""})
-        and path not in listed
         and not _is_hidden(path, base)
-        and (name := path.relative_to(base)).parts[0] != "masks"
+        and path.relative_to(base).parts[0] != MASKS
         and path.is_file()
     )
+
+
+def _notes_of_masks(base: Path, examples: Sequence[Example]) -> list[str]:
+    """Return a note about the files in `masks/` that are named like no image."""
+    used = {example.mask for example in examples}
+    others = sorted(
+        path.relative_to(base).as_posix()
+        for path in (base / MASKS).rglob("*")
+        if path.is_file() and path not in used and not _is_hidden(path, base)
+    )
+    return (
+        [
+            f"{len(others):,} files in {MASKS} are named like no image and are left out; the first"
+            f" is {others[0]}."
+        ]
+        if others
+        else []
+    )
+
+
+def _label_in(cell: str) -> int | None:
+    """Return the label in a cell; None if it has none."""
+    try:
+        return read_label(cell)
+    except KeyError:
+        return None
 
 
 def _mask_of(base: Path, name: str, listed_name: str, where: str) -> Path | None:
@@ -283,15 +333,14 @@ def _mask_of(base: Path, name: str, listed_name: str, where: str) -> Path | None
     `masks/`, with all or some of its folders.
     """
     if listed_name:
-        if not is_inside(listed_name) or not (base / listed_name).is_file():
+        path = listed_name.replace("\\", "/")
+        if not is_inside(path) or not (base / path).is_file():
             raise DatasetError(
                 f"{where}: the mask {listed_name[:100]!r} is not a file of the data set."
             )
-        return base / listed_name
+        return base / path
     same_name = Path(name).with_suffix(".png")
-    candidates = [
-        base / "masks" / Path(*same_name.parts[at:]) for at in range(len(same_name.parts))
-    ]
+    candidates = [base / MASKS / Path(*same_name.parts[at:]) for at in range(len(same_name.parts))]
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -334,12 +383,16 @@ def _from_folders(base: Path, dataset: str) -> tuple[list[Example], list[str]]:
     for path in _visible(base):
         if path.is_file() and is_named_as_image(path, IMAGE_SUFFIXES - {""}):
             left_out["images outside the class folders"] += 1
+    notes = [f"{count} files are left out: {what}." for what, count in left_out.items()]
     if not examples:
+        tables = [path for path in _visible(base) if path.suffix.lower() in SPREADSHEET_SUFFIXES]
+        advice = [f" Please save {tables[0].name} as labels.csv."] if tables else []
+        advice += [f" {note}" for note in notes[:1]]
         raise DatasetError(
             f"{dataset} has neither a table (labels.csv with the columns filename and label) "
-            "nor one folder per class (such as hemorrhage and normal)."
+            "nor one folder per class (such as hemorrhage and normal)." + "".join(advice)
         )
-    return examples, [f"{count} files are left out: {what}." for what, count in left_out.items()]
+    return examples, [*notes, *_notes_of_masks(base, examples)]
 
 
 def _class_folders(base: Path, left_out: Counter[str]) -> Iterator[Path]:
@@ -350,7 +403,7 @@ def _class_folders(base: Path, left_out: Counter[str]) -> Iterator[Path]:
             yield folder
         elif word in SPLIT_FOLDERS:
             yield from _class_folders(folder, left_out)
-        elif word != "masks":
+        elif word != MASKS:
             files = sum(path.is_file() and not _is_hidden(path, base) for path in folder.rglob("*"))
             left_out[f"the folder {folder.name} is named neither hemorrhage nor normal"] += files
 

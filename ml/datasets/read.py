@@ -30,6 +30,7 @@ from ml.datasets.layouts import find_examples
 from ml.datasets.near_duplicates import fingerprint, near_duplicates
 from ml.errors import BareImageError, DatasetError, ImageError
 from ml.scans.read import ORDER_GIVEN, read_series
+from ml.scans.repairs import INVERTED, WHITE_MARGIN
 from ml.scans.slices import Series, Slice
 
 LEFT_OUT, MASK_LEFT_OUT, CONTRADICTION, ASSUMPTION = (
@@ -41,6 +42,8 @@ LEFT_OUT, MASK_LEFT_OUT, CONTRADICTION, ASSUMPTION = (
 """The kinds of problems with an image: it is unreadable; its mask contradicts the image or label; a
 near-duplicate has another label; something about it had to be assumed.
 """
+LARGEST_OUTLINE = 0.5
+"""Maximum share of an image that a hemorrhage may cover."""
 
 
 @dataclass(frozen=True)
@@ -278,11 +281,11 @@ class _Looked:
         if example.mask is None:
             return example
         try:
-            mask = self.decode([example.mask], may_be_bare=True, crops=False).slices[0].pixels
+            series = self.decode([example.mask], may_be_bare=True, crops=False)
         except ImageError as err:
             reason = str(err)
         else:
-            reason = _contradiction(example, mask, shown.pixels.shape)
+            reason = _contradiction(example, series, shown.pixels.shape)
         if reason:
             self.problems.append(f"The mask of {example.name} is left out: {reason}")
             self.note(example.name, MASK_LEFT_OUT, reason)
@@ -305,13 +308,16 @@ class _Looked:
                 self.thumbnails.append(thumbnail)
 
 
-def _contradiction(example: Example, mask: np.ndarray, shape: tuple[int, ...]) -> str:
+def _contradiction(example: Example, drawn: Series, shape: tuple[int, ...]) -> str:
     """Return how a mask contradicts its image or label, as a sentence; empty if it does not."""
+    mask = drawn.slices[0].pixels
     if mask.shape != shape:
         sizes = f"{mask.shape[1]} x {mask.shape[0]}", f"{shape[1]} x {shape[0]}"
         return f"it has {sizes[0]} pixels, its image {sizes[1]}."
     if example.label == 0 and mask.any():
         return "it outlines a hemorrhage, and the label says that there is none."
+    if {WHITE_MARGIN, INVERTED} & set(drawn.warnings) or (mask > 0).mean() > LARGEST_OUTLINE:
+        return "it outlines most of the image; what is not hemorrhage must be black."
     return ""
 
 

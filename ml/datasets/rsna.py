@@ -13,13 +13,21 @@ from __future__ import annotations
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from ml.catalogue import BLEEDING_TYPES
 from ml.datasets.dicom_headers import Header, from_foot_to_head, read_header
 from ml.datasets.examples import Example
-from ml.datasets.tables import LABELS, MOST_IMAGES, first_rows, require_no_formula
+from ml.datasets.tables import (
+    MOST_BLANK_LINES,
+    MOST_IMAGES,
+    first_rows,
+    read_label,
+    require_no_formula,
+    separator_in,
+)
 from ml.errors import DatasetError, ImageError
 
 MAX_TABLE_MB = 256
@@ -40,7 +48,17 @@ def is_rsna(table: Path) -> bool:
     if "submission" in table.name.lower():
         return False
     header, first = [*first_rows(table, 200), [""], [""]][:2]
-    return [word.lower() for word in header] == ["id", "label"] and bool(ROW.fullmatch(first[0]))
+    at = _first_column(header)
+    return at is not None and bool(ROW.fullmatch("".join(first[at : at + 1])))
+
+
+def _first_column(header: Sequence[str]) -> int | None:
+    """Return where the columns ID and Label begin: first, or after a column of row numbers, which
+    pandas writes without a name; None if the table has other columns.
+    """
+    words = [word.strip().lower() for word in header]
+    at = 1 if words[0] in ("", "unnamed: 0") else 0
+    return at if words[at:] == ["id", "label"] else None
 
 
 def from_rsna(
@@ -56,16 +74,16 @@ def from_rsna(
         DatasetError: the table is too large or has an invalid row, there are too many images, or
             none has a row.
     """
-    paths: dict[str, Path] = {}
-    doubled = set()
-    for path in _images(base):
-        if path.stem in paths:
-            doubled.add(path.stem)
-        paths[path.stem] = path
+    paths, doubled = _by_name(_images(base))
     if len(paths) > MOST_IMAGES:
         raise DatasetError(
             f"{dataset} holds {len(paths):,} images; at most {MOST_IMAGES:,} are read. Keep a part"
             " of the patients."
+        )
+    if not paths:
+        raise DatasetError(
+            f"{dataset} holds no DICOM files (.dcm) for {table.name}; pictures need a table with"
+            " the columns filename and label."
         )
     labels_of, absent = _read(table, paths)
     problems = []
@@ -128,6 +146,17 @@ def _examples(
             )
 
 
+def _by_name(images: Iterator[Path]) -> tuple[dict[str, Path], set[str]]:
+    """Return the images by name, and the names of those that are in more than one folder."""
+    paths: dict[str, Path] = {}
+    doubled = set()
+    for path in images:
+        if path.stem in paths:
+            doubled.add(path.stem)
+        paths[path.stem] = path
+    return paths, doubled
+
+
 def _images(base: Path) -> Iterator[Path]:
     """Yield the DICOM files next to the table and in folders there, except for the unlabeled test
     set.
@@ -157,13 +186,14 @@ def _read(
     absent = set()
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
+            lines = [file.readline() for _ in range(MOST_BLANK_LINES)]
+            reader = csv.reader(chain(lines, file), delimiter=separator_in(lines))
             rows = (row for row in reader if any(map(str.strip, row)))
-            next(rows)
-            for row in rows:
+            at = _first_column(next(rows)) or 0
+            for row in (cells[at:] for cells in rows):
                 number = reader.line_num
-                match = ROW.fullmatch(row[0].strip())
-                label = LABELS.get(row[1].strip().lower()) if len(row) > 1 else None
+                match = ROW.fullmatch(row[0].strip()) if row else None
+                label = _label_in(row)
                 if match is None or label is None:
                     raise DatasetError(
                         f"{table.name}, line {number}: {','.join(row)[:60]!r} is not an image with"
@@ -186,6 +216,14 @@ def _read(
         raise DatasetError(f"{table.name} is not a readable table.") from err
     facts_of = {name: _facts_of(name, facts, table.name) for name, facts in labels_of.items()}
     return facts_of, len(absent)
+
+
+def _label_in(row: Sequence[str]) -> int | None:
+    """Return the label of a row; None if it has none."""
+    try:
+        return read_label(row[1])
+    except LookupError:
+        return None
 
 
 def _facts_of(

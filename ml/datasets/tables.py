@@ -11,8 +11,8 @@ from pathlib import Path
 from ml.catalogue import BLEEDING_TYPES
 from ml.errors import DatasetError
 
-LABELS = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0, "": None}
-PATIENT_COLUMNS = ("patient", "patient_id", "group")
+LABELS = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0, "": None}
+PATIENT_COLUMNS = ("patient", "patient_id", "patient_number", "subject", "subject_id", "group")
 MAX_TABLE_MB = 32
 """A table is read as a whole; one of 50,000 images has a few megabytes."""
 MOST_BLANK_LINES = 10
@@ -50,9 +50,7 @@ def read_table(path: Path) -> tuple[list[str], list[Row]]:
     lines = text.splitlines()
     declared = re.fullmatch(r"sep=(.)[,;\s]*", lines[0]) if lines else None
     before = 1 if declared else 0
-    first = next((line for line in lines[before:] if line.strip()), "")
-    usual = next((mark for mark in ",;\t" if mark in first), ",")
-    comma = declared.group(1) if declared else usual
+    comma = declared.group(1) if declared else separator_in(lines[before:])
     reader = csv.reader(lines[before:], delimiter=comma)
     rows: list[tuple[int, list[str]]] = []
     try:
@@ -74,6 +72,12 @@ def read_table(path: Path) -> tuple[list[str], list[Row]]:
     return header, table_rows
 
 
+def separator_in(lines: Sequence[str]) -> str:
+    """Return what separates the columns of a table, judging by its first nonblank line."""
+    first = next((line for line in lines if line.strip()), "")
+    return next((mark for mark in ",;\t" if mark in first), ",")
+
+
 def first_rows(path: Path, length: int = 10_000) -> list[list[str]]:
     """Return the first nonblank rows of a table, with cells stripped, to determine its layout; at
     most `length` characters of each line are read.
@@ -81,20 +85,44 @@ def first_rows(path: Path, length: int = 10_000) -> list[list[str]]:
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         lines = [file.readline(length) for _ in range(MOST_BLANK_LINES)]
     try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
+        reader = csv.reader(lines, delimiter=separator_in(lines))
+        rows = [[cell.strip() for cell in row] for row in reader]
     except csv.Error:
         return []
     return [row for row in rows if any(row)]
 
 
 def column_of(header: Sequence[str], known: Sequence[str]) -> str | None:
-    return next((column for column in known if column in header), None)
+    """Return the column with the first of the known names that a header has, in any spelling:
+    "PatientID" and "Patient ID" are patient_id.
+    """
+    spelled = {re.sub(r"[\s_.-]", "", column): column for column in reversed(header)}
+    return next(
+        (spelled[plain] for name in known if (plain := name.replace("_", "")) in spelled), None
+    )
+
+
+def read_label(text: str) -> int | None:
+    """Return the label in a cell, such as 1, "yes", "1.0" or "1,0"; None for an empty cell.
+
+    Raises:
+        KeyError: it is not a label.
+    """
+    return LABELS[re.sub(r"^([01])[.,]0*$", r"\1", text.strip()).lower()]
 
 
 def label_of(text: str, what: str, where: str) -> int | None:
-    if text.lower() not in LABELS:
-        raise DatasetError(f"{where}: the {what} {text[:60]!r} is neither 0 nor 1 nor empty.")
-    return LABELS[text.lower()]
+    """Return the label in a cell; `what` and `where` are for error messages.
+
+    Raises:
+        DatasetError: it is not a label.
+    """
+    try:
+        return read_label(text)
+    except KeyError as err:
+        raise DatasetError(
+            f"{where}: the {what} {text[:60]!r} is neither 0 nor 1 nor empty."
+        ) from err
 
 
 def types_of(cell: str | None, label: int | None, where: str) -> frozenset[str] | None:

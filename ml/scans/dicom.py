@@ -194,10 +194,11 @@ def _assume_usual_pixels(header: pydicom.Dataset) -> None:
         return
     if not header.get("BitsAllocated"):
         header.BitsAllocated = 16
+    if not header.get("BitsStored"):
+        header.BitsStored = header.BitsAllocated
     usual = {
         "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2",
-        "BitsStored": header.BitsAllocated,
         "PixelRepresentation": 0,
     }
     for name, value in usual.items():
@@ -209,14 +210,14 @@ def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int
     """Return the number of CT frames in the file, at least 1, before any is decoded."""
     if "PixelData" not in header or not header.PixelData:
         raise NoSliceError("The DICOM file contains no image.")
-    modality = str(header.get("Modality") or "") or (
+    modality = str(header.get("Modality") or "").strip().upper() or (
         "CT" if header.get("SOPClassUID") in CT_SOP_CLASSES else "unknown"
     )
     if modality != "CT":
         raise NoSliceError(
             f"The DICOM file is not a CT image: its modality is {_printable(modality)}."
         )
-    if "LOCALIZER" in [str(word).upper() for word in values_of(header, "ImageType")]:
+    if "LOCALIZER" in [str(word).strip().upper() for word in values_of(header, "ImageType")]:
         raise NoSliceError("The DICOM file is a localizer (scout view), not an axial slice.")
     if int(header.get("SamplesPerPixel") or 1) != 1:
         raise NoSliceError("The DICOM file is a color image, not a CT slice.")
@@ -289,9 +290,10 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
     require_a_picture(words.astype(np.float32))
     notes: list[str] = []
     bits = int(header.BitsStored)
-    stored = _without_unused_bits(_aligned(words, bits, int(header.get("HighBit") or 0)), bits)
-    padding = _padding(header, words, stored)
     claim = _claim_of(header, bits)
+    aligned = _aligned(words, claim, int(header.get("HighBit") or 0))
+    stored = _without_unused_bits(aligned, bits)
+    padding = _padding(header, words, stored)
     if padding is not None and _is_tissue(stored, padding, claim):
         padding = None
     if (unsigned := _as_unsigned(words, stored, claim)) is not None:
@@ -300,7 +302,7 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
     if header.get("ModalityLUTSequence") and _is_table_of_hu(header.ModalityLUTSequence[0], claim):
         stored = _looked_up(stored, header.ModalityLUTSequence[0], order)
         claim = replace(claim, slope=1.0, intercept=0.0, bits=16)
-    spacing = numbers_of(header, "PixelSpacing", 2)
+    spacing = _spacing_of(header)
     aspect = numbers_of(header, "PixelAspectRatio", 2) if spacing is None else None
     orientation = numbers_of(header, "ImageOrientationPatient", 6)
     position = numbers_of(header, "ImagePositionPatient", 3)
@@ -319,11 +321,7 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
         stored,
         claim,
         padding=padding,
-        spacing_mm=(
-            (spacing[0], spacing[1])
-            if spacing is not None and min(spacing) > 0 and max(spacing) < FURTHEST_MM
-            else None
-        ),
+        spacing_mm=spacing,
         position_mm=(
             np.array(position)
             if position is not None and max(map(abs, position)) < FURTHEST_MM
@@ -344,6 +342,16 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
         name=name,
         notes=tuple(notes),
     )
+
+
+def _spacing_of(header: pydicom.Dataset) -> tuple[float, float] | None:
+    """Return the distance between rows and between columns in mm, which some files give once for
+    both; None if it is unknown.
+    """
+    sides = numbers_of(header, "PixelSpacing", 2) or numbers_of(header, "PixelSpacing", 1)
+    if sides is None or min(sides) <= 0 or max(sides) >= FURTHEST_MM:
+        return None
+    return sides[0], sides[-1]
 
 
 def _technique_of(header: pydicom.Dataset) -> tuple[str, ...]:
@@ -377,14 +385,25 @@ def _claim_of(header: pydicom.Dataset, bits: int) -> Claim:
     )
 
 
-def _aligned(words: NDArray[np.generic], bits: int, high_bit: int) -> NDArray[np.generic]:
+def _aligned(words: NDArray[np.generic], claim: Claim, high_bit: int) -> NDArray[np.generic]:
     """Return words whose numbers start at the lowest bit. Older files fill words from the highest
-    bit; other headers specify a high bit that their pixels do not use.
+    bit, perhaps with an overlay in the lowest ones; other headers specify a high bit that their
+    pixels do not use, so the words are then shifted only if they show a head thereafter.
     """
-    empty = high_bit + 1 - bits
-    if empty <= 0 or high_bit >= 8 * words.dtype.itemsize or (words & ((1 << empty) - 1)).any():  # type: ignore[operator]
+    unused = high_bit + 1 - claim.bits
+    if unused <= 0 or high_bit >= 8 * words.dtype.itemsize:
         return words
-    return np.right_shift(words, empty)  # type: ignore[no-any-return]
+    shifted: NDArray[np.generic] = np.right_shift(words, unused)
+    is_empty = not (words & ((1 << unused) - 1)).any()  # type: ignore[operator]
+    scale = Scale(slope=claim.slope or 1.0, intercept=claim.intercept or 0.0)
+    shows_head = [
+        not is_empty
+        and assess_scale(
+            scale, _without_unused_bits(some, claim.bits).ravel().astype(np.float64)
+        ).is_head
+        for some in (words, shifted)
+    ]
+    return shifted if is_empty or shows_head == [False, True] else words
 
 
 def _as_unsigned(
@@ -518,10 +537,13 @@ def values_of(header: pydicom.Dataset, name: str) -> list[object]:
 def numbers_of(header: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
     """Return the numbers of a tag, which may have decimal commas; None if it is missing, has a
     different number of values, or has values that are not finite numbers. Instead of a single
-    number, the same number may be repeated.
+    number, the same number may be repeated; empty values at the end do not count.
     """
     try:
-        numbers = tuple(_number(str(value)) for value in values_of(header, name))
+        texts = [str(value).strip() for value in values_of(header, name)]
+        while texts and not texts[-1]:
+            texts.pop()
+        numbers = tuple(map(_number, texts))
     except ValueError:
         return None
     if count == 1 and len(set(numbers)) == 1:

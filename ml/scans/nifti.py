@@ -166,10 +166,30 @@ def _notes_of(header: Header) -> list[str]:
 
 
 def _version_of(head: bytes) -> int | None:
+    """Return the version of a NIfTI file; None if it is none. Some programs mark a single file as
+    the header of a pair, although its voxels follow.
+    """
+    if head[344:348] == b"ni1\0" and any(
+        HEADER_BYTES[1] + 4 <= struct.unpack_from(f"{order}f", head, 108)[0] <= FURTHEST_DATA
+        for order in "<>"
+    ):
+        return 1
     return next(
         (version for version, (at, magic) in MAGIC.items() if head[at : at + len(magic)] == magic),
         None,
     )
+
+
+def _order_of(head: bytes, version: int) -> str | None:
+    """Return the byte order of a header, by its size or else by the number of dimensions: some
+    programs write another size.
+    """
+    sizes = {order: struct.unpack_from(f"{order}i", head)[0] for order in "<>"}
+    form, at = ("h", 40) if version == 1 else ("q", 16)
+    dimensions = {order: struct.unpack_from(order + form, head, at)[0] for order in "<>"}
+    by_size = (order for order, size in sizes.items() if size == HEADER_BYTES[version])
+    by_dimensions = (order for order, count in dimensions.items() if 1 <= count <= 7)
+    return next(itertools.chain(by_size, by_dimensions), None)
 
 
 def _read_header(stream: BinaryIO) -> Header:
@@ -181,7 +201,7 @@ def _read_header(stream: BinaryIO) -> Header:
         ImageError: it is not the header of a volume of slices that can be read.
     """
     head = stream.read(HEADER_BYTES[1])
-    if head[344:348] in PAIR:
+    if head[344:348] in PAIR and _version_of(head) is None:
         raise ImageError(
             "The NIfTI file is the header of a pair (.hdr and .img); give a single .nii or .nii.gz"
             " file."
@@ -190,14 +210,7 @@ def _read_header(stream: BinaryIO) -> Header:
     if version is None:
         raise ImageError(DAMAGED)
     head += stream.read(HEADER_BYTES[version] - len(head))
-    order = next(
-        (
-            order
-            for order in "<>"
-            if struct.unpack_from(f"{order}i", head)[0] == HEADER_BYTES[version]
-        ),
-        None,
-    )
+    order = _order_of(head, version)
     if order is None:
         raise ImageError(DAMAGED)
 
@@ -282,7 +295,7 @@ def _affine(
     is_placeholder = forms[0] > 0 and np.array_equal(affine, np.eye(4))
     if forms[1] > 0 and _is_usable(affine, furthest) and not is_placeholder:
         return affine, True
-    b, c, d = quaternion[:3]
+    b, c, d = quaternion[:3] / max(float(np.linalg.norm(quaternion[:3])), 1.0)
     a = np.sqrt(max(1 - b * b - c * c - d * d, 0.0))
     turn = np.array(
         [

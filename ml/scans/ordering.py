@@ -17,6 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from ml.errors import ImageError
+from ml.same_scan import SAME_PLACE_MM
 from ml.scans.geometry import (
     factor_of_sizes,
     in_square_pixels,
@@ -27,7 +28,6 @@ from ml.scans.geometry import (
 from ml.scans.passes import one_pass
 from ml.scans.planes import (
     MAX_LISTED,
-    SAME_PLACE_MM,
     Plane,
     Vector,
     files_named,
@@ -342,10 +342,10 @@ def _positions_of(planes: Sequence[Plane]) -> tuple[list[float | None], str]:
     known, or None if unknown; and the source used: "position", "location", "number" or "order".
     """
     normal = _mean_normal(planes)
-    has_placeholders = _has_placeholders([plane.position_mm for plane in planes])
+    placeholder = _placeholder_in(planes)
     positions = [
         None
-        if plane.position_mm is None or (has_placeholders and not plane.position_mm.any())
+        if plane.position_mm is None or tuple(plane.position_mm) == placeholder
         else float(np.dot(normal, plane.position_mm))
         for plane in planes
     ]
@@ -371,13 +371,26 @@ def _positions_of(planes: Sequence[Plane]) -> tuple[list[float | None], str]:
     return [None] * len(planes), "order"
 
 
-def _has_placeholders(positions: Sequence[Vector | None]) -> bool:
-    """Return whether some positions are zeros that some programs write instead of a position: the
-    other slices, at least two, have other positions within the plane, too.
+def _placeholder_in(planes: Sequence[Plane]) -> tuple[float, ...] | None:
+    """Return the position that some files have instead of their own; None if there is none.
+
+    Some programs write zeros: the other slices, at least two, have other positions within the
+    plane, too. Others repeat the position of one slice: most slices have it, under different
+    numbers.
     """
-    known = [position for position in positions if position is not None]
-    elsewhere = [position for position in known if position.any()]
-    return 2 <= len(elsewhere) < len(known) and all(position[:2].any() for position in elsewhere)
+    known = [tuple(plane.position_mm) for plane in planes if plane.position_mm is not None]
+    elsewhere = [position for position in known if any(position)]
+    if 2 <= len(elsewhere) < len(known) and all(any(position[:2]) for position in elsewhere):
+        return (0.0, 0.0, 0.0)
+    for position, times in Counter(known).most_common(1):
+        numbers = {
+            plane.number
+            for plane in planes
+            if plane.position_mm is not None and tuple(plane.position_mm) == position
+        } - {None}
+        if 2 * times > len(planes) and len(numbers) == times < len(known):
+            return position
+    return None
 
 
 def _distinct(positions: Sequence[float | None]) -> int:

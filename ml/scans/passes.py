@@ -4,19 +4,13 @@ and acquisitions that repeat or continue each other.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise, zip_longest
 
 import numpy as np
 
-from ml.scans.planes import SAME_PLACE_MM, Plane, note_left_out
-
-OVERLAP = 0.2  # maximum share of overlapping positions for two acquisitions to form one pass
-THICKER = 1.5  # minimum ratio of thicknesses of two reconstructions
-UNEVEN = 0.25  # of the typical step: maximum spread of the steps of one scan
-CROWDED = 0.75  # of the slice thickness: closer slices overlap, so one pass does not alternate them
+from ml.same_scan import SAME_PLACE_MM, SliceFacts, continues
+from ml.scans.planes import Plane, note_left_out
 
 
 def one_pass(planes: Sequence[Plane], positions: Sequence[float], notes: list[str]) -> list[int]:
@@ -106,23 +100,16 @@ def _split_acquisitions(
 def _merged_passes(
     planes: Sequence[Plane], acquisitions: Sequence[Mapping[float, int]]
 ) -> list[dict[float, int]]:
-    """Return passes over the head: each acquisition continues the first pass with which it shares
-    at most `OVERLAP` of its positions (the pass keeps its own slices there), or starts another. It
-    does not continue a pass with whose slices it alternates, if the two are marked as different
-    scans.
+    """Return passes over the head: each acquisition continues the first pass that it may, by
+    `ml.same_scan`, which keeps its own slices at positions of both, or starts another.
     """
     passes: list[dict[float, int]] = []
     for acquisition in acquisitions:
         for merged in passes:
-            few = OVERLAP * min(len(acquisition), len(merged))
-            if len(acquisition.keys() & merged.keys()) > few:
-                continue
-            some, others = ([planes[at] for at in one.values()] for one in (acquisition, merged))
-            if (
-                _times_parted(acquisition, merged) <= few
-                or not _are_crowded([*acquisition, *merged], [*some, *others])
-                or not _are_two_scans(some, others)
-            ):
+            some, others = (
+                [_facts_of(planes[at]) for at in one.values()] for one in (acquisition, merged)
+            )
+            if continues(acquisition, merged, some, others):
                 merged.update({**acquisition, **merged})
                 break
         else:
@@ -130,53 +117,8 @@ def _merged_passes(
     return passes
 
 
-def _times_parted(acquisition: Mapping[float, int], other: Mapping[float, int]) -> int:
-    """Return the number of neighboring slices of an acquisition with slices of the other between
-    them.
-    """
-    of_other = sorted(other)
-    return sum(
-        bisect_right(of_other, lower) < bisect_left(of_other, upper)
-        for lower, upper in pairwise(sorted(acquisition))
-    )
-
-
-def _are_crowded(positions: Sequence[float], planes: Sequence[Plane]) -> bool:
-    """Return whether slices at these positions overlap or are unevenly spaced; interleaved
-    acquisitions of one scan fill each other's gaps evenly.
-    """
-    steps = np.diff(sorted(set(positions)))
-    typical, spread = float(np.median(steps)), float(np.ptp(np.quantile(steps, [0.25, 0.75])))
-    thickest = max((plane.thickness_mm or 0.0 for plane in planes), default=0.0)
-    return typical < CROWDED * thickest or spread > UNEVEN * typical
-
-
-def _are_two_scans(planes: Sequence[Plane], others: Sequence[Plane]) -> bool:
-    """Return whether the slices contradict the others in acquisition, technique or thickness;
-    missing values contradict nothing.
-    """
-    acquisitions, of_others = (
-        {plane.acquisition for plane in some} - {None} for some in (planes, others)
-    )
-    if acquisitions and of_others and not acquisitions & of_others:
-        return True
-    thin, thick = sorted(
-        float(np.median([plane.thickness_mm for plane in some if plane.thickness_mm] or [0.0]))
-        for some in (planes, others)
-    )
-    if 0 < THICKER * thin < thick:
-        return True
-    parts, of_others_parts = (
-        [
-            set(values) - {""}
-            for values in zip_longest(*(plane.technique for plane in some), fillvalue="")
-        ]
-        for some in (planes, others)
-    )
-    return any(
-        part and of_other and not part & of_other
-        for part, of_other in zip(parts, of_others_parts, strict=False)
-    )
+def _facts_of(plane: Plane) -> SliceFacts:
+    return SliceFacts(plane.acquisition, plane.technique, plane.thickness_mm)
 
 
 def _places(positions: Sequence[float]) -> list[float]:

@@ -12,7 +12,6 @@ from ml.scans.hounsfield import Claim, Stored
 
 Vector = NDArray[np.float64]
 
-SAME_PLACE_MM = 0.05
 FURTHEST_MM = 1e5  # coordinates and sizes beyond this count as missing
 MAX_LISTED = 3  # gaps and files listed individually in a note
 

@@ -13,6 +13,9 @@ WHITE_LINE = 0.98  # minimum share of white pixels in a row or column of a margi
 # share of the way to the center of the body; share of that zone
 SKULL_DEPTH, SKULL_SHARE = 0.2, 0.25
 
+WHITE_MARGIN = "The image had a white margin, which was made black."
+INVERTED = "The image's gray levels were inverted; this was corrected."
+
 
 def on_black(gray: FloatArray) -> tuple[FloatArray | None, str]:
     """Return an image (height, width) in 0..1 with a black background, and a note about the change.
@@ -34,7 +37,7 @@ def on_black(gray: FloatArray) -> tuple[FloatArray | None, str]:
     if _rim_median(gray[inner]) < 0.5:
         framed = np.zeros_like(gray)
         framed[inner] = gray[inner]
-        return framed, "The image had a white margin, which was made black."
+        return framed, WHITE_MARGIN
     outlines, _ = cv2.findContours(
         (gray < WHITE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
     )
@@ -49,9 +52,7 @@ def on_black(gray: FloatArray) -> tuple[FloatArray | None, str]:
         not white.any() or depth[black].mean() > depth[white].mean() if black.any() else False
     )
     if black.sum() > SKULL_SHARE * zone.sum() and bone_is_black:
-        return np.asarray(
-            1 - gray, np.float32
-        ), "The image's gray levels were inverted; this was corrected."
+        return np.asarray(1 - gray, np.float32), INVERTED
     return None, ""
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import isfinite
-from struct import pack, unpack
+from struct import calcsize, pack, unpack
 from typing import IO, Any
 
 from webapp.intake.dicom_allow_list import (
@@ -26,6 +26,8 @@ from webapp.intake.dicom_allow_list import (
     METHOD,
     Allowed,
     Change,
+    binary,
+    numbers,
     table,
     uid,
 )
@@ -75,6 +77,7 @@ LONG_VRS = (
     b"UT",
     b"UV",
 )
+NUMBER_VRS = {b"FL": "f", b"FD": "d", b"SS": "h", b"US": "H", b"SL": "i", b"UL": "I"}
 START_BYTES = 132 + 12
 META_BYTES = 4096
 UNDEFINED = 0xFFFFFFFF
@@ -302,7 +305,12 @@ class DicomFile:
         self._room -= length
         if self._room < 0:
             raise DamagedFile
-        return rule(read_exactly(self._stream, length))
+        value = read_exactly(self._stream, length)
+        if rule is numbers and vr in NUMBER_VRS:
+            value = _as_decimals(vr, value, self._order)
+        elif rule is binary and vr in (b"SL", b"UL") and length == 4:
+            value = value[:2] if self._order == "<" else value[2:]
+        return rule(value)
 
     def _items(self, length: int, allowed: Allowed) -> list[dict[int, Any]]:
         """Read a sequence whose elements are allowed, and return the part of each item that is
@@ -411,8 +419,8 @@ class DicomFile:
         return DicomHeader(
             transfer_syntax=syntax,
             sop_class=self._text(0x00080016),
-            modality=self._text(0x00080060),
-            image_type=tuple(self._text(0x00080008).split("\\")),
+            modality=self._text(0x00080060).upper(),
+            image_type=tuple(word.strip().upper() for word in self._text(0x00080008).split("\\")),
             patient=self._text(0x00100020),
             study=self._text(0x0020000D),
             series=self._text(0x0020000E),
@@ -519,6 +527,15 @@ def _numbers_in(text: str, count: int) -> tuple[float, ...]:
     except ValueError:
         return ()
     return numbers if len(numbers) == count and all(map(isfinite, numbers)) else ()
+
+
+def _as_decimals(vr: bytes, value: bytes, order: str) -> bytes:
+    """Return binary numbers as text, for an element that usually is text."""
+    form = NUMBER_VRS[vr]
+    count = len(value) // calcsize(form)
+    if not count or count * calcsize(form) != len(value):
+        return b""
+    return "\\".join(f"{number:.10g}" for number in unpack(f"{order}{count}{form}", value)).encode()
 
 
 def _as_text(value: bytes) -> str:

@@ -39,8 +39,11 @@ Change = Callable[[bytes], bytes | None]
 Allowed: TypeAlias = "Mapping[int, tuple[bytes, Change | Allowed]]"
 
 
-def _numbers(value: bytes) -> bytes | None:
-    """Keep a few decimal numbers written as text; a decimal comma becomes a point."""
+def numbers(value: bytes) -> bytes | None:
+    """Keep a few decimal numbers written as text; a decimal comma becomes a point, and nothing is
+    kept of empty numbers at the end.
+    """
+    value = value.rstrip(b" \0\\")
     if len(value) > MAX_NUMBERS or not re.fullmatch(rb"[0-9+\-.,eE \\\0]*", value):
         return None
     return b"\\".join(
@@ -62,7 +65,7 @@ def table(value: bytes) -> bytes | None:
     return value
 
 
-def _binary(value: bytes) -> bytes | None:
+def binary(value: bytes) -> bytes | None:
     """Keep a few binary numbers."""
     return value if len(value) <= 16 else None
 
@@ -71,7 +74,7 @@ def _codes(*known: str) -> Change:
     """Return a rule that keeps the codes among `known`, each at its position."""
 
     def keep(value: bytes) -> bytes | None:
-        codes = [code.strip(" \0") for code in value.decode("latin-1").split("\\")]
+        codes = [code.strip(" \0").upper() for code in value.decode("latin-1").split("\\")]
         allowed = [code if code in known else "" for code in codes[:MAX_CODES]]
         return "\\".join(allowed).encode() if any(allowed) else None
 
@@ -95,21 +98,21 @@ def _kernel(value: bytes) -> bytes | None:
 
 
 _FRAME: Allowed = {
-    0x00209113: (b"SQ", {0x00200032: (b"DS", _numbers)}),
-    0x00209116: (b"SQ", {0x00200037: (b"DS", _numbers)}),
+    0x00209113: (b"SQ", {0x00200032: (b"DS", numbers)}),
+    0x00209116: (b"SQ", {0x00200037: (b"DS", numbers)}),
     0x00289110: (
         b"SQ",
         {
-            0x00180050: (b"DS", _numbers),
-            0x00180088: (b"DS", _numbers),
-            0x00280030: (b"DS", _numbers),
+            0x00180050: (b"DS", numbers),
+            0x00180088: (b"DS", numbers),
+            0x00280030: (b"DS", numbers),
         },
     ),
     0x00289145: (
         b"SQ",
         {
-            0x00281052: (b"DS", _numbers),
-            0x00281053: (b"DS", _numbers),
+            0x00281052: (b"DS", numbers),
+            0x00281053: (b"DS", numbers),
             0x00281054: (b"LO", _rescale_type),
         },
     ),
@@ -117,10 +120,10 @@ _FRAME: Allowed = {
     0x00209111: (
         b"SQ",
         {
-            0x00209057: (b"UL", _binary),
-            0x00209128: (b"UL", _binary),
-            0x00209156: (b"US", _binary),
-            0x00209157: (b"UL", _binary),
+            0x00209057: (b"UL", binary),
+            0x00209128: (b"UL", binary),
+            0x00209156: (b"US", binary),
+            0x00209157: (b"UL", binary),
         },
     ),
 }
@@ -131,49 +134,49 @@ ALLOWED: Allowed = {
     0x00080018: (b"UI", uid),
     0x00080060: (b"CS", _codes("CT")),
     0x00180015: (b"CS", _codes(*BODY_PARTS)),
-    0x00180050: (b"DS", _numbers),
-    0x00180060: (b"DS", _numbers),
-    0x00180088: (b"DS", _numbers),
-    0x00181120: (b"DS", _numbers),
+    0x00180050: (b"DS", numbers),
+    0x00180060: (b"DS", numbers),
+    0x00180088: (b"DS", numbers),
+    0x00181120: (b"DS", numbers),
     0x00181210: (b"SH", _kernel),
     0x00185100: (b"CS", _codes("HFS", "HFP", "HFDR", "HFDL", "FFS", "FFP", "FFDR", "FFDL")),
     0x0020000D: (b"UI", uid),
     0x0020000E: (b"UI", uid),
-    0x00200011: (b"IS", _numbers),
-    0x00200012: (b"IS", _numbers),
-    0x00200013: (b"IS", _numbers),
-    0x00200032: (b"DS", _numbers),
-    0x00200037: (b"DS", _numbers),
+    0x00200011: (b"IS", numbers),
+    0x00200012: (b"IS", numbers),
+    0x00200013: (b"IS", numbers),
+    0x00200032: (b"DS", numbers),
+    0x00200037: (b"DS", numbers),
     0x00200052: (b"UI", uid),
-    0x00201041: (b"DS", _numbers),
+    0x00201041: (b"DS", numbers),
     0x00209161: (b"UI", uid),
-    0x00209162: (b"US", _binary),
-    0x00209228: (b"UL", _binary),
-    0x00280002: (b"US", _binary),
+    0x00209162: (b"US", binary),
+    0x00209228: (b"UL", binary),
+    0x00280002: (b"US", binary),
     0x00280004: (b"CS", _codes("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL",
     "YBR_FULL_422", "YBR_ICT", "YBR_RCT")),
-    0x00280006: (b"US", _binary),
-    0x00280008: (b"IS", _numbers),
-    0x00280010: (b"US", _binary),
-    0x00280011: (b"US", _binary),
-    0x00280030: (b"DS", _numbers),
-    0x00280034: (b"IS", _numbers),
-    0x00280100: (b"US", _binary),
-    0x00280101: (b"US", _binary),
-    0x00280102: (b"US", _binary),
-    0x00280103: (b"US", _binary),
-    0x00280120: (b"US", _binary),
-    0x00280121: (b"US", _binary),
+    0x00280006: (b"US", binary),
+    0x00280008: (b"IS", numbers),
+    0x00280010: (b"US", binary),
+    0x00280011: (b"US", binary),
+    0x00280030: (b"DS", numbers),
+    0x00280034: (b"IS", numbers),
+    0x00280100: (b"US", binary),
+    0x00280101: (b"US", binary),
+    0x00280102: (b"US", binary),
+    0x00280103: (b"US", binary),
+    0x00280120: (b"US", binary),
+    0x00280121: (b"US", binary),
     0x00280301: (b"CS", _codes("YES", "NO")),
-    0x00281050: (b"DS", _numbers),
-    0x00281051: (b"DS", _numbers),
-    0x00281052: (b"DS", _numbers),
-    0x00281053: (b"DS", _numbers),
+    0x00281050: (b"DS", numbers),
+    0x00281051: (b"DS", numbers),
+    0x00281052: (b"DS", numbers),
+    0x00281053: (b"DS", numbers),
     0x00281054: (b"LO", _rescale_type),
     0x00283000: (
         b"SQ",
         {
-            0x00283002: (b"US", _binary),
+            0x00283002: (b"US", binary),
             0x00283004: (b"LO", _rescale_type),
             0x00283006: (b"OW", table),
         },

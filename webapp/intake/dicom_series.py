@@ -9,15 +9,15 @@ them out with a note. Files are ordered by number, time and name, whatever order
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from math import inf, sqrt
 from statistics import median
 from typing import TypeAlias
 
+from ml.same_scan import OVERLAP, SAME_PLACE_MM, SliceFacts, continues
 from webapp.intake.clean_copy import Taken
 
 FEWEST_FILES = 3
@@ -26,18 +26,8 @@ AXIAL, SAME_WAY = 0.7, 0.94
 """Minimum cosine between a slice's normal and the body's axis, and between directions that count as
 equal: the cosine of 20 degrees.
 """
-SAME_PLACE_MM = 0.05
 UNEVEN_MM = 0.1
 """Maximum difference between the steps of one stack of slices."""
-OVERLAP = 0.2
-"""Maximum share of positions that an acquisition may have in common with the one that it continues.
-"""
-THICKER = 1.5
-"""Minimum ratio of the slice thicknesses of two reconstructions."""
-UNEVEN = 0.25
-"""Of the typical step: maximum spread of the steps of one scan."""
-CROWDED = 0.75
-"""Of the slice thickness: slices closer than that overlap, so one pass does not alternate them."""
 
 Pass: TypeAlias = dict[float, list[Taken]]
 """The files of one pass over the head, by position; several files at a position if they are
@@ -330,23 +320,15 @@ def _passes(files: list[Taken]) -> list[Group]:
 
 
 def _merged(parts: Sequence[Pass], odd: list[Taken]) -> list[Pass]:
-    """Return passes over the head: each part continues the first pass with which it shares few
-    positions, or begins a new one. Files at shared positions are added to `odd`. A part does not
-    continue a pass whose slices it interleaves if the two are marked as different scans.
+    """Return passes over the head: each part continues the first pass that it may, by
+    `ml.same_scan`, or begins a new one. Files at shared positions are added to `odd`.
     """
     passes: list[Pass] = []
     for part in parts:
         for pass_ in passes:
             shared = part.keys() & pass_.keys()
-            few = OVERLAP * min(len(part), len(pass_))
-            if len(shared) > few:
-                continue
-            some, others = _flat(part.values()), _flat(pass_.values())
-            if (
-                _times_parted(part, pass_) <= few
-                or not _are_crowded([*part, *pass_], [*some, *others])
-                or not _are_two_scans(some, others)
-            ):
+            some, others = (list(map(_facts_of, _flat(one.values()))) for one in (part, pass_))
+            if continues(part, pass_, some, others):
                 pass_.update({spot: here for spot, here in part.items() if spot not in shared})
                 odd += _flat(here for spot, here in part.items() if spot in shared)
                 break
@@ -355,56 +337,10 @@ def _merged(parts: Sequence[Pass], odd: list[Taken]) -> list[Pass]:
     return passes
 
 
-def _times_parted(part: Pass, other: Pass) -> int:
-    """Return how many pairs of neighboring slices of a part have slices of the other between
-    them.
-    """
-    of_other = sorted(other)
-    return sum(
-        bisect_right(of_other, lower) < bisect_left(of_other, upper)
-        for lower, upper in pairwise(sorted(part))
-    )
-
-
-def _are_crowded(spots: Sequence[float], files: Sequence[Taken]) -> bool:
-    """Return whether slices at these positions overlap or are unevenly spaced; interleaved
-    acquisitions of one scan fill each other's gaps evenly.
-    """
-    steps = sorted(upper - lower for lower, upper in pairwise(sorted(set(spots))))
-    typical, quarter = median(steps), len(steps) // 4
-    thickest = max((file.dicom.thickness or 0.0 for file in files), default=0.0)
-    return typical < CROWDED * thickest or steps[-1 - quarter] - steps[quarter] > UNEVEN * typical
-
-
-def _are_two_scans(files: Sequence[Taken], others: Sequence[Taken]) -> bool:
-    """True if the files contradict the others in acquisition, technique, thickness or, if both have
-    the same numbers, folder; missing information contradicts nothing.
-    """
-    acquisitions, of_others = (
-        {file.dicom.acquisition for file in some} - {None} for some in (files, others)
-    )
-    if acquisitions and of_others and not acquisitions & of_others:
-        return True
-    thin, thick = sorted(
-        median([file.dicom.thickness for file in some if file.dicom.thickness] or [0.0])
-        for some in (files, others)
-    )
-    if 0 < THICKER * thin < thick:
-        return True
-    if _numbers_of(files) & _numbers_of(others) and not (
-        {file.folder for file in files} & {file.folder for file in others}
-    ):
-        return True
-    parts, of_others_parts = (
-        [
-            set(values) - {""}
-            for values in zip_longest(*(file.dicom.technique for file in some), fillvalue="")
-        ]
-        for some in (files, others)
-    )
-    return any(
-        part and of_other and not part & of_other
-        for part, of_other in zip(parts, of_others_parts, strict=False)
+def _facts_of(file: Taken) -> SliceFacts:
+    header = file.dicom
+    return SliceFacts(
+        header.acquisition, header.technique, header.thickness, header.number, file.folder or ""
     )
 
 
@@ -438,7 +374,10 @@ def _spots(files: Sequence[Taken]) -> list[float | None] | None:
     at all.
     """
     x, y, z = next((_normal(file) for file in files if file.dicom.orientation), (0.0, 0.0, 1.0))
-    places_of = _without_placeholders([file.dicom.position for file in files])
+    placeholder = _placeholder_in(files)
+    places_of = [
+        () if file.dicom.position == placeholder else file.dicom.position for file in files
+    ]
     positions = [
         sum(a * b for a, b in zip((x, y, z), place, strict=True)) if place else None
         for place in places_of
@@ -473,13 +412,22 @@ def _spots(files: Sequence[Taken]) -> list[float | None] | None:
     return [None if place is None else spots[place] for place in places]
 
 
-def _without_placeholders(positions: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Return positions without the zeros that some programs write for unknown ones: zeros are
-    unknown if the other positions, at least two, differ from zero within the plane, too.
+def _placeholder_in(files: Sequence[Taken]) -> tuple[float, ...] | None:
+    """Return the position that some files have instead of their own; None if there is none.
+
+    Some programs write zeros: the other files, at least two, have other positions within the
+    plane, too. Others repeat the position of one slice: most files have it, under different
+    numbers.
     """
-    elsewhere = [place for place in positions if any(place)]
-    are_placeholders = len(elsewhere) >= 2 and all(any(place[:2]) for place in elsewhere)
-    return [place if any(place) or not are_placeholders else () for place in positions]
+    known = [file.dicom.position for file in files if file.dicom.position]
+    elsewhere = [place for place in known if any(place)]
+    if 2 <= len(elsewhere) < len(known) and all(any(place[:2]) for place in elsewhere):
+        return (0.0, 0.0, 0.0)
+    for place, times in Counter(known).most_common(1):
+        numbers = _numbers_of([file for file in files if file.dicom.position == place])
+        if 2 * times > len(files) and len(numbers) == times < len(known):
+            return place
+    return None
 
 
 def _distinct(places: Sequence[float | None]) -> int:

@@ -94,7 +94,7 @@ def is_half_of_pair(start: bytes, size: int) -> bool:
     """True if a file of `size` bytes that begins with these bytes is the header of a pair (.hdr and
     .img), in NIfTI or in the older Analyze format.
     """
-    is_pair = start[344:348] in PAIRS or start[4:8] in PAIRS
+    is_pair = (start[344:348] in PAIRS or start[4:8] in PAIRS) and not is_nifti(start)
     is_analyze = size == 348 and any(unpack_from(f"{order}i", start)[0] == 348 for order in "<>")
     return is_pair or is_analyze
 
@@ -185,6 +185,7 @@ class NiftiFile:
         header = bytearray(self._size + EXTENSION_FLAG_BYTES)
         for first, end in self._layout.kept:
             header[first:end] = self._start[first:end]
+        pack_into(f"{self._order}i", header, 0, self._size)
         # The fields of unused dimensions could hold text.
         for (first, form), unused in ((self._layout.dim, 1), (self._layout.pixdim, 0)):
             values = unpack_from(f"{self._order}{form}", header, first)[: self._dimensions + 1]
@@ -211,13 +212,34 @@ class NiftiFile:
 
 
 def _read_layout(start: bytes) -> tuple[int, str] | None:
-    """Return the header's size and byte order; None if it is not a NIfTI header."""
-    for order in "<>":
-        if len(start) >= 4 and (size := unpack_from(f"{order}i", start)[0]) in LAYOUTS:
-            at, magic = LAYOUTS[size].magic
-            if start[at : at + len(magic)] == magic:
+    """Return the header's size and byte order; None if it is not the header of a NIfTI file.
+
+    Some programs write another size; then the number of dimensions shows the byte order.
+    """
+    for size, layout in LAYOUTS.items():
+        at, magic = layout.magic
+        if start[at : at + len(magic)] != magic and not _is_marked_as_pair(start, layout):
+            continue
+        for order in "<>":
+            if unpack_from(f"{order}i", start)[0] == size:
+                return size, order
+        for order in "<>":
+            if 1 <= unpack_from(f"{order}{layout.dim[1]}", start, layout.dim[0])[0] <= 7:
                 return size, order
     return None
+
+
+def _is_marked_as_pair(start: bytes, layout: _Layout) -> bool:
+    """True for a single file whose header says that it is one of a pair, but also that its voxels
+    begin after the header.
+    """
+    if layout is not LAYOUTS[348] or start[344:348] != PAIRS[0]:
+        return False
+    first = layout.voxel_offset[0]
+    return any(
+        348 + EXTENSION_FLAG_BYTES <= unpack_from(f"{order}f", start, first)[0] <= MAX_BEFORE_VOXELS
+        for order in "<>"
+    )
 
 
 def _skip(content: IO[bytes], count: int) -> None:

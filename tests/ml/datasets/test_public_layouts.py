@@ -159,6 +159,11 @@ WRITTEN: dict[str, Callable[[str], str]] = {
     "blank rows": lambda text: "\n,\n" + text.replace("\n", "\n\n", 3) + " , \n\n",
     "Windows line ends": lambda text: text.replace("\n", "\r\n"),
     "a byte order mark": lambda text: "\ufeff" + text,
+    "semicolons": lambda text: text.replace(",", ";"),
+    "numbered rows": lambda text: "".join(
+        f"{number or ''},{row}\n" for number, row in enumerate(text.split())
+    ),
+    "decimals": lambda text: text.replace(",0\n", ",0.0\n").replace(",1\n", ",1.0\n"),
 }
 
 
@@ -197,6 +202,15 @@ def test_a_wrong_row_of_rsnas_table_is_named(rsna: Path, row: str, sentence: str
     with (rsna / "stage_2_train.csv").open("a") as table:
         table.write(row + "\n")
     with pytest.raises(DatasetError, match=sentence):
+        find_examples(rsna, "rsna")
+
+
+def test_pictures_instead_of_dicom_files_are_named(rsna: Path) -> None:
+    for path in (rsna / "stage_2_train").iterdir():
+        path.rename(path.with_suffix(".png"))
+    with pytest.raises(
+        DatasetError, match=r"rsna holds no DICOM files \(\.dcm\) for stage_2_train"
+    ):
         find_examples(rsna, "rsna")
 
 

@@ -345,7 +345,8 @@ def test_an_unreadable_outline_is_named_and_left_out_and_its_image_stays(manifes
 
 def test_a_mask_that_contradicts_its_image_or_label_is_named_and_left_out(manifest: Maker) -> None:
     masks = ["small.png", "drawn.png", "drawn.png", "empty.png"]
-    labels = ["1", "0", "1", "0"]
+    masks += ["white.png", "large.png"]
+    labels = ["1", "0", "1", "0", "1", "1"]
     rows = [
         [f"{number}.png", label, mask]
         for number, (label, mask) in enumerate(zip(labels, masks, strict=True))
@@ -358,14 +359,20 @@ def test_a_mask_that_contradicts_its_image_or_label_is_named_and_left_out(manife
     drawn.paste(255, (width // 2, height // 2, width // 2 + 4, height // 2 + 4))
     drawn.save(root / "drawn.png")
     drawn.resize((48, 40)).save(root / "small.png")
+    drawn.point(lambda value: 255 - value).save(root / "white.png")
+    drawn.paste(255, (2, 2, width - 2, height - 2))
+    drawn.save(root / "large.png")
     result = read_dataset(root)
     assert [one.name for one in result.examples if one.mask] == ["2.png", "3.png"]
-    assert [one.label for one in result.examples] == [1, 0, 1, 0]
+    assert [one.label for one in result.examples] == [1, 0, 1, 0, 1, 1]
+    too_much = "it outlines most of the image; what is not hemorrhage must be black."
     assert result.problems == (
-        UNLISTED,
+        "2 images have no row in labels.csv and are left out; the first is 6.png.",
         f"The mask of 0.png is left out: it has 48 x 40 pixels, its image {width} x {height}.",
         "The mask of 1.png is left out: it outlines a hemorrhage, and the label says that there is"
         " none.",
+        f"The mask of 4.png is left out: {too_much}",
+        f"The mask of 5.png is left out: {too_much}",
     )
 
 
@@ -589,7 +596,8 @@ def test_the_folder_of_a_type_is_one_of_hemorrhage_and_another_is_named(
         ("normal/4.png", 0, None),
     ]
     assert result[3] == [
-        "2 files are left out: the folder edema is named neither hemorrhage nor normal."
+        "2 files are left out: the folder edema is named neither hemorrhage nor normal.",
+        "1 files in masks are named like no image and are left out; the first is masks/5.png.",
     ]
 
 
@@ -687,3 +695,84 @@ def test_an_archive_made_on_windows_has_folders_and_may_hold_a_document(tmp_path
         "p/1.png",
         "p/about.docx",
     ]
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        pytest.param(lambda name: name.removesuffix(".png"), id="no extension"),
+        pytest.param(str.upper, id="another case"),
+        pytest.param(lambda name: f"C:\\scans\\{name}", id="a path on another computer"),
+        pytest.param(lambda name: f"set/{name}", id="with the folder of the data set"),
+    ],
+)
+def test_names_of_images_in_another_spelling_are_found_and_noted(
+    manifest: Maker, spelled: Callable[[str], str]
+) -> None:
+    root = manifest([[spelled(name), label] for name, label in ROWS])
+    _, _, examples, odd = find_examples(root, "set")
+    assert [(e.name, str(e.label)) for e in examples] == [(name, label) for name, label in ROWS]
+    [note] = odd
+    assert note.startswith("8 images have another name, folder or extension in labels.csv; the")
+    assert note.endswith(", is 0.png.")
+
+
+def test_images_in_a_folder_that_the_table_does_not_name_are_found_unless_two_are_alike(
+    manifest: Maker,
+) -> None:
+    root = manifest(ROWS)
+    for path in root.glob("*.png"):
+        (root / "images").mkdir(exist_ok=True)
+        path.rename(root / "images" / path.name)
+    assert find_examples(root, "set")[2][0].name == "images/0.png"
+    (root / "copies").mkdir()
+    (root / "copies" / "3.png").write_bytes((root / "images" / "3.png").read_bytes())
+    with pytest.raises(DatasetError, match=r"labels\.csv, line 5: the image 3\.png is missing\."):
+        find_examples(root, "set")
+
+
+def test_names_of_columns_and_labels_are_known_in_any_spelling(manifest: Maker) -> None:
+    rows = [[name, f"{label}.00", f"p{name[0]}"] for name, label in ROWS]
+    examples = find_examples(manifest(rows, "Image Name,Label,PatientID"), "set")[2]
+    assert [(e.label, e.patient) for e in examples] == [
+        (int(label), f"p{name[0]}") for name, label in ROWS
+    ]
+
+
+def test_a_decimal_comma_in_a_label_is_a_point(manifest: Maker) -> None:
+    root = manifest([])
+    rows = [f"{name};{label},0" for name, label in ROWS]
+    (root / "labels.csv").write_text("\n".join(["filename;label", *rows]))
+    assert [str(e.label) for e in find_examples(root, "set")[2]] == [label for _, label in ROWS]
+
+
+def test_the_data_may_lie_some_folders_deep_beside_notes(manifest: Maker, tmp_path: Path) -> None:
+    outer = tmp_path / "archive" / "inner"
+    outer.mkdir(parents=True)
+    manifest(ROWS).rename(outer / "set")
+    (tmp_path / "archive" / "README.md").write_text("What these are.")
+    base, _, examples, _ = find_examples(tmp_path / "archive", "set")
+    assert (base, len(examples)) == (outer / "set", 8)
+
+
+def test_masks_that_are_named_like_no_image_are_counted_and_named(manifest: Maker) -> None:
+    root = manifest(ROWS)
+    (root / "masks").mkdir()
+    for name in ("0.png", "1_mask.png", "2_mask.png"):
+        (root / "masks" / name).write_bytes((root / "0.png").read_bytes())
+    assert find_examples(root, "set")[3] == [
+        "2 files in masks are named like no image and are left out; the first is masks/1_mask.png."
+    ]
+
+
+def test_a_data_set_without_images_that_can_be_read_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "normal").mkdir()
+    (tmp_path / "hemorrhage").mkdir()
+    (tmp_path / "normal" / "1.bmp").write_bytes(b"BM")
+    with pytest.raises(
+        DatasetError, match=r"1 files are left out: \.bmp files, which are not read"
+    ):
+        find_examples(tmp_path, "set")
+    (tmp_path / "Labels.xlsx").write_bytes(b"PK")
+    with pytest.raises(DatasetError, match=r"Please save Labels\.xlsx as labels\.csv\."):
+        find_examples(tmp_path, "set")

@@ -144,6 +144,9 @@ def test_without_a_place_the_usual_one_is_assumed_and_noted(tmp_path: Path) -> N
         (76, "<4f", [1.0, -PIXEL_MM, -PIXEL_MM, -STEP_MM]),
         (40, "<8h", [4, *RAS.shape, 0, 0, 0, 0]),
         (40, "<8h", [4, *RAS.shape, 1, 0, 0, 0]),
+        (0, "<i", [0]),
+        (0, "<i", [540]),
+        (344, "<4s", [b"ni1\0"]),
     ],
     ids=[
         "no place of the voxels",
@@ -153,10 +156,13 @@ def test_without_a_place_the_usual_one_is_assumed_and_noted(tmp_path: Path) -> N
         "negative sizes",
         "no volumes",
         "one volume",
+        "no size of the header",
+        "the size of another version's header",
+        "the mark of a pair",
     ],
 )
 def test_a_field_that_is_wrong_is_replaced_by_what_the_others_say(
-    tmp_path: Path, at: int, layout: str, values: list[float]
+    tmp_path: Path, at: int, layout: str, values: list[float | bytes]
 ) -> None:
     require_the_scan(read(tmp_path, broken(at, layout, *values)))
 
@@ -271,7 +277,7 @@ CORONAL = np.diag([PIXEL_MM, 12.0, PIXEL_MM, 1.0])
         (packed(nifti(RAS, AFFINE))[:-2000], "damaged or incomplete"),
         # the checksum of another file
         (packed(nifti(RAS, AFFINE))[:-8] + b"\0" * 8, "damaged or incomplete"),
-        (broken(344, "4s", b"ni1\0"), r"header of a pair \(\.hdr and \.img\)"),
+        (broken(108, "<f232x4s", 0.0, b"ni1\0"), r"header of a pair \(\.hdr and \.img\)"),
         (broken(70, "<h", 128), "colors or complex numbers"),
         (broken(40, "<8h", 4, 64, 64, 6, 30, 1, 1, 1), "holds 30 volumes"),
         (broken(40, "<8h", 3, 64, -64, 6, 1, 1, 1, 1), "damaged or incomplete"),
@@ -279,7 +285,7 @@ CORONAL = np.diag([PIXEL_MM, 12.0, PIXEL_MM, 1.0])
         (broken(40, "<8h", 3, 64, 64, 32767, 1, 1, 1, 1), "32767 slices; at most 1000"),
         (broken(108, "<f", 1e30), "damaged or incomplete"),
         (broken(108, "<f", float("nan")), "damaged or incomplete"),
-        (broken(0, "<i", 1234), "damaged or incomplete"),
+        (broken(0, "<i36x8h", 1234, *[0] * 8), "damaged or incomplete"),
         (nifti(RAS, CORONAL), "not axial"),
         (packed(b"not a volume" * 100), "not a PNG, JPEG, DICOM or NIfTI"),
         (nifti(np.full_like(RAS, -1000), AFFINE), "blank"),

@@ -77,6 +77,17 @@ def test_places_of_zero_among_others_are_no_places(tmp_path: Path, files: slice)
         assert (marks(series), series.distance_mm) == (ALL, 5)
 
 
+def test_the_place_of_one_slice_in_most_files_is_none(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    place = pydicom.dcmread(paths[1]).ImagePositionPatient
+    for path in paths[2:]:
+        change(path, ImagePositionPatient=list(place))
+    for given in in_any_order(paths):
+        series = read_series(given)
+        assert marks(series) == ALL
+        assert not any("left out" in warning for warning in series.warnings)
+
+
 def test_each_slice_may_have_a_slope_of_its_own(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "s", 12)
     for number, path in enumerate(paths, start=1):

@@ -375,6 +375,8 @@ def words(hu: np.ndarray, added: int = 1024, shift: int = 0) -> bytes:
         ((1024, 4), {**UNSIGNED, "BitsStored": 12, "HighBit": 15}),
         ((1024, 0), {**UNSIGNED, "BitsStored": 12, "HighBit": 15}),
         ((1024, 0), {"RescaleIntercept": -1024, "BitsStored": 12, "HighBit": 11}),
+        ((1024, 0), {**UNSIGNED, "BitsStored": 0}),
+        ((1000, 0), {**UNSIGNED, "RescaleIntercept": ["-1000", ""]}),
         ((1000, 0), {**UNSIGNED, "RescaleIntercept": [-1000, -1000]}),
         ((1024, 0), {**UNSIGNED, "SamplesPerPixel": None, "PhotometricInterpretation": None}),
         ((1024, 0), {**UNSIGNED, "BitsStored": None, "BitsAllocated": None, "HighBit": None}),
@@ -384,6 +386,8 @@ def words(hu: np.ndarray, added: int = 1024, shift: int = 0) -> bytes:
         "the highest bits",
         "the lowest bits, of which the header says otherwise",
         "not signed, although the header says so",
+        "no bits",
+        "an empty value at the end",
         "a value that is there twice",
         "no word of gray",
         "no number of bits",
@@ -395,6 +399,23 @@ def test_pixels_that_are_described_wrongly_or_not_at_all_are_hounsfield_units(
 ) -> None:
     path = dicom(**{"PixelData": words(hu, *stored), **tags})
     np.testing.assert_array_equal(pixels_of(path), hu.clip(-stored[0], 4095 - stored[0]))
+
+
+def test_an_overlay_below_the_numbers_is_no_part_of_them(
+    dicom: Callable[..., Path], hu: np.ndarray
+) -> None:
+    stored = np.frombuffer(words(hu, 1024, 4), "<u2").reshape(hu.shape).copy()
+    stored[40:60, 40:60] |= 1
+    path = dicom(**UNSIGNED, BitsStored=12, HighBit=15, PixelData=stored.tobytes())
+    np.testing.assert_array_equal(pixels_of(path), hu)
+
+
+def test_one_pixel_size_is_that_of_both_sides(dicom: Callable[..., Path]) -> None:
+    path = dicom(PixelSpacing=None)
+    file = pydicom.dcmread(path)
+    file.add_new("PixelSpacing", "DS", "0.5")
+    file.save_as(path)
+    assert read_series([path]).slices[0].spacing_mm == (0.5, 0.5)
 
 
 def test_a_padding_value_that_is_tissue_is_none(dicom: Callable[..., Path], hu: np.ndarray) -> None:

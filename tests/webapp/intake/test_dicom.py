@@ -157,6 +157,43 @@ def test_a_sequence_of_many_large_values_is_not_held_in_memory() -> None:
         DicomFile(io.BytesIO(content))
 
 
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_numbers_of_another_representation_are_kept_as_the_usual_one(syntax: str) -> None:
+    file = pydicom.dcmread(io.BytesIO(dicom_file(syntax, without=("Rows",))))
+    for name, vr, value in (
+        ("RescaleIntercept", "FD", -1000.0),
+        ("RescaleSlope", "US", 1),
+        ("ImagePositionPatient", "FL", [-120.5, 0.25, 12.0]),
+        ("InstanceNumber", "SL", -3),
+        ("SliceThickness", "DS", ["5.0", ""]),
+        ("Rows", "UL", 64),
+    ):
+        # An implicit file does not tell the representation.
+        if syntax != ImplicitVRLittleEndian or vr == "DS":
+            file.add_new(name, vr, value)
+    content = io.BytesIO()
+    file.save_as(content)
+    header = DicomFile(content).header
+    copy = pydicom.dcmread(io.BytesIO(cleaned(content)))
+    assert copy.SliceThickness == header.thickness == 5
+    if syntax == ImplicitVRLittleEndian:
+        return
+    assert (copy.RescaleIntercept, copy.RescaleSlope, copy.Rows) == (-1000, 1, 64)
+    assert copy.ImagePositionPatient == [*header.position] == [-120.5, 0.25, 12]
+    assert copy.InstanceNumber == header.number == -3
+    assert {copy[name].VR for name in ("RescaleIntercept", "ImagePositionPatient")} == {"DS"}
+
+
+def test_words_are_known_in_any_case_and_with_spaces() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        content = dicom_file(Modality="ct", ImageType=["ORIGINAL", "PRIMARY", "Localizer ", " CT"])
+    header = DicomFile(io.BytesIO(content)).header
+    assert (header.modality, header.image_type[2:]) == ("CT", ("LOCALIZER", "CT"))
+    copy = pydicom.dcmread(io.BytesIO(cleaned(content)))
+    assert (copy.Modality, copy.ImageType[2]) == ("CT", "LOCALIZER")
+
+
 def test_a_kernel_is_kept_only_under_a_makers_name() -> None:
     for kernel, expected in (
         ("H60s", "H60s"),

@@ -241,6 +241,14 @@ def test_places_of_zero_among_others_part_nothing() -> None:
     assert numbers(grouped(files)) == [list(range(8))]
 
 
+def test_the_place_of_one_slice_in_most_files_parts_nothing() -> None:
+    files = [
+        replace(file, dicom=replace(file.dicom, position=(-115.0, -115.0, 5.0 * min(at, 4))))
+        for at, file in enumerate(slices(16))
+    ]
+    assert numbers(grouped(files)) == [list(range(16))]
+
+
 def test_copies_make_no_second_pass() -> None:
     copies = [replace(file, digest=bytes([file.number - 4])) for file in slices(4, 4)]
     assert numbers(grouped([*slices(4), *copies])) == [[0, 4, 1, 5, 2, 6, 3, 7]]

@@ -169,5 +169,17 @@ def test_the_header_of_a_pair_is_known() -> None:
     content = bytearray(nifti_file((8, 8, 3))[:348])
     assert is_half_of_pair(bytes(content), 348)  # as Analyze has it, which names nothing
     assert not is_half_of_pair(bytes(content), 4000)
-    content[344:348] = b"ni1\0"
+    content[344:348], content[108:112] = b"ni1\0", bytes(4)
     assert is_half_of_pair(bytes(content), 4000)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(("at", "value"), [(0, bytes(4)), (0, b"\1\2\3\4"), (344, b"ni1\0")])
+def test_a_copy_has_the_size_and_the_mark_that_some_headers_lack(
+    order: str, at: int, value: bytes
+) -> None:
+    plain = nifti_file(order=order)
+    content = bytearray(plain)
+    content[at : at + 4] = value
+    assert is_nifti(bytes(content[:352]))
+    assert copied(bytes(content), compress=False) == copied(plain, compress=False)
