@@ -337,7 +337,7 @@ def number_untitled(scans: Sequence[Scan]) -> None:
 
 
 def _tell_apart(scans: Sequence[Scan], choices: Choices) -> None:
-    """Number scans without a title, and the titles that other uploads of the same drop have, too."""
+    """Number scans without a title, and titles that other uploads of the same drop have, too."""
     number_untitled(scans)
     if not choices.number:
         return
