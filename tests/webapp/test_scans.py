@@ -407,6 +407,7 @@ def test_the_picture_comes_before_everything_but_the_verdict(app: Flask, ann: Fl
             f'src="/scans/{scan_id}/image.png"',
             "The picture has colors.",
             "Probability and threshold",
+            "Model: ",
             "Possible types of hemorrhage",
             "Notes on the images (1)",
             "One file was left out.",
