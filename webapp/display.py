@@ -12,13 +12,15 @@ from typing import Generic, TypeVar
 from flask import Flask
 
 from ml.catalogue import ARCHITECTURES
-from ml.named_points import with_widths
+from ml.named_points import SHARES, with_widths
 from ml.verdict import State
 from webapp.extensions import utc_now
 from webapp.models import Finding, ModelVersion
 
 NOT_AVAILABLE = "–"
 
+SHORT_NAMES = {"ppv": "PPV", "npv": "NPV", "ece": "Calibration error"}
+"""Names of metrics in narrow tables."""
 DISPLAY_NAMES = {
     # metrics
     "accuracy": "Accuracy",
@@ -59,6 +61,9 @@ DISPLAY_NAMES = {
     "fine_tune_epochs": "Fine-tuning epochs",
     "initial_share": "Share of the initial weights",
     "pca": "PCA",
+    "chosen_c": "Chosen C",
+    "chosen_pca": "Chosen PCA",
+    "chosen_inner_auroc": "AUROC of the inner cross-validation",
     **{architecture.name: architecture.title for architecture in ARCHITECTURES.values()},
     # states of a job
     "cancelled": "canceled",
@@ -84,6 +89,10 @@ DISPLAY_NAMES = {
     "positive": "Hemorrhage",
     "negative": "Normal",
     "unlabeled": "No label",
+    # color modes of image files
+    "L": "grayscale",
+    "LA": "grayscale with transparency",
+    "P": "palette",
     # kinds of files
     "png": "PNG",
     "jpeg": "JPEG",
@@ -117,6 +126,11 @@ Item = TypeVar("Item")
 def display_name(name: str) -> str:
     """Return the display name of `name`; a name that is not in the mapping is capitalized."""
     return DISPLAY_NAMES.get(name) or name.replace("_", " ").capitalize()
+
+
+def metric_heading(metric: str) -> str:
+    """Return the heading of a metric in a table, with the unit of a proportion."""
+    return SHORT_NAMES.get(metric, display_name(metric)) + (", %" if is_proportion(metric) else "")
 
 
 def display_term(name: str) -> str:
@@ -166,6 +180,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%"
 
 
+def is_proportion(metric: str) -> bool:
+    """Return whether a metric is a proportion, which tables give in percent."""
+    return metric in SHARES
+
+
 def percentage(share: float, digits: int = 1) -> str:
     """Return 0.973 as "97.3", for a column whose heading has the percent sign."""
     return f"{100 * share:.{digits}f}"
@@ -205,6 +224,7 @@ def init_display(app: Flask) -> None:
     """Make these functions available to the templates of `app`."""
     functions = (
         display_name,
+        metric_heading,
         display_term,
         finding_label,
         name_of_version,
@@ -214,6 +234,7 @@ def init_display(app: Flask) -> None:
         signed,
         percent,
         percentage,
+        is_proportion,
         duration,
         excerpt,
         value_range,

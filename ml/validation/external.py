@@ -308,7 +308,7 @@ def _notes(scored: Scored) -> list[str]:
         notes.append(
             f"The model's training has seen {overlap} of the {len(examples)} images; they and the"
             f" other slices of their groups, {int(scored.seen.sum())} in total, are excluded from"
-            " the metrics under slice and patient."
+            " the figures by slice and by patient."
         )
     if without := sum(example.patient is None for example in examples):
         which = (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from tests.webapp.admin.conftest import NOBODY, add, add_version
 from webapp.extensions import db
@@ -135,6 +135,12 @@ def test_owner_and_administrators_who_see_a_scan_may_ask_and_nobody_else(
     with app.app_context():
         add(Share(scan_id=scan_id))
     assert "Reproduce this" not in reviewer.get(f"/scans/{scan_id}").text
+    with app.app_context():
+        db.session.execute(delete(EarlierAnswer))
+        db.session.commit()
+    heading = "Check this result"
+    assert heading not in reviewer.get(f"/scans/{scan_id}").text, "nothing would be below it"
+    assert heading in admin.get(f"/scans/{scan_id}").text
     assert reviewer.post(f"/scans/{scan_id}/reproduce").status_code == 404
     assert admin.post(f"/scans/{scan_id}/reproduce").status_code == 302
     with app.app_context():

@@ -38,7 +38,7 @@ def test_the_five_slices_to_look_at_first_are_links_and_marks_on_the_slider(
 ) -> None:
     scan_id = add_series(app, hu)
     page = ann.get(f"/scans/{scan_id}").text
-    assert "Look at these five first" in page
+    assert "Look first at slices" in page
     for index in (23, 22, 21, 20, 19):
         address = f"/scans/{scan_id}/slices/{index}.png?window=brain"
         assert f'<a href="{address}" data-slice="{index}">' in page

@@ -46,7 +46,7 @@ from webapp.intake.series import (
 )
 from webapp.intake.spool import incoming_folder
 from webapp.intake.streams import Budget, TooMuchWork
-from webapp.intake.titles import titles_of, unique_titles
+from webapp.intake.titles import titles_of, unique_titles, untitled_number
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS, nudge
 from webapp.models import IN_ITS_TURN, Act, Dataset, JobStatus, Scan, new_id, urgent_room
 from webapp.models.accounts import lock_person
@@ -73,6 +73,8 @@ LONGEST_DROP = timedelta(hours=1)
 """If a drop began longer ago than this, its uploads count as submitted when they arrive."""
 MOST_OF_DROP = timedelta(seconds=20)
 """The uploads of one drop count as submitted within this time."""
+NEWEST_TITLES = 1000
+"""How many of a user's newest scans are looked at for the number of the next untitled one."""
 HELD_IN_MEMORY = 2**20
 """Originals up to this size are stored from memory, larger ones from a file, so that memory use
 stays bounded.
@@ -317,8 +319,26 @@ def _rows(user_id: str, title: str, accepted: _Sorted, choices: Choices) -> list
     return scans
 
 
+def number_untitled(scans: Sequence[Scan]) -> None:
+    """Give a user's new scans without a title one, "Scan 12": file names would identify patients,
+    and many scans called "Untitled" cannot be told apart.
+    """
+    untitled = [scan for scan in scans if not scan.title]
+    if not untitled:
+        return
+    newest = (
+        select(Scan.title)
+        .where(Scan.user_id == untitled[0].user_id)
+        .order_by(Scan.created_at.desc())
+        .limit(NEWEST_TITLES)
+    )
+    for number, scan in enumerate(untitled, untitled_number(db.session.scalars(newest))):
+        scan.title = f"Scan {number}"
+
+
 def _tell_apart(scans: Sequence[Scan], choices: Choices) -> None:
-    """Number the titles that other uploads of the same drop have, too."""
+    """Number scans without a title, and titles that other uploads of the same drop have, too."""
+    number_untitled(scans)
     if not choices.number:
         return
     newest = max(scan.created_at for scan in scans)

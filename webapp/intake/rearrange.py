@@ -21,7 +21,13 @@ from webapp.audit import record
 from webapp.deletion import FILES_S, discard, files_of
 from webapp.extensions import db, retry_deadlocks
 from webapp.forms import MAX_TITLE, text_problem
-from webapp.intake.accept import PACKED, SUFFIXES, disk_has_room, store_series
+from webapp.intake.accept import (
+    PACKED,
+    SUFFIXES,
+    disk_has_room,
+    number_untitled,
+    store_series,
+)
 from webapp.intake.clean_copy import Taken, UploadRejected
 from webapp.intake.pictures import copy_jpeg, copy_png
 from webapp.intake.series import PICTURES, Pictures, series_of
@@ -88,6 +94,7 @@ def join_pictures(user_id: str, scan_ids: Sequence[str], title: str) -> Scan:
         notes=_notes(scans),
         created_at=max(scan.created_at for scan in scans),
     )
+    number_untitled([joined])
     joined.original_key = f"originals/{joined.id}{PACKED}"
     require_space(sum(scan.size for scan in scans))
     db.session.commit()  # No transaction is open while files are read and stored.

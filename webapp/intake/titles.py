@@ -1,5 +1,6 @@
 """Titles of the scans of an upload: from the owner, from words in descriptions and in names of
-folders and files that cannot be patient data, and numbers where these do not distinguish scans.
+folders and files that cannot be patient data, and numbers where these do not distinguish scans
+("Scan 12" if there is nothing else).
 
 Descriptions and names are free text, and may contain a patient's name, birth date or number. So
 only these are used: the words in the lists below, slice thicknesses, kernels, and the number of an
@@ -47,6 +48,7 @@ THICKNESS = re.compile(r"[0-9](\.[0-9]{1,3})?mm|[0-9]\.[0-9]{1,3}|10\.0", re.I)
 KERNEL = re.compile(r"[BHJQU][rfvsu]?[0-9]{2}[fhs]?|FC[0-9]{2}")
 SHORT = {"w/o": "without contrast", "w/": "with", "c-": "without contrast", "c+": "with contrast"}
 BETWEEN_WORDS = re.compile(r"[\s_,;:()\[\]{}|^/\\+-]+|(?<=[a-z])(?=[A-Z])|\.(?![0-9])")
+UNTITLED = re.compile(r"Scan ([0-9]{1,9})")
 KINDS = {"dicom": "CT", "nifti": "NIfTI", "png": "PNG", "jpeg": "JPEG"}
 
 
@@ -103,6 +105,12 @@ def titles_of(
     names = _with_studies(names, series, studies, places)
     names = unique_titles(_with_numbers(names, series))
     return [_joined(title, name) for name in names]
+
+
+def untitled_number(titles: Iterable[str]) -> int:
+    """Return the number of the next scan about which nothing is known, given its owner's titles."""
+    numbers = [int(match[1]) for match in map(UNTITLED.fullmatch, titles) if match]
+    return max(numbers, default=0) + 1
 
 
 def unique_titles(titles: Iterable[str], existing: Iterable[str] = (), first: int = 2) -> list[str]:

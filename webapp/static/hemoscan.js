@@ -62,8 +62,9 @@ function labelCells() {
         });
       });
     }
-    const scrolls = table.parentElement.scrollWidth > table.parentElement.clientWidth;
-    table.parentElement.tabIndex = scrolls ? 0 : -1; // Scrollable areas must be reachable by keyboard.
+  });
+  document.querySelectorAll(".scroll:has(> table.data, > svg.chart)").forEach((area) => {
+    area.tabIndex = area.scrollWidth > area.clientWidth ? 0 : -1; // Scrollable areas must be reachable by keyboard.
   });
 }
 

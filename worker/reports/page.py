@@ -157,9 +157,8 @@ class _Page(FPDF):
         title, sentence = verdict.sentence, f"{STATE_TITLES[verdict.state]}."
         if verdict.state == "inconclusive":
             title = f"{sentence} Please have this scan read."
-            sentence = (
-                f"The probability is too close to the threshold to rely on “{verdict.sentence}”"
-            )
+            side = "above" if verdict.probability >= verdict.threshold else "below"
+            sentence = f"Not far enough {side} the threshold to rely on “{verdict.sentence}”"
         self.write_at(left, top, width, title, Style(17, color, is_bold=True))
         self.write_at(left, top + 8.5, width, sentence, Style(10))
         figures = (

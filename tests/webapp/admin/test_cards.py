@@ -168,11 +168,11 @@ def test_figures_stand_by_slice_and_by_patient_for_each_data_set(
 def test_controls_stand_beside_the_runs_own_figures(pages: Callable[[str], list[str]]) -> None:
     for page in pages("controls"):
         text = text_of(page)
-        assert "This version 0.951 (0.921–0.978) 0.900 (0.850–0.940) 1.9 h" in text
+        assert "This version 0.951 (0.921–0.978) 90.0 (85.0–94.0) 1.9 h" in text
         assert "Shuffled labels 0.512 (0.470–0.550) – 34 s Mean over <20>." in text
-        assert "File metadata only 0.830 0.790 2 s A random forest." in text
+        assert "File metadata only 0.830 79.0 2 s A random forest." in text
         assert "Augmented before the split Not run: There are too <few> images." in text
-        assert "Random initial weights one class is missing 0.700 10 min" in text
+        assert "Random initial weights one class is missing 70.0 10 min" in text
 
 
 def test_both_thresholds_the_band_and_the_tests_of_heat_maps_are_shown(
@@ -184,7 +184,7 @@ def test_both_thresholds_the_band_and_the_tests_of_heat_maps_are_shown(
         assert "Series positive at 0.222 or above Inconclusive from 0.111 to below 0.333" in text
         assert "Slice 99.0% of 80 87.5% of 64 28.0% of 200" in text
         assert "Patient no results 50.0% of 6 10.0% of 20" in text
-        assert "than covering a random 10% of the head 0.912 (0.850–0.960) of 200" in text
+        assert "than covering a random 10% of the head 91.2 (85.0–96.0) of 200" in text
         assert "the hottest cell was in or next to the outlined hemorrhage no outlines" in text
 
 

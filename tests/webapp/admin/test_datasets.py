@@ -130,7 +130,7 @@ class TestDatasets:
             "manifest",
             "11",
             "100–256 px, median 128 px",
-            "L: 10, RGB: 2",
+            "10 grayscale, 2 RGB",
             "c.png is &lt;broken&gt;.",
             "a.png and b.png",
             "e" * 64,
@@ -189,7 +189,7 @@ class TestDatasets:
             "file &lt;size&gt;",
             "0.830<br>",
             "(0.750–0.900)",
-            "0.580",
+            "58.0",
             "fewer than two groups of a class",
             "1–4, median 2.5",
         )

@@ -55,7 +55,8 @@ def test_figures_are_asked_for_once_and_shown_when_done(app: Flask, admin: Flask
         row.figures = [site_figures_of(version_id)]
         db.session.commit()
     page = admin.get("/admin/site").text
-    assert "2026-11" in page and "0.900" in page and "there is none" in page
+    assert "2026-11" in page and "Sensitivity, %" in page and "there is none" in page
+    assert "90.0<br>" in page
     assert "1,000 bootstrap samples of studies" in page
     assert admin.get("/admin/site/progress").status_code == 286
 
@@ -76,7 +77,7 @@ def test_who_promotes_sees_the_confirmed_scans_of_the_live_version(
         dataset = add_dataset("our heads", made_from={})
     page = confirmed.get(f"/admin/models/{candidate}").text
     assert "The live version</th>" in page and ">This version</th>" not in page
-    assert "(0.800–1.000)" in page and "there is none" in page
+    assert "(80.0–100.0)" in page and "there is none" in page
     assert f"/admin/models/{live}?show=evaluations" in page and f"/datasets/{dataset}" in page
     assert "On this site’s confirmed scans" not in confirmed.get(f"/admin/models/{live}").text
 

@@ -781,6 +781,18 @@ def test_the_limits_on_archives_are_those_of_the_upload(
     assert not files_under(tmp_path / "incoming")
 
 
+def test_scans_without_a_title_are_numbered_for_each_user(
+    ann: str, app: Flask, nudges: list[str]
+) -> None:
+    bob = make_user(app, "bob")
+    titles = [
+        accept_upload(owner, [upload(picture(), "Doe, Jane 1950.png")], title).scans[0].title
+        for owner, title in ((ann, ""), (ann, "Monday"), (ann, ""), (bob, ""), (ann, "Scan 7"))
+    ]
+    assert titles == ["Scan 1", "Monday", "Scan 2", "Scan 1", "Scan 7"]
+    assert accept_upload(ann, [upload(picture())]).scans[0].title == "Scan 8"
+
+
 @pytest.mark.parametrize(
     "tag", [b"\x18\0\x50\0DS", b"\x20\0\x11\0IS"], ids=["thickness", "series number"]
 )
@@ -795,7 +807,7 @@ def test_a_number_of_thousands_of_digits_is_no_number(
         ann,
         [upload(zip_of({f"{place}": content[:at] + long + content[at:] for place in range(2)}))],
     ).scans
-    assert (scan.slice_count, scan.title) == (2, "")
+    assert (scan.slice_count, scan.title) == (2, "Scan 1")
 
 
 def test_packed_volumes_are_few_in_one_upload(

@@ -10,7 +10,7 @@ import pytest
 from webapp.intake.clean_copy import Taken
 from webapp.intake.dicom import DicomHeader
 from webapp.intake.series import SeriesFiles
-from webapp.intake.titles import description_of, titles_of, unique_titles
+from webapp.intake.titles import description_of, titles_of, unique_titles, untitled_number
 
 ONE = ("one",)
 
@@ -78,6 +78,11 @@ def test_scans_of_which_nothing_is_known_are_counted() -> None:
     assert titles_of(scans, studies) == counted
     assert titles_of(scans[:1], studies[:1]) == [""]
     assert titles_of(scans[:1], studies[:1], number=12) == ["PNG slice 12"]
+
+
+def test_the_next_untitled_scan_has_the_next_number() -> None:
+    assert untitled_number([]) == 1
+    assert untitled_number(["Scan 9", "Scan 10", "Monday", "Scan 99 · Head", "Rescan 50", ""]) == 11
 
 
 def test_twins_get_the_number_of_their_study_or_series() -> None:
