@@ -116,6 +116,7 @@ JOBS: Mapping[str, Job] = {
         PaperExperiment,
         jobs.request_experiment,
         jobs.experiment_result,
+        expected=jobs.expected_experiment,
         is_under_way=lambda row: row.cells_done > 0,
     ),
 }
