@@ -116,13 +116,13 @@ def take(
                 "dicom",
                 _take_dicom(stream, target, new_uid, budget),
             )
+        elif is_half_of_pair(start, size):
+            raise UploadRejected(PAIR)
         elif is_nifti(start) or start.startswith(GZIP):
             kind, (slices, pixels) = (
                 "nifti",
                 _take_nifti(stream, target, start.startswith(GZIP), budget),
             )
-        elif is_half_of_pair(start, size):
-            raise UploadRejected(PAIR)
         elif start.startswith((ZIP, EMPTY_ZIP)):  # Not opened: it might contain a third archive.
             raise NoSlice(NESTED, "archives and documents")
         elif start.startswith(STARTS_OF_ARCHIVES) or start[TAR_AT:].startswith(b"ustar"):

@@ -94,7 +94,8 @@ def is_half_of_pair(start: bytes, size: int) -> bool:
     """True if a file of `size` bytes that begins with these bytes is the header of a pair (.hdr and
     .img), in NIfTI or in the older Analyze format.
     """
-    is_pair = (start[344:348] in PAIRS or start[4:8] in PAIRS) and not is_nifti(start)
+    is_marked = start[344:348] in PAIRS or start[4:8] in PAIRS
+    is_pair = is_marked and (0 < size <= max(LAYOUTS) + EXTENSION_FLAG_BYTES or not is_nifti(start))
     is_analyze = size == 348 and any(unpack_from(f"{order}i", start)[0] == 348 for order in "<>")
     return is_pair or is_analyze
 

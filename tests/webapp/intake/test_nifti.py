@@ -169,7 +169,9 @@ def test_the_header_of_a_pair_is_known() -> None:
     content = bytearray(nifti_file((8, 8, 3))[:348])
     assert is_half_of_pair(bytes(content), 348)  # as Analyze has it, which names nothing
     assert not is_half_of_pair(bytes(content), 4000)
-    content[344:348], content[108:112] = b"ni1\0", bytes(4)
+    content[344:348] = b"ni1\0"
+    assert is_half_of_pair(bytes(content), 352)  # as nibabel writes it
+    content[108:112] = bytes(4)
     assert is_half_of_pair(bytes(content), 4000)
 
 
