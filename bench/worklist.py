@@ -33,7 +33,7 @@ from ml.verdict import state_of
 from webapp import create_app
 from webapp.extensions import db, utc_now
 from webapp.models import JobStatus, Scan, User, new_id
-from webapp.worklist_query import COLUMNS
+from webapp.scans.worklist_query import COLUMNS
 
 MOST_MS = 200.0
 SERIES, TIMES, AT_ONCE = 4, 5, 5_000

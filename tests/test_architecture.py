@@ -209,9 +209,10 @@ def test_a_predict_workers_child_never_loads_what_training_needs(tmp_path: Path)
     loaded = roots(
         loaded_by(
             "import worker.app, worker.prediction, worker.predictors, ml.inference.predictor\n"
-            "import worker.previews, worker.deliveries\n"
+            "import worker.previews, worker.sending.notifications\n"
             "import worker.reports.page, worker.reports.dicom_objects\n"
-            "import worker.result_deliveries, worker.destinations, worker.reports.original_study",
+            "import worker.sending.results, worker.sending.destinations\n"
+            "import worker.reports.original_study",
             tmp_path,
         )
     )

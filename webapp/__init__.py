@@ -85,18 +85,14 @@ def create_core(config: Mapping[str, Any] | None = None) -> Flask:
 
 def _register_pages(app: Flask) -> None:
     """Register the blueprints; each is one module."""
-    from webapp import (
-        admin,
-        auth,
-        health,
-        metrics,
-        notification_pages,
+    from webapp import admin, health, metrics
+    from webapp.accounts import auth, notification_pages, second_factor_pages
+    from webapp.scans import (
         opinion_pages,
+        pages,
         pictures,
         rearranging,
         report_pages,
-        scans,
-        second_factor_pages,
         submission,
         worklist,
     )
@@ -105,7 +101,7 @@ def _register_pages(app: Flask) -> None:
         auth,
         second_factor_pages,
         submission,
-        scans,
+        pages,
         opinion_pages,
         worklist,
         rearranging,

@@ -350,7 +350,7 @@ class DriftChart:
 
 
 def drift_chart(periods: Sequence[Any]) -> DriftChart | None:
-    """Return the chart of `webapp.shadow_figures.Period`s in order; None if there are none."""
+    """Return the chart of `webapp.learning.shadow_figures.Period`s in order; None without any."""
     if not periods:
         return None
     axes = Axes(left=52, top=12, width=560, height=190)

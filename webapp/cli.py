@@ -19,6 +19,9 @@ from flask.cli import with_appcontext
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
+from webapp.accounts.logins import end_access, end_logins
+from webapp.accounts.passwords import password_problem
+from webapp.accounts.second_factors import remove
 from webapp.audit import record
 from webapp.audit_chain import Head, seal, verify
 from webapp.display import display_term
@@ -33,7 +36,6 @@ from webapp.forms import (
 )
 from webapp.intake import UploadRejected, accept_dataset
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.logins import end_access, end_logins
 from webapp.models import (
     Act,
     Dataset,
@@ -47,9 +49,7 @@ from webapp.models import (
 )
 from webapp.models.accounts import USUAL_SCOPES, TokenRefused, add_token, lock_person
 from webapp.models.replays import MOST_SAMPLED
-from webapp.passwords import password_problem
-from webapp.replay_view import replay_view
-from webapp.second_factors import remove
+from webapp.scans.replay_view import replay_view
 from webapp.setup import setup
 from webapp.storage import StorageError
 

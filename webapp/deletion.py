@@ -32,7 +32,7 @@ from webapp.models import (
     sample_file,
     thumbnails_file,
 )
-from webapp.pictures import heatmap_key
+from webapp.scans.pictures import heatmap_key
 from webapp.storage import storage
 
 FILES_S = 10.0

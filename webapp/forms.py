@@ -31,9 +31,9 @@ from wtforms.widgets import CheckboxInput
 
 from ml.catalogue import BLEEDING_TYPES
 from ml.verdict import STATES
+from webapp.accounts.passwords import MIN_PASSWORD, password_problem
 from webapp.models import Channel, Finding, JobStatus, Scope, User, Wanted
 from webapp.models.accounts import USUAL_SCOPES, scopes_open_to, usual_token_days
-from webapp.passwords import MIN_PASSWORD, password_problem
 
 MAX_USERNAME, MAX_NAME, MAX_EMAIL, MAX_PHONE, MAX_TITLE, MAX_TOKEN_NAME = 64, 120, 254, 40, 80, 80
 MAX_CODE = 40

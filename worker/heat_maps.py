@@ -13,7 +13,7 @@ from webapp import logs
 from webapp.extensions import db
 from webapp.models import Heatmap, Prediction
 from webapp.models.reports import capture_waits_no_longer
-from webapp.pictures import heatmap_key
+from webapp.scans.pictures import heatmap_key
 from webapp.storage import StorageUnavailable, storage
 from worker import leases
 from worker.background import gives_way

@@ -18,6 +18,7 @@ from ml.inference.predictor import Predictor, ScanResult, Stopped
 from ml.scans.slices import Series
 from ml.scans.volume import has_volume
 from ml.verdict import State
+from webapp.accounts.notifications import queue_notifications
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import (
@@ -30,7 +31,6 @@ from webapp.models import (
     queue_for_shadows,
 )
 from webapp.models.reports import queue_dicom_results
-from webapp.notifications import queue_notifications
 from webapp.routing import queue_deliveries
 from webapp.storage import StorageUnavailable
 from worker import leases

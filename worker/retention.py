@@ -16,10 +16,10 @@ from webapp.models import ApiToken, IdempotentRequest, JobStatus, Report, Report
 from webapp.models.idempotency import KEEP_H
 from webapp.models.reports import KEEP_S, file_keys, is_kept
 from webapp.storage import storage
-from worker.deliveries import remove_old_notifications
 from worker.orphaned_files import remove_orphans
-from worker.result_deliveries import remove_old_deliveries
 from worker.retries import in_transaction
+from worker.sending.notifications import remove_old_notifications
+from worker.sending.results import remove_old_deliveries
 
 log = logging.getLogger(__name__)
 

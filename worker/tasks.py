@@ -23,13 +23,13 @@ def predict_scans() -> None:
     scans until none is queued, then draw heat maps, run replays, and run shadows.
     """
     from worker.heat_maps import draw_next_heatmap
+    from worker.learning.version_check import check_next_version
     from worker.prediction import answer_next_scans
     from worker.previews import make_next_preview
     from worker.replay import replay_next
     from worker.reports.making import make_next_report
     from worker.retries import storage_is_back
     from worker.shadow import answer_next_in_shadow
-    from worker.version_check import check_next_version
 
     def has_worked() -> bool:
         if check_next_version():
@@ -55,19 +55,19 @@ def train_model() -> None:
     figures or curves, compare two versions, run an evaluation or a training run; the pool then
     replaces this process.
     """
-    from worker.dataset_analysis import analyze_next_dataset
-    from worker.dataset_import import import_next_dataset
+    from worker.learning.dataset_analysis import analyze_next_dataset
+    from worker.learning.dataset_import import import_next_dataset
+    from worker.learning.site_figures import compute_next_figures
     from worker.retries import in_transaction, storage_answers
-    from worker.site_figures import compute_next_figures
 
     # Otherwise a training run would start before it finds that the storage is unavailable.
     if heartbeat().stopping() or not storage_answers():
         return
     if analyze_next_dataset() or import_next_dataset() or compute_next_figures():
         return
-    from worker.comparison import compare_next_pair
-    from worker.evaluation import evaluate_next
-    from worker.version_answers import describe_next_version
+    from worker.learning.comparison import compare_next_pair
+    from worker.learning.evaluation import evaluate_next
+    from worker.learning.version_answers import describe_next_version
 
     # Work of seconds or minutes does not wait behind work of hours.
     describe_next_version()
@@ -77,8 +77,8 @@ def train_model() -> None:
         return
     # Imported here because these load TensorFlow, which the others do not need.
     with nothing_on_stderr():
-        from worker.paper import run_next_experiment
-        from worker.training import train_next_run
+        from worker.learning.paper import run_next_experiment
+        from worker.learning.training import train_next_run
     # TensorFlow warns of functions that are compiled again; each fold has a separate model.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
@@ -106,8 +106,8 @@ def sweep() -> None:
     """Requeue the rows of dead workers, nudge live ones, and start sending notifications and
     results that are due in the background.
     """
-    from worker.deliveries import send_notifications_meanwhile
-    from worker.result_deliveries import send_results_meanwhile
+    from worker.sending.notifications import send_notifications_meanwhile
+    from worker.sending.results import send_results_meanwhile
     from worker.sweep import sweep
 
     sweep()

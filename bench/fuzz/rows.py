@@ -21,10 +21,10 @@ from tests.conftest import PASSWORD
 from tests.webapp.intake.made import picture, zip_of
 from tests.webapp.test_api_document import Service as Documented
 from tests.webapp.test_every_route import World, world_in
+from webapp.accounts.second_factors import begin
 from webapp.admin import versions
 from webapp.extensions import db, utc_now
 from webapp.models import ModelVersion, SecondFactor, User, waits_for_check
-from webapp.second_factors import begin
 from worker.orphaned_files import OWNERS
 
 ANONYMOUS, USER, ADMIN, WITH_FACTOR = "anonymous", "owner", "admin", "reviewer"

@@ -30,9 +30,9 @@ from hemoscan_client.__main__ import main, moment
 from hemoscan_client.watching import Callbacks, Memory, Watcher
 from ml.scans.phantoms import phantom, write_png
 from tests.conftest import make_user
+from tests.webapp.scans.test_reports import finish
+from tests.webapp.scans.test_scans import add_verdict
 from tests.webapp.test_api import make_token
-from tests.webapp.test_reports import finish
-from tests.webapp.test_scans import add_verdict
 from webapp.extensions import db
 from webapp.models import JobStatus, Scan
 
@@ -460,7 +460,7 @@ def test_the_command_line_submits_lists_and_downloads_from_the_application(
     assert main(["results", "--since", "2999-01-01", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
     monkeypatch.setattr(client.time, "sleep", lambda _: finish(app))
-    monkeypatch.setattr("webapp.reports.WAIT_S", 0.0)
+    monkeypatch.setattr("webapp.scans.reports.WAIT_S", 0.0)
     assert main(["report", submitted[0]["id"], "--pdf", str(tmp_path / "report.pdf")]) == 0
     assert (tmp_path / "report.pdf").read_bytes() == b"%PDF-1.7"
     monkeypatch.chdir(tmp_path)

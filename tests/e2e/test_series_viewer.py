@@ -14,8 +14,8 @@ from playwright.sync_api import Page, expect
 
 from tests.e2e.browser import NO_WEBGL, PHONE, SLICES, STEP_HU, WEBGL, a_series, part
 from tests.e2e.conftest import Service
+from tests.webapp.scans.test_outlines import add_outlined
 from tests.webapp.series import add_series
-from tests.webapp.test_outlines import add_outlined
 from webapp.extensions import db
 from webapp.models import Heatmap, JobStatus, Scan
 

@@ -34,7 +34,7 @@ from webapp.extensions import db, utc_now
 from webapp.intake.completing import Changed
 from webapp.models import CUT_OFF, MORE_ARRIVED, Act, AuditEvent, ReceivedScan, Scan, Share, User
 from webapp.models.totals import totals_of
-from webapp.sharing import successor_of
+from webapp.review.sharing import successor_of
 from webapp.storage import StorageError, storage
 
 Listen = Callable[..., Running]

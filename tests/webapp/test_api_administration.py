@@ -228,7 +228,7 @@ def test_a_calibration_of_a_process_that_died_after_its_commit_is_not_launched_a
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("webapp.confirmed.nudge", die)
+        patch.setattr("webapp.learning.confirmed.nudge", die)
         with pytest.raises(KeyboardInterrupt):
             boss.post("/api/v1/calibrations", json=body, headers=KEY)
     again = boss.post("/api/v1/calibrations", json=body, headers=KEY)

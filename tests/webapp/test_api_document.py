@@ -53,7 +53,7 @@ from webapp.models import (
     new_id,
     promote,
 )
-from webapp.pictures import heatmap_key
+from webapp.scans.pictures import heatmap_key
 from webapp.storage import storage
 
 REQUESTS = 6

@@ -218,7 +218,7 @@ def test_an_act_that_is_not_committed_leaves_no_event(
     def fails(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("webapp.logins.browser_name", fails)
+    monkeypatch.setattr("webapp.accounts.logins.browser_name", fails)
     with pytest.raises(ZeroDivisionError):
         client.post("/login", data={"username": "ann", "password": PASSWORD})
     assert events(app) == []

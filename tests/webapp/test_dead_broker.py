@@ -17,8 +17,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from tests.conftest import PASSWORD, app_on, make_user
+from tests.webapp.scans.test_scans import form, png
 from tests.webapp.test_api import make_token
-from tests.webapp.test_scans import form, png
 from webapp.extensions import db
 from webapp.models import JobStatus, Scan, User
 

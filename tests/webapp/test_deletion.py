@@ -18,9 +18,9 @@ from sqlalchemy import ColumnElement, delete, func, select, text
 from sqlalchemy.exc import OperationalError
 
 from tests.conftest import PASSWORD, TOKEN_FORM, make_user
+from tests.webapp.accounts.test_second_factors import set_up
 from tests.webapp.admin.conftest import a_card
-from tests.webapp.test_scans import add_scan, add_verdict, form, png
-from tests.webapp.test_second_factors import set_up
+from tests.webapp.scans.test_scans import add_scan, add_verdict, form, png
 from webapp import deletion
 from webapp.deletion import delete_scans
 from webapp.extensions import db

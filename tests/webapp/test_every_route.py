@@ -66,7 +66,7 @@ from webapp.models import (
     sample_answers,
 )
 from webapp.models.accounts import new_secret, secret_hash
-from webapp.pictures import heatmap_key
+from webapp.scans.pictures import heatmap_key
 from webapp.security_headers import POLICIES
 from webapp.storage import storage
 

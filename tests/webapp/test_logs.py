@@ -28,7 +28,7 @@ SCAN, OTHER = "a" * 32, "b" * 32
 def line_of(message: str = "It is done.", **parts: Any) -> dict[str, Any]:
     """Return what is written of an event."""
     record = logging.LogRecord(
-        "webapp.scans",
+        "webapp.scans.pages",
         logging.WARNING,
         "a.py",
         1,
@@ -46,7 +46,11 @@ def line_of(message: str = "It is done.", **parts: Any) -> dict[str, Any]:
 def test_an_event_tells_when_how_bad_where_and_what() -> None:
     event = line_of("%d scans are done.", args=(2,))
     assert datetime.fromisoformat(event.pop("time")).utcoffset() is not None
-    assert event == {"level": "WARNING", "logger": "webapp.scans", "message": "2 scans are done."}
+    assert event == {
+        "level": "WARNING",
+        "logger": "webapp.scans.pages",
+        "message": "2 scans are done.",
+    }
 
 
 def test_an_event_tells_its_worker_and_the_jobs_that_are_at_work(

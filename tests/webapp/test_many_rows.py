@@ -35,8 +35,8 @@ from webapp.models import (
     urgent_room,
 )
 from webapp.models.accounts import secret_hash
+from webapp.scans.worklist_query import count_of, has_pending
 from webapp.space import cap_is_reached, quota_problem
-from webapp.worklist_query import count_of, has_pending
 
 PEOPLE, FINISHED, QUEUED = 100, 100_000, 10_000
 TOKEN = "sesame"

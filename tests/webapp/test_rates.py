@@ -8,8 +8,8 @@ from flask import Flask
 from flask_limiter.util import get_qualified_name
 
 from tests.conftest import PASSWORD, app_on, make_user
+from tests.webapp.scans.test_scans import add_scan
 from tests.webapp.test_api import make_token
-from tests.webapp.test_scans import add_scan
 from webapp.web_extensions import limiter
 
 CHANGING = {"POST", "PUT", "PATCH", "DELETE"}

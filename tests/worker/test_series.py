@@ -29,9 +29,9 @@ from webapp.deletion import delete_scan
 from webapp.extensions import db
 from webapp.intake import accept_upload
 from webapp.models import Scan, User, cancel
-from webapp.pictures import heatmap_key
+from webapp.scans.pictures import heatmap_key
+from webapp.scans.stored_volume import open_volume
 from webapp.storage import storage
-from webapp.stored_volume import open_volume
 from worker import background, heat_maps, leases, prediction, tasks
 from worker.heartbeat import heartbeat
 from worker.prediction import answer_next_scans

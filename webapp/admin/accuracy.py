@@ -20,9 +20,9 @@ from ml.named_points import with_widths
 from webapp.admin.pages import blueprint, is_pending, live_page
 from webapp.admin.papers import PaperForm, expected_here_s, newest_experiment
 from webapp.charts import AccuracyRow, accuracy_chart
-from webapp.corrections import waiting_corrections
 from webapp.display import display_name, name_of_version
 from webapp.extensions import db
+from webapp.learning.corrections import waiting_corrections
 from webapp.models import Dataset, Evaluation, JobStatus, ModelVersion, PaperExperiment
 
 METRICS = ("accuracy", "auroc", "sensitivity", "specificity")

@@ -30,7 +30,7 @@ class Compared:
         source: "out of fold", or the name of a data set.
         verdict: a constant of this module.
         sentence: the verdict in words.
-        found: what `worker.comparison` wrote.
+        found: what `worker.learning.comparison` wrote.
         charts: by level, the overlaid ROC and precision-recall curves, if there are any.
     """
 

@@ -16,10 +16,10 @@ from wtforms.validators import InputRequired, NumberRange
 
 from webapp.admin.pages import blueprint, is_pending, live_page, warn_of_delay
 from webapp.charts import distribution_chart, interval_chart
-from webapp.corrections import waiting_corrections
 from webapp.extensions import database_now, db, noting
 from webapp.forms import is_id
 from webapp.jobs import TRAIN_MODEL, nudge
+from webapp.learning.corrections import waiting_corrections
 from webapp.models import (
     AnalysisKind,
     Dataset,

@@ -33,12 +33,12 @@ from webapp.admin.pages import (
     warn_of_delay,
 )
 from webapp.charts import histogram_chart
-from webapp.corrections import versions_around, waiting_corrections
 from webapp.deletion import StillNeeded, delete_dataset
 from webapp.extensions import db
 from webapp.forms import PostedForm, TextField, at_most
 from webapp.intake import UploadRejected, accept_dataset
 from webapp.intake.spool import incoming_folder
+from webapp.learning.corrections import versions_around, waiting_corrections
 from webapp.models import Act, Dataset
 from webapp.space import as_storage_full, require_space
 from webapp.storage import storage

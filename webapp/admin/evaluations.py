@@ -29,11 +29,11 @@ from webapp.admin.pages import (
 from webapp.admin.run_form import ready_datasets
 from webapp.admin.version_figures import charts_of, differ_by_patient, levels_shown
 from webapp.audit import record
-from webapp.confirmed import RequestRefused
 from webapp.display import excerpt
 from webapp.extensions import db
 from webapp.forms import PostedForm
 from webapp.jobs import TRAIN_MODEL, nudge
+from webapp.learning.confirmed import RequestRefused
 from webapp.models import (
     Act,
     Dataset,

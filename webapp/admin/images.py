@@ -20,7 +20,9 @@ from webapp.admin.pages import (
     live_page,
     warn_of_delay,
 )
-from webapp.corrections import (
+from webapp.extensions import db
+from webapp.forms import PostedForm, TextField, at_most
+from webapp.learning.corrections import (
     MAX_NAME,
     CorrectionRefused,
     apply_corrections,
@@ -30,9 +32,8 @@ from webapp.corrections import (
     versions_around,
     waiting_corrections,
 )
-from webapp.dataset_images import LABELS, ImageFilterForm, neighbors_of, page_of_images
-from webapp.extensions import db
-from webapp.forms import PostedForm, TextField, at_most
+from webapp.learning.dataset_images import LABELS, ImageFilterForm, neighbors_of, page_of_images
+from webapp.learning.previews import preview_of
 from webapp.models import (
     AnalysisKind,
     Dataset,
@@ -44,10 +45,9 @@ from webapp.models import (
     analysis_of,
     thumbnails_file,
 )
-from webapp.pictures import private_response
-from webapp.previews import preview_of
+from webapp.scans.pictures import private_response
+from webapp.scans.stored_volume import WINDOWS
 from webapp.storage import StorageError, storage
-from webapp.stored_volume import WINDOWS
 
 LABEL_NAMES = {label: name for name, label in LABELS.items()}
 MOST_PAIRS_SHOWN = 24

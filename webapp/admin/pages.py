@@ -21,13 +21,13 @@ from flask.typing import ResponseReturnValue
 from flask_login import current_user
 from sqlalchemy import ColumnElement, Row, Select, func, select
 
+from webapp.accounts.second_factors import lacks_required_factor
 from webapp.audit import record
 from webapp.extensions import Base, db
 from webapp.forms import is_id
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.models import Act, JobStatus, Leased, cancel, queue_again
 from webapp.paging import PageNumbers, requested_page
-from webapp.second_factors import lacks_required_factor
 from webapp.web_extensions import login_manager
 
 ROWS_PER_PAGE = 25

@@ -24,11 +24,11 @@ from webapp.admin.pages import (
 )
 from webapp.admin.run_form import initial_weights
 from webapp.audit import record
-from webapp.confirmed import RequestRefused
 from webapp.display import display_name
 from webapp.extensions import db
 from webapp.forms import PostedForm
 from webapp.jobs import TRAIN_MODEL, nudge
+from webapp.learning.confirmed import RequestRefused
 from webapp.models import Act, Dataset, JobStatus, PaperExperiment, new_id
 
 OPEN_ALREADY = "The paper’s experiment is already queued or running on this data set."

@@ -21,6 +21,7 @@ from webapp.admin.pages import blueprint, is_pending, live_page
 from webapp.display import name_of_version
 from webapp.extensions import db
 from webapp.forms import is_id
+from webapp.learning.previews import preview_of
 from webapp.models import (
     AnalysisKind,
     Dataset,
@@ -31,8 +32,7 @@ from webapp.models import (
     Preview,
     Scan,
 )
-from webapp.pictures import private_response
-from webapp.previews import preview_of
+from webapp.scans.pictures import private_response
 from webapp.storage import MissingFile, storage
 
 OFFERED = 100

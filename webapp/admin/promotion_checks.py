@@ -22,6 +22,7 @@ from webapp.admin.comparisons import (
 )
 from webapp.admin.operating_points import chosen_for
 from webapp.display import name_of_version, percent
+from webapp.learning.shadow_figures import seen_in_shadow
 from webapp.models import (
     ModelVersion,
     OperatingPoint,
@@ -32,7 +33,6 @@ from webapp.models import (
     promote,
     require_promotable,
 )
-from webapp.shadow_figures import seen_in_shadow
 
 FIRST = "first"
 """The verdict if no version of this kind is live."""

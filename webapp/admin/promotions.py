@@ -22,7 +22,7 @@ from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Act, Promotion, Scan, Shadow, ShadowRefused
 from webapp.paging import requested_page
-from webapp.sharing import visible_to
+from webapp.review.sharing import visible_to
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from webapp.models import (
     sample_answers,
 )
 from webapp.models.replays import MOST_SAMPLED
-from webapp.replay_view import ReplayView, replay_view
+from webapp.scans.replay_view import ReplayView, replay_view
 
 SAMPLES_SHOWN = 20
 ROWS_SHOWN = 50

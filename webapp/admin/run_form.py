@@ -36,10 +36,10 @@ from ml.catalogue import (
     Setting,
 )
 from ml.errors import SettingError
-from webapp.corrections import versions_of_one
 from webapp.display import display_name, listed
 from webapp.extensions import db
 from webapp.forms import LinesField, PostedForm, TextField, at_most, lines_problem
+from webapp.learning.corrections import versions_of_one
 from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun
 
 LARGEST_SEED = 2**31 - 1

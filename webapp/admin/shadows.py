@@ -17,6 +17,7 @@ from webapp.admin.pages import ROWS_PER_PAGE, blueprint, live_page
 from webapp.audit import record
 from webapp.charts import drift_chart
 from webapp.extensions import db
+from webapp.learning.shadow_figures import agreement_of, cost_of, disagreements, drift_of
 from webapp.models import (
     Act,
     ModelVersion,
@@ -28,8 +29,7 @@ from webapp.models import (
     start_shadow,
 )
 from webapp.paging import PageNumbers, requested_page
-from webapp.shadow_figures import agreement_of, cost_of, disagreements, drift_of
-from webapp.sharing import visible_to
+from webapp.review.sharing import visible_to
 
 HAS_ENDED = "Shadow mode has already ended."
 

@@ -17,7 +17,10 @@ from wtforms import DateField, IntegerField, SelectChoice, SelectField
 from wtforms.validators import DataRequired, NumberRange, Optional
 
 from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, warn_of_delay
-from webapp.confirmed import (
+from webapp.display import display_name, name_of_version
+from webapp.extensions import db
+from webapp.forms import PostedForm, TextField, at_most, is_id
+from webapp.learning.confirmed import (
     MAX_DATASET_NAME,
     Filter,
     RequestRefused,
@@ -29,9 +32,6 @@ from webapp.confirmed import (
     request_dataset,
     request_figures,
 )
-from webapp.display import display_name, name_of_version
-from webapp.extensions import db
-from webapp.forms import PostedForm, TextField, at_most, is_id
 from webapp.models import Dataset, JobStatus, ModelVersion, live_version
 
 DISPUTED_SHOWN = 20

@@ -20,15 +20,15 @@ from flask.typing import ResponseReturnValue
 from flask_login import current_user
 from sqlalchemy import delete, select
 
+from webapp.accounts.auth import FILES_LEFT
+from webapp.accounts.logins import end_logins
+from webapp.accounts.second_factors import remove
 from webapp.admin.pages import blueprint, page_of
 from webapp.audit import record
-from webapp.auth import FILES_LEFT
 from webapp.deletion import StillNeeded, delete_account
 from webapp.extensions import db, utc_now
-from webapp.logins import end_logins
 from webapp.models import Act, PasswordReset, Role, SecondFactor, User, active_admins
 from webapp.models.accounts import new_secret, secret_hash
-from webapp.second_factors import remove
 
 LAST_ADMIN = "This is the only administrator who can log in. Enable or create another one first."
 ROLES = {Role.USER: "a user", Role.REVIEWER: "a reviewer", Role.ADMIN: "an administrator"}

@@ -34,11 +34,12 @@ from webapp.admin.site import on_confirmed_scans
 from webapp.admin.version_figures import CARD_TABS, figures_of, requested_threshold
 from webapp.audit import record
 from webapp.charts import roc_chart
-from webapp.confirmed import RequestRefused
 from webapp.display import name_of_version
 from webapp.extensions import database_now, db, reads_only
 from webapp.forms import PostedForm, TextField, at_most, moment_of
 from webapp.jobs import PREDICT_SCANS, TRAIN_MODEL, nudge
+from webapp.learning.confirmed import RequestRefused
+from webapp.learning.shadow_figures import shadows_of
 from webapp.models import (
     OWN_THRESHOLDS,
     Act,
@@ -56,7 +57,6 @@ from webapp.models import (
     require_promotable,
     waits_for_check,
 )
-from webapp.shadow_figures import shadows_of
 from webapp.storage import MissingFile, storage
 
 KINDS = ("slice", "series")

@@ -26,16 +26,16 @@ from werkzeug.exceptions import (
     UnprocessableEntity,
 )
 
+from webapp.accounts.logins import note_use
+from webapp.accounts.second_factors import lacks_required_factor
 from webapp.api.idempotency import idempotent
 from webapp.api.schemas import ProblemSchema
 from webapp.audit import record_seldom, whose_request
 from webapp.extensions import Base, db, noting
 from webapp.forms import is_id
-from webapp.logins import note_use
 from webapp.models import Act, ApiToken, AuditEvent, Scan, Scope, User
 from webapp.models.accounts import secret_hash
-from webapp.second_factors import lacks_required_factor
-from webapp.sharing import visible_to
+from webapp.review.sharing import visible_to
 from webapp.web_extensions import csrf, limiter
 
 PROBLEM = "application/problem+json"

@@ -42,9 +42,14 @@ from webapp.api.lab_schemas import DatasetSummarySchema
 from webapp.api.lists import PageQuerySchema, listed, page_of, part_of
 from webapp.api.pictures import BINARY, NotYet, may_come
 from webapp.api.work import work_as_json
-from webapp.corrections import CorrectionRefused, apply_corrections, correct, corrections_of
-from webapp.dataset_images import LABELS, SORTS, ImageFilterForm, images_of
 from webapp.extensions import db
+from webapp.learning.corrections import (
+    CorrectionRefused,
+    apply_corrections,
+    correct,
+    corrections_of,
+)
+from webapp.learning.dataset_images import LABELS, SORTS, ImageFilterForm, images_of
 from webapp.models import (
     AnalysisKind,
     Dataset,

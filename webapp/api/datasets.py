@@ -30,9 +30,9 @@ from webapp.api.lab_schemas import (
 from webapp.api.lists import PageQuerySchema, listed, page_of
 from webapp.api.pictures import BINARY
 from webapp.api.work import work_as_json
-from webapp.confirmed import Filter, RequestRefused, request_dataset
 from webapp.deletion import StillNeeded, delete_dataset
 from webapp.intake import UploadRejected, accept_dataset
+from webapp.learning.confirmed import Filter, RequestRefused, request_dataset
 from webapp.models import Dataset, Scope
 from webapp.storage import storage
 

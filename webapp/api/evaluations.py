@@ -36,7 +36,7 @@ from webapp.api.lab_schemas import (
 from webapp.api.lists import listed, page_of
 from webapp.api.pictures import BINARY
 from webapp.api.work import work_as_json
-from webapp.confirmed import RequestRefused
+from webapp.learning.confirmed import RequestRefused
 from webapp.models import (
     Comparison,
     Dataset,

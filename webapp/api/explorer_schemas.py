@@ -11,10 +11,10 @@ from webapp.admin.dataset_questions import FOLDS, LARGEST_SEED, SEED
 from webapp.api.lab_schemas import WorkSchema, an_id
 from webapp.api.lists import PageQuerySchema, PageSchema
 from webapp.api.schemas import COUNT, PRINTABLE, SHARE
-from webapp.corrections import MAX_NAME
-from webapp.dataset_images import KINDS, LABELS, SORTS
+from webapp.learning.corrections import MAX_NAME
+from webapp.learning.dataset_images import KINDS, LABELS, SORTS
 from webapp.models import AnalysisKind
-from webapp.stored_volume import WINDOWS
+from webapp.scans.stored_volume import WINDOWS
 
 A_LABEL = validate.OneOf(list(LABELS))
 

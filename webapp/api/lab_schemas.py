@@ -18,7 +18,7 @@ from webapp.admin.run_query import LONGEST_TEXT, SORTS
 from webapp.admin.version_figures import LEVELS, PREVALENCES, USUAL_PREVALENCE
 from webapp.api.lists import PageQuerySchema, PageSchema
 from webapp.api.schemas import A_ID, COUNT, PRINTABLE, SHARE, SiteFiguresSchema, moment
-from webapp.confirmed import MAX_DATASET_NAME
+from webapp.learning.confirmed import MAX_DATASET_NAME
 from webapp.models import OWN_THRESHOLDS, Act, JobStatus, Role
 
 KINDS = ("slice", "series")

@@ -61,7 +61,7 @@ from webapp.models import (
     promotion_after,
     promotion_at,
 )
-from webapp.sharing import visible_to
+from webapp.review.sharing import visible_to
 
 GET, POST = HTTPMethod.GET, HTTPMethod.POST
 

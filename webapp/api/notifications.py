@@ -11,6 +11,7 @@ from marshmallow import Schema, fields
 from sqlalchemy import select
 from werkzeug.exceptions import Conflict, NotFound
 
+from webapp.accounts.notifications import channels_offered, queue_test, save_choices
 from webapp.api.access import blueprint, operation
 from webapp.api.lab_schemas import WorkSchema
 from webapp.api.lists import PageQuerySchema, PageSchema, listed, page_of, part_of
@@ -18,7 +19,6 @@ from webapp.api.schemas import COUNT
 from webapp.api.work import work_as_json
 from webapp.extensions import db
 from webapp.models import Channel, Notification, Scope, Wanted, choices_of
-from webapp.notifications import channels_offered, queue_test, save_choices
 from webapp.rates import within_settings_rate, within_test_rate
 
 GET, POST, PUT = HTTPMethod.GET, HTTPMethod.POST, HTTPMethod.PUT

@@ -14,6 +14,7 @@ from flask import g
 from sqlalchemy import select
 from werkzeug.exceptions import Conflict
 
+from webapp.accounts.second_factors import confirmed_factor
 from webapp.admin.audit import filtered
 from webapp.admin.operations import WORK, count_work, recent_workers, seconds_since, stuck_jobs
 from webapp.admin.users import AccountRefused, disable, enable, set_role
@@ -31,7 +32,6 @@ from webapp.api.work import work_as_json
 from webapp.deletion import StillNeeded, delete_account
 from webapp.extensions import database_now, db
 from webapp.models import AuditEvent, Role, Scope, SecondFactor, User
-from webapp.second_factors import confirmed_factor
 
 GET, POST, PUT, DELETE = HTTPMethod.GET, HTTPMethod.POST, HTTPMethod.PUT, HTTPMethod.DELETE
 

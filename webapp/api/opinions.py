@@ -24,7 +24,8 @@ from webapp.api.schemas import (
 from webapp.extensions import db
 from webapp.forms import is_id
 from webapp.models import Opinion, Scan, Scope, Share, User
-from webapp.opinions import (
+from webapp.rates import within_opinion_rate, within_sharing_rate
+from webapp.review.opinions import (
     GONE,
     NewOpinion,
     OpinionRefused,
@@ -35,9 +36,8 @@ from webapp.opinions import (
     opinions_on,
     withdraw,
 )
-from webapp.rates import within_opinion_rate, within_sharing_rate
-from webapp.review import counts_for, due_of, queue_rows, random_share
-from webapp.sharing import SharingRefused, end_share, share, shares_of
+from webapp.review.queue import counts_for, due_of, queue_rows, random_share
+from webapp.review.sharing import SharingRefused, end_share, share, shares_of
 
 GET, POST, PUT, DELETE = HTTPMethod.GET, HTTPMethod.POST, HTTPMethod.PUT, HTTPMethod.DELETE
 

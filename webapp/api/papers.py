@@ -30,7 +30,7 @@ from webapp.api.lists import PageQuerySchema, PageSchema, listed, page_of, part_
 from webapp.api.pictures import BINARY
 from webapp.api.schemas import A_ID, COUNT
 from webapp.api.work import work_as_json
-from webapp.confirmed import RequestRefused
+from webapp.learning.confirmed import RequestRefused
 from webapp.models import Dataset, PaperExperiment, Scope
 
 GET, POST = HTTPMethod.GET, HTTPMethod.POST

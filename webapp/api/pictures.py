@@ -17,7 +17,7 @@ from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, is_visible, oper
 from webapp.api.schemas import ProblemSchema
 from webapp.extensions import db
 from webapp.models import Heatmap, Prediction, Scan, Scope
-from webapp.pictures import (
+from webapp.scans.pictures import (
     OUTLINE,
     WindowSchema,
     heatmap_key,
@@ -27,7 +27,7 @@ from webapp.pictures import (
     series_file,
     slice_picture,
 )
-from webapp.stored_volume import Window
+from webapp.scans.stored_volume import Window
 
 BINARY = {"type": "string", "format": "binary"}
 HEATMAP_WAIT_S = 2.0
@@ -147,7 +147,7 @@ def outline_mask(scan_id: str) -> Response:
 
 
 def outline_of(scan_id: str) -> Row[Any]:
-    """Return the `webapp.pictures.OUTLINE` columns of a scan with a result.
+    """Return the `webapp.scans.pictures.OUTLINE` columns of a scan with a result.
 
     Raises:
         NotFound: the token's owner has no such scan, or it ended without a result.

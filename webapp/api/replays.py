@@ -30,9 +30,9 @@ from webapp.models import (
 )
 from webapp.models.replays import MOST_SAMPLED
 from webapp.rates import within_change_rate
-from webapp.replay_view import replay_view
-from webapp.scan_changes import IS_COMPUTED, reproduce_answer
-from webapp.sharing import visible_to
+from webapp.review.sharing import visible_to
+from webapp.scans.changes import IS_COMPUTED, reproduce_answer
+from webapp.scans.replay_view import replay_view
 
 GET, POST = HTTPMethod.GET, HTTPMethod.POST
 OUTCOMES = ("waiting", "same", "different", "failed", "canceled")

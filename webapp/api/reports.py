@@ -12,7 +12,7 @@ from webapp.api.access import blueprint, operation
 from webapp.api.pictures import BINARY, NotYet, may_come
 from webapp.api.schemas import ReportSchema
 from webapp.models import JobStatus, ReportKind, ReportRefused, Scan, Scope
-from webapp.reports import (
+from webapp.scans.reports import (
     NO_SUCH_REPORT,
     finished_report,
     queue_report,

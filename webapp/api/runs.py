@@ -34,12 +34,12 @@ from webapp.api.lab_schemas import (
 from webapp.api.lists import PageQuerySchema, listed, page_of, part_of
 from webapp.api.work import work_as_json
 from webapp.audit import record
-from webapp.confirmed import RequestRefused, request_calibration
-from webapp.corrections import versions_of_one
 from webapp.display import listed as and_listed
 from webapp.extensions import db
 from webapp.forms import lines_problem, text_problem
 from webapp.jobs import TRAIN_MODEL, nudge
+from webapp.learning.confirmed import RequestRefused, request_calibration
+from webapp.learning.corrections import versions_of_one
 from webapp.models import (
     Act,
     Dataset,

@@ -54,7 +54,8 @@ from webapp.models import (
     result_of,
 )
 from webapp.rates import within_change_rate
-from webapp.scan_changes import (
+from webapp.review.sharing import successor_of
+from webapp.scans.changes import (
     ALREADY_FINISHED,
     CHANGES,
     NO_SHEET,
@@ -64,13 +65,12 @@ from webapp.scan_changes import (
     change_scans,
     other_reading,
 )
-from webapp.scan_changes import cancel_scan as cancel_own
-from webapp.scan_changes import retry_scan as retry_own
-from webapp.scan_changes import score_scan_again as score_own_again
-from webapp.scan_changes import score_scan_anyway as score_own_anyway
-from webapp.scan_table import as_csv
-from webapp.sharing import successor_of
-from webapp.worklist_query import conditions, order_columns, own_scans
+from webapp.scans.changes import cancel_scan as cancel_own
+from webapp.scans.changes import retry_scan as retry_own
+from webapp.scans.changes import score_scan_again as score_own_again
+from webapp.scans.changes import score_scan_anyway as score_own_anyway
+from webapp.scans.table import as_csv
+from webapp.scans.worklist_query import conditions, order_columns, own_scans
 
 GET, POST, DELETE = HTTPMethod.GET, HTTPMethod.POST, HTTPMethod.DELETE
 

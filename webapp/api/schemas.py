@@ -14,9 +14,9 @@ from ml.verdict import STATES
 from webapp.api.lists import PageQuerySchema, PageSchema
 from webapp.forms import MAX_COMMENT, MAX_TITLE, MAX_USERNAME
 from webapp.models import Finding, JobStatus, Order, ReportKind, Role, Scope
-from webapp.review import REASONS
-from webapp.scan_changes import CHANGES, MOST_SELECTED
-from webapp.worklist_query import COLUMNS
+from webapp.review.queue import REASONS
+from webapp.scans.changes import CHANGES, MOST_SELECTED
+from webapp.scans.worklist_query import COLUMNS
 
 SHARE = validate.Range(0, 1)
 COUNT = validate.Range(0)

@@ -20,9 +20,9 @@ from webapp.api.lists import PageQuerySchema, PageSchema, listed, page_of
 from webapp.api.schemas import COUNT, SHARE
 from webapp.display import name_of_version
 from webapp.extensions import db
+from webapp.learning.shadow_figures import Spread, agreement_of, cost_of, disagreements, drift_of
 from webapp.models import ModelVersion, Scan, Scope, Shadow, ShadowAnswer, ShadowRefused
-from webapp.shadow_figures import Spread, agreement_of, cost_of, disagreements, drift_of
-from webapp.sharing import visible_to
+from webapp.review.sharing import visible_to
 
 GET, POST = HTTPMethod.GET, HTTPMethod.POST
 A_STATE = validate.OneOf(STATES)

@@ -12,7 +12,7 @@ from webapp.api.access import blueprint, operation
 from webapp.api.lab_schemas import SiteFiguresRequestSchema, SiteSchema
 from webapp.api.schemas import SiteFiguresSchema
 from webapp.api.work import work_as_json
-from webapp.confirmed import (
+from webapp.learning.confirmed import (
     confirmed_counts,
     disputed_scans,
     newest_figures,

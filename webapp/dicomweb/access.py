@@ -18,7 +18,7 @@ from werkzeug.http import parse_options_header
 from webapp.api.access import require_bearer, require_scope, within_api_rate
 from webapp.extensions import db
 from webapp.models import JobStatus, Report, ReportKind, Scan, Scope
-from webapp.sharing import visible_to
+from webapp.review.sharing import visible_to
 from webapp.web_extensions import csrf
 
 DICOM, DICOM_JSON, DICOM_XML, OCTETS = (

@@ -28,7 +28,7 @@ from webapp.intake.series import SeriesFiles
 from webapp.intake.spool import incoming_folder
 from webapp.intake.streams import DamagedFile, TooMuchWork
 from webapp.models import Act, JobStatus, Scan, lead_on
-from webapp.sharing import move_shares
+from webapp.review.sharing import move_shares
 from webapp.storage import MissingFile
 
 JOINING_S = 120

@@ -59,7 +59,7 @@ class Comparison(Leased, db.Model):
 
     version_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
     other_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
-    # One entry for each source of predictions (`worker.comparison`); None until it is computed.
+    # One entry for each source of predictions (`worker.learning.comparison`); None until computed.
     results: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
     version: Mapped[ModelVersion] = relationship(foreign_keys=[version_id])
     other: Mapped[ModelVersion] = relationship(foreign_keys=[other_id])

@@ -176,7 +176,7 @@ class Preview(Leased, db.Model):
     Attributes:
         key: a hash of what is shown, and how.
         what: the source of the slice: {"dataset", "image"}, {"scan", "slice"} or {"phantom"}.
-        settings: how it is shown (`webapp.previews`).
+        settings: how it is shown (`webapp.learning.previews`).
         result: steps as [{"name", "pictures": [[start, bytes], ...] in its file, "notes"}, ...].
         used_at: when it was last requested.
     """

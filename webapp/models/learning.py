@@ -79,7 +79,8 @@ class Dataset(Leased, db.Model):
         JSON
     )  # `ml.exploration.summary.explore`
     contact_sheet_key: Mapped[str | None] = mapped_column(String(200))
-    # Which confirmed scans a worker is to make it from (`webapp.confirmed`); empty if imported.
+    # The confirmed scans that a worker makes it from (`webapp.learning.confirmed`); empty if
+    # imported.
     made_from: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     # A version with corrected labels shares the archive of the previous version, which may be
     # deleted later; `corrections` are all differences from the archive: {"name", "was", "label",
@@ -179,7 +180,7 @@ class SiteFigures(Leased, db.Model):
     __tablename__ = "site_figures"
 
     asked_by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
-    # A list with one entry for each live version (`worker.site_figures`).
+    # A list with one entry for each live version (`worker.learning.site_figures`).
     figures: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
 
 

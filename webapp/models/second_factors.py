@@ -14,8 +14,8 @@ from webapp.models.leased import new_id
 class SecondFactor(db.Model):
     """A user's authenticator app; it is required once a first code has confirmed it.
 
-    `sealed_secret` is encrypted (`webapp.second_factors`). `last_step` is the number of the time
-    step whose code was accepted last, so that no code is accepted twice.
+    `sealed_secret` is encrypted (`webapp.accounts.second_factors`). `last_step` is the number of
+    the time step whose code was accepted last, so that no code is accepted twice.
     """
 
     user_id: Mapped[str] = mapped_column(

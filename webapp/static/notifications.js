@@ -8,7 +8,7 @@ const STORE = "hemoscan-news";
 const toast = document.getElementById("toast");
 const worklist = document.getElementById("scans"); // Its list may still be empty.
 
-// Where the last poll ended, and what it returned: each poll overlaps the previous one (`OVERLAP_S` in webapp/notifications.py), and
+// Where the last poll ended, and what it returned: each poll overlaps the previous one (`OVERLAP_S` in webapp/accounts/notifications.py), and
 // users change pages faster than the polls follow each other.
 let after = toast.dataset.after;
 let known = new Set();

@@ -13,8 +13,8 @@ from ml.verdict import State, inconclusive_band
 from webapp import __version__
 from webapp.display import finding_label, name_of_version
 from webapp.models import Opinion, Prediction, Scan
-from webapp.outline_view import volume_sentence
-from webapp.outlines import contour
+from webapp.scans.outline_view import volume_sentence
+from webapp.scans.outlines import contour
 from webapp.storage import storage
 from worker.retries import retry_storage
 from worker.scan_files import shown_slice

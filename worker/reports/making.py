@@ -17,7 +17,7 @@ from ml.scans.slices import BoolArray
 from ml.scans.volume import read_masks
 from webapp.extensions import db, utc_now
 from webapp.models import Prediction, Report, ReportKind, ReportRefused, Scan
-from webapp.opinions import opinions_of
+from webapp.review.opinions import opinions_of
 from webapp.storage import StorageError, StorageUnavailable, storage
 from worker import leases
 from worker.heartbeat import heartbeat

@@ -35,7 +35,7 @@ from webapp.models import (
     new_id,
 )
 from webapp.models.shadows import MOST_FAILURES
-from worker.training_curves import AVERAGED_STEPS, Curves
+from worker.learning.training_curves import AVERAGED_STEPS, Curves
 
 POINTS = 1_000_000
 CURVE_WITHIN_S = 5.0

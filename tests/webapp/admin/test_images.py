@@ -302,7 +302,7 @@ class TestCorrections:
         def delete_first(*_: object) -> None:
             delete_dataset(explored)
 
-        monkeypatch.setattr("webapp.corrections.text_problem", delete_first)
+        monkeypatch.setattr("webapp.learning.corrections.text_problem", delete_first)
         assert self.correct(admin, explored, 0, "positive") == 404
 
     def test_the_archive_stays_until_the_last_version_is_deleted(
@@ -462,7 +462,7 @@ class TestProcessing:
     def test_too_many_wait_is_reported_and_asked_again(
         self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("webapp.previews.MOST_OPEN_PREVIEWS", 1)
+        monkeypatch.setattr("webapp.learning.previews.MOST_OPEN_PREVIEWS", 1)
         admin.get("/admin/processing?seed=1")
         page = admin.get("/admin/processing?seed=2").text
         assert "Many images are queued" in page and "every 1s" in page

@@ -14,6 +14,7 @@ from tests.conftest import make_user
 from tests.webapp.admin.conftest import add, add_version
 from tests.webapp.test_api import make_token
 from webapp.extensions import db
+from webapp.learning.shadow_figures import agreement_of, cost_of, drift_of
 from webapp.models import (
     Act,
     AuditEvent,
@@ -27,7 +28,6 @@ from webapp.models import (
     end_shadow,
     promote,
 )
-from webapp.shadow_figures import agreement_of, cost_of, drift_of
 
 NOON = datetime(2026, 11, 2, 12, tzinfo=UTC)  # A Monday.
 

@@ -9,8 +9,8 @@ from sqlalchemy import func, select
 
 from tests.conftest import make_user
 from tests.webapp.admin.conftest import NOBODY, add, add_dataset, add_version
+from tests.webapp.review.test_opinions import add_done, say, share_with_reviewers
 from tests.webapp.test_every_route import site_figures_of
-from tests.webapp.test_opinions import add_done, say, share_with_reviewers
 from webapp.extensions import db, utc_now
 from webapp.models import (
     Dataset,

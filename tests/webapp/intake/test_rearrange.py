@@ -39,7 +39,7 @@ from webapp.models import (
     User,
     dataset_scan,
 )
-from webapp.sharing import successor_of
+from webapp.review.sharing import successor_of
 from webapp.storage import Storage, StorageFull, storage
 
 SIDES = (70, 71, 72, 73)

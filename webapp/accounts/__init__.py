@@ -1,0 +1,1 @@
+"""Accounts: signing up, logging in, passwords, second factors, API tokens and notifications."""

@@ -1,0 +1,1 @@
+"""Scans that others read too: sharing, opinions, and the review queue."""

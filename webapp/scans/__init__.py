@@ -1,0 +1,1 @@
+"""Scans: submitting them, the worklist, and the page of a result with its pictures and reports."""

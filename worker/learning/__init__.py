@@ -1,0 +1,1 @@
+"""The jobs of whoever trains: data sets, training runs, evaluations, comparisons, experiments."""

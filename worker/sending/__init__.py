@@ -1,0 +1,1 @@
+"""What leaves the system: notifications to people and programs, results to archives."""
