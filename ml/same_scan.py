@@ -8,6 +8,7 @@ rule. It needs the standard library only.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
@@ -23,6 +24,10 @@ UNEVEN = 0.25
 """Of the typical step: maximum spread of the steps of one scan."""
 CROWDED = 0.75
 """Of the slice thickness: slices closer than that overlap, so one pass does not alternate them."""
+MOST_RUNS = 4
+"""Numbers that turn back more often say nothing about the order of acquisition."""
+COVERED = 0.6
+"""Minimum share of the positions' extent that each of several runs covers."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,51 @@ def continues(
     few = OVERLAP * min(len(part), len(other))
     if len(set(part) & set(other)) > few:
         return False
-    return (
-        _times_parted(part, other) <= few
-        or not _are_crowded([*part, *other], [*facts, *facts_of_other])
-        or not _are_two_scans(facts, facts_of_other)
-    )
+    if _times_parted(part, other) <= few:
+        return True
+    positions = [*part, *other]
+    if _are_uneven(positions) and _are_numbered_apart(facts, facts_of_other):
+        return False
+    are_crowded = _are_uneven(positions) or _overlap(positions, [*facts, *facts_of_other])
+    return not (are_crowded and _are_two_scans(facts, facts_of_other))
+
+
+def runs_over_the_head(positions: Sequence[float], numbers: Sequence[float | None]) -> list[int]:
+    """Return the number of the run to which each slice belongs, from 0. A scan that was repeated
+    has several runs, even if nothing else distinguishes its slices: their positions turn back in
+    the order of the instance numbers, or every number occurs as often at other positions. All are 0
+    where the numbers say nothing.
+
+    Args:
+        positions: along the axis, in mm.
+        numbers: instance numbers of the same slices; None for unknown ones.
+    """
+    runs = [0] * len(positions)
+    if not positions or None in numbers:
+        return runs
+    in_order = sorted(range(len(positions)), key=lambda at: (numbers[at], positions[at]))
+    parts: list[list[int]] = []
+    times = set(Counter(numbers).values())
+    if times == {1}:
+        for at in in_order:
+            if not parts or _turns_back([positions[each] for each in parts[-1]], positions[at]):
+                parts.append([])
+            parts[-1].append(at)
+    elif len(times) == 1 and len(set(positions)) == len(positions):
+        (repeats,) = times
+        parts = [in_order[rank::repeats] for rank in range(repeats)]
+    extents = [abs(positions[part[-1]] - positions[part[0]]) for part in parts]
+    whole = max(positions) - min(positions)
+    if len(parts) <= MOST_RUNS and all(extent >= COVERED * whole for extent in extents):
+        for number, part in enumerate(parts):
+            for at in part:
+                runs[at] = number
+    return runs
+
+
+def _turns_back(run: Sequence[float], position: float) -> bool:
+    """Return whether a position lies before the last one of a run, in the run's direction."""
+    return len(run) > 1 and (run[-1] > run[0]) != (position > run[-1])
 
 
 def _times_parted(part: Collection[float], other: Collection[float]) -> int:
@@ -75,14 +120,29 @@ def _times_parted(part: Collection[float], other: Collection[float]) -> int:
     )
 
 
-def _are_crowded(positions: Sequence[float], facts: Sequence[SliceFacts]) -> bool:
-    """Return whether slices at these positions overlap or are unevenly spaced; interleaved
-    acquisitions of one scan fill each other's gaps evenly.
+def _overlap(positions: Sequence[float], facts: Sequence[SliceFacts]) -> bool:
+    """Return whether slices at these positions overlap."""
+    steps = [upper - lower for lower, upper in pairwise(sorted(set(positions)))]
+    return median(steps) < CROWDED * max(
+        (slice_.thickness_mm or 0.0 for slice_ in facts), default=0
+    )
+
+
+def _are_uneven(positions: Sequence[float]) -> bool:
+    """Return whether the positions are unevenly spaced; interleaved acquisitions of one scan fill
+    each other's gaps evenly.
     """
     steps = sorted(upper - lower for lower, upper in pairwise(sorted(set(positions))))
-    typical, quarter = median(steps), len(steps) // 4
-    thickest = max((slice_.thickness_mm or 0.0 for slice_ in facts), default=0.0)
-    return typical < CROWDED * thickest or steps[-1 - quarter] - steps[quarter] > UNEVEN * typical
+    quarter = len(steps) // 4
+    return steps[-1 - quarter] - steps[quarter] > UNEVEN * median(steps)
+
+
+def _are_numbered_apart(facts: Sequence[SliceFacts], others: Sequence[SliceFacts]) -> bool:
+    """Return whether the numbers of two runs are the same, or follow each other."""
+    some, rest = (
+        {slice_.number for slice_ in one if slice_.number is not None} for one in (facts, others)
+    )
+    return bool(some and rest) and (some == rest or max(some) < min(rest) or max(rest) < min(some))
 
 
 def _are_two_scans(facts: Sequence[SliceFacts], others: Sequence[SliceFacts]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ml.same_scan import SAME_PLACE_MM, SliceFacts, continues
+from ml.same_scan import SAME_PLACE_MM, SliceFacts, continues, runs_over_the_head
 from ml.scans.planes import Plane, note_left_out
 
 
@@ -85,15 +85,19 @@ def _split_acquisitions(
     planes: Sequence[Plane], by_position: Mapping[float, Sequence[int]]
 ) -> list[dict[float, int]]:
     """Return the acquisitions, each as a mapping from position to the index of the slice there; one
-    that covers a position several times is split, so that each part covers it once.
+    that covers a position, or the whole head, several times is split, so that each part covers it
+    once.
     """
-    parts: dict[tuple[float, int], dict[float, int]] = {}
-    for position, indices in by_position.items():
-        repeats = Counter[float]()
-        for index in indices:
-            acquisition = _acquisition_key(planes[index])[0]
-            parts.setdefault((acquisition, repeats[acquisition]), {})[position] = index
-            repeats[acquisition] += 1
+    places = [(place, index) for place, indices in by_position.items() for index in indices]
+    runs = runs_over_the_head(
+        [place for place, _ in places], [planes[index].number for _, index in places]
+    )
+    parts: dict[tuple[float, int, int], dict[float, int]] = {}
+    repeats = Counter[tuple[float, float, int]]()
+    for (place, index), run in zip(places, runs, strict=True):
+        acquisition = _acquisition_key(planes[index])[0]
+        parts.setdefault((acquisition, run, repeats[place, acquisition, run]), {})[place] = index
+        repeats[place, acquisition, run] += 1
     return [part for _, part in sorted(parts.items())]
 
 
@@ -118,7 +122,7 @@ def _merged_passes(
 
 
 def _facts_of(plane: Plane) -> SliceFacts:
-    return SliceFacts(plane.acquisition, plane.technique, plane.thickness_mm)
+    return SliceFacts(plane.acquisition, plane.technique, plane.thickness_mm, plane.number)
 
 
 def _places(positions: Sequence[float]) -> list[float]:

@@ -17,7 +17,7 @@ from math import inf, sqrt
 from statistics import median
 from typing import TypeAlias
 
-from ml.same_scan import OVERLAP, SAME_PLACE_MM, SliceFacts, continues
+from ml.same_scan import OVERLAP, SAME_PLACE_MM, SliceFacts, continues, runs_over_the_head
 from webapp.intake.clean_copy import Taken
 
 FEWEST_FILES = 3
@@ -267,7 +267,8 @@ def _passes(files: list[Taken]) -> list[Group]:
     spots = _spots(files)
     if spots is None:
         return [Group(tuple(files))]
-    units: dict[tuple[tuple[str, ...], float, str, float, int], Pass] = {}
+    units: dict[tuple[tuple[str, ...], float, str, float, int, int], Pass] = {}
+    runs = _runs(files, spots)
     folders = _folders_of_scans(files)
     times: Counter[tuple[object, ...]] = Counter()
     at_spot: dict[float, dict[bytes, list[Taken]]] = {}
@@ -283,13 +284,13 @@ def _passes(files: list[Taken]) -> list[Group]:
         acquisition = inf if file.dicom.acquisition is None else file.dicom.acquisition
         at_spot[spot][file.digest] = here = [file]
         folder = (file.folder or "") if file.folder in folders else ""
-        unit = file.dicom.technique, round(file.dicom.thickness or 0.0, 1), folder, acquisition
+        unit = (*_technique_of(file), folder, acquisition, runs[file.number])
         units.setdefault((*unit, times[spot, unit]), {})[spot] = here
         times[spot, unit] += 1
     odd: list[Taken] = []
     of_techniques: dict[tuple[object, ...], list[Pass]] = {}
-    for (*technique, _, _), part in sorted(units.items(), key=lambda item: item[0]):
-        of_techniques.setdefault(tuple(technique), []).append(part)
+    for (*same_technique, _, _, _), part in sorted(units.items(), key=lambda item: item[0]):
+        of_techniques.setdefault(tuple(same_technique), []).append(part)
     passes = _merged(
         [pass_ for parts in of_techniques.values() for pass_ in _merged(parts, odd)], odd
     )
@@ -317,6 +318,29 @@ def _passes(files: list[Taken]) -> list[Group]:
         )
         for number, pass_ in enumerate(whole, start=1)
     ]
+
+
+def _technique_of(file: Taken) -> tuple[tuple[str, ...], float]:
+    return file.dicom.technique, round(file.dicom.thickness or 0.0, 1)
+
+
+def _runs(files: Sequence[Taken], spots: Sequence[float | None]) -> dict[int, int]:
+    """Return the run over the head of each file with a position, by its number in the upload."""
+    of_techniques: dict[object, list[tuple[float, Taken]]] = {}
+    for file, spot in zip(files, spots, strict=True):
+        if spot is not None:
+            of_techniques.setdefault(_technique_of(file), []).append((spot, file))
+    return {
+        file.number: run
+        for placed in of_techniques.values()
+        for (_, file), run in zip(
+            placed,
+            runs_over_the_head(
+                [spot for spot, _ in placed], [file.dicom.number for _, file in placed]
+            ),
+            strict=True,
+        )
+    }
 
 
 def _merged(parts: Sequence[Pass], odd: list[Taken]) -> list[Pass]:

@@ -221,6 +221,41 @@ def test_slices_of_another_acquisition_between_those_of_one_are_never_mixed_in(
         assert "another pass over the same positions" in series.warnings[0]
 
 
+@pytest.mark.parametrize("first_number", [1, 7])
+@pytest.mark.parametrize("shift_mm", [1.8, 3.4])
+def test_a_repeated_scan_that_only_its_numbers_distinguish_is_never_mixed_in(
+    tmp_path: Path, shift_mm: float, first_number: int
+) -> None:
+    first, second = write_series(tmp_path / "a", 6), write_series(tmp_path / "b", 6)
+    for at, path in enumerate(second):
+        number, position_mm = first_number + at, 5.0 * at + shift_mm
+        write_dicom(slice_hu(at + 41), path, number=number, position_mm=position_mm)
+    for given in in_any_order([*first, *second]):
+        series = read_series(given)
+        assert marks(series) in ([1, 2, 3, 4, 5, 6], [41, 42, 43, 44, 45, 46])
+        assert "another pass over the same positions" in series.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "number_of",
+    [
+        lambda at: at // 2 + 1,
+        lambda at: (at % 2) * 6 + at // 2 + 1,
+        lambda at: (at * 5) % 12 + 1,
+        lambda at: 1,
+        lambda at: 12 - at,
+    ],
+    ids=["pairs", "odd before even", "shuffled", "all alike", "from the top"],
+)
+def test_numbers_alone_split_no_series_with_even_steps(
+    tmp_path: Path, number_of: Callable[[int], int]
+) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    for at, path in enumerate(paths):
+        change(path, InstanceNumber=number_of(at))
+    assert marks(read_series(paths)) == ALL
+
+
 @pytest.mark.parametrize(
     "tags_of",
     [

@@ -147,6 +147,23 @@ def test_slices_of_another_scan_between_those_of_one_are_a_scan_of_their_own(
     assert numbers(grouped(files)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+@pytest.mark.parametrize("first_number", [1, 5])
+def test_a_repeated_scan_that_only_its_numbers_distinguish_is_a_scan_of_its_own(
+    first_number: int,
+) -> None:
+    second = [
+        replace(
+            file,
+            dicom=replace(
+                file.dicom, position=(0.0, 0.0, 5.0 * at + 1.8), number=float(first_number + at)
+            ),
+        )
+        for at, file in enumerate(slices(4, 4, thickness=5.0))
+    ]
+    files = [*slices(4, thickness=5.0), *second]
+    assert numbers(grouped(files)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
 def test_acquisitions_that_fill_each_others_gaps_are_one_scan() -> None:
     files = slices(12, thickness=5.0)
     for of_slice in (
