@@ -170,6 +170,11 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
+def points(difference: float) -> str:
+    """Format a difference of two proportions in percentage points."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """Return 0.973 as "97.3%", or a dash; values close to 0 or 1 as "<0.1%" or ">99.9%"."""
     if share is None:
@@ -232,6 +237,7 @@ def init_display(app: Flask) -> None:
         number_word,
         number,
         signed,
+        points,
         percent,
         percentage,
         is_proportion,

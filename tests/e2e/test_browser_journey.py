@@ -305,9 +305,15 @@ def test_import_train_promote_predict_and_roll_back(
     assert page.evaluate("window.neverReloaded") is True
     version = trained.locator("a").inner_text()
     page.get_by_role("link", name="Figures", exact=True).click()
-    for figure in ("Accuracy", "Sensitivity", "Specificity", "AUROC"):
+    percent, fraction = r"\d{1,3}\.\d", r"[01]\.\d+"
+    for figure, number in (
+        ("Accuracy, %", percent),
+        ("Sensitivity, %", percent),
+        ("Specificity, %", percent),
+        ("AUROC", fraction),
+    ):
         shown = page.locator(f"tr:has(th:text-is('{figure}')) td").first
-        expect(shown).to_have_text(re.compile(r"^[01]\.\d+\s*\([01]\.\d+–[01]\.\d+\)$"))
+        expect(shown).to_have_text(re.compile(rf"^{number}\s*\({number}–{number}\)$"))
     page.get_by_role("link", name="Curves", exact=True).click()
     expect(page.locator("svg.roc").first).to_be_visible()
     expect(page.locator("table.confusion").first).to_be_visible()

@@ -18,6 +18,7 @@ from webapp.display import (
     number,
     number_word,
     percent,
+    points,
     signed,
     value_range,
 )
@@ -66,6 +67,7 @@ def test_numbers_have_their_digits_and_none_is_a_dash() -> None:
     exact = (percent(0.0), percent(1.0, 0), percent(0.001), percent(0.999), percent(0.99, 0))
     assert exact == ("0.0%", "100%", "0.1%", "99.9%", "99%")
     assert (signed(0.012), signed(-0.02)) == ("+0.012", "−0.020")
+    assert (points(0.012), points(-0.021)) == ("+1.2", "−2.1")
 
 
 @pytest.mark.parametrize(
