@@ -88,6 +88,7 @@ def is_nifti(head: bytes) -> bool:
     return head[344:348] in PAIR or _version_of(head) is not None
 
 
+@np.errstate(invalid="ignore")  # A damaged float may be a signaling NaN: air, like other NaNs.
 def read_nifti(file: BinaryIO, *, max_pixels: int, max_slices: int) -> Series:
     """Return the slices of one volume in radiological orientation: foot to head, forehead at the
     top, the patient's left on the right.

@@ -236,9 +236,10 @@ def test_a_tilted_gantry_is_noted(tmp_path: Path) -> None:
     assert series.distance_mm == pytest.approx(STEP_MM)
 
 
-def test_voxels_that_are_no_numbers_are_air(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FA00000], ids=["quiet", "signaling"])
+def test_voxels_that_are_no_numbers_are_air(tmp_path: Path, bits: int) -> None:
     voxels = RAS.astype(np.float32)
-    voxels[5:9, 5:9] = np.nan
+    voxels.view(np.uint32)[5:9, 5:9] = bits
     assert (read(tmp_path, nifti(voxels, AFFINE)).slices[0].pixels[-9:-5, -9:-5] == -1000).all()
 
 
