@@ -84,7 +84,7 @@ def _name_rows(values: object, there_are: Mapping[str, Any]) -> None:
         return
     for name in values:
         single = "scan_id" if name == "ids" else name.removesuffix("s")
-        if name == "file":
+        if name == "file" and name in there_are:
             values[name] = [there_are[name]]
         elif single != name and single in there_are:
             values[name] = [there_are[single]]

@@ -63,7 +63,6 @@ def test_what_goes_wrong_in_the_lab_ends_as_it_should(tmp_path: Path) -> None:
         "worker killed during: creation of a report",
         "worker killed during: import of a data set",
         "worker killed during: sending of a notification",
-        "two promotions at once",
     ]
     only = ["--stack", "embedded", "--scans", "0", "--faults", "0", "--trainings", "0"]
     report = tmp_path / "chaos.md"
