@@ -7,6 +7,7 @@ from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
 from flask_login import LoginManager
 from flask_wtf import CSRFProtect
+from werkzeug.routing import IntegerConverter, Map
 
 from webapp.extensions import reads_only
 
@@ -14,8 +15,19 @@ login_manager = LoginManager()
 csrf = CSRFProtect()
 limiter = Limiter(get_remote_address)
 
+LARGEST_INTEGER = 2**31 - 1
+"""That of an integer column."""
 LIMIT_IS_OVER = "X-RateLimit-Retry-After"
 """The header in which the limiter states when its limit resets (`keep_retry_after`)."""
+
+
+class ColumnInteger(IntegerConverter):
+    """An integer in a path. Larger ones than a column holds match no route, so the response is 404:
+    a database refuses to compare them.
+    """
+
+    def __init__(self, url_map: Map) -> None:
+        super().__init__(url_map, max=LARGEST_INTEGER)
 
 
 def keep_retry_after(answer: Response) -> Response:
@@ -30,6 +42,7 @@ def keep_retry_after(answer: Response) -> Response:
 
 def init_web_extensions(app: Flask) -> None:
     """Initialize the extensions for `app`."""
+    app.url_map.converters["int"] = ColumnInteger
     login_manager.init_app(app)
     csrf.init_app(app)
     app.after_request(keep_retry_after)  # Runs after the limiter's.

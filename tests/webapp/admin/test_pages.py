@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,19 @@ from sqlalchemy import event, select
 from tests.webapp.admin.conftest import EXPLORATION, PAGES, add, add_dataset, add_run, add_version
 from webapp.extensions import db
 from webapp.models import Dataset, JobStatus, ModelVersion, Role, User, promote
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63, 10**30])
+def test_a_number_that_no_column_holds_is_not_found(
+    app: Flask, admin: FlaskClient, number: int
+) -> None:
+    with app.app_context():
+        version_id = add_version("card")
+    for rule in app.url_map.iter_rules():
+        if "<int:" in rule.rule and "GET" in (rule.methods or ()):
+            path = re.sub("<int:[^>]*>", str(number), rule.rule)
+            answer = admin.get(re.sub("<[^>]*>", version_id, path))
+            assert answer.status_code in (401, 404), rule.rule
 
 
 class TestCheapness:

@@ -104,6 +104,20 @@ def test_the_contour_of_a_large_slice_is_two_pixels_wide(app: Flask) -> None:
     assert drawn.sum() == 104**2 - 100**2 and drawn[98, 298] and not drawn[97, 298]
 
 
+def test_holes_and_narrow_gaps_have_no_contour_but_bays_do(app: Flask) -> None:
+    block, holes, bay = (np.zeros((1, 24, 24), bool) for _ in range(3))
+    block[0, 2:20, 2:20] = True
+    holes[0, 4:7, 4:7] = holes[0, 16, 10:20] = True
+    bay[0, 8:13, 14:20] = True
+    with app.app_context():
+        storage.put("outlines/1.nii.gz", stored_masks(block & ~holes & ~bay))
+        drawn = opaque(contour("outlines/1.nii.gz", 0))
+    assert not drawn[holes[0]].any()
+    np.testing.assert_array_equal(
+        drawn[8:13, 14:20], [[True] * 6, *[[True] + 5 * [False]] * 3, [True] * 6]
+    )
+
+
 @pytest.mark.parametrize("way", ["page", "program"])
 def test_contours_and_mask_are_served_beside_the_slices(
     app: Flask, ann: FlaskClient, program: FlaskClient, masks: NDArray[np.bool_], way: str
