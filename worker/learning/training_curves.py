@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from itertools import groupby
 
-from sqlalchemy import ColumnElement, delete, insert, or_, tuple_
+from sqlalchemy import ColumnElement, delete, insert
 
 from ml.training.progress import Progress
 from webapp.extensions import db
 from webapp.models import CURVE_STEPS, TrainingPoint
 
 EPOCH, LOSS, OF_EPOCHS = "epoch", "loss", "validation_"
+LONGEST_NAME = 40
 AVERAGED_STEPS = 10
 """How many steps the loss of batches is averaged over; metrics of epochs have a step each."""
 
@@ -64,29 +66,34 @@ class Curves:
         changed = sorted(self._changed)
         self._changed.clear()
         newest = max(step for _, step in changed)
-        outdated: ColumnElement[bool] = tuple_(TrainingPoint.metric, TrainingPoint.step).in_(
-            changed
-        )
+        # One condition for each metric: PostgreSQL refuses thousands of pairs.
+        for metric, keys in groupby(changed, key=lambda key: key[0]):
+            steps = [step for _, step in keys]
+            self._delete(
+                TrainingPoint.metric == metric[:LONGEST_NAME], TrainingPoint.step.in_(steps)
+            )
         if not self._has_cut and any(metric == LOSS for metric, _ in changed):
             # Of an attempt that got further. Folds that are read from a checkpoint report no loss,
             # so the points of those that follow them stay.
-            outdated = or_(outdated, TrainingPoint.step > newest)
+            self._delete(TrainingPoint.step > newest)
             self._has_cut = True
-        db.session.execute(
-            delete(TrainingPoint).where(TrainingPoint.run_id == self._run_id, outdated),
-            execution_options={"synchronize_session": False},
-        )
         db.session.execute(insert(TrainingPoint), [self._row(*key) for key in changed])
         kept = newest - AVERAGED_STEPS
         self._sums = {key: total for key, total in self._sums.items() if key[1] >= kept}
         self._places = {key: place for key, place in self._places.items() if key[1] >= kept}
+
+    def _delete(self, *which: ColumnElement[bool]) -> None:
+        db.session.execute(
+            delete(TrainingPoint).where(TrainingPoint.run_id == self._run_id, *which),
+            execution_options={"synchronize_session": False},
+        )
 
     def _row(self, metric: str, step: int) -> dict[str, object]:
         total, count = self._sums[metric, step]
         stage, epoch = self._places[metric, step]
         return {
             "run_id": self._run_id,
-            "metric": metric[:40],
+            "metric": metric[:LONGEST_NAME],
             "step": step,
             "value": total / count,
             "stage": stage[:200],

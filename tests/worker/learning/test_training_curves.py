@@ -71,6 +71,16 @@ def test_a_million_batches_make_no_more_rows_than_steps(run_id: str) -> None:
     assert rows == CURVE_STEPS // AVERAGED_STEPS
 
 
+def test_a_curve_is_written_at_once_where_nothing_could_be_written_for_long(run_id: str) -> None:
+    curves = Curves(run_id)
+    for epoch in range(CURVE_STEPS):
+        report(curves, epoch / CURVE_STEPS, loss=1.0, validation_loss=1.0, epoch=epoch)
+    curves.write()
+    db.session.commit()
+    rows = db.session.scalar(select(func.count()).select_from(TrainingPoint))
+    assert rows == CURVE_STEPS // AVERAGED_STEPS + CURVE_STEPS
+
+
 def test_a_point_on_held_back_images_belongs_to_its_own_fold_and_epoch(run_id: str) -> None:
     curves = Curves(run_id)
     for fold in (1, 2):
