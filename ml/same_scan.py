@@ -21,7 +21,7 @@ OVERLAP = 0.2
 THICKER = 1.5
 """Minimum ratio of the slice thicknesses of two reconstructions."""
 UNEVEN = 0.25
-"""Of the typical step: maximum spread of the steps of one scan."""
+"""Of the typical step: maximum difference between most neighboring steps of one scan."""
 CROWDED = 0.75
 """Of the slice thickness: slices closer than that overlap, so one pass does not alternate them."""
 MOST_RUNS = 4
@@ -130,11 +130,11 @@ def _overlap(positions: Sequence[float], facts: Sequence[SliceFacts]) -> bool:
 
 def _are_uneven(positions: Sequence[float]) -> bool:
     """Return whether the positions are unevenly spaced; interleaved acquisitions of one scan fill
-    each other's gaps evenly.
+    each other's gaps evenly, although their step may be smaller at the base of the skull.
     """
-    steps = sorted(upper - lower for lower, upper in pairwise(sorted(set(positions))))
-    quarter = len(steps) // 4
-    return steps[-1 - quarter] - steps[quarter] > UNEVEN * median(steps)
+    steps = [upper - lower for lower, upper in pairwise(sorted(set(positions)))]
+    changes = sorted(abs(after - before) for before, after in pairwise(steps))
+    return changes[-1 - len(changes) // 4] > UNEVEN * median(steps)
 
 
 def _are_numbered_apart(facts: Sequence[SliceFacts], others: Sequence[SliceFacts]) -> bool:

@@ -51,6 +51,7 @@ NEGATIVE_FOLDERS = {
     "no",
     "0",
 }
+CLASS_FOLDERS = POSITIVE_FOLDERS | NEGATIVE_FOLDERS | set(BLEEDING_TYPES)
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 LABEL_COLUMNS = ("label", "hemorrhage", "any")
 NAME_COLUMNS = ("filename", "file", "path", "filepath", "image", "image_name", "image_id", "id")
@@ -109,11 +110,23 @@ def _descend(root: Path) -> Path:
         data = TABLE_SUFFIXES | SPREADSHEET_SUFFIXES | IMAGE_SUFFIXES - {""}
         if (
             len(folders) != 1
-            or _word(folders[0]) in POSITIVE_FOLDERS | NEGATIVE_FOLDERS | set(BLEEDING_TYPES)
+            or _is_class(folders[0])
             or any(path.is_file() and path.suffix.lower() in data for path in inside)
         ):
             return root
         root = folders[0]
+
+
+def _is_class(folder: Path) -> bool:
+    """Return whether a folder contains the images of one class; a data set may have such a name,
+    too, but then has labels of its own.
+    """
+    return _word(folder) in CLASS_FOLDERS and not any(
+        _word(path) in CLASS_FOLDERS | SPLIT_FOLDERS
+        if path.is_dir()
+        else path.suffix.lower() in TABLE_SUFFIXES | SPREADSHEET_SUFFIXES
+        for path in _visible(folder)
+    )
 
 
 def _manifest_of(base: Path) -> Path | None:
@@ -399,7 +412,7 @@ def _class_folders(base: Path, left_out: Counter[str]) -> Iterator[Path]:
     """Yield the folders named after a class; count the files of the others in `left_out`."""
     for folder in (path for path in _visible(base) if path.is_dir()):
         word = _word(folder)
-        if word in POSITIVE_FOLDERS | NEGATIVE_FOLDERS | set(BLEEDING_TYPES):
+        if word in CLASS_FOLDERS:
             yield folder
         elif word in SPLIT_FOLDERS:
             yield from _class_folders(folder, left_out)

@@ -5,7 +5,8 @@ folders of another computer, or in another spelling.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 Key = tuple[str, ...]
@@ -23,7 +24,7 @@ class ListedFiles:
 
     def __init__(self, base: Path, images_in: Callable[[Path], Iterable[Path]]) -> None:
         self._base, self._images_in = base, images_in
-        self._by_last: dict[str, list[tuple[Key, str]]] | None = None
+        self._sorted: list[tuple[Key, str]] | None = None
         self._found: list[tuple[str, str]] = []
 
     def named_like(self, name: str) -> str | None:
@@ -31,23 +32,29 @@ class ListedFiles:
         ends, regardless of case, Unicode normalization and a missing extension; None if there is
         none, or more than one.
         """
-        if self._by_last is None:
-            self._by_last = {}
-            for path in self._images_in(self._base):
-                found = path.relative_to(self._base).as_posix()
-                for key in {_key(found), _key(found.removesuffix(path.suffix))}:
-                    self._by_last.setdefault(key[-1], []).append((key, found))
+        if self._sorted is None:
+            self._sorted = sorted(self._named())
         listed = _key(name)
-        alike = {
-            found
-            for key, found in self._by_last.get(listed[-1], [])
-            if key[-len(listed) :] == listed or listed[-len(key) :] == key
-        }
+        alike: set[str] = set()
+        for length in range(1, len(listed) + 1):
+            end = listed[:length]
+            for at in range(bisect_left(self._sorted, (end, "")), len(self._sorted)):
+                key, found = self._sorted[at]
+                if key[: len(listed)] != end or len(alike) > 1:
+                    break
+                alike.add(found)
         if len(alike) != 1:
             return None
         (image,) = alike
         self._found.append((name, image))
         return image
+
+    def _named(self) -> Iterator[tuple[Key, str]]:
+        """Yield the names of the images, with and without extension, as they are compared."""
+        for path in self._images_in(self._base):
+            found = path.relative_to(self._base).as_posix()
+            for key in {_key(found), _key(found.removesuffix(path.suffix))}:
+                yield key, found
 
     def notes(self, table: str) -> list[str]:
         """Return a note about the images that were found this way."""
@@ -61,5 +68,5 @@ class ListedFiles:
 
 
 def _key(name: str) -> Key:
-    """Return the parts of a path as they are compared."""
-    return PurePosixPath(unicodedata.normalize("NFC", name).casefold()).parts or ("",)
+    """Return the parts of a path as they are compared, the last first."""
+    return PurePosixPath(unicodedata.normalize("NFC", name).casefold()).parts[::-1] or ("",)

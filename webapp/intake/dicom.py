@@ -26,7 +26,6 @@ from webapp.intake.dicom_allow_list import (
     METHOD,
     Allowed,
     Change,
-    binary,
     numbers,
     table,
     uid,
@@ -290,13 +289,13 @@ class DicomFile:
             if tag == FRAMES and (frames := self._text(FRAMES)).isdecimal() and len(frames) < 5:
                 self._budget += PARTS_OF_FRAME * int(frames)
                 self._shared_budget.allow_parts(PARTS_OF_FRAME * int(frames))
-        if tag in allowed and (value := self._value(vr, length, allowed[tag][1])) is not None:
+        if tag in allowed and (value := self._value(vr, length, *allowed[tag])) is not None:
             self._kept[tag] = value
         elif tag not in allowed:
             self._skip(vr, length)
 
-    def _value(self, vr: bytes, length: int, rule: Change | Allowed) -> Any:
-        """Read a value and return the part of it that is kept."""
+    def _value(self, vr: bytes, length: int, kept_vr: bytes, rule: Change | Allowed) -> Any:
+        """Read a value and return the part of it that is kept, as a value of `kept_vr`."""
         if isinstance(rule, Mapping):
             return self._items(length, rule)
         if length == UNDEFINED or length > (MAX_LUT if rule is table else BLOCK):
@@ -308,7 +307,7 @@ class DicomFile:
         value = read_exactly(self._stream, length)
         if rule is numbers and vr in NUMBER_VRS:
             value = _as_decimals(vr, value, self._order)
-        elif rule is binary and vr in (b"SL", b"UL") and length == 4:
+        elif kept_vr == b"US" and vr in (b"SL", b"UL") and length == 4:
             value = value[:2] if self._order == "<" else value[2:]
         return rule(value)
 
@@ -334,7 +333,7 @@ class DicomFile:
                     break
                 if tag not in allowed:
                     self._skip(vr, length_of_element)
-                elif (value := self._value(vr, length_of_element, allowed[tag][1])) is not None:
+                elif (value := self._value(vr, length_of_element, *allowed[tag])) is not None:
                     elements[tag] = value
             items.append(elements)
         else:

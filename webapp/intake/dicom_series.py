@@ -267,25 +267,26 @@ def _passes(files: list[Taken]) -> list[Group]:
     spots = _spots(files)
     if spots is None:
         return [Group(tuple(files))]
-    units: dict[tuple[tuple[str, ...], float, str, float, int, int], Pass] = {}
-    runs = _runs(files, spots)
     folders = _folders_of_scans(files)
-    times: Counter[tuple[object, ...]] = Counter()
     at_spot: dict[float, dict[bytes, list[Taken]]] = {}
+    distinct: list[tuple[Taken, float]] = []
     unplaced: list[Taken] = []
     for file, spot in zip(files, spots, strict=True):
         if spot is None:
             unplaced.append(file)
             continue
-        copies = at_spot.setdefault(spot, {}).get(file.digest)
-        if copies is not None:
-            copies.append(file)
-            continue
+        copies = at_spot.setdefault(spot, {}).setdefault(file.digest, [])
+        copies.append(file)
+        if len(copies) == 1:
+            distinct.append((file, spot))
+    runs = _runs(distinct)
+    units: dict[tuple[tuple[str, ...], float, str, float, int, int], Pass] = {}
+    times: Counter[tuple[object, ...]] = Counter()
+    for file, spot in distinct:
         acquisition = inf if file.dicom.acquisition is None else file.dicom.acquisition
-        at_spot[spot][file.digest] = here = [file]
         folder = (file.folder or "") if file.folder in folders else ""
         unit = (*_technique_of(file), folder, acquisition, runs[file.number])
-        units.setdefault((*unit, times[spot, unit]), {})[spot] = here
+        units.setdefault((*unit, times[spot, unit]), {})[spot] = at_spot[spot][file.digest]
         times[spot, unit] += 1
     odd: list[Taken] = []
     of_techniques: dict[tuple[object, ...], list[Pass]] = {}
@@ -324,12 +325,11 @@ def _technique_of(file: Taken) -> tuple[tuple[str, ...], float]:
     return file.dicom.technique, round(file.dicom.thickness or 0.0, 1)
 
 
-def _runs(files: Sequence[Taken], spots: Sequence[float | None]) -> dict[int, int]:
-    """Return the run over the head of each file with a position, by its number in the upload."""
+def _runs(files: Sequence[tuple[Taken, float]]) -> dict[int, int]:
+    """Return the run over the head of each file, by its number in the upload, given positions."""
     of_techniques: dict[object, list[tuple[float, Taken]]] = {}
-    for file, spot in zip(files, spots, strict=True):
-        if spot is not None:
-            of_techniques.setdefault(_technique_of(file), []).append((spot, file))
+    for file, spot in files:
+        of_techniques.setdefault(_technique_of(file), []).append((spot, file))
     return {
         file.number: run
         for placed in of_techniques.values()

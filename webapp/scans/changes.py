@@ -11,7 +11,7 @@ from io import BytesIO
 from werkzeug.datastructures import FileStorage
 
 from webapp.audit import record
-from webapp.deletion import discard, heatmaps_of
+from webapp.deletion import FILES_S, discard, heatmaps_of
 from webapp.extensions import db
 from webapp.intake import Choices
 from webapp.jobs import PREDICT_SCANS, nudge
@@ -56,11 +56,19 @@ def score_scan_again(scan: Scan) -> bool:
     """Queue an analyzed scan for the live model; False if it has no result, or its file is gone.
     The heat maps of the earlier result are deleted.
     """
-    heatmaps = heatmaps_of(Scan.id == scan.id)
-    queued = _recorded(score_again(scan.id), Act.SCAN_SCORED_AGAIN, scan)
+    heatmaps = _heatmaps_of(scan)
+    queued = _queue_again(scan)
     if queued:
-        discard(heatmaps)
+        discard(heatmaps, FILES_S)
     return queued
+
+
+def _heatmaps_of(scan: Scan) -> list[str]:
+    return heatmaps_of(Scan.id == scan.id)
+
+
+def _queue_again(scan: Scan) -> bool:
+    return _recorded(score_again(scan.id), Act.SCAN_SCORED_AGAIN, scan)
 
 
 def reproduce_answer(scan: Scan, answer: Prediction | EarlierAnswer) -> bool:
@@ -104,12 +112,14 @@ class Change:
         done: the message about the scans that were changed.
         otherwise: the message about the others.
         queues: whether a worker has to be notified.
+        files_of: returns the keys of the files that a changed scan no longer needs.
     """
 
     apply: Callable[[Scan], bool]
     done: str
     otherwise: str
     queues: bool = False
+    files_of: Callable[[Scan], list[str]] = lambda scan: []
 
 
 CHANGES = {
@@ -121,10 +131,11 @@ CHANGES = {
         queues=True,
     ),
     "again": Change(
-        score_scan_again,
+        _queue_again,
         "queued again",
         "had no result to replace, or their file is no longer stored",
         queues=True,
+        files_of=_heatmaps_of,
     ),
     "stat": Change(
         _make_stat,
@@ -147,15 +158,16 @@ class Changed:
 
 def change_scans(scans: Sequence[Scan], action: str) -> Changed:
     """Apply `action`, a name in `CHANGES`, to each of these scans of one user, and notify a worker
-    if that queued any.
+    if that queued any. Files that remain after `FILES_S` are left to `worker.orphaned_files`.
     """
     change = CHANGES[action]
     # Each separately: no transaction locks several scans, which workers would lock in another
     # order.
-    outcome = [(scan, change.apply(scan)) for scan in scans]
-    changed = [scan for scan, was in outcome if was]
+    outcome = [(scan, change.files_of(scan), change.apply(scan)) for scan in scans]
+    changed = [scan for scan, _, was in outcome if was]
     reachable = not (change.queues and changed) or nudge(PREDICT_SCANS)
-    return Changed(changed, [scan for scan, was in outcome if not was], reachable)
+    discard([key for _, keys, was in outcome if was for key in keys], FILES_S)
+    return Changed(changed, [scan for scan, _, was in outcome if not was], reachable)
 
 
 def other_reading(scan: Scan) -> tuple[FileStorage, Choices] | None:

@@ -755,6 +755,22 @@ def test_the_data_may_lie_some_folders_deep_beside_notes(manifest: Maker, tmp_pa
     assert (base, len(examples)) == (outer / "set", 8)
 
 
+def test_a_data_set_named_like_a_class_has_labels_of_its_own(
+    manifest: Maker, tmp_path: Path
+) -> None:
+    (tmp_path / "archive").mkdir()
+    root = manifest(ROWS).rename(tmp_path / "archive" / "ICH")
+    base, layout, examples, _ = find_examples(tmp_path / "archive", "set")
+    assert (base, layout) == (root, "manifest")
+    assert [str(e.label) for e in examples] == [label for _, label in ROWS]
+    (root / "labels.csv").unlink()
+    for number, path in enumerate(sorted(root.glob("*.png"))):
+        folder = root / ("hemorrhage" if number < 4 else "normal")
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    assert [e.label for e in find_examples(tmp_path / "archive", "set")[2]] == [1] * 4 + [0] * 4
+
+
 def test_masks_that_are_named_like_no_image_are_counted_and_named(manifest: Maker) -> None:
     root = manifest(ROWS)
     (root / "masks").mkdir()

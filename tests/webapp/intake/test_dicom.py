@@ -216,12 +216,14 @@ def test_what_each_frame_of_an_enhanced_file_says_of_its_place_is_kept(
     syntax: str, undefined: bool
 ) -> None:
     frames = []
-    for z in (0.0, 5.0, 10.0):
-        plane, frame, secret = Dataset(), Dataset(), Dataset()
+    for number, z in enumerate((0.0, 5.0, 10.0), start=1):
+        plane, frame, place = Dataset(), Dataset(), Dataset()
         plane.ImagePositionPatient = [0, 0, z]
-        secret.FrameComments = "Doe^John"
+        place.FrameComments = "Doe^John"
+        place.InStackPositionNumber = place.TemporalPositionIndex = number
+        place.DimensionIndexValues = [number]
         frame.PlanePositionSequence = [plane]
-        frame.FrameContentSequence = [secret]
+        frame.FrameContentSequence = [place]
         frame.is_undefined_length_sequence_item = undefined
         frames.append(frame)
     values, shared = Dataset(), Dataset()
@@ -246,6 +248,9 @@ def test_what_each_frame_of_an_enhanced_file_says_of_its_place_is_kept(
         float(frame.PlanePositionSequence[0].ImagePositionPatient[2])
         for frame in after.PerFrameFunctionalGroupsSequence
     ] == [0, 5, 10]
+    places = [frame.FrameContentSequence[0] for frame in after.PerFrameFunctionalGroupsSequence]
+    for name in ("InStackPositionNumber", "TemporalPositionIndex", "DimensionIndexValues"):
+        assert [place[name].value for place in places] == [1, 2, 3]
     assert (
         after.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0].RescaleIntercept
         == -1024

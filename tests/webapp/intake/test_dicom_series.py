@@ -5,7 +5,7 @@ share a place, acquisition; the same whatever order the files came in.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,8 @@ def test_a_repeated_scan_that_only_its_numbers_distinguish_is_a_scan_of_its_own(
     ]
     files = [*slices(4, thickness=5.0), *second]
     assert numbers(grouped(files)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    copy = replace(files[2], name="IM0099", number=8)
+    assert numbers(grouped([*files, copy])) == [[0, 1, 2, 8, 3], [4, 5, 6, 7]]
 
 
 def test_acquisitions_that_fill_each_others_gaps_are_one_scan() -> None:
@@ -178,6 +180,25 @@ def test_acquisitions_that_fill_each_others_gaps_are_one_scan() -> None:
             for at, file in enumerate(files)
         ]
         assert numbers(grouped(changed)) == [list(range(12))]
+
+
+@pytest.mark.parametrize(
+    "header_of",
+    [
+        lambda at: {"acquisition": float(at % 2)},
+        lambda at: {"number": float(at // 2 + 12 * (at % 2))},
+    ],
+)
+def test_acquisitions_that_fill_gaps_are_one_scan_although_its_step_changes(
+    header_of: Callable[[int], dict[str, float]],
+) -> None:
+    files = slices(24, thickness=5.0)
+    for at, file in enumerate(files):
+        place = 2.5 * at if at < 10 else 5.0 * (at - 5)
+        headers = {"position": (0.0, 0.0, place), **header_of(at)}
+        files[at] = replace(file, dicom=replace(file.dicom, **headers))  # type: ignore[arg-type]
+    [scan] = grouped(files)
+    assert len(scan.files) == 24
 
 
 def test_thick_and_thin_slices_that_begin_alike_are_two_scans() -> None:

@@ -30,6 +30,7 @@ from webapp.models import (
     User,
     new_id,
 )
+from webapp.scans import changes
 from webapp.scans.worklist_query import (
     COLUMNS,
     conditions,
@@ -37,6 +38,7 @@ from webapp.scans.worklist_query import (
     order_columns,
     places_of_page,
 )
+from webapp.storage import storage
 
 # A title, probability and threshold (none where there is no verdict yet), and whether it is urgent;
 # the oldest first.
@@ -617,6 +619,26 @@ def test_answered_scans_are_scored_again(app: Flask, logged_in: Callable[..., Fl
     scan = scan_of(app, "answered")
     assert (scan.status, scan.verdict_state) == (JobStatus.QUEUED, None)
     assert acts(app) == ["scan scored again"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 10.0])
+def test_heat_maps_of_scans_that_are_scored_again_take_only_seconds_to_delete(
+    app: Flask,
+    logged_in: Callable[..., FlaskClient],
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+) -> None:
+    ann = logged_in("ann")
+    scan_ids = [add_scan(app, title=title) for title in ("one", "other")]
+    for scan_id in scan_ids:
+        add_verdict(app, scan_id)
+    with app.app_context():
+        stored = len(list(storage.keys("heatmaps")))
+    monkeypatch.setattr(changes, "FILES_S", seconds)
+    ann.post("/scans/selected", data={"id": scan_ids, "action": "again"})
+    assert "2 scans were queued again." in ann.get("/scans").text
+    with app.app_context():
+        assert len(list(storage.keys("heatmaps"))) == (0 if seconds else stored)
 
 
 def test_stat_is_switched_within_the_limit(any_database_app: Flask, ann: FlaskClient) -> None:
