@@ -248,13 +248,13 @@ def test_differences_to_other_versions_are_seen_from_both_sides(
         db.session.commit()
     text = text_of(admin.get(f"/admin/models/{later}?show=evaluations").text)
     assert (
-        "AlexNet SVM · v1 out of fold slice 200 +0.012 (−0.004 to +0.030) −0.020 (−0.050 to +0.010)"
+        "AlexNet SVM · v1 out of fold slice 200 +0.012 (−0.004 to +0.030) −2.0 (−5.0 to +1.0)"
         in text
     )
     assert "patient 0 one class is missing there is no image" in text
     assert "AlexNet SVM · v2 out of fold These runs have no image in common." in text
     assert (
-        "AlexNet SVM · v3 out of fold slice 200 −0.012 (−0.030 to +0.004) +0.020 (−0.010 to +0.050)"
+        "AlexNet SVM · v3 out of fold slice 200 −0.012 (−0.030 to +0.004) +2.0 (−1.0 to +5.0)"
         in text_of(admin.get(f"/admin/models/{earlier}?show=evaluations").text)
     )
     assert "AlexNet SVM · v3 out of fold These runs have no image in common." in text_of(
