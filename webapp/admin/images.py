@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Response, abort, flash, redirect, request, url_for
+from flask import Response, flash, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
 from sqlalchemy import select
@@ -189,8 +189,6 @@ def step_shown(preview: Preview, *, with_outline: bool) -> int:
 
 def image_of(dataset_id: str, number: int) -> DatasetImage:
     """Return an image of a data set; 404 if there is none."""
-    if number >= 2**31:  # Beyond the range of a database integer.
-        abort(404)
     image: DatasetImage = db.get_or_404(DatasetImage, (dataset_id, number))
     return image
 

@@ -375,8 +375,7 @@ def promotion_of(promotion_id: int) -> Promotion:
     Raises:
         NotFound: there is none.
     """
-    # Larger numbers are beyond the range of database integers.
-    promotion = promotion_with_version(promotion_id) if promotion_id < 2**31 else None
+    promotion = promotion_with_version(promotion_id)
     if promotion is None:
         raise NotFound("Promotion not found.")
     return promotion
