@@ -89,7 +89,7 @@ def runs_over_the_head(positions: Sequence[float], numbers: Sequence[float | Non
     times = set(Counter(numbers).values())
     if times == {1}:
         for at in in_order:
-            if not parts or _turns_back([positions[each] for each in parts[-1]], positions[at]):
+            if not parts or _turns_back(positions, parts[-1], at):
                 parts.append([])
             parts[-1].append(at)
     elif len(times) == 1 and len(set(positions)) == len(positions):
@@ -104,9 +104,10 @@ def runs_over_the_head(positions: Sequence[float], numbers: Sequence[float | Non
     return runs
 
 
-def _turns_back(run: Sequence[float], position: float) -> bool:
-    """Return whether a position lies before the last one of a run, in the run's direction."""
-    return len(run) > 1 and (run[-1] > run[0]) != (position > run[-1])
+def _turns_back(positions: Sequence[float], run: Sequence[int], at: int) -> bool:
+    """Return whether a slice lies before the last one of a run, in the run's direction."""
+    first, last = positions[run[0]], positions[run[-1]]
+    return len(run) > 1 and (last > first) != (positions[at] > last)
 
 
 def _times_parted(part: Collection[float], other: Collection[float]) -> int:

@@ -263,7 +263,7 @@ def image_of(dataset_id: str, number: int) -> DatasetImage:
         NotFound: there is none.
     """
     row_of(Dataset, dataset_id)
-    image = db.session.get(DatasetImage, (dataset_id, number)) if number < 2**31 else None
+    image = db.session.get(DatasetImage, (dataset_id, number))
     if image is None:
         raise NotFound(NO_SUCH_IMAGE)
     return image
