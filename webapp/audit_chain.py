@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import Row, delete, func, insert, select
 
-from webapp.extensions import db, reads_only, utc_now
+from webapp.extensions import LARGEST_INTEGER, db, reads_only, utc_now
 from webapp.models import Act, AuditAnchor, AuditCheck, AuditEvent, AuditLink
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ LATE_IDS = 1000
 """An event that is committed this many ids late is still sealed by the next sweep; the hourly
 cleanup looks for any that are later.
 """
-ANY = 2**31 - 1
 OPEN_S = 600
 """Events that are not sealed after this time are reported: no maintenance worker is running."""
 LOCK = 0x61756469  # "audi" in ASCII: PostgreSQL identifies advisory locks by numbers.
@@ -280,7 +279,7 @@ def trim(days: int) -> int:
         .where(AuditEvent.at >= before)
         .scalar_subquery()
     )
-    old = select(AuditLink).where(AuditLink.position < func.coalesce(first_kept, ANY))
+    old = select(AuditLink).where(AuditLink.position < func.coalesce(first_kept, LARGEST_INTEGER))
     last = db.session.scalar(old.order_by(AuditLink.position.desc()).limit(1))
     if last is not None and last.position > anchor_of_chain().position:
         anchor = Head(last.position, last.hash)

@@ -120,6 +120,9 @@ def delete_dataset(dataset_id: str) -> bool:
     Raises:
         StillNeeded: it is being imported or evaluated on, or a training run used it.
     """
+    # Locked before its uses are looked for, so that an evaluation that is being requested is found,
+    # or finds no data set.
+    db.session.execute(select(Dataset.id).where(Dataset.id == dataset_id).with_for_update())
     of_dataset = Evaluation.dataset_id == dataset_id
     is_open = Evaluation.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
     if db.session.scalar(select(Evaluation.id).where(of_dataset, is_open).limit(1)):

@@ -47,6 +47,8 @@ class Base(DeclarativeBase):
 # Rows stay readable after a commit, because views commit before they store files.
 db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
 
+LARGEST_INTEGER = 2**31 - 1
+"""The largest number that an integer column holds."""
 BUSY_MS = 15_000
 """How long a statement waits for SQLite's write lock."""
 REQUEST_BUSY_MS = 5_000

@@ -9,14 +9,12 @@ from flask_login import LoginManager
 from flask_wtf import CSRFProtect
 from werkzeug.routing import IntegerConverter, Map
 
-from webapp.extensions import reads_only
+from webapp.extensions import LARGEST_INTEGER, reads_only
 
 login_manager = LoginManager()
 csrf = CSRFProtect()
 limiter = Limiter(get_remote_address)
 
-LARGEST_INTEGER = 2**31 - 1
-"""That of an integer column."""
 LIMIT_IS_OVER = "X-RateLimit-Retry-After"
 """The header in which the limiter states when its limit resets (`keep_retry_after`)."""
 

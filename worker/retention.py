@@ -9,9 +9,9 @@ from collections.abc import Callable
 from flask import Flask, current_app
 from sqlalchemy import ColumnElement, delete, select, update
 
-from webapp.audit_chain import ANY, seal, trim, verify_and_note
+from webapp.audit_chain import seal, trim, verify_and_note
 from webapp.deletion import delete_scans
-from webapp.extensions import database_now, db, forget_deleted
+from webapp.extensions import LARGEST_INTEGER, database_now, db, forget_deleted
 from webapp.models import ApiToken, IdempotentRequest, JobStatus, Report, ReportKind, Scan
 from webapp.models.idempotency import KEEP_H
 from webapp.models.reports import KEEP_S, file_keys, is_kept
@@ -118,7 +118,7 @@ def keep_audit_log() -> None:
     """Verify the audit log, and trim it after `KEEP_AUDIT_DAYS`; a broken log is not trimmed,
     because that might remove the break and with it the alarm.
     """
-    in_transaction(lambda: seal(ANY))
+    in_transaction(lambda: seal(LARGEST_INTEGER))
     verification = in_transaction(verify_and_note)
     days = current_app.config["KEEP_AUDIT_DAYS"]
     if days and verification.problem is None and (trimmed := trim(days)):

@@ -32,6 +32,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.chaos.campaign import carry_out
+from bench.chaos.lab.cases import CASES
 from bench.chaos.report import report, verdict
 from bench.chaos.servers import NotInstalled
 from bench.chaos.stack import STACKS, Stack
@@ -114,7 +115,11 @@ def options_given() -> argparse.Namespace:
     parser.add_argument(
         "--keep", action="store_true", help="keep the folder with logs, database and files"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    for text in options.case:
+        if not any(text in case for case in CASES):
+            parser.error(f"No case of the lab has a name that contains {text!r}.")
+    return options
 
 
 @contextmanager

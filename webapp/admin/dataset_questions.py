@@ -16,7 +16,7 @@ from wtforms.validators import InputRequired, NumberRange
 
 from webapp.admin.pages import blueprint, is_pending, live_page, warn_of_delay
 from webapp.charts import distribution_chart, interval_chart
-from webapp.extensions import database_now, db, noting
+from webapp.extensions import LARGEST_INTEGER, database_now, db, noting
 from webapp.forms import is_id
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.learning.corrections import waiting_corrections
@@ -35,7 +35,6 @@ MOST_SPLITS = 50
 """Maximum number of split previews kept for a data set; the oldest are deleted."""
 OFFERED = 100
 FOLDS, SEED = 5, 0
-LARGEST_SEED = 2**31 - 1
 DISTRIBUTIONS = {
     "grays": ("Gray levels inside the head", "black", "white"),
     "head": ("Size of the head in the image", "0", "fills it"),
@@ -61,7 +60,7 @@ class SplitForm(Form):
         "Random seed",
         [
             InputRequired("Enter a seed from 0."),
-            NumberRange(0, LARGEST_SEED, f"Enter a seed from 0 to {LARGEST_SEED}."),
+            NumberRange(0, LARGEST_INTEGER, f"Enter a seed from 0 to {LARGEST_INTEGER}."),
         ],
         default=SEED,
         render_kw={"type": "number", "min": 0},

@@ -19,7 +19,7 @@ from wtforms.validators import NumberRange, Optional
 
 from webapp.admin.pages import blueprint, is_pending, live_page
 from webapp.display import name_of_version
-from webapp.extensions import db
+from webapp.extensions import LARGEST_INTEGER, db
 from webapp.forms import is_id
 from webapp.learning.previews import preview_of
 from webapp.models import (
@@ -86,7 +86,7 @@ class ProcessingForm(Form):
     dataset = SelectField("Data set", default="", validate_choice=False)
     image = IntegerField(
         "Image",
-        [Optional(), NumberRange(1, 2**31 - 1, "Enter the number of an image.")],
+        [Optional(), NumberRange(1, LARGEST_INTEGER, "Enter the number of an image.")],
         default=1,
         render_kw={"type": "number", "min": 1},
     )

@@ -37,12 +37,11 @@ from ml.catalogue import (
 )
 from ml.errors import SettingError
 from webapp.display import display_name, listed
-from webapp.extensions import db
+from webapp.extensions import LARGEST_INTEGER, db
 from webapp.forms import LinesField, PostedForm, TextField, at_most, lines_problem
 from webapp.learning.corrections import versions_of_one
 from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun
 
-LARGEST_SEED = 2**31 - 1
 VERSIONS_OFFERED = 50
 MOST_TAGS = 10
 LONGEST_NAME, LONGEST_NOTES = 80, 5000
@@ -134,7 +133,7 @@ class LaunchForm(DescribeForm):
     seed = StringField(
         "Seed",
         default="0",
-        widget=NumberInput(min=0, max=LARGEST_SEED),
+        widget=NumberInput(min=0, max=LARGEST_INTEGER),
         description="The same seed and data always give the same splits.",
     )
     warnings_shown = TextField("Warnings shown")
@@ -153,9 +152,9 @@ class LaunchForm(DescribeForm):
         if not (
             field.data
             and re.fullmatch("[0-9]{1,10}", field.data)
-            and int(field.data) <= LARGEST_SEED
+            and int(field.data) <= LARGEST_INTEGER
         ):
-            raise ValidationError(f"The seed must be a whole number from 0 to {LARGEST_SEED:,}.")
+            raise ValidationError(f"The seed must be a whole number from 0 to {LARGEST_INTEGER:,}.")
 
 
 def launch_form(architecture: Architecture, **shown: Any) -> Any:

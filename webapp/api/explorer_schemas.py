@@ -7,10 +7,11 @@ from typing import Any
 from marshmallow import Schema, fields, validate
 
 from ml.catalogue import BLEEDING_TYPES
-from webapp.admin.dataset_questions import FOLDS, LARGEST_SEED, SEED
+from webapp.admin.dataset_questions import FOLDS, SEED
 from webapp.api.lab_schemas import WorkSchema, an_id
 from webapp.api.lists import PageQuerySchema, PageSchema
 from webapp.api.schemas import COUNT, PRINTABLE, SHARE
+from webapp.extensions import LARGEST_INTEGER
 from webapp.learning.corrections import MAX_NAME
 from webapp.learning.dataset_images import KINDS, LABELS, SORTS
 from webapp.models import AnalysisKind
@@ -42,8 +43,8 @@ class DatasetImagesQuerySchema(PageQuerySchema):
         metadata={"description": "Such as 512x512, one of the common sizes of the data set."},
     )
     source = fields.String(load_default=None, validate=[PRINTABLE, validate.Length(1, 200)])
-    patient = fields.Integer(load_default=None, validate=validate.Range(1, 2**31 - 1))
-    group = fields.Integer(load_default=None, validate=validate.Range(1, 2**31 - 1))
+    patient = fields.Integer(load_default=None, validate=validate.Range(1, LARGEST_INTEGER))
+    group = fields.Integer(load_default=None, validate=validate.Range(1, LARGEST_INTEGER))
     sort = fields.String(
         load_default=None,
         validate=validate.OneOf([name for name in SORTS if name]),
@@ -155,7 +156,7 @@ class SplitQuestionSchema(Schema):
     """The folds and the seed of a training run."""
 
     folds = fields.Integer(load_default=FOLDS, validate=validate.Range(2, 10))
-    seed = fields.Integer(load_default=SEED, validate=validate.Range(0, LARGEST_SEED))
+    seed = fields.Integer(load_default=SEED, validate=validate.Range(0, LARGEST_INTEGER))
 
 
 class CompareDatasetsSchema(Schema):

@@ -18,11 +18,11 @@ from webapp.admin.run_query import LONGEST_TEXT, SORTS
 from webapp.admin.version_figures import LEVELS, PREVALENCES, USUAL_PREVALENCE
 from webapp.api.lists import PageQuerySchema, PageSchema
 from webapp.api.schemas import A_ID, COUNT, PRINTABLE, SHARE, SiteFiguresSchema, moment
+from webapp.extensions import LARGEST_INTEGER
 from webapp.learning.confirmed import MAX_DATASET_NAME
 from webapp.models import OWN_THRESHOLDS, Act, JobStatus, Role
 
 KINDS = ("slice", "series")
-LARGEST_SEED = 2**31 - 1
 MOST_DATASETS = 50
 MOST_OPINIONS = 10
 
@@ -529,7 +529,7 @@ class LaunchSchema(Schema):
     initial_weights = fields.String(
         load_default=None, allow_none=True, metadata={"description": "null: the default."}
     )
-    seed = fields.Integer(load_default=0, strict=True, validate=validate.Range(0, LARGEST_SEED))
+    seed = fields.Integer(load_default=0, strict=True, validate=validate.Range(0, LARGEST_INTEGER))
     accept_overruled = fields.Boolean(
         load_default=False,
         truthy={True},

@@ -16,7 +16,7 @@ from webapp.admin.replays import NOTHING_TO_DRAW, counts_of, draw_sample, drop_s
 from webapp.api.access import NO_SUCH_SCAN, blueprint, is_visible, operation, row_of
 from webapp.api.lists import PageQuerySchema, PageSchema, listed, page_of, part_of
 from webapp.api.schemas import COUNT
-from webapp.extensions import db
+from webapp.extensions import LARGEST_INTEGER, db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import (
     ORIGINAL_REMOVED,
@@ -71,7 +71,7 @@ class ReproduceSchema(Schema):
     earlier_answer_id = fields.Integer(
         load_default=None,
         allow_none=True,
-        validate=validate.Range(1, 2**31 - 1),
+        validate=validate.Range(1, LARGEST_INTEGER),
         metadata={"description": "From `earlier_answers` of the scan; null: the current result."},
     )
 

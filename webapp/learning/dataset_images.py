@@ -15,7 +15,7 @@ from wtforms.validators import NumberRange, Optional
 
 from ml.catalogue import BLEEDING_TYPES
 from webapp.display import display_name
-from webapp.extensions import db
+from webapp.extensions import LARGEST_INTEGER, db
 from webapp.forms import FilterForm
 from webapp.models import DUPLICATE, Dataset, DatasetImage
 from webapp.paging import PageNumbers, requested_page
@@ -38,7 +38,7 @@ SORTS: dict[str, tuple[str, ColumnElement[Any] | InstrumentedAttribute[int], boo
     "largest-head": ("Largest head first", func.coalesce(DatasetImage.head_share, -1), True),
     "smallest-head": ("Smallest head first", func.coalesce(DatasetImage.head_share, 9), False),
     "file-size": ("Largest file first", DatasetImage.bytes, True),
-    "group": ("By group", func.coalesce(DatasetImage.group, 2**31 - 1), False),
+    "group": ("By group", func.coalesce(DatasetImage.group, LARGEST_INTEGER), False),
 }
 """Sort orders by name: label, column, and whether the order is descending."""
 SHOWN = (
@@ -58,7 +58,7 @@ def number_field(label: str) -> IntegerField:
     """Return a field for the number of a patient or a group."""
     return IntegerField(
         label,
-        [Optional(), NumberRange(1, 2**31 - 1, "Enter a number from 1.")],
+        [Optional(), NumberRange(1, LARGEST_INTEGER, "Enter a number from 1.")],
         render_kw={"inputmode": "numeric", "type": "number", "min": 1},
     )
 

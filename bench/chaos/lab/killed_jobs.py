@@ -136,12 +136,11 @@ def kill_worker(lab: Lab, job: Job) -> str:
     Raises:
         Unexpected: it did not end as intended, or was never found running.
     """
-    expected, lasts_s = job.expected, 0.0
-    if expected is None:
+    undisturbed, lasts_s = None, 0.0
+    if job.expected is None:
         row_id = job.request(lab)
         lasts_s = lab.done(job.table, row_id).lasted_s
         undisturbed = job.result(lab, row_id)
-        expected = lambda *_: undisturbed  # noqa: E731
     for _ in range(TRIES):
         row_id = job.request(lab)
         remark = job.meanwhile(lab)
@@ -149,7 +148,8 @@ def kill_worker(lab: Lab, job: Job) -> str:
         how = kill_during(lab, job, row_id, wait_s)
         attempts = lab.done(job.table, row_id).attempts
         if how and attempts:
-            differences = differing(job.result(lab, row_id), expected(lab, row_id))
+            expected = job.expected(lab, row_id) if job.expected else undisturbed
+            differences = differing(job.result(lab, row_id), expected)
             require(not differences, f"another result than expected: {differences}")
             same = "as expected" if job.expected else "the same as without the kill"
             return f"{how}; done on attempt {attempts + 1}, once, result {same}{remark}"
