@@ -43,9 +43,10 @@ receives their results, and *Send now* is pressed for results still waiting afte
 copy of the live version runs as a shadow and must give the same prediction for every scan that it
 analyzes; halfway through the faults, up to {replays} predictions are computed again and must be
 identical to the bit. After the last fault, faults are injected into the lab, one after the other,
-each while a scan is analyzed. There, the worker of each kind of job is killed at a random moment,
-either its process or all processes of the worker; the job must be done by another one, with the
-same result as without the kill. At the end, the hash chain of the audit log is verified, and all
+each while a scan is analyzed. There, the worker of each kind of job, or of the chosen ones, is
+killed while it runs one, either its process or all processes of the worker; the job must be done by
+another one, with the same result as without the kill. At the end, the hash chain of the audit log
+is verified, and all
 files that killed processes left behind must be removed by the service's own cleanup.
 
 *Recovery* is the time from the start of a fault, including its duration, until every scan that was

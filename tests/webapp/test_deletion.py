@@ -27,6 +27,7 @@ from webapp.extensions import db
 from webapp.models import (
     ApiToken,
     Dataset,
+    Evaluation,
     Heatmap,
     JobStatus,
     LoginSession,
@@ -367,6 +368,35 @@ def elsewhere(app: Flask, act: Callable[[], object]) -> Callable[[], None]:
         other.join(30)
 
     return done
+
+
+def test_an_evaluation_that_is_being_requested_keeps_its_data_set(any_database_app: Flask) -> None:
+    app, refusals = any_database_app, []
+
+    def delete_it(dataset_id: str) -> None:
+        with app.app_context():
+            try:
+                deletion.delete_dataset(dataset_id)
+            except deletion.StillNeeded as err:
+                refusals.append(str(err))
+
+    with app.app_context():
+        version = ModelVersion(
+            card_id="a", architecture="alexnet", reads="slice", storage_prefix="m", card=a_card()
+        )
+        dataset = Dataset(name="heads", archive_key="heads.zip", status=JobStatus.DONE)
+        db.session.add_all([version, dataset])
+        db.session.commit()
+        db.session.add(Evaluation(version_id=version.id, dataset_id=dataset.id))
+        db.session.flush()
+        deleting = threading.Thread(target=delete_it, args=[dataset.id])
+        deleting.start()
+        deleting.join(0.5)
+        assert deleting.is_alive()  # It waits for the request.
+        db.session.commit()
+        deleting.join(30)
+    assert len(refusals) == 1 and "still queued or running" in refusals[0]
+    assert rows(app, Dataset, Evaluation) == [1, 1]
 
 
 def test_an_upload_that_its_account_does_not_outlive_is_refused_and_leaves_no_file(
