@@ -17,8 +17,9 @@ from sqlalchemy import ColumnElement, Row, delete, select, update
 from webapp.audit import record
 from webapp.deletion import files_of
 from webapp.extensions import database_now, db
-from webapp.intake.accept import PACKED, NewUids
 from webapp.intake.dicom import meta_of
+from webapp.intake.originals import PACKED
+from webapp.intake.uids import NewUids
 from webapp.models import (
     MORE_ARRIVED,
     Act,

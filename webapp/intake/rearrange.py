@@ -21,14 +21,9 @@ from webapp.audit import record
 from webapp.deletion import FILES_S, discard, files_of
 from webapp.extensions import db, retry_deadlocks
 from webapp.forms import MAX_TITLE, text_problem
-from webapp.intake.accept import (
-    PACKED,
-    SUFFIXES,
-    disk_has_room,
-    number_untitled,
-    store_series,
-)
+from webapp.intake.accept import number_untitled
 from webapp.intake.clean_copy import Taken, UploadRejected
+from webapp.intake.originals import PACKED, SUFFIXES, disk_has_room, store_series
 from webapp.intake.pictures import copy_jpeg, copy_png
 from webapp.intake.series import PICTURES, Pictures, series_of
 from webapp.intake.spool import incoming_folder

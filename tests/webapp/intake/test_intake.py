@@ -45,6 +45,9 @@ from webapp.intake import (
     accept,
     accept_dataset,
     accept_upload,
+    dataset_upload,
+    originals,
+    sorting,
     spool,
 )
 from webapp.intake.spool import empty_incoming
@@ -153,6 +156,7 @@ def nudges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return True
 
     monkeypatch.setattr(accept, "nudge", nudge)
+    monkeypatch.setattr(dataset_upload, "nudge", nudge)
     return sent
 
 
@@ -226,7 +230,7 @@ def test_many_files_are_many_scans_and_one_nudge(ann: str, nudges: list[str]) ->
 def test_a_large_file_goes_by_way_of_a_file_that_is_removed(
     ann: str, nudges: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accept, "HELD_IN_MEMORY", 100)
+    monkeypatch.setattr(originals, "HELD_IN_MEMORY", 100)
     content = picture(side=256)
     [scan] = accept_upload(ann, [upload(content)]).scans
     assert storage.get(scan.original_key) == content
@@ -291,11 +295,7 @@ def test_a_storage_that_fails_halfway_leaves_nothing(
         store(key, content)
 
     store = storage.put
-    monkeypatch.setattr(
-        accept,
-        "storage",
-        type("Failing", (), {"put": staticmethod(put), "delete": staticmethod(storage.delete)}),
-    )
+    monkeypatch.setattr(originals, "storage", type("Failing", (), {"put": staticmethod(put)}))
     with pytest.raises(StorageError):
         accept_upload(ann, [upload(picture()) for _ in range(4)])
     assert nothing_is_left(tmp_path)
@@ -813,7 +813,7 @@ def test_a_number_of_thousands_of_digits_is_no_number(
 def test_packed_volumes_are_few_in_one_upload(
     ann: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(accept, "MOST_PACKED", 2)
+    monkeypatch.setattr(sorting, "MOST_PACKED", 2)
     volume = nifti_file((8, 8, 2), packed=True)
     with pytest.raises(UploadRejected, match=r"more than 2 compressed NIfTI files"):
         accept_upload(ann, [upload(zip_of({str(place): volume for place in range(3)}))])
