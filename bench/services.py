@@ -37,7 +37,7 @@ from bench.service import Client, a_slice, free_port, is_ready, running_service,
 from bench.service import series as series_archive
 from bench.start import cpu_s
 from webapp.config import PROJECT_ROOT
-from webapp.embedded import broker
+from webapp.embedded.valkey import broker
 
 SLICES, SERIES, SINGLES = 20, 2, 5
 MOST_OF_BEST = {"slice": 2.5, "series": 2.0}

@@ -119,7 +119,7 @@ def test_a_start_neither_copies_schemas_nor_makes_the_document_of_the_api(tmp_pa
 @pytest.mark.parametrize(
     ("statement", "absent", "most"),
     [
-        ("import webapp.embedded", {"flask", "sqlalchemy", "celery", "werkzeug"}, 350),
+        ("import webapp.embedded.__main__", {"flask", "sqlalchemy", "celery", "werkzeug"}, 350),
         ("import worker.app", MIGRATIONS | PAGES, 900),
         ("import webapp.setup", MIGRATIONS | PAGES, 700),
         ("from webapp import create_app; create_app()", MIGRATIONS, 1_250),

@@ -33,9 +33,9 @@ FLOORS = (
     {"cli", "decode"},
     {"__main__"},
 )
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 OF_THE_WEB = (
-    {"models"},
+    {"embedded", "models"},
     {"accounts", "intake", "review"},
     {"learning"},
     {"admin", "api", "dicomweb", "scans"},
@@ -43,17 +43,17 @@ OF_THE_WEB = (
 """The packages of `webapp`; those of the last floor answer requests, and may import each other."""
 
 
-def rooms_entered(path: Path) -> set[str]:
+def parts_imported(path: Path) -> set[str]:
     """Return the packages and modules right below `ml` that the file imports from."""
-    entered: set[str] = set()
+    imported: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            entered |= {alias.name for alias in node.names}
+            imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module == "ml":
-            entered |= {f"ml.{alias.name}" for alias in node.names}
+            imported |= {f"ml.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            entered.add(node.module)
-    return {name.split(".")[1] for name in entered if name.startswith("ml.")}
+            imported.add(node.module)
+    return {name.split(".")[1] for name in imported if name.startswith("ml.")}
 
 
 def modules() -> list[Path]:
@@ -61,31 +61,31 @@ def modules() -> list[Path]:
     return sorted((PROJECT_ROOT / "ml").rglob("*.py"))
 
 
-def room_of(path: Path) -> str:
+def part_of(path: Path) -> str:
     """Return the package or module right below `ml` that holds the file."""
     return path.relative_to(PROJECT_ROOT / "ml").parts[0].removesuffix(".py")
 
 
-def test_every_room_has_a_floor() -> None:
-    assert {room_of(path) for path in modules()} - {"__init__"} == set(FLOOR)
+def test_every_part_has_a_floor() -> None:
+    assert {part_of(path) for path in modules()} - {"__init__"} == set(FLOOR)
 
 
-@pytest.mark.parametrize("room", sorted(FLOOR))
-def test_a_room_imports_only_what_lies_below_it(room: str) -> None:
+@pytest.mark.parametrize("part", sorted(FLOOR))
+def test_a_part_imports_only_what_lies_below_it(part: str) -> None:
     for path in modules():
-        if room_of(path) == room:
-            others = rooms_entered(path) - {room}
-            assert {other for other in others if FLOOR[other] >= FLOOR[room]} == set(), path
+        if part_of(path) == part:
+            others = parts_imported(path) - {part}
+            assert {other for other in others if FLOOR[other] >= FLOOR[part]} == set(), path
 
 
-def packages_entered(path: Path) -> set[str]:
+def packages_imported(path: Path) -> set[str]:
     """Return the packages of `webapp` that the file imports from."""
-    entered: set[str] = set()
+    imported: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            entered |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     packages = set().union(*OF_THE_WEB)
-    return {name.split(".")[1] for name in entered if name.startswith("webapp.")} & packages
+    return {name.split(".")[1] for name in imported if name.startswith("webapp.")} & packages
 
 
 def test_every_package_of_the_web_application_has_a_floor() -> None:
@@ -98,4 +98,4 @@ def test_a_package_of_the_web_application_imports_only_what_lies_below_it(floor:
     above = set().union(*OF_THE_WEB[floor:])
     for package in OF_THE_WEB[floor]:
         for path in (PROJECT_ROOT / "webapp" / package).rglob("*.py"):
-            assert packages_entered(path) & above <= {package}, path
+            assert packages_imported(path) & above <= {package}, path

@@ -18,7 +18,7 @@ import redis
 
 from bench.service import free_port, seconds_until
 from webapp.config import socket_path
-from webapp.embedded import broker
+from webapp.embedded.valkey import broker
 
 START_S = 60
 

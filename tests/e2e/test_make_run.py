@@ -20,8 +20,8 @@ import requests
 
 from ml.catalogue import STARTER_DIR
 from tests.e2e.conftest import eventually, free_port
-from webapp import embedded
 from webapp.config import PROJECT_ROOT, socket_path
+from webapp.embedded import processes
 from webapp.space import NO_SPACE
 
 PHANTOM = PROJECT_ROOT / "webapp" / "static" / "phantoms" / "phantom-1.png"
@@ -395,5 +395,5 @@ def test_a_missing_key_is_a_sentence(make_run: MakeRun) -> None:
 def test_the_one_predict_worker_uses_the_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
 ) -> None:
-    monkeypatch.setattr(embedded, "available_cores", lambda: cores)
-    assert embedded.threads_of_one_worker() == threads
+    monkeypatch.setattr(processes, "available_cores", lambda: cores)
+    assert processes.threads_of_one_worker() == threads

@@ -21,7 +21,7 @@ from honcho.environ import parse_procfile
 
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from webapp.config import PROJECT_ROOT, settings
-from webapp.embedded import commands
+from webapp.embedded.processes import commands
 
 DOCKERFILE = (PROJECT_ROOT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "docker-compose.yml").read_text())

@@ -1,0 +1,219 @@
+"""The processes of a run, which are restarted when they exit by themselves."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import honcho.manager
+from honcho.environ import parse_procfile
+from honcho.printer import Message, Printer
+from honcho.process import Process
+
+from webapp.config import PROJECT_ROOT
+from webapp.embedded.checks import say
+from webapp.embedded.valkey import shut_down
+
+# Time for a training run to save and return to the queue; processes that take longer are killed.
+STOP_S = 15
+LOOK_S = 0.5
+FIRST_S = 10
+"""A process that exits with an error this soon after its first start cannot work; the run then
+ends.
+"""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+"""Minimum and maximum wait before a process is restarted."""
+MOST_THREADS = 4
+LISTENER = "dicom-listen"
+STOPPED_BY_SIGNAL = {entry["rc"] for entry in honcho.manager.SIGNALS.values()}
+
+
+def commands(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the command of each process in the Procfile; the DICOM listener is included if anybody
+    may send (`DICOM_PEERS`).
+    """
+    lines: dict[str, str] = parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes
+    return {name: lines[name] for name in lines if name != LISTENER or config["DICOM_PEERS"]}
+
+
+def threads_of_one_worker() -> int:
+    """Return how many threads the only predict worker on this machine should use: with two cores, a
+    series is then analyzed in about half the time. One slice is too little work for more than four
+    threads.
+    """
+    return min(available_cores(), MOST_THREADS)
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Greeting:
+    """What a user needs to begin: a line with the address and one with the login, printed once the
+    web processes respond.
+    """
+
+    def __init__(self, url: str, login: str) -> None:
+        self.url = url
+        self.login = login or "Log in with your account."
+        self.has_password_to_print = bool(login)
+
+    def say_when_ready(self) -> None:
+        """Print the greeting as soon as the address responds, in a separate thread."""
+        threading.Thread(target=self._wait_and_say, name="greeting", daemon=True).start()
+
+    def say_password_at_least(self) -> None:
+        """Print the first password if the run ends before the greeting: it is shown only once."""
+        if self.has_password_to_print:
+            self.has_password_to_print = False
+            say(self.login)
+
+    def _wait_and_say(self) -> None:
+        while not self._answers():
+            time.sleep(LOOK_S)
+        self.has_password_to_print = False
+        say(f"Hemoscan is running at {self.url} (press Ctrl-C to stop).\n{self.login}")
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/healthz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+class Processes(honcho.manager.Manager):
+    """honcho's manager, with time for workers to return their work to the queue before they
+    exit.
+    """
+
+    def __init__(self, own_broker: Path | None, greeting: Greeting) -> None:
+        super().__init__(Printer(sys.stdout))
+        self.greeting = greeting
+        self.stopping = multiprocessing.Event()
+        self._process_ctor = partial(ChildOfThisRun, own_broker=own_broker, stopping=self.stopping)
+        honcho.manager.KILL_WAIT = STOP_S
+
+    def run(self) -> int:
+        """Run until all processes have exited; return the overall exit status."""
+        # The terminal was closed.
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+        self.greeting.say_when_ready()
+        try:
+            self.loop()
+        finally:
+            self.kill()
+            self.greeting.say_password_at_least()
+        if self.returncode in STOPPED_BY_SIGNAL:
+            say("Hemoscan has stopped.")
+            return 0
+        say(
+            f"A process exited unexpectedly (status {self.returncode}; see above), so all processes"
+            " were stopped."
+        )
+        return 1
+
+    def terminate(self) -> None:
+        """Stop all processes, after waiting until all have started."""
+        self.stopping.set()
+        if self._all_started():
+            super().terminate()
+        else:
+            threading.Timer(0.1, self.terminate).start()
+
+
+class ChildOfThisRun(Process):  # type: ignore[misc]
+    """A process that is restarted when it exits by itself, and that exits with this run, even if
+    the run is killed by SIGKILL, and takes its own children with it.
+    """
+
+    def __init__(self, *args: Any, own_broker: Path | None, stopping: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.run_pid = os.getpid()
+        self.own_broker = own_broker
+        self.stopping = stopping
+
+    def run(self, events: Any = None, ignore_signals: bool = False) -> None:
+        """Keep the process running and relay its output; honcho calls this in another process."""
+        for caught in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(caught, lambda *_: None)  # Not SIG_IGN, which the process would inherit.
+        wait_s, is_first = FIRST_WAIT_S, True
+        while True:
+            began = time.monotonic()
+            life = Life(self, events)
+            threading.Thread(target=self.follow, args=(life,), daemon=True).start()
+            super().run(life)
+            lived_s = time.monotonic() - began
+            status: int = self._child.returncode
+            cannot_work = is_first and status >= 0 and lived_s < FIRST_S
+            if cannot_work or self.stopping.is_set() or self.stopping.wait(wait_s):
+                events.put(life.last_words)
+                return
+            self._events = events
+            self._send_message(f"exited (status {status}) and is being restarted\n".encode())
+            is_first = False
+            wait_s = FIRST_WAIT_S if lived_s > LONGEST_WAIT_S else min(2 * wait_s, LONGEST_WAIT_S)
+
+    def follow(self, life: Life) -> None:
+        """Stop what is left when the run ends or the process is about to be restarted."""
+        child = life.child()
+        while os.getppid() == self.run_pid and child.poll() is None:
+            time.sleep(0.3)
+        run_is_gone = os.getppid() != self.run_pid
+        # macOS raises EPERM for a process group of zombies.
+        with suppress(ProcessLookupError, PermissionError):
+            if run_is_gone:
+                os.killpg(child.pid, signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(STOP_S)
+            os.killpg(child.pid, signal.SIGKILL)
+        if run_is_gone:
+            if self.own_broker:
+                shut_down(self.own_broker)
+            life.events.cancel_join_thread()  # Nobody reads the events any more.
+            os._exit(1)
+
+
+class Life:
+    """The messages to honcho from one run of a process: all except its end, because it may be
+    restarted.
+    """
+
+    def __init__(self, process: ChildOfThisRun, events: Any) -> None:
+        self.events = events
+        self.last_words: Message | None = None
+        self._process = process
+        self._is_begun = threading.Event()
+
+    def put(self, message: Message) -> None:
+        """Forward a message, unless it announces the end."""
+        if message.type == "stop":
+            self.last_words = message
+            return
+        self.events.put(message)
+        if message.type == "start":
+            self._is_begun.set()
+            # All were asked to stop while this one was being started.
+            if self._process.stopping.is_set():
+                with suppress(ProcessLookupError):
+                    os.killpg(message.data["pid"], signal.SIGTERM)
+
+    def child(self) -> subprocess.Popen[bytes]:
+        """Return the process, once it has been started."""
+        self._is_begun.wait()
+        child: subprocess.Popen[bytes] = self._process._child
+        return child
