@@ -22,10 +22,10 @@ from worker import leases
 from worker.background import gives_way
 from worker.heartbeat import heartbeat
 from worker.made_with import changes, here
-from worker.prediction import outlines_of, types_of
 from worker.predictors import CannotLoad, loaded
 from worker.retries import in_transaction, retry_disk, retry_storage
 from worker.scan_files import is_passing, read_original, sentence_for
+from worker.verdicts import outlines_of, types_of
 
 log = logging.getLogger(__name__)
 

@@ -132,7 +132,7 @@ def test_a_result_that_is_not_written_is_reported_to_nobody(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("worker.prediction.queue_notifications", dies)
+        patch.setattr("worker.verdicts.queue_notifications", dies)
         with pytest.raises(MemoryError):
             tasks.predict_scans()
     db.session.rollback()
