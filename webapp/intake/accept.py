@@ -28,7 +28,7 @@ from werkzeug.datastructures import FileStorage
 
 from webapp.audit import record
 from webapp.deletion import discard_archive
-from webapp.extensions import db, utc_now
+from webapp.extensions import db, refers_to_deleted, utc_now
 from webapp.forms import MAX_TITLE, text_problem
 from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, is_of_system, members
 from webapp.intake.clean_copy import NoSlice, QuotaReached, Taken, UploadRejected, take
@@ -388,6 +388,8 @@ def accept_dataset(
     except IntegrityError as err:
         db.session.rollback()
         storage.delete(dataset.archive_key)
+        if refers_to_deleted(err):
+            raise
         raise UploadRejected(f"A data set named “{name}” already exists.") from err
     except BaseException:
         db.session.rollback()
