@@ -67,6 +67,7 @@ def measure(
 
 def write_phantoms(folder: Path) -> Path:
     """Write phantoms of which every second shows a hemorrhage, in one folder for each class."""
+    # Imported here for the same reason.
     from ml.scans.phantoms import phantom, write_png
 
     for seed in range(IMAGES):
