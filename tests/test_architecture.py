@@ -22,6 +22,7 @@ OF_ML = {
     "ml",
     "ml.catalogue",
     "ml.errors",
+    "ml.expected_fits",
     "ml.expected_time",
     "ml.named_points",
     "ml.same_scan",

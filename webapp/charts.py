@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ml.named_points import point_at
+from webapp.display import is_proportion, number, percent, percentage
 
-FALSE_POSITIVE_RATE = "False positive rate (1 − specificity)"
-TRUE_POSITIVE_RATE = "True positive rate (sensitivity)"
+FALSE_POSITIVE_RATE = "False positive rate (1 − specificity), %"
+TRUE_POSITIVE_RATE = "True positive rate (sensitivity), %"
 TICKS = (0, 0.25, 0.5, 0.75, 1)
 LOWEST_TOP = 0.001
 """The minimum upper end of a histogram's axis, so that a class without pixels has one too."""
@@ -60,9 +61,9 @@ DIAGONAL = SQUARE.points(((0, 0), (1, 1)))
 
 @dataclass(frozen=True)
 class Tick:
-    """A value on both axes of an ROC curve."""
+    """A value on both axes of a chart of one share against another, as it is printed."""
 
-    value: float
+    value: str
     x: float
     y: float
 
@@ -105,7 +106,7 @@ def roc_chart(card: Mapping[str, Any]) -> RocChart:
     return RocChart(
         axes=axes,
         curve=axes.points(card["roc"]),
-        ticks=_ticks(axes),
+        ticks=_percent_ticks(axes),
         operating_point=point,
     )
 
@@ -118,7 +119,7 @@ def roc_at_chart(curve: Curve, threshold: float) -> RocChart:
     return RocChart(
         axes=axes,
         curve=axes.points((1 - point["specificity"], point["sensitivity"]) for point in curve),
-        ticks=_ticks(axes),
+        ticks=_percent_ticks(axes),
         operating_point=OperatingPoint(
             axes.x(rate), axes.y(point["sensitivity"]), point["sensitivity"], rate
         ),
@@ -144,7 +145,7 @@ def roc_overlay(curves: Mapping[str, Curve]) -> Overlay:
     axes = SQUARE
     return Overlay(
         axes,
-        _ticks(axes),
+        _percent_ticks(axes),
         {
             name: axes.points((1 - point["specificity"], point["sensitivity"]) for point in curve)
             for name, curve in curves.items()
@@ -163,14 +164,14 @@ def precision_overlay(curves: Mapping[str, Curve], positive: int, negative: int)
     prevalence = positive / max(positive + negative, 1)
     return Overlay(
         axes,
-        _ticks(axes),
+        _percent_ticks(axes),
         {
             name: axes.points(_precisions(curve, positive, negative))
             for name, curve in curves.items()
         },
         axes.points(((0, prevalence), (1, prevalence))),
-        "Recall (sensitivity)",
-        "Precision (positive predictive value)",
+        "Recall (sensitivity), %",
+        "Precision (positive predictive value), %",
     )
 
 
@@ -250,6 +251,7 @@ def _training_chart(metric: str, stages: Points, held_back: Points, steps: int) 
     highest = max(highest, *held_back_values, lowest)
     is_cut = is_cut and highest < max(values)
     span = (highest - lowest) or 1.0
+    form = percent if is_proportion(metric) else number
 
     def place(step: int, value: float) -> tuple[float, float]:
         return step / steps, min((value - lowest) / span, 1.0)
@@ -268,7 +270,7 @@ def _training_chart(metric: str, stages: Points, held_back: Points, steps: int) 
         highest,
         lines(stages),
         tuple(
-            (axes.x(across), axes.y(up), f"{stage}: {points[0][1]:.3f}")
+            (axes.x(across), axes.y(up), f"{stage}: {form(points[0][1])}")
             for stage, points in both
             if len(points) == 1
             for across, up in [place(*points[0])]
@@ -425,7 +427,7 @@ class AccuracyChart:
     axes: Axes
     width: float
     height: float
-    ticks: tuple[tuple[float, float], ...]
+    ticks: tuple[tuple[str, float], ...]
     lines: tuple[AccuracyLine, ...]
 
 
@@ -433,8 +435,10 @@ ROW_PX, NAME_PX, HONEST_PX, LEAKED_PX = 48, 15, 26, 36
 """The height of a row, and the positions of name and figures in it."""
 
 
-def accuracy_chart(rows: Sequence[AccuracyRow]) -> AccuracyChart:
-    """Return the accuracy graph of models; each has at least one figure."""
+def accuracy_chart(rows: Sequence[AccuracyRow], metric: str) -> AccuracyChart:
+    """Return the graph of a metric of models, in percent if it is a proportion; each has at least
+    one figure.
+    """
     axes = Axes(left=16, top=4, width=400, height=ROW_PX * len(rows))
     figures = [figure for row in rows for figure in (row.honest, row.leaked) if figure]
     least = min(_end(figure, "low") for figure in figures)
@@ -444,9 +448,10 @@ def accuracy_chart(rows: Sequence[AccuracyRow]) -> AccuracyChart:
     def place(value: float) -> float:
         return axes.x((value - lowest) / (1 - lowest))
 
+    is_share = is_proportion(metric)
     lines = []
-    for number, row in enumerate(rows):
-        top = axes.top + number * ROW_PX
+    for at, row in enumerate(rows):
+        top = axes.top + at * ROW_PX
         marks = [
             AccuracyMark(
                 protocol,
@@ -454,7 +459,7 @@ def accuracy_chart(rows: Sequence[AccuracyRow]) -> AccuracyChart:
                 top + below,
                 place(_end(figure, "low")),
                 place(_end(figure, "high")),
-                _of_row(row, protocol, figure),
+                _of_row(row, protocol, figure, is_share),
             )
             for protocol, figure, below in (
                 ("honest", row.honest, HONEST_PX),
@@ -468,7 +473,7 @@ def accuracy_chart(rows: Sequence[AccuracyRow]) -> AccuracyChart:
         axes,
         axes.right + 20,
         axes.bottom + 30,
-        tuple((tick, place(tick)) for tick in ticks),
+        tuple((percentage(tick, 0) if is_share else f"{tick:g}", place(tick)) for tick in ticks),
         tuple(lines),
     )
 
@@ -478,15 +483,22 @@ def _end(figure: Mapping[str, Any], name: str) -> float:
     return float(figure["value"] if figure.get(name) is None else figure[name])
 
 
-def _of_row(row: AccuracyRow, protocol: str, figure: Mapping[str, Any]) -> str:
-    ends = (
-        f" ({figure['low']:.3f} to {figure['high']:.3f})" if figure.get("low") is not None else ""
+def _of_row(row: AccuracyRow, protocol: str, figure: Mapping[str, Any], is_share: bool) -> str:
+    form = percent if is_share else number
+    ends = ""
+    if figure.get("low") is not None:
+        ends = f" ({form(figure['low'])} to {form(figure['high'])})"
+    return (
+        f"{row.model}, {protocol}, {row.source}: {form(figure['value'])}{ends}, n = {figure['n']}"
     )
-    return f"{row.model}, {protocol}, {row.source}: {figure['value']:.3f}{ends}, n = {figure['n']}"
 
 
 def _ticks(axes: Axes) -> tuple[Tick, ...]:
-    return tuple(Tick(value, axes.x(value), axes.y(value)) for value in TICKS)
+    return tuple(Tick(f"{value:g}", axes.x(value), axes.y(value)) for value in TICKS)
+
+
+def _percent_ticks(axes: Axes) -> tuple[Tick, ...]:
+    return tuple(Tick(percentage(value, 0), axes.x(value), axes.y(value)) for value in TICKS)
 
 
 @dataclass(frozen=True)
@@ -591,10 +603,10 @@ def distribution_chart(
 def _steps_of(shares: Sequence[float], highest: float) -> Iterator[tuple[float, float]]:
     """Yield the corners of a histogram's outline, as fractions of both axes."""
     yield 0, 0
-    for number, share in enumerate(shares):
+    for at, share in enumerate(shares):
         up = min(share / highest, 1.0)
-        yield number / len(shares), up
-        yield (number + 1) / len(shares), up
+        yield at / len(shares), up
+        yield (at + 1) / len(shares), up
     yield 1, 0
 
 

@@ -115,7 +115,8 @@ def delete_dataset(dataset_id: str) -> bool:
     """Delete a data set that is not in use, commit, then delete its files; return False if some
     files are left to `worker.orphaned_files`.
 
-    Its evaluations and experiments are deleted with it.
+    Its evaluations and experiments are deleted with it, and so are its analyses and previews, even
+    those that are queued or running: pages request them, and their workers stop without a result.
 
     Raises:
         StillNeeded: it is being imported or evaluated on, or a training run used it.

@@ -8,8 +8,9 @@ from functools import lru_cache
 
 from flask import Flask, Response, current_app, json, render_template, request
 from flask_wtf.csrf import CSRFError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from werkzeug.exceptions import (
+    Conflict,
     HTTPException,
     InternalServerError,
     NotFound,
@@ -20,7 +21,7 @@ from werkzeug.exceptions import (
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.routing import RoutingException
 
-from webapp.extensions import db, is_busy, is_full
+from webapp.extensions import db, is_busy, is_full, refers_to_deleted
 from webapp.storage import MissingFile, StorageError, StorageFull
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,10 @@ TOO_MANY_FIELDS = "The request has too many fields, or too long ones."
 EXPIRED_FORM = "This form has expired. Please go back, reload the page and submit it again."
 BUSY = "The database is busy. Please try again in a few seconds."
 BUSY_S = 5
+DELETED = (
+    "Something that this refers to has just been deleted, so nothing was done. Reload the page and"
+    " try again."
+)
 STORAGE_AWAY_S = 30
 OVERLOADED = "Too many uploads are arriving at once. Please send this one again in a few seconds."
 OTHER_HOST = "This service is not available under that host name."
@@ -62,6 +67,7 @@ def init_errors(app: Flask) -> None:
     app.register_error_handler(HTTPException, refuse)
     app.register_error_handler(StorageError, refuse_for_storage)
     app.register_error_handler(OperationalError, refuse_for_database)
+    app.register_error_handler(IntegrityError, refuse_for_deleted)
     app.register_error_handler(Exception, fail)
 
 
@@ -155,6 +161,17 @@ def refuse_for_database(error: OperationalError) -> Response | HTTPException:
     db.session.rollback()
     log.warning("The database was busy for too long at %s", request.endpoint)
     return refuse(ServiceUnavailable(BUSY, retry_after=BUSY_S))
+
+
+def refuse_for_deleted(error: IntegrityError) -> Response | HTTPException:
+    """Respond to a row that refers to another one which was deleted meanwhile: a data set, a scan,
+    an account. The transaction was undone.
+    """
+    if not refers_to_deleted(error):
+        return fail(error)
+    db.session.rollback()
+    log.info("%s referred to something that was deleted meanwhile", request.endpoint)
+    return refuse(Conflict(DELETED))
 
 
 def fail(error: Exception) -> Response | HTTPException:

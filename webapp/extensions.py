@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from sqlite3 import SQLITE_BUSY, SQLITE_FULL, SQLITE_LOCKED
+from sqlite3 import SQLITE_BUSY, SQLITE_CONSTRAINT_FOREIGNKEY, SQLITE_FULL, SQLITE_LOCKED
 from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import Error as SQLiteError
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from flask import Flask, has_request_context
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -57,6 +57,7 @@ DEADLOCK_STATE = "40P01"
 BUSY_STATES = ("40001", DEADLOCK_STATE, "55P03")
 """SQLSTATEs of PostgreSQL: serialization failure, deadlock, lock not available."""
 DISK_FULL_STATE = "53100"
+FOREIGN_KEY_STATE = "23503"
 
 reads_only: ContextVar[bool] = ContextVar("reads_only", default=False)
 """True during requests that must not write; SQLite then begins transactions without the write lock.
@@ -167,6 +168,15 @@ def is_full(error: OperationalError) -> bool:
     if isinstance(error.orig, SQLiteError):
         return _code_of(error.orig) == SQLITE_FULL
     return getattr(error.orig, "sqlstate", None) == DISK_FULL_STATE
+
+
+def refers_to_deleted(error: IntegrityError) -> bool:
+    """Return whether a row was not written because it refers to a row that no longer exists: that
+    one was deleted after it had been read.
+    """
+    if isinstance(error.orig, SQLiteError):
+        return getattr(error.orig, "sqlite_errorcode", 0) == SQLITE_CONSTRAINT_FOREIGNKEY
+    return getattr(error.orig, "sqlstate", None) == FOREIGN_KEY_STATE
 
 
 def _code_of(error: SQLiteError) -> int:

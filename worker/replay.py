@@ -96,7 +96,7 @@ def _result_of(row: Replay) -> dict[str, Any]:
     series = read_original(row.scan, redact=redact)
     predictor = _as_it_was(row, answer, series)
     result = predictor.predict(series, should_stop=gives_way(Replay, row.id))
-    differences = _compared(row, answer, result, series)
+    differences = _compared(row, answer, result, series, predictor.gives_outlines)
     known = answer.environment_id and in_transaction(
         lambda: db.session.get(Environment, answer.environment_id)
     )
@@ -124,9 +124,16 @@ def _as_it_was(row: Replay, answer: Prediction | EarlierAnswer, series: Series) 
 
 
 def _compared(
-    row: Replay, answer: Prediction | EarlierAnswer, result: ScanResult, series: Series
+    row: Replay,
+    answer: Prediction | EarlierAnswer,
+    result: ScanResult,
+    series: Series,
+    gives_outlines: bool,
 ) -> dict[str, Any]:
-    """Return what `differs`, in which `slices`, and what of the prediction was `not_kept`."""
+    """Return what `differs`, in which `slices`, and what of the prediction was `not_kept`.
+
+    An `EarlierAnswer` keeps neither types nor outlines; a model that gives none lacks nothing.
+    """
     differs, not_kept = [], []
 
     def compare(name: str, is_same: bool | None) -> None:
@@ -149,7 +156,10 @@ def _compared(
         is_known = answer.settings is not None or len(result.slice_probabilities) == 1
         compare("outlines", _same_outlines(row, answer, result, series) if is_known else None)
     else:
-        not_kept.append("outlines")
+        if result.types:
+            not_kept.append("types")
+        if gives_outlines:
+            not_kept.append("outlines")
     return {
         "differs": differs,
         "not_kept": not_kept,

@@ -32,7 +32,7 @@ from ml.datasets.groups import stratified_group_folds
 from ml.errors import DatasetError
 from ml.evaluation.answers import Answers
 from ml.evaluation.metrics import auroc, lower_bound_of_mean, metrics_with_intervals
-from ml.expected_time import (
+from ml.expected_fits import (
     CHEAP_PERMUTATIONS,
     CONTROLS,
     DEAR_PERMUTATIONS,
@@ -95,7 +95,7 @@ def run_controls(run: ControlledRun, checkpoint: Path, tell: Tell) -> list[Contr
     names = control_names(run.experiment.settings, run.learned_features)
     results = []
     for number, name in enumerate(names):
-        # Equal steps, as in `ml.expected_time.Part`.
+        # Equal steps, as in `ml.expected_fits.Fits.of_control`.
         begin, length = number / len(names), 1 / len(names)
         within = _within(tell, f"control {name.replace('_', ' ')}: ", begin, length)
         saved = load_json(checkpoint / f"control-{name}.json")

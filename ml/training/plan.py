@@ -102,12 +102,15 @@ class Plan:
 
     def parts(self) -> list[Part]:
         """Return the parts of the training run, in the order of its progress."""
+        scans = len(set(self.pool.scans.tolist()))
         return expected_parts(
             self.architecture.name,
             self.settings,
             len(self.pool.labels),
             len(self.datasets),
             starts_random=self.init == "random",
+            positives=int((self.pool.labels == 1).sum()),
+            scans=scans if scans < len(self.pool.labels) else None,
         )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
+import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ml.checkpoints import RESUMED
-from ml.expected_time import READING, Part
+from ml.expected_fits import READING, Step
+from ml.expected_time import Part
 
 
 class TrainingStopped(Exception):
@@ -29,23 +32,21 @@ class Progress:
 
 LEAST_MEASURED = 0.01
 """The fraction of the whole that must have been computed before the remaining time is estimated."""
-ROUNDING = 1e-9
-ENOUGH_MEASURED = 0.15
-"""The fraction of a part from which on its own speed is used for the rest of it."""
-ENOUGH_OF_FIRST_FIT_S = 15.0
-"""Seconds from which on the speed of the first fit is used even before the end of that fit. Until
-its first batch, a fit loads and traces what it needs, so its beginning says little about its speed.
+PRIOR_OF_KIND, PRIOR_OF_WHOLE = 0.1, 0.015
+"""The speed of a kind of steps is known from its own steps, and before that assumed from the
+others: the assumption weighs as much as this fraction of the expected seconds of the kind, and of
+the whole.
 """
+ROUNDING = 1e-9
 
 
 class Meter:
     """Converts steps into monotonic `Progress`, with the remaining time estimated from the expected
-    and the actual duration of each part.
+    and the actual duration of each kind of steps (`ml.expected_fits.Step`): heat maps are tested at
+    another speed than heads are fitted, and images are read at another speed than either.
 
     Steps that a checkpoint made unnecessary are reported with `RESUMED` and say nothing about the
-    speed. Images
-    are read at another speed than models are fitted, so the later parts are estimated from the fits
-    as soon as there are any.
+    speed.
 
     Args:
         on_progress: called after each step.
@@ -58,18 +59,25 @@ class Meter:
         self,
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
-        parts: Sequence[Part] = (Part("all", (1.0,)),),
+        parts: Sequence[Part] = (Part("all", (Step("all", 1.0),)),),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._on_progress, self._should_stop = on_progress, should_stop
         self._parts = {part.name: part for part in parts}
-        self._whole = sum(part.seconds for part in parts)
-        ends = itertools.accumulate(part.seconds / self._whole for part in parts)
-        self._ends = dict(zip(self._parts, ends, strict=True))
+        self._steps = [step for part in parts for step in part.steps]
+        self._ends = list(itertools.accumulate(step.seconds for step in self._steps))
+        self._whole = self._ends[-1]
+        begins = itertools.accumulate((part.seconds for part in parts), initial=0.0)
+        self._begins = dict(zip(self._parts, begins, strict=False))
         self._clock, self._last_at, self._fraction = clock, clock(), 0.0
         self._has_begun = False
-        # Of each part: the expected seconds of what was computed, and the actual seconds.
-        self._measured = dict.fromkeys(self._parts, (0.0, 0.0))
+        # Of each kind of steps: the expected seconds of all, those of what was computed, and the
+        # actual seconds.
+        self._expected = dict.fromkeys((step.kind for step in self._steps), 0.0)
+        for step in self._steps:
+            self._expected[step.kind] += step.seconds
+        self._computed = dict.fromkeys(self._expected, 0.0)
+        self._took = dict.fromkeys(self._expected, 0.0)
 
     def tell(self, stage: str, fraction: float, metrics: Mapping[str, float]) -> None:
         """Report progress.
@@ -89,10 +97,9 @@ class Meter:
 
     def part(self, name: str) -> Callable[[str, float, Mapping[str, float]], None]:
         """Return a progress callback for a part, 0..1 over its steps."""
-        part = self._parts[name]
-        begin = self._ends[name] - part.seconds / self._whole
+        part, begin = self._parts[name], self._begins[name]
         return lambda stage, share, metrics: self.tell(
-            stage, begin + part.seconds_at(share) / self._whole, metrics
+            stage, (begin + part.seconds_at(share)) / self._whole, metrics
         )
 
     def within(self, stage: str, start: float, end: float) -> Callable[[float], None]:
@@ -123,56 +130,53 @@ class Meter:
         self._on_progress(Progress(stage, self._fraction, self._left_s(), shown))
 
     def _measure(self, before: float, took: float) -> None:
-        """Distribute the time since the last step among the parts that it covers."""
-        gained = self._fraction - before
-        for name, part in self._parts.items():
-            end = self._ends[name]
-            begin = end - part.seconds / self._whole
-            share = max(min(end, self._fraction) - max(begin, before), 0.0)
-            is_here = begin <= before < end
-            spent = took * share / gained if gained > 0 else took * is_here
-            expected, measured = self._measured[name]
-            self._measured[name] = expected + share * self._whole, measured + spent
+        """Distribute the time since the last report among the steps that it covers."""
+        gained = (self._fraction - before) * self._whole
+        for step, seconds in self._between(before, self._fraction):
+            self._computed[step.kind] += seconds
+            self._took[step.kind] += took * seconds / gained
+        if gained <= 0:
+            at = bisect.bisect_right(self._ends, before * self._whole + ROUNDING)
+            self._took[self._steps[min(at, len(self._steps) - 1)].kind] += took
+
+    def _between(self, before: float, after: float) -> Iterator[tuple[Step, float]]:
+        """Yield the steps between two fractions of the whole, with the expected seconds of what
+        lies between them.
+        """
+        low, high = before * self._whole, after * self._whole
+        for step, end in zip(self._steps, self._ends, strict=True):
+            seconds = min(end, high) - max(end - step.seconds, low)
+            if seconds > 0:
+                yield step, seconds
 
     def _left_s(self) -> float | None:
         """Return the remaining seconds, None until enough has been measured."""
-        if sum(expected for expected, _ in self._measured.values()) < LEAST_MEASURED * self._whole:
+        if sum(self._computed.values()) < LEAST_MEASURED * self._whole:
             return None
+        remaining = dict.fromkeys(self._expected, 0.0)
+        for step, seconds in self._between(self._fraction, 1.0):
+            remaining[step.kind] += seconds
         overall = self._overall()
-        left = 0.0
-        for name, part in self._parts.items():
-            begin = self._ends[name] - part.seconds / self._whole
-            remaining = self._ends[name] - max(begin, self._fraction)
-            if remaining > 0:
-                expected, _ = self._measured[name]
-                begun = self._fraction > begin + part.steps[0] / self._whole + ROUNDING
-                is_known = expected >= ENOUGH_MEASURED * part.seconds and (begun or name == READING)
-                slowness = self._slowness([name]) if is_known else None
-                left += remaining * self._whole * (overall if slowness is None else slowness)
-        return left
+        return sum(
+            seconds * self._slowness(kind, overall)
+            for kind, seconds in remaining.items()
+            if seconds
+        )
+
+    def _slowness(self, kind: str, others: float) -> float:
+        """Return the actual seconds per expected second of a kind of steps, which is assumed to be
+        that of the others as long as little of it has been computed.
+        """
+        prior = PRIOR_OF_KIND * self._expected[kind]
+        return (self._took[kind] + prior * others) / (self._computed[kind] + prior)
 
     def _overall(self) -> float:
-        """Return the slowness assumed for parts that have not started: that of the fits or, at the
-        beginning of the first of them, that of reading.
+        """Return the slowness of everything that was computed. Reading images says little about
+        it, but more than nothing: half as much on a logarithmic scale.
         """
-        others = [name for name in self._parts if name != READING]
-        begin = self._ends[others[0]] - self._parts[others[0]].seconds / self._whole
-        first_end = begin + self._parts[others[0]].steps[0] / self._whole
-        in_first = self._fraction < first_end - ROUNDING
-        fits_took = sum(self._measured[name][1] for name in others)
-        of_fits, of_reading = self._slowness(others), None
-        if READING in self._parts and in_first and fits_took < ENOUGH_OF_FIRST_FIT_S:
-            of_reading = self._slowness([READING])
-        for slowness in (of_reading, of_fits, self._slowness(self._parts)):
-            if slowness is not None:
-                return slowness
-        return 0.0
-
-    def _slowness(self, names: Collection[str]) -> float | None:
-        """Return the actual seconds per expected second in these parts; None if too little of them
-        has been measured.
-        """
-        expected, measured = (
-            sum(self._measured[name][which] for name in names) for which in (0, 1)
-        )
-        return measured / expected if expected >= LEAST_MEASURED * self._whole else None
+        read = self._computed.get(READING, 0.0)
+        assumed = math.sqrt(self._took[READING] / read) if read else 1.0
+        others = [kind for kind in self._expected if kind != READING]
+        prior = PRIOR_OF_WHOLE * self._whole
+        took = sum(self._took[kind] for kind in others) + prior * assumed
+        return took / (sum(self._computed[kind] for kind in others) + prior)

@@ -177,6 +177,15 @@ def test_answers_are_drawn_and_computed_again_and_those_that_differ_are_listed(
     queued = owner.post(reproduce, json={})
     assert (queued.status_code, queued.json["outcome"]) == (202, "waiting")
     assert "already being computed" in problem_of(owner.post(reproduce, json={}), 409)
+    partly = {"differs": [], "not_kept": ["outlines"], "changes": []}
+    with app.app_context():
+        columns = {"status": JobStatus.DONE, "is_same": True, "error": None, "result": partly}
+        db.session.execute(update(Replay).values(columns))
+        db.session.commit()
+    (again, *_) = owner.get(f"/api/v1/scans/{scan_id}/replays").json["items"]
+    assert (again["outcome"], again["not_compared"]) == ("same", ["outlines"])
+    sample = boss.get(address).json
+    assert (sample["same"], sample["same_in_part"]) == (1, 1)
     none = owner.post(reproduce, json={"earlier_answer_id": 99})
     assert problem_of(none, 409) == "There is no such result."
     (waiting,) = followed(owner, f"/api/v1/scans/{scan_id}/replays")

@@ -20,8 +20,8 @@ def test_an_roc_curve_runs_from_the_lower_left_to_the_upper_right() -> None:
     chart = roc_chart({"roc": [[0, 0], [0.1, 0.9], [1, 1]], "confusion": CONFUSION})
     assert chart.curve == "52.0,300.0 80.0,48.0 332.0,20.0"
     assert [(tick.value, tick.x, tick.y) for tick in chart.ticks[::4]] == [
-        (0, 52, 300),
-        (1, 332, 20),
+        ("0", 52, 300),
+        ("100", 332, 20),
     ]
 
 

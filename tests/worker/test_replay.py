@@ -124,6 +124,12 @@ def test_outlines_that_differ_in_a_pixel_are_reported(worker_app: Flask, tmp_pat
     storage.discard(f"outlines/{scan.id}.nii.gz")
     row = replayed(scan)
     assert row.result and (row.is_same, row.result["not_kept"]) == (True, ["outlines"])
+    # No outlines are kept of an answer that was followed by another.
+    assert score_again(scan.id)
+    db.session.commit()
+    tasks.predict_scans()
+    row = replayed(scan, db.session.scalars(select(EarlierAnswer)).one())
+    assert row.result and (row.is_same, row.result["not_kept"]) == (True, ["outlines"])
 
 
 def test_older_answers_say_what_is_not_known(scan: Scan) -> None:
@@ -139,7 +145,7 @@ def test_older_answers_say_what_is_not_known(scan: Scan) -> None:
     tasks.predict_scans()
     (earlier,) = db.session.scalars(select(EarlierAnswer))
     row = replayed(scan, earlier)
-    assert row.result and (row.is_same, row.result["not_kept"]) == (True, ["outlines"])
+    assert row.result and (row.is_same, row.result["not_kept"]) == (True, [])  # It has no outlines.
     assert earlier.slices == row.prediction.slices if row.prediction else True
 
 

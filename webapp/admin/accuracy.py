@@ -82,7 +82,7 @@ def accuracy(dataset_id: str) -> Response:
         level=level,
         metrics=METRICS,
         levels=LEVELS,
-        chart=accuracy_chart(rows) if rows else None,
+        chart=accuracy_chart(rows, metric) if rows else None,
         form=PaperForm(formdata=None),
         expected_s=expected_here_s(dataset),
         waiting=waiting_corrections(dataset_id),
@@ -102,7 +102,7 @@ def graph_file(dataset: Dataset, metric: str, level: str) -> Response | None:
         return None
     content = render_template(
         "admin/accuracy.svg",
-        chart=accuracy_chart(rows),
+        chart=accuracy_chart(rows, metric),
         dataset=dataset,
         metric=metric,
         level=level,

@@ -9,6 +9,7 @@ from flask import abort, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
 from sqlalchemy import select
+from werkzeug.exceptions import Conflict
 
 from ml.catalogue import ARCHITECTURES, Architecture, architecture_named, presets_of
 from ml.errors import SettingError
@@ -26,6 +27,10 @@ from webapp.extensions import db
 from webapp.forms import is_id
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.models import Act, Dataset, JobStatus, TrainingRun, new_id
+
+DATASET_DELETED = (
+    "A data set that you chose has just been deleted. Reload the page and choose another."
+)
 
 
 @blueprint.route("/runs/new", methods=["GET", "POST"])
@@ -90,7 +95,13 @@ def add_run(
 
     Raises:
         SettingError: a setting is unknown or out of range.
+        Conflict: a data set was deleted since it was chosen.
     """
+    # Locked, so that none of them is deleted before the run refers to it.
+    chosen = select(Dataset).where(Dataset.id.in_(dataset_ids))
+    datasets = list(db.session.scalars(chosen.with_for_update(read=True, key_share=True)))
+    if len(datasets) < len(set(dataset_ids)):
+        raise Conflict(DATASET_DELETED)
     run = TrainingRun(
         id=new_id(),
         launched_by_id=user_id,
@@ -98,7 +109,7 @@ def add_run(
         settings=architecture.parse_settings(settings),
         initial_weights=weights,
         seed=seed,
-        datasets=list(db.session.scalars(select(Dataset).where(Dataset.id.in_(dataset_ids)))),
+        datasets=datasets,
     )
     db.session.add(run)
     record(Act.RUN_LAUNCHED, run.id)

@@ -22,7 +22,8 @@ from ml.catalogue import (
     Architecture,
     presets_of,
 )
-from ml.expected_time import READING, expected_parts, expected_s, learns_features
+from ml.expected_fits import READING, learns_features
+from ml.expected_time import expected_parts, expected_s
 from webapp.display import display_name
 from webapp.extensions import db
 from webapp.models import Dataset, ModelVersion, TrainingRun
@@ -80,12 +81,22 @@ def outlook_of(
 ) -> Outlook:
     """Return the outlook of a run with these settings, which are valid and complete."""
     speed = speed_here(architecture.name)
-    images = sum((dataset.exploration or {}).get("images", 0) for dataset in datasets)
+    images, positives, patients = (
+        sum((dataset.exploration or {}).get(key) or 0 for dataset in datasets)
+        for key in ("images", "positive", "patients")
+    )
 
     def seconds_of(settings: Mapping[str, Any]) -> float:
         is_random = initial_weights == "random"
         parts = expected_parts(
-            architecture.name, settings, images, len(datasets), starts_random=is_random
+            architecture.name,
+            settings,
+            images,
+            len(datasets),
+            starts_random=is_random,
+            positives=positives,
+            # Most patients have one scan.
+            scans=patients if 0 < patients < images else None,
         )
         return expected_s(parts) * speed.slowness
 

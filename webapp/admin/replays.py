@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,7 +30,7 @@ from webapp.models import (
     sample_answers,
 )
 from webapp.models.replays import MOST_SAMPLED
-from webapp.scans.replay_view import ReplayView, replay_view
+from webapp.scans.replay_view import ReplayView, parts_listed, replay_view
 
 SAMPLES_SHOWN = 20
 ROWS_SHOWN = 50
@@ -50,13 +52,18 @@ class SampleForm(PostedForm):
 
 @dataclass(frozen=True)
 class Counts:
-    """How the replays of a sample ended."""
+    """How the replays of a sample ended.
+
+    `same` includes `same_in_part`, of which some parts (`not_compared`) are not stored.
+    """
 
     same: int = 0
     different: int = 0
     failed: int = 0
     waiting: int = 0
     canceled: int = 0
+    same_in_part: int = 0
+    not_compared: tuple[str, ...] = ()
 
     @property
     def answered(self) -> int:
@@ -136,22 +143,34 @@ def _page(form: SampleForm, status: int = 200) -> Response:
         counts=counts,
         shown=shown,
         unlike=_unlike(shown) if shown else [],
+        not_compared=parts_listed(counts[shown.id].not_compared) if shown else "",
         most=ROWS_SHOWN,
     )
 
 
 def counts_of(sample_ids: list[str]) -> Mapping[str, Counts]:
     """Return how the replays of samples ended."""
-    by_sample: dict[str, dict[str, int]] = {sample_id: {} for sample_id in sample_ids}
+    by_sample = {sample_id: Counter[str]() for sample_id in sample_ids}
+    not_compared: dict[str, dict[str, None]] = {sample_id: {} for sample_id in sample_ids}
+    text = Replay.result["not_kept"].as_string()
     rows = db.session.execute(
-        select(func.coalesce(Replay.sample_id, ""), Replay.status, Replay.is_same, func.count())
+        select(
+            func.coalesce(Replay.sample_id, ""), Replay.status, Replay.is_same, text, func.count()
+        )
         .where(Replay.sample_id.in_(by_sample))
-        .group_by(Replay.sample_id, Replay.status, Replay.is_same)
+        .group_by(Replay.sample_id, Replay.status, Replay.is_same, text)
     )
-    for sample_id, status, is_same, count in rows:
-        name = _outcome(status, is_same)
-        by_sample[sample_id][name] = by_sample[sample_id].get(name, 0) + count
-    return {sample_id: Counts(**counts) for sample_id, counts in by_sample.items()}
+    for sample_id, status, is_same, not_kept, count in rows:
+        counts, name = by_sample[sample_id], _outcome(status, is_same)
+        counts[name] += count
+        parts = json.loads(not_kept or "[]")
+        if name == "same" and parts:
+            counts["same_in_part"] += count
+            not_compared[sample_id] |= dict.fromkeys(parts)
+    return {
+        sample_id: Counts(**counts, not_compared=tuple(not_compared[sample_id]))
+        for sample_id, counts in by_sample.items()
+    }
 
 
 def _outcome(status: JobStatus, is_same: bool | None) -> str:

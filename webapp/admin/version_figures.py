@@ -154,7 +154,7 @@ def tiles_of(version: ModelVersion) -> list[Tile]:
     at_point = _at_point(version, level, metrics)
     noun = "patients" if level == "patient" else "images"
     point = version.operating_point.name or "as trained"
-    tiles = []
+    tiles, leaves_out_single_images = [], False
     for name, title, which in (
         ("sensitivity", "Sensitivity", "with hemorrhage"),
         ("specificity", "Specificity", "without hemorrhage"),
@@ -164,12 +164,14 @@ def tiles_of(version: ModelVersion) -> list[Tile]:
         is_of_all = count == (metrics.get(name) or {}).get("n")
         # Operating points for scans are evaluated on series only; the other figures on all
         # patients.
-        counted = noun if level == "slice" or is_of_all else "scans of several slices"
+        is_of_series = level == "patient" and not is_of_all
+        leaves_out_single_images |= is_of_series and bool(count)
+        counted = "scans of several slices" if is_of_series else noun
         of = f"{count:,} {counted} {which}" if count else noun
         tiles.append(Tile(f"{title}, {point}", figure, of, is_share=True))
     area, error = metrics.get("auroc"), metrics.get("ece")
     of_all = f"{area['n']:,} {noun}" if area else noun
-    if level == "patient" and any("several slices" in tile.what for tile in tiles):
+    if leaves_out_single_images:
         of_all += ", those with a single image included"
     tiles.append(Tile("AUROC", area, of_all))
     tiles.append(

@@ -22,7 +22,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 from werkzeug.exceptions import BadRequest, Conflict, UnprocessableEntity
 
-from webapp.extensions import database_now, db, noting
+from webapp.extensions import database_now, db, noting, refers_to_deleted
 from webapp.models import IdempotentRequest, new_id
 from webapp.models.idempotency import KEEP_H
 
@@ -203,8 +203,11 @@ def _claimed(key: str, fingerprint: str) -> IdempotentRequest:
         db.session.add(row)
         try:
             db.session.commit()
-        except IntegrityError:  # Another request with this key was inserted at the same moment.
+        except IntegrityError as err:
             db.session.rollback()
+            if refers_to_deleted(err):  # The account was deleted meanwhile.
+                raise
+            # Another request with this key was inserted at the same moment.
         else:
             return row
 

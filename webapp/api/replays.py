@@ -32,7 +32,7 @@ from webapp.models.replays import MOST_SAMPLED
 from webapp.rates import within_change_rate
 from webapp.review.sharing import visible_to
 from webapp.scans.changes import IS_COMPUTED, reproduce_answer
-from webapp.scans.replay_view import replay_view
+from webapp.scans.replay_view import PARTS, replay_view
 
 GET, POST = HTTPMethod.GET, HTTPMethod.POST
 OUTCOMES = ("waiting", "same", "different", "failed", "canceled")
@@ -55,6 +55,14 @@ class ReplaySchema(Schema):
     outcome = fields.String(required=True, validate=validate.OneOf(OUTCOMES))
     headline = fields.String(required=True, metadata={"description": "A sentence."})
     details = fields.List(fields.String(), required=True)
+    not_compared = fields.List(
+        fields.String(validate=validate.OneOf(tuple(PARTS))),
+        required=True,
+        metadata={
+            "description": "Parts of the original result that are not stored, so that an outcome of"
+            ' "same" says nothing about them.'
+        },
+    )
     queued_at = fields.AwareDateTime(required=True)
     finished_at = fields.AwareDateTime(required=True, allow_none=True)
 
@@ -90,6 +98,13 @@ class ReplaySampleSchema(Schema):
     requested_by = fields.String(required=True, allow_none=True)
     same = fields.Integer(
         required=True, validate=COUNT, metadata={"description": "Reproduced to the last bit."}
+    )
+    same_in_part = fields.Integer(
+        required=True,
+        validate=COUNT,
+        metadata={
+            "description": "Of these, the ones of which a part is not stored and was not compared."
+        },
     )
     different = fields.Integer(required=True, validate=COUNT)
     failed = fields.Integer(required=True, validate=COUNT)
@@ -214,6 +229,7 @@ def samples_as_json(samples: list[ReplaySample]) -> list[dict[str, Any]]:
             "created_at": sample.created_at,
             "requested_by": sample.requested_by and sample.requested_by.username,
             "same": counts[sample.id].same,
+            "same_in_part": counts[sample.id].same_in_part,
             "different": counts[sample.id].different,
             "failed": counts[sample.id].failed,
             "canceled": counts[sample.id].canceled,
@@ -233,6 +249,7 @@ def replay_as_json(replay: Replay, *, is_seen: bool) -> dict[str, Any]:
         "outcome": view.outcome,
         "headline": view.headline,
         "details": list(view.details),
+        "not_compared": list(view.not_compared),
         "queued_at": replay.queued_at,
         "finished_at": replay.finished_at,
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,6 +42,8 @@ LONGEST_DROP = timedelta(hours=1)
 """If a drop began longer ago than this, its uploads count as submitted when they arrive."""
 MOST_OF_DROP = timedelta(seconds=20)
 """The uploads of one drop count as submitted within this time."""
+SENT_TOGETHER = 16
+"""More uploads of one drop than this are not sent at the same time (static/submit.js sends 3)."""
 NEWEST_TITLES = 1000
 """How many of a user's newest scans are looked at for the number of the next untitled one."""
 
@@ -213,14 +215,28 @@ def _tell_apart(scans: Sequence[Scan], choices: Choices) -> None:
     number_untitled(scans)
     if not choices.number:
         return
-    newest = max(scan.created_at for scan in scans)
-    of_drop = Scan.created_at.between(newest - MOST_OF_DROP, newest + MOST_OF_DROP)
-    theirs = select(Scan.title).where(Scan.user_id == scans[0].user_id, of_drop)
+    theirs = select(Scan.title).where(
+        Scan.user_id == scans[0].user_id, Scan.created_at.between(*_times_of_drop(scans, choices))
+    )
     titles = unique_titles(
         [scan.title for scan in scans], db.session.scalars(theirs), choices.number
     )
     for scan, title in zip(scans, titles, strict=True):
         scan.title = title
+
+
+def _times_of_drop(scans: Sequence[Scan], choices: Choices) -> tuple[datetime, datetime]:
+    """Return the times between which the scans of this drop count as submitted (`_rows`).
+
+    A drop has uploads up to the number of this one and a few that were sent at the same time, so
+    another drop some seconds earlier is not taken for this one.
+    """
+    newest = max(scan.created_at for scan in scans)
+    upload = timedelta(microseconds=current_app.config["MAX_FILES_PER_UPLOAD"])
+    end = newest + choices.number * upload
+    if end != choices.dropped_at:  # The time of the drop was not accepted.
+        return newest - MOST_OF_DROP, newest + MOST_OF_DROP
+    return end - min((choices.number + SENT_TOGETHER) * upload, MOST_OF_DROP), end
 
 
 def _require_files(files: Sequence[FileStorage]) -> None:

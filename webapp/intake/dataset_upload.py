@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from webapp.audit import record
 from webapp.deletion import discard_archive
-from webapp.extensions import db
+from webapp.extensions import db, refers_to_deleted
 from webapp.forms import text_problem
 from webapp.intake.clean_copy import UploadRejected
 from webapp.jobs import IMPORT_DATASET, nudge
@@ -56,6 +56,8 @@ def accept_dataset(
     except IntegrityError as err:
         db.session.rollback()
         storage.delete(dataset.archive_key)
+        if refers_to_deleted(err):
+            raise
         raise UploadRejected(f"A data set named “{name}” already exists.") from err
     except BaseException:
         db.session.rollback()

@@ -19,7 +19,7 @@ from sqlalchemy.orm import joinedload
 
 from webapp.audit import record
 from webapp.deletion import discard_archive
-from webapp.extensions import db
+from webapp.extensions import db, refers_to_deleted
 from webapp.forms import text_problem
 from webapp.jobs import IMPORT_DATASET, TRAIN_MODEL, nudge
 from webapp.models import (
@@ -206,6 +206,8 @@ def request_dataset(name: str, chosen: Filter, user_id: str) -> tuple[Dataset, b
         db.session.commit()
     except IntegrityError as err:
         db.session.rollback()
+        if refers_to_deleted(err):
+            raise
         raise RequestRefused(f"A data set named “{name}” already exists.") from err
     if replaced:
         discard_archive(replaced.archive_key)

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import joinedload
 
 from webapp.audit import record, whose_request
-from webapp.extensions import db
+from webapp.extensions import db, refers_to_deleted
 from webapp.forms import text_problem
 from webapp.jobs import IMPORT_DATASET, nudge
 from webapp.models import (
@@ -154,6 +154,8 @@ def apply_corrections(dataset: Dataset, name: str, user_id: str) -> tuple[Datase
         db.session.flush()
     except IntegrityError as err:
         db.session.rollback()
+        if refers_to_deleted(err):
+            raise
         raise CorrectionRefused(f"A data set named “{name}” already exists.") from err
     # The confirmed scans in the data set, by which later models record what they were trained on.
     scans = select(literal(corrected.id), dataset_scan.c.scan_id, dataset_scan.c.study_id).where(

@@ -17,6 +17,7 @@ PARTS = {
     "outlines": "the outline",
 }
 """The parts of a prediction, as `worker.replay` compares them."""
+NOT_COMPARED = "Not compared, because the original is not stored: {}."
 RECORDED_SINCE = (
     "The software and machine that produced this result were not recorded. They have been"
     " recorded since version 0.1.0."
@@ -31,11 +32,14 @@ class ReplayView:
         outcome: "same", "different", "failed", "canceled" or "waiting".
         headline: the outcome as a sentence.
         details: sentences on what differs, what has changed and what is unknown.
+        not_compared: the parts of the result that are not stored, so that nothing is known about
+            them.
     """
 
     outcome: str
     headline: str
     details: Sequence[str] = ()
+    not_compared: Sequence[str] = ()
 
 
 def replay_view(replay: Replay) -> ReplayView:
@@ -50,16 +54,28 @@ def replay_view(replay: Replay) -> ReplayView:
     if replay.status == JobStatus.FAILED or replay.result is None:
         return ReplayView("failed", f"Could not be recomputed: {replay.error}")
     result = replay.result
+    not_compared = list(result["not_kept"])
+    if replay.is_same and not_compared:
+        return ReplayView(
+            "same",
+            f"Reproduced exactly with {version} as far as it could be compared."
+            f" {NOT_COMPARED.format(parts_listed(not_compared))}",
+            _not_known(result),
+            not_compared,
+        )
     if replay.is_same:
         return ReplayView("same", f"Reproduced exactly with {version}.", _not_known(result))
+    unknown = [NOT_COMPARED.format(parts_listed(not_compared))] if not_compared else []
     return ReplayView(
         "different",
-        f"Not reproduced with {version}. Different: {_parts(result['differs'])}.",
-        [*_differences(result), *_reasons(result), *_not_known(result)],
+        f"Not reproduced with {version}. Different: {parts_listed(result['differs'])}.",
+        [*_differences(result), *_reasons(result), *unknown, *_not_known(result)],
+        not_compared,
     )
 
 
-def _parts(names: Sequence[str]) -> str:
+def parts_listed(names: Sequence[str]) -> str:
+    """Return parts of a prediction as an enumeration."""
     return listed([PARTS[name] for name in names], "and")
 
 
@@ -88,9 +104,4 @@ def _reasons(result: dict[str, Any]) -> list[str]:
 
 
 def _not_known(result: dict[str, Any]) -> list[str]:
-    sentences = []
-    if result["not_kept"]:
-        sentences.append(f"Not compared because they are not stored: {_parts(result['not_kept'])}.")
-    if result["changes"] is None:
-        sentences.append(RECORDED_SINCE)
-    return sentences
+    return [RECORDED_SINCE] if result["changes"] is None else []

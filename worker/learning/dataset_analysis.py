@@ -19,7 +19,14 @@ from ml.exploration.shortcuts import Sample, read_sample, source_probes
 from ml.exploration.splits import preview_split
 from ml.typed_json import to_json
 from webapp.extensions import db
-from webapp.models import AnalysisKind, Dataset, DatasetAnalysis, DatasetImage, sample_file
+from webapp.models import (
+    AnalysisKind,
+    Dataset,
+    DatasetAnalysis,
+    DatasetImage,
+    sample_file,
+    thumbnails_file,
+)
 from webapp.storage import StorageError, StorageUnavailable, storage
 from worker import leases
 from worker.heartbeat import heartbeat
@@ -68,29 +75,31 @@ def analyze_next_dataset() -> bool:
 
 
 def _carry_through(row: DatasetAnalysis, folder: Path) -> None:
-    owner, ids = heartbeat().owner, [row.id]
+    # Read now, because the row may be deleted with its data set.
+    owner, id, kind = heartbeat().owner, row.id, row.kind
+    ids = [id]
     try:
-        result = ANSWERS[row.kind](row, folder)
+        result = ANSWERS[kind](row, folder)
         if not in_transaction(lambda: leases.finish(DatasetAnalysis, owner, ids, result=result)):
             raise LeaseLost
-        log.info("analysis=%s done", row.id)
+        log.info("analysis=%s done", id)
     except LeaseLost:
-        log.info("analysis=%s was deleted with its data set or is another worker's", row.id)
+        log.info("analysis=%s was deleted with its data set or is another worker's", id)
     except (ImportStopped, StorageUnavailable):
         in_transaction(lambda: leases.hand_back(DatasetAnalysis, owner, ids))
     except (DatasetError, StorageError) as err:
-        sentences = {row.id: str(err)}
+        sentences = {id: str(err)}
         end = leases.retry_after_storage_error if is_passing(err) else leases.fail
         in_transaction(lambda: end(DatasetAnalysis, owner, sentences))
     except Exception:
-        log.error("analysis=%s failed unexpectedly", row.id)
-        in_transaction(lambda: leases.fail(DatasetAnalysis, owner, {row.id: UNEXPECTED}))
+        log.error("analysis=%s failed unexpectedly", id)
+        in_transaction(lambda: leases.fail(DatasetAnalysis, owner, {id: UNEXPECTED}))
         raise
 
 
 def _index_images(row: DatasetAnalysis, folder: Path) -> None:
     """Index the images of a data set that was imported before imports did this."""
-    looked_at = float("-inf")
+    looked_at, id, dataset_id = float("-inf"), row.id, row.dataset_id
 
     def tell(what: str, done: int, total: int) -> None:
         nonlocal looked_at
@@ -103,28 +112,42 @@ def _index_images(row: DatasetAnalysis, folder: Path) -> None:
             "stage": f"{what} {done} of {total}",
         }
         if not in_transaction(
-            lambda: leases.write(DatasetAnalysis, heartbeat().owner, [row.id], **columns)
+            lambda: leases.write(DatasetAnalysis, heartbeat().owner, [id], **columns)
         ):
             raise LeaseLost
         looked_at = time.monotonic()
 
     dataset = row.dataset
     opened = fetch_dataset(dataset, folder, tell)
-    described = Described(opened, folder / dataset.id, folder)
+    described = Described(opened, folder / dataset_id, folder)
     described.measure(partial(tell, MEASURING))
-    described.store(
-        dataset.id,
-        lambda: leases.renew(DatasetAnalysis, heartbeat().owner, [row.id]),
-        partial(tell, STORING),
-    )
+    try:
+        described.store(
+            dataset_id,
+            lambda: leases.renew(DatasetAnalysis, heartbeat().owner, [id]),
+            partial(tell, STORING),
+        )
+    except LeaseLost:
+        _discard_without_dataset(dataset_id)
+        raise
     shares = distributions(opened.examples, described.measured)
 
     def add() -> None:
-        locked = db.session.get(Dataset, dataset.id, with_for_update=True)
+        locked = db.session.get(Dataset, dataset_id, with_for_update=True)
         if locked is not None:
             locked.exploration = {**(locked.exploration or {}), "distributions": shares}
 
     in_transaction(add)
+
+
+def _discard_without_dataset(dataset_id: str) -> None:
+    """Delete the files that were stored for a data set which was deleted meanwhile; if it exists,
+    they are another worker's.
+    """
+    exists = select(Dataset.id).where(Dataset.id == dataset_id)
+    if in_transaction(lambda: db.session.scalar(exists)) is None:
+        storage.discard(thumbnails_file(dataset_id))
+        storage.discard(sample_file(dataset_id))
 
 
 def _split(row: DatasetAnalysis, _: Path) -> dict[str, Any]:

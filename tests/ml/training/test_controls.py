@@ -13,7 +13,7 @@ import ml.training.experiment
 from ml.catalogue import ARCHITECTURES
 from ml.datasets.examples import UNKNOWN, Example
 from ml.evaluation.metrics import auroc
-from ml.expected_time import control_names
+from ml.expected_fits import control_names
 from ml.models.contract import FitTask
 from ml.training.controls import (
     ControlledRun,

@@ -70,11 +70,13 @@ def a_graph(app: Flask) -> tuple[str, str]:
 def test_the_graph_sets_honest_beside_leaked_with_intervals(app: Flask, admin: FlaskClient) -> None:
     dataset, _ = a_graph(app)
     page = admin.get(f"/admin/datasets/{dataset}/accuracy").text
-    assert "AlexNet SVM · v1, honest, out of fold: 0.900 (0.850 to 0.940), n = 200" in page
-    assert "AlexNet SVM · v1, leaked, out of fold: 0.990, n = 200" in page
-    lstm = "restructured, augmented, honest, paper: 0.800 (0.700 to 0.800), n = 200"
-    assert lstm in page and "augmented, leaked, paper: 0.970" in page
+    assert "AlexNet SVM · v1, honest, out of fold: 90.0% (85.0% to 94.0%), n = 200" in page
+    assert "AlexNet SVM · v1, leaked, out of fold: 99.0%, n = 200" in page
+    lstm = "restructured, augmented, honest, paper: 80.0% (70.0% to 80.0%), n = 200"
+    assert "Honest, %" in page and "Leaked, %" in page and "Accuracy, % by slice" in page
+    assert lstm in page and "augmented, leaked, paper: 97.0%" in page
     other = admin.get(f"/admin/datasets/{dataset}/accuracy?metric=auroc&level=slice").text
+    assert "AUROC by slice on" in other and "Honest, %" not in other
     assert "· evaluation" in other and "0.875" in other and "0.995" in other
     nonsense = admin.get(f"/admin/datasets/{dataset}/accuracy?metric=x&level=y")
     assert nonsense.status_code == 200

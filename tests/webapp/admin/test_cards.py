@@ -182,8 +182,8 @@ def test_both_thresholds_the_band_and_the_tests_of_heat_maps_are_shown(
         text = text_of(page)
         assert "Slice positive at 0.410 or above Inconclusive from 0.300 to below 0.500" in text
         assert "Series positive at 0.222 or above Inconclusive from 0.111 to below 0.333" in text
-        assert "Slice 99.0% of 80 87.5% of 64 28.0% of 200" in text
-        assert "Patient no results 50.0% of 6 10.0% of 20" in text
+        assert "Slice 99.0 of 80 87.5 of 64 28.0 of 200" in text
+        assert "Patient no results 50.0 of 6 10.0 of 20" in text
         assert "than covering a random 10% of the head 91.2 (85.0–96.0) of 200" in text
         assert "the hottest cell was in or next to the outlined hemorrhage no outlines" in text
 

@@ -131,7 +131,7 @@ def test_what_is_better_needs_a_reason_only_and_both_stand_side_by_side(
     order = ("AUROC, this version", "Checklist", ">Promote</button>", 'class="chart overlay"')
     assert sorted(order, key=page.index) == list(order), "what decides comes first"
     part = admin.get(f"/admin/models/{candidate}/both", query_string={"at": "0.4"}).text
-    assert part.count("80.0%") == part.count("90.0%") == 2 and "this version" in part
+    assert part.count(">80.0<") == part.count(">90.0<") == 2 and "this version" in part
     wrong = admin.get(f"/admin/models/{candidate}/both", query_string={"at": "low"}).text
     assert "A threshold must be a number from 0 to 1" in wrong
     assert promote_by_form(admin, candidate, reason="Better.").status_code == 302

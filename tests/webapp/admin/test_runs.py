@@ -396,11 +396,11 @@ class TestRun:
                 stage="Fold 2 of 5",
                 progress=0.42,
                 eta_s=200.0,
-                current_metrics={"auroc": 0.912},
+                current_metrics={"auroc": 0.912, "accuracy": 0.875},
             )
         part = admin.get(f"/admin/runs/{id}/progress")
         assert part.status_code == 200
-        for text in ("Fold 2 of 5", "42%", "about 3 min left", "AUROC", "0.912"):
+        for text in ("Fold 2 of 5", "42%", "about 3 min left", "AUROC", "0.912", "87.5%"):
             assert text in part.text
 
     def test_the_loss_on_held_back_images_is_a_dashed_line_in_the_color_of_its_fold(

@@ -626,6 +626,12 @@ def test_scans_of_one_drop_have_distinct_titles_in_the_order_of_their_folders(
         "Study 3 · Series 2",
         "PNG slice 2",
     ]
+    # Another drop some seconds later does not know the titles of this one.
+    again = Choices(number=1, dropped_at=dropped_at + timedelta(seconds=3))
+    [next_drop] = accept_upload(ann, [upload(picture(), "drop/y.png")], choices=again).scans
+    afterwards = Choices(number=1, dropped_at=dropped_at + timedelta(seconds=9))
+    [last_drop] = accept_upload(ann, [upload(picture(), "drop/x.png")], choices=afterwards).scans
+    assert (next_drop.title, last_drop.title) == ("PNG slice 1", "PNG slice 1")
     later = Choices(keep_names=True, dropped_at=utc_now() + timedelta(days=1))
     [accepted] = accept_upload(ann, sent[:4], choices=later).scans
     assert accepted.title == "10" and accepted.created_at <= utc_now()

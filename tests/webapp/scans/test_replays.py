@@ -96,7 +96,7 @@ def test_the_page_of_a_scan_says_whether_its_result_was_reproduced(
         "Probability: 0.9 before, 0.91 now.",
         "3 of 24 slices differ: 3 and 2 more.",
         "ONNX Runtime: 1.0 before, 1.32.0 now.",
-        "Not compared because they are not stored: the outline.",
+        "Not compared, because the original is not stored: the outline.",
     ):
         assert sentence in page
     end(app, JobStatus.FAILED, error="It is damaged.")
@@ -115,7 +115,10 @@ def test_an_earlier_answer_is_reproduced_too_and_a_wrong_one_is_refused(
     ann.post(f"/scans/{scan_id}/reproduce", data={"answer": str(earlier)})
     end(app, is_same=True, result={**SAME, "not_kept": ["slices"], "changes": None})
     page = ann.get(f"/scans/{scan_id}").text
-    assert "Not compared because they are not stored: the slice probabilities." in page
+    assert (
+        "Reproduced exactly with AlexNet SVM · v1 as far as it could be compared. Not compared,"
+        " because the original is not stored: the slice probabilities." in page
+    )
     assert "machine that produced this result were not recorded" in page
     with app.app_context():
         db.session.execute(update(Scan).values(original_removed_at=Scan.created_at))
@@ -163,6 +166,11 @@ def test_a_random_sample_is_followed_and_canceled(
         assert newest and (newest.act, newest.detail) == (Act.REPLAY_REQUESTED, "1 answers")
     end(app, is_same=True, result=SAME)
     assert "1 of 1 results reproduced exactly" in admin.get("/admin/replays").text
+    assert "Compared in part" not in admin.get("/admin/replays").text
+    end(app, is_same=True, result={**SAME, "not_kept": ["types", "outlines"]})
+    page = admin.get("/admin/replays").text
+    assert "1 of the 1 reproduced ones" in page
+    assert "the types of hemorrhage and the outline</dd>" in page
     end(app, is_same=False, result=OTHER)
     page = admin.get("/admin/replays").text
     assert "0 of 1 results reproduced exactly" in page and "ONNX Runtime: 1.0 before" in page

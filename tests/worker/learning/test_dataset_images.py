@@ -18,6 +18,7 @@ from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.phantoms import phantom, write_dicom
 from ml.scans.read import read_series
 from tests.worker.conftest import install_model, picture, submit
+from webapp.deletion import delete_dataset
 from webapp.extensions import db
 from webapp.models import (
     AnalysisKind,
@@ -36,7 +37,9 @@ from webapp.models import (
 from webapp.storage import storage
 from worker import leases, previews, tasks
 from worker.heartbeat import heartbeat
+from worker.learning import dataset_analysis
 from worker.learning.dataset_analysis import analyze_next_dataset
+from worker.learning.dataset_images import Described
 from worker.previews import make_next_preview
 
 SPEC = InputSpec(size=64).to_dict()
@@ -361,3 +364,83 @@ class TestPreviews:
         monkeypatch.setattr(previews, "_read", deleted)
         assert make_next_preview() and not make_next_preview()
         assert storage.keys("previews") == []
+
+
+class TestDataSetsThatAreDeletedUnderAnAnalysis:
+    """An open analysis does not keep a data set: it is deleted with it, and its worker stops."""
+
+    @pytest.mark.parametrize(
+        ("kind", "which"),
+        [*((kind, "dataset") for kind in AnalysisKind), (AnalysisKind.SOURCES, "other")],
+    )
+    def test_a_running_one_ends_and_leaves_nothing(
+        self,
+        any_worker_app: Flask,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        kind: AnalysisKind,
+        which: str,
+    ) -> None:
+        dataset = import_archive(archive_of(tmp_path), "heads")
+        other = import_archive(archive_of(tmp_path), "others")
+        is_about_other = kind == AnalysisKind.SOURCES
+        db.session.execute(delete(DatasetAnalysis))
+        question = {"split": "folds=2 seed=0", "sources": other.id}.get(kind, "")
+        db.session.add(
+            DatasetAnalysis(
+                dataset_id=dataset.id,
+                kind=kind,
+                question=question,
+                other_id=other.id if is_about_other else None,
+            )
+        )
+        db.session.commit()
+        deleted = dataset if which == "dataset" else other
+        answer = dataset_analysis.ANSWERS[kind]
+
+        def delete_first(row: DatasetAnalysis, folder: Path) -> dict[str, Any] | None:
+            assert delete_dataset(deleted.id)
+            result: dict[str, Any] | None = answer(row, folder)
+            return result
+
+        monkeypatch.setitem(dataset_analysis.ANSWERS, kind, delete_first)
+        assert analyze_next_dataset() and not analyze_next_dataset()
+        assert db.session.scalars(select(DatasetAnalysis)).all() == []
+        assert "failed unexpectedly" not in caplog.text
+        assert not [key for key in storage.keys("") if deleted.id in key]
+        assert list(heartbeat().folder.iterdir()) == []
+
+    def test_files_that_are_stored_after_the_deletion_are_removed(
+        self, any_worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        dataset = import_archive(archive_of(tmp_path), "heads")
+        for table in (DatasetImage, DatasetPair, DatasetAnalysis):
+            db.session.execute(delete(table))
+        db.session.commit()
+        store = Described.store
+
+        def delete_first(self: Described, *arguments: Any) -> None:
+            assert delete_dataset(dataset.id)
+            store(self, *arguments)
+
+        monkeypatch.setattr(Described, "store", delete_first)
+        db.session.add(
+            DatasetAnalysis(dataset_id=dataset.id, kind=AnalysisKind.IMAGES, question="")
+        )
+        db.session.commit()
+        assert analyze_next_dataset()
+        assert db.session.scalars(select(DatasetImage)).all() == []
+        assert storage.keys("") == []
+
+    def test_a_queued_one_is_not_started(self, any_worker_app: Flask, tmp_path: Path) -> None:
+        dataset = import_archive(archive_of(tmp_path), "heads")
+        db.session.add(
+            DatasetAnalysis(
+                dataset_id=dataset.id, kind=AnalysisKind.SPLIT, question="folds=2 seed=0"
+            )
+        )
+        db.session.commit()
+        assert delete_dataset(dataset.id)
+        assert not analyze_next_dataset()
+        assert db.session.scalars(select(DatasetAnalysis)).all() == []
