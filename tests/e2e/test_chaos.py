@@ -12,9 +12,11 @@ from typing import NoReturn
 
 import pytest
 
+import worker.app
 from bench.chaos import faults
 from bench.chaos.lab.cases import CASES
-from bench.chaos.lab.killed_jobs import JOBS, differing
+from bench.chaos.lab.killed_jobs import JOBS, differing, empty_parts
+from bench.chaos.lab.maintenance import WORK
 from bench.chaos.servers import NotInstalled, postgres_programs
 from bench.chaos.stack import Program
 from tests.conftest import unreachable
@@ -83,6 +85,20 @@ def test_what_goes_wrong_in_the_lab_ends_as_it_should(tmp_path: Path) -> None:
 
 def test_the_worker_of_every_kind_of_job_is_killed() -> None:
     assert {job.table for job in JOBS.values()} == set(Leased.__subclasses__())
+
+
+def test_a_process_is_killed_in_every_task_that_runs_by_the_clock_and_in_work_without_a_lease() -> (
+    None
+):
+    assert {work.task for work in WORK.values()} >= set(worker.app.celery.conf.beat_schedule)
+    without_a_lease = {"check of a version", "description of a version"}
+    assert without_a_lease < set(WORK)
+
+
+def test_results_in_which_there_is_nothing_are_named() -> None:
+    result = {"rows": [{"p": None}], "files": {}, "same": False, "errors": []}
+    assert empty_parts(result, ["errors"]) == ["rows", "files"]
+    assert empty_parts([], ()) == ["result"] and empty_parts(0, ()) == []
 
 
 def test_differences_between_results_are_named() -> None:
