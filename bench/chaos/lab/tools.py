@@ -42,8 +42,10 @@ from worker.canary import SLICES as CANARY_SLICES
 from worker.predictors import PREDICTIONS
 
 NAME = "lab"
-PATIENTS = 22
-"""Half of them have a hemorrhage; the paper's experiment needs 10 of either kind."""
+PATIENTS, SIZE_PX = 20, 128
+"""Half of the patients, of whom there is one slice each, have a hemorrhage; the paper's experiment
+needs 10 of either kind.
+"""
 EVERY = 40
 """Of the predictions of a live version, every such one is kept."""
 ENDS_WITHIN_S, ANSWERS_WITHIN_S = 600.0, 60.0
@@ -238,7 +240,7 @@ class Lab:
         folder = self._folder()
         archive = folder / "phantoms.zip"
         if not archive.is_file():
-            phantom_dataset(folder, PATIENTS)
+            phantom_dataset(folder, PATIENTS, SIZE_PX, slices=1)
         with self.stack.app.app_context():
             return accept_dataset(name, archive, None).id
 
