@@ -47,8 +47,8 @@ each while a scan is analyzed. There, the worker of each kind of job, or of the 
 killed twice while it runs one: in the middle, either its process or all processes of the worker,
 and a process just before the commit of the result, when its files are stored already. The job must
 be done by a third one, with the same result, not an empty one, as without the kills. For that, code
-injected into the workers kills them when they reach such a point; it also makes the autoencoders of
-the paper's experiment see fewer images, and has a run report a million points. At the end, the hash
+injected into the workers kills them when they reach such a point; it also shortens the fits of the
+paper's experiment and of imports, and has a run report a million points. At the end, the hash
 chain of the audit log is verified, and all
 files that killed processes left behind must be removed by the service's own cleanup.
 

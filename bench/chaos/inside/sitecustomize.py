@@ -8,7 +8,7 @@ slow disk: jobs do so when they begin, and some end within milliseconds, too soo
 `CHAOS_POINTS` names a folder with files that say at which point to kill the process (`KillPoints`).
 `CHAOS_CURVE` names a file: a training run that begins while it exists reports as many points as its
 number says, and removes it.
-`CHAOS_SHORT_FITS` makes the fits of autoencoders, which take most of the paper's experiment, short.
+`CHAOS_SHORT_FITS` makes the fits short that take most of the paper's experiment and of an import.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import time
 from datetime import datetime as TrueDatetime  # noqa: N812 - a class
 from typing import Any
 
+FEW_TREES = 10
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -191,13 +192,17 @@ def report_points(path: str) -> None:
 
 
 def shorten_fits() -> None:
-    """Show an autoencoder a few images only, in processes that train."""
+    """Show an autoencoder a few images only, and give a test of shortcuts a few trees."""
 
     def look(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "import" and arguments[0] == "ml.paper.grid":
             from ml.models import features
 
             features.PICTURES_TO_RECONSTRUCT = 1
+        elif event == "import" and arguments[0] == "worker.learning.dataset_images":
+            from ml.exploration import shortcuts
+
+            shortcuts.TREES = FEW_TREES
 
     sys.addaudithook(look)
 

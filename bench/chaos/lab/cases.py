@@ -39,6 +39,7 @@ def carry_out(lab: Lab, names: Collection[str] = ()) -> None:
         began = time.monotonic()
         try:
             end = lab.ends[case] = act(lab)
+            lab.delete_comparisons()
         except Exception as err:  # noqa: BLE001 - reported at the end, like every other.
             end = f"{type(err).__name__}: {err}"
             lab.errors.append(f"lab, {case}: {end}")

@@ -42,6 +42,8 @@ from webapp.models import (
 TRIES = 30
 """How often a job is requested until its worker was killed twice before it ended."""
 KILLS = 2
+OF_ALL = 0.25
+"""The share of kills of all processes of a worker, whose leases have to expire then."""
 FOLLOWS_EVERY_S = 0.002
 LATEST = 0.8
 """The latest moment of a kill, as a fraction of the duration of the undisturbed job."""
@@ -219,7 +221,7 @@ def kill(lab: Lab, pid: int) -> str:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
         if state == "Z":
             return ""
-        if lab.rng.random() < 0.5:
+        if lab.rng.random() >= OF_ALL:
             os.kill(pid, signal.SIGKILL)
             return "process killed"
         group = os.getpgid(pid)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, delete, select
 
 from bench.chaos.neighbors import OWNER, a_study
 from bench.chaos.stack import Stack
@@ -29,6 +29,7 @@ from tests.e2e.pictures import phantom_dataset
 from webapp.extensions import db
 from webapp.intake import accept_dataset
 from webapp.models import (
+    Comparison,
     Dataset,
     JobStatus,
     Leased,
@@ -251,6 +252,13 @@ class Lab:
         known = self.one(select(Dataset.id).where(Dataset.name == name))
         if known is not None:
             self.api("DELETE", f"/datasets/{known}", None, 204)
+
+    def delete_comparisons(self) -> None:
+        """Delete the comparisons that are still queued: each promotion and evaluation requests
+        several, which would take minutes, because a process of the train worker carries out one.
+        """
+        with self.changing():
+            db.session.execute(delete(Comparison).where(Comparison.status == JobStatus.QUEUED))
 
     def dataset(self, number: int = 0) -> str:
         """Return the id of an imported data set, which all cases share; there may be several."""
