@@ -65,11 +65,12 @@ def test_whatever_dies_every_scan_ends_in_one_verdict(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)  # It takes a minute or two on an idle machine.
 def test_what_goes_wrong_in_the_lab_ends_as_it_should(tmp_path: Path) -> None:
-    # A few of the cases, one for each queue; `make chaos` carries out all.
+    # A few of the cases, of each queue, and one without a lease; `make chaos` carries out all.
     cases = [
         "worker killed during: creation of a report",
         "worker killed during: import of a data set",
         "worker killed during: sending of a notification",
+        "process killed during: sealing of the audit log",
     ]
     only = ["--stack", "embedded", "--scans", "0", "--faults", "0", "--trainings", "0"]
     report = tmp_path / "chaos.md"

@@ -3,8 +3,8 @@ is how faults get into a worker that has no hooks for them.
 
 `CHAOS_CLOCK_S` sets the clock of the process ahead by that many seconds. `CHAOS_POISON_PX` kills
 the process, as a crash in a decoder would, when it reads a PNG of that width in pixels.
-`CHAOS_SLOW_S` makes it wait for that many seconds whenever it creates a temporary folder, as on a
-slow disk: jobs do so when they begin, and some end within milliseconds, too soon to be killed.
+`CHAOS_SLOW_S` makes it wait for that many seconds when it creates its first temporary folder, as on
+a slow disk: jobs do so when they begin, and some end within milliseconds, too soon to be killed.
 `CHAOS_POINTS` names a folder with files that say at which point to kill the process (`KillPoints`).
 `CHAOS_CURVE` names a file: a training run that begins while it exists reports as many points as its
 number says, and removes it.
@@ -77,11 +77,13 @@ def die_of_pictures(width_px: int) -> None:
     sys.addaudithook(look)
 
 
-def wait_for_folders(by_s: float) -> None:
-    """Make this process wait whenever it creates a temporary folder."""
+def wait_for_folder(by_s: float) -> None:
+    """Make each process wait when it creates its first temporary folder."""
+    waited = set[int]()
 
     def look(event: str, _: tuple[Any, ...]) -> None:
-        if event == "tempfile.mkdtemp":
+        if event == "tempfile.mkdtemp" and os.getpid() not in waited:
+            waited.add(os.getpid())
             time.sleep(by_s)
 
     sys.addaudithook(look)
@@ -212,7 +214,7 @@ if "CHAOS_CLOCK_S" in os.environ:
 if "CHAOS_POISON_PX" in os.environ:
     die_of_pictures(int(os.environ["CHAOS_POISON_PX"]))
 if "CHAOS_SLOW_S" in os.environ:
-    wait_for_folders(float(os.environ["CHAOS_SLOW_S"]))
+    wait_for_folder(float(os.environ["CHAOS_SLOW_S"]))
 if "CHAOS_POINTS" in os.environ:
     KillPoints(os.environ["CHAOS_POINTS"]).look_at_files()
 if "CHAOS_CURVE" in os.environ:

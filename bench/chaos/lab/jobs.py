@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, select
 
 from bench.chaos.lab.tools import PATIENTS, Lab, require, sentence_of, until
 from ml.paper.cells import plan
@@ -305,17 +306,25 @@ def request_sources(lab: Lab) -> str:
 
 def ask_again(lab: Lab, kind: AnalysisKind, path: str, body: Any) -> str:
     """Delete the analysis of this kind of a data set, and request it."""
-    its = DatasetAnalysis.dataset_id == lab.dataset(), DatasetAnalysis.kind == kind
     with lab.changing():
-        db.session.execute(delete(DatasetAnalysis).where(*its))
+        db.session.execute(delete(DatasetAnalysis).where(*analyses(lab, kind)))
     return str(lab.api("POST", f"/datasets/{lab.dataset()}/{path}", body, 202)["id"])
 
 
 def analysis_result(lab: Lab, analysis_id: str) -> Any:
     """Return its result, and those of others of its kind."""
-    kind = select(DatasetAnalysis.kind).where(DatasetAnalysis.id == analysis_id).scalar_subquery()
-    its = DatasetAnalysis.dataset_id == lab.dataset(), DatasetAnalysis.kind == kind
-    return lab.columns(DatasetAnalysis, ("result",), *its)
+    kind = lab.one(select(DatasetAnalysis.kind).where(DatasetAnalysis.id == analysis_id))
+    return lab.columns(DatasetAnalysis, ("result",), *analyses(lab, kind))
+
+
+def analyses(lab: Lab, kind: AnalysisKind) -> Sequence[ColumnElement[bool]]:
+    """Return the conditions of the analyses of this kind of a data set; a comparison belongs to
+    either of the two.
+    """
+    of_kind = DatasetAnalysis.kind == kind
+    if kind == AnalysisKind.SOURCES:
+        return [of_kind]
+    return [of_kind, DatasetAnalysis.dataset_id == lab.dataset()]
 
 
 def request_figures(lab: Lab) -> str:
