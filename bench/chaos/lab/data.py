@@ -6,7 +6,7 @@ import time
 
 from sqlalchemy import select
 
-from bench.chaos.lab.jobs import request_calibration
+from bench.chaos.lab.learning_jobs import request_calibration
 from bench.chaos.lab.tools import Lab, require
 from webapp.models import CURVE_STEPS, Dataset, Evaluation, TrainingRun
 from worker.learning.training_curves import AVERAGED_STEPS

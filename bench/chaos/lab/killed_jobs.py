@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from bench.chaos.lab import jobs
+from bench.chaos.lab import jobs, learning_jobs
 from bench.chaos.lab.kill_points import end_of, kill_point
 from bench.chaos.lab.tools import Lab, Unexpected, require, until
 from webapp.extensions import db
@@ -102,45 +102,56 @@ JOBS: Mapping[str, Job] = {
     "import of a data set": Job(
         Dataset,
         Lab.request_import,
-        jobs.dataset_result,
+        learning_jobs.dataset_result,
         may_be_empty=("corrections", "pairs", "scans"),
     ),
     "creation of a data set of confirmed scans": Job(
         Dataset,
-        jobs.request_confirmed,
-        jobs.dataset_result,
+        learning_jobs.request_confirmed,
+        learning_jobs.dataset_result,
         may_be_empty=("corrections", "pairs"),
     ),
     "creation of a data set with corrected labels": Job(
-        Dataset, jobs.request_corrected, jobs.dataset_result, may_be_empty=("pairs", "scans")
+        Dataset,
+        learning_jobs.request_corrected,
+        learning_jobs.dataset_result,
+        may_be_empty=("pairs", "scans"),
     ),
     "index of the images of a data set": Job(
         DatasetAnalysis,
-        jobs.request_index,
-        jobs.index_result,
+        learning_jobs.request_index,
+        learning_jobs.index_result,
         may_be_empty=("corrections", "pairs", "scans"),
     ),
-    "preview of a split": Job(DatasetAnalysis, jobs.request_split, jobs.analysis_result),
-    "comparison of two data sets": Job(DatasetAnalysis, jobs.request_sources, jobs.analysis_result),
-    "computation of the site figures": Job(SiteFigures, jobs.request_figures, jobs.figures_result),
-    "comparison of two versions": Job(Comparison, jobs.request_comparison, jobs.comparison_result),
+    "preview of a split": Job(
+        DatasetAnalysis, learning_jobs.request_split, learning_jobs.analysis_result
+    ),
+    "comparison of two data sets": Job(
+        DatasetAnalysis, learning_jobs.request_sources, learning_jobs.analysis_result
+    ),
+    "computation of the site figures": Job(
+        SiteFigures, learning_jobs.request_figures, learning_jobs.figures_result
+    ),
+    "comparison of two versions": Job(
+        Comparison, learning_jobs.request_comparison, learning_jobs.comparison_result
+    ),
     "evaluation; deleting its data set meanwhile is refused": Job(
         Evaluation,
-        jobs.request_evaluation,
-        jobs.evaluation_result,
-        meanwhile=jobs.refused_deletion,
+        learning_jobs.request_evaluation,
+        learning_jobs.evaluation_result,
+        meanwhile=learning_jobs.refused_deletion,
     ),
     "calibration": Job(
         TrainingRun,
-        jobs.request_calibration,
-        jobs.calibration_result,
+        learning_jobs.request_calibration,
+        learning_jobs.calibration_result,
         may_be_empty=("checkpoints",),
     ),
     "paper’s experiment": Job(
         PaperExperiment,
-        jobs.request_experiment,
-        jobs.experiment_result,
-        expected=jobs.expected_experiment,
+        learning_jobs.request_experiment,
+        learning_jobs.experiment_result,
+        expected=learning_jobs.expected_experiment,
         may_be_empty=("checkpoints",),
         is_under_way=lambda row: row.cells_done > 0,
     ),
