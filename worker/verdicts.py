@@ -16,7 +16,7 @@ from ml.scans.slices import Series
 from ml.scans.volume import has_volume
 from ml.verdict import State
 from webapp.accounts.notifications import queue_notifications
-from webapp.extensions import db
+from webapp.extensions import database_now, db
 from webapp.models import Heatmap, Prediction, Scan, new_id, queue_for_shadows
 from webapp.models.reports import queue_dicom_results
 from webapp.routing import queue_deliveries
@@ -179,6 +179,8 @@ def prediction_of(outcome: Outcome, result: ScanResult, seconds: float) -> dict[
         "id": new_id(),
         "scan_id": outcome.scan.id,
         "model_version_id": outcome.version_id,
+        # Not by this machine's clock: it decides to which promotion the result counts.
+        "created_at": database_now(),
         "probability": result.probability,
         "threshold": result.threshold,
         "positive": result.positive,

@@ -9,9 +9,12 @@ the given numbers of scans, faults and trainings. Some faults affect studies tha
 and an archive that receives their results. Meanwhile, a shadow of the live version runs, which must
 always give the same answers; replays run, which must be bit-for-bit identical; and the hash chain
 of the audit log must verify. Afterwards, faults are injected into the lab: the worker of each kind
-of job is killed, the deletion of a data set is requested while it is evaluated and after that, the
-files of a version are damaged, two versions are promoted at once, a shadow fails on every scan, and
-a curve has a million points. The seed determines faults, targets and times; their effects depend
+of job is killed twice, in the middle and just before its commit; so is a process in the sweep, the
+sealing of the audit log, the cleanup and the check and the description of a version. Each file of a
+candidate and of the live version is damaged, two versions are promoted at once, also as the first
+of their kind, shadows fail or kill their workers on every scan, a run reports a curve of a million
+points, and the deletion of a data set is requested while it is evaluated and after that. The seed
+determines faults, targets and times; their effects depend
 on the machine. `--seeds 10` repeats all of it with ten seeds, and `--load` runs it alongside
 processes that take half of the machine. Linux only. The last line is the verdict; the exit status
 is 1 if a guarantee is violated.

@@ -44,9 +44,12 @@ copy of the live version runs as a shadow and must give the same prediction for 
 analyzes; halfway through the faults, up to {replays} predictions are computed again and must be
 identical to the bit. After the last fault, faults are injected into the lab, one after the other,
 each while a scan is analyzed. There, the worker of each kind of job, or of the chosen ones, is
-killed while it runs one, either its process or all processes of the worker; the job must be done by
-another one, with the same result as without the kill. At the end, the hash chain of the audit log
-is verified, and all
+killed twice while it runs one: in the middle, either its process or all processes of the worker,
+and a process just before the commit of the result, when its files are stored already. The job must
+be done by a third one, with the same result, not an empty one, as without the kills. For that, code
+injected into the workers kills them when they reach such a point; it also shortens the fits of the
+paper's experiment and of imports, and has a run report a million points. At the end, the hash
+chain of the audit log is verified, and all
 files that killed processes left behind must be removed by the service's own cleanup.
 
 *Recovery* is the time from the start of a fault, including its duration, until every scan that was

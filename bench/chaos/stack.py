@@ -131,8 +131,10 @@ class Stack:
         self.folder = folder
         self.home = folder / "home"
         self.volume = folder / "volume"
-        self.home.mkdir()
-        self.volume.mkdir()
+        self.points = folder / "points"
+        self.curve = folder / "curve"
+        for its in (self.home, self.volume, self.points, self.points / "kills"):
+            its.mkdir()
         # So that the storage can be removed and restored atomically.
         self.files.symlink_to(self.volume)
         self.database = Postgres(folder) if kind == "postgres" else None
@@ -180,9 +182,8 @@ class Stack:
     def _programs(self) -> dict[str, Program]:
         lines = parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes
         lines["worker-predict-2"] = lines["worker-predict"].replace("predict@", "predict-2@")
-        inside = {
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(INSIDE), os.environ.get("PYTHONPATH"))))
-        }
+        paths = filter(None, (str(INSIDE), os.environ.get("PYTHONPATH")))
+        inside = {"PYTHONPATH": os.pathsep.join(paths), "CHAOS_POINTS": str(self.points)}
         poisoned = {**inside, "CHAOS_POISON_PX": str(POISON_PX)}
         extra = {
             "worker-predict": poisoned,
@@ -191,7 +192,10 @@ class Stack:
                 **inside,
                 "LEASE_S": str(TRAIN_LEASE_S),
                 "CHAOS_SLOW_S": str(TRAIN_SLOW_S),
+                "CHAOS_CURVE": str(self.curve),
+                "CHAOS_SHORT_FITS": "1",
             },
+            "beat": inside,
         }
         return {
             name: Program(

@@ -82,9 +82,9 @@ def png_that_claims(width: int, height: int) -> bytes:
     )
 
 
-def phantom_dataset(folder: Path, patients: int = 16, size: int = 192) -> Path:
-    """Write a ZIP of phantoms, two slices a patient, half of the patients with hemorrhage; return
-    its path.
+def phantom_dataset(folder: Path, patients: int = 16, size: int = 192, slices: int = 2) -> Path:
+    """Write a ZIP of phantoms, two slices a patient unless told otherwise, half of the patients
+    with hemorrhage; return its path.
     """
     kinds = get_args(Kind)
     rows = ["filename,label,patient"]
@@ -92,7 +92,7 @@ def phantom_dataset(folder: Path, patients: int = 16, size: int = 192) -> Path:
     with zipfile.ZipFile(archive, "w") as packed:
         for patient in range(patients):
             label = patient % 2
-            for slice_index in range(2):
+            for slice_index in range(slices):
                 seed = 100 + 2 * patient + slice_index
                 path = folder / f"{seed}.png"
                 write_png(

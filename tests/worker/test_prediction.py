@@ -6,6 +6,7 @@ import io
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -345,6 +346,20 @@ def test_the_live_version_is_looked_up_at_every_claim(worker_app: Flask) -> None
         assert answered is not None
         answered_by.append(answered.model_version_id)
     assert answered_by == [first.id, second.id, first.id]
+
+
+def test_a_result_is_dated_by_the_clock_of_the_database(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_model()
+    dated = Prediction.__table__.c.created_at.default
+    monkeypatch.setattr(dated, "arg", lambda _: utc_now() - timedelta(minutes=1))
+    (scan_id,) = submit(picture(200))
+    prediction.answer_next_scans()
+    answered = db.session.scalars(select(Prediction)).one()
+    promoted = db.session.scalars(select(Promotion)).one()
+    assert answered.scan_id == scan_id
+    assert answered.created_at >= promoted.at, "otherwise it would not count to the promotion"
 
 
 def test_a_batch_after_a_change_of_operating_point_uses_its_thresholds(

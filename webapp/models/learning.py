@@ -419,6 +419,14 @@ def newest_promotion(reads: str, *, lock: bool = False) -> Promotion | None:
     """Return the promotion that determines what is live for `reads`; with `lock`, no other
     promotion of that kind can be decided before the caller commits.
     """
+    if lock:
+        # The second of two promotions waits here, and then reads what the first one has committed.
+        # What is locked is the oldest version of the kind, because there may be no promotion yet;
+        # `key_share` lets rows that refer to it be written meanwhile. SQLite has one writer at a
+        # time.
+        of_kind = select(ModelVersion.id).where(ModelVersion.reads == reads)
+        oldest = of_kind.order_by(ModelVersion.created_at, ModelVersion.id).limit(1)
+        db.session.execute(oldest.with_for_update(key_share=True))
     newest = (
         select(Promotion)
         .where(Promotion.reads == reads)
@@ -426,10 +434,6 @@ def newest_promotion(reads: str, *, lock: bool = False) -> Promotion | None:
         .limit(1)
         .options(defer_card())
     )
-    if lock:
-        # The second of two promotions waits here, and then reads what the first one has committed.
-        # SQLite has one writer at a time.
-        db.session.execute(newest.with_only_columns(Promotion.id).with_for_update())
     return db.session.scalar(newest)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, delete, select
 
 from bench.chaos.neighbors import OWNER, a_study
 from bench.chaos.stack import Stack
@@ -29,6 +29,7 @@ from tests.e2e.pictures import phantom_dataset
 from webapp.extensions import db
 from webapp.intake import accept_dataset
 from webapp.models import (
+    Comparison,
     Dataset,
     JobStatus,
     Leased,
@@ -39,10 +40,15 @@ from webapp.models import (
     new_id,
 )
 from worker.canary import SLICES as CANARY_SLICES
+from worker.predictors import PREDICTIONS
 
 NAME = "lab"
-PATIENTS = 22
-"""Half of them have a hemorrhage; the paper's experiment needs 10 of either kind."""
+PATIENTS, SIZE_PX = 20, 128
+"""Half of the patients, of whom there is one slice each, have a hemorrhage; the paper's experiment
+needs 10 of either kind.
+"""
+EVERY = 40
+"""Of the predictions of a live version, every such one is kept."""
 ENDS_WITHIN_S, ANSWERS_WITHIN_S = 600.0, 60.0
 LOOK_S = 0.05
 
@@ -218,6 +224,15 @@ class Lab:
             )
         return version_id
 
+    def shorten_predictions(self) -> None:
+        """Keep a few of the out-of-fold predictions of the live versions, by which others are
+        compared with them: comparisons on thousands of images take minutes.
+        """
+        for reads in ("slice", "series"):
+            table = self.stack.volume / self.live(reads)[2] / PREDICTIONS
+            head, *rows = table.read_text(encoding="utf-8").splitlines(keepends=True)
+            table.write_text("".join([head, *rows[::EVERY]]), encoding="utf-8")
+
     def request_import(self, name: str = "imported") -> str:
         """Request the import of a data set of phantoms, which replaces the previous one of that
         name, and return its id.
@@ -226,7 +241,7 @@ class Lab:
         folder = self._folder()
         archive = folder / "phantoms.zip"
         if not archive.is_file():
-            phantom_dataset(folder, PATIENTS)
+            phantom_dataset(folder, PATIENTS, SIZE_PX, slices=1)
         with self.stack.app.app_context():
             return accept_dataset(name, archive, None).id
 
@@ -237,6 +252,13 @@ class Lab:
         known = self.one(select(Dataset.id).where(Dataset.name == name))
         if known is not None:
             self.api("DELETE", f"/datasets/{known}", None, 204)
+
+    def delete_comparisons(self) -> None:
+        """Delete the comparisons that are still queued: each promotion and evaluation requests
+        several, which would take minutes, because a process of the train worker carries out one.
+        """
+        with self.changing():
+            db.session.execute(delete(Comparison).where(Comparison.status == JobStatus.QUEUED))
 
     def dataset(self, number: int = 0) -> str:
         """Return the id of an imported data set, which all cases share; there may be several."""

@@ -213,6 +213,35 @@ def test_of_two_who_promote_at_once_one_wins_and_the_other_reads_a_sentence(
         assert (newest := live_version("slice")) and newest.id == winner
 
 
+def test_the_first_promotion_of_a_kind_is_decided_once_too(any_database_app: Flask) -> None:
+    app, ended = any_database_app, list[str]()
+    with app.app_context():
+        first, second = add_version("first-card"), add_version("second-card")
+        seen = mark_of_live("slice")
+        db.session.commit()
+    decision = Decision(None, "Now.", None, seen=seen)
+
+    def decide_too() -> None:
+        with app.app_context():
+            try:
+                promote_as_admin(db.session.get_one(ModelVersion, second), decision)
+                ended.append("won")
+            except PromotionRefused as err:
+                ended.append(str(err))
+            db.session.rollback()
+            db.session.remove()
+
+    rival = threading.Thread(target=decide_too)
+    with app.app_context():
+        promote_as_admin(db.session.get_one(ModelVersion, first), decision)
+        rival.start()
+        rival.join(1)  # Unless it waits for the one that is not committed yet, it ends here.
+        assert not ended
+        db.session.commit()
+        rival.join(60)
+    assert len(ended) == 1 and "Compare with that version, then decide again." in ended[0]
+
+
 def test_the_timeline_says_what_was_live_at_any_time(app: Flask, admin: FlaskClient) -> None:
     noon = utc_now() - timedelta(hours=5)
     with app.app_context():
