@@ -23,6 +23,7 @@ OF_ML = {
     "ml.catalogue",
     "ml.errors",
     "ml.expected_time",
+    "ml.first_voxel",
     "ml.named_points",
     "ml.same_scan",
     "ml.verdict",

@@ -15,6 +15,7 @@ FLOORS = (
         "checkpoints",
         "catalogue",
         "expected_time",
+        "first_voxel",
         "named_points",
         "same_scan",
         "verdict",
