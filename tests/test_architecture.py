@@ -24,6 +24,7 @@ OF_ML = {
     "ml.errors",
     "ml.expected_time",
     "ml.first_voxel",
+    "ml.image_types",
     "ml.named_points",
     "ml.same_scan",
     "ml.verdict",

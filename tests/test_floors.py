@@ -16,6 +16,7 @@ FLOORS = (
         "catalogue",
         "expected_time",
         "first_voxel",
+        "image_types",
         "named_points",
         "same_scan",
         "verdict",

@@ -348,6 +348,47 @@ def test_two_studies_of_one_series_uid_are_refused(tmp_path: Path) -> None:
         read_series(paths)
 
 
+CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "a page of text"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "OTHER", "DOSE INFO"]}, "a page of text"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "OTHER", "CT_SOM5 PROT"]}, "a page of text"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a localizer"),
+        ({"SOPClassUID": CAPTURE}, "made from other slices"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "CT_SOM5 MPR"]}, "made from other slices"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "REFORMATTED"]}, "made from other slices"),
+    ],
+)
+@pytest.mark.parametrize("position_mm", [27.5, 60.0, 999.0])
+def test_what_is_no_slice_is_left_out_of_a_series_wherever_it_lies(
+    tmp_path: Path, tags: dict[str, object], reason: str, position_mm: float
+) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    write_dicom(slice_hu(77), tmp_path / "other.dcm", number=13, position_mm=position_mm)
+    for given in in_any_order([*paths, change(tmp_path / "other.dcm", **tags)]):
+        series = read_series(given)
+        assert marks(series) == ALL
+        assert any("other.dcm" in note and reason in note for note in series.warnings)
+
+
+def test_a_series_of_reformatted_slices_is_read(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12, ImageType=["DERIVED", "SECONDARY", "MPR"])
+    series = read_series(paths)
+    assert (marks(series), series.warnings) == (ALL, ())
+
+
+def test_a_number_far_from_the_others_says_nothing_about_the_position(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    change(paths[11], ImagePositionPatient=None, InstanceNumber=900)
+    series = read_series(paths)
+    assert marks(series) == ALL[:11]
+    assert series.warnings[0].startswith("One slice (12.dcm) was left out: it is without a pos")
+
+
 def test_a_page_of_text_is_left_out_and_named(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "s", 12)
     page = tmp_path / "dose.dcm"

@@ -415,6 +415,7 @@ def test_an_archive_of_a_study_is_a_scan_for_each_series_and_says_what_it_left(
     }
     files |= {
         "scout": dicom_file(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]),
+        "dose": dicom_file(ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]),
         "readme.txt": b"text",
         "mr": dicom_file(Modality="MR"),
     }
@@ -424,6 +425,7 @@ def test_an_archive_of_a_study_is_a_scan_for_each_series_and_says_what_it_left(
         f"Skipped, not slices: {what} (1)."
         for what in (
             "localizers",
+            "pages of text and screen captures",
             "files that are not images",
             "files with a modality other than CT",
         )
