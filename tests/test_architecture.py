@@ -28,6 +28,7 @@ OF_ML = {
     "ml.named_points",
     "ml.same_scan",
     "ml.verdict",
+    "ml.zip_end",
 }
 """What the web application may load of `ml`, and so what its image has."""
 

@@ -20,6 +20,7 @@ FLOORS = (
         "named_points",
         "same_scan",
         "verdict",
+        "zip_end",
         "figures",
         "typed_json",
     },

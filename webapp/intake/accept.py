@@ -26,11 +26,12 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from werkzeug.datastructures import FileStorage
 
+from ml.zip_end import end_of_zip
 from webapp.audit import record
 from webapp.deletion import discard_archive
 from webapp.extensions import db, utc_now
 from webapp.forms import MAX_TITLE, text_problem
-from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, is_of_system, members
+from webapp.intake.archives import ArchiveRefused, is_of_system, is_zip, members
 from webapp.intake.clean_copy import NoSlice, QuotaReached, Taken, UploadRejected, take
 from webapp.intake.dicom import is_dicom
 from webapp.intake.nifti import GZIP
@@ -67,6 +68,7 @@ NAMES_OF_NOTES = (
 DROPPED = "folder"
 """The prefix of the paths of files in dropped folders."""
 PACKED = ".zip"
+START_BYTES = 132
 MOST_PACKED = 20
 """Maximum number of NIfTI files of one upload that are inflated: a malicious one takes seconds."""
 LONGEST_DROP = timedelta(hours=1)
@@ -365,7 +367,9 @@ def accept_dataset(
     problem = text_problem(name, 80) if name else "Please enter a title."
     if problem:
         raise UploadRejected(f"Invalid data set name. {problem}")
-    if not zipfile.is_zipfile(archive):
+    with archive.open("rb") as file:
+        is_archive = end_of_zip(file, file.seek(0, 2)) is not None
+    if not is_archive:
         raise UploadRejected("The file is not a complete ZIP archive.")
     dataset = Dataset(
         id=new_id(), name=name, imported_by_id=user_id, archive_key=new_key("datasets", ".zip")
@@ -497,7 +501,7 @@ def _sorted(
 def _damaged_member(number: int, name: str, folder: str | None) -> LeftOut:
     """Return a file that could not be unpacked: a slice, unless its name is that of an image."""
     is_dicom = not name.lower().endswith(NAMES_OF_PICTURES)
-    reason = UploadRejected("The file is damaged within the ZIP archive.")
+    reason = UploadRejected("The file cannot be unpacked from the ZIP archive.")
     return LeftOut(number, name, reason, folder, is_dicom)
 
 
@@ -590,9 +594,9 @@ def _contents(
         name, stream = file.filename or "", file.stream
         size = stream.seek(0, 2)
         stream.seek(0)
-        start = stream.read(len(ZIP))
+        start = stream.read(START_BYTES)
         stream.seek(0)
-        if start not in (ZIP, EMPTY_ZIP):
+        if not (is_zip(start) or _is_behind_others(stream, size, name, start)):
             inside, is_in_folder, last = name.replace("\\", "/").rpartition("/")
             yield last, stream, f"{DROPPED}/{inside}" if is_in_folder else None, place
             continue
@@ -614,6 +618,16 @@ def _contents(
                 yield last, content if is_sound else None, inside, None
         except ArchiveRefused as err:
             raise UploadRejected(str(err)) from err
+
+
+def _is_behind_others(stream: IO[bytes], size: int, name: str, start: bytes) -> bool:
+    """Return whether a file is a ZIP archive with other bytes in front, such as a program that
+    unpacks it.
+    """
+    is_named = name.lower().endswith((PACKED, ".exe"))
+    found = is_named and start[128:132] != b"DICM" and end_of_zip(stream, size) is not None
+    stream.seek(0)
+    return found
 
 
 def store_series(key: str, series: SeriesFiles) -> int:

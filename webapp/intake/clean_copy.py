@@ -10,7 +10,7 @@ from typing import IO
 from flask import current_app
 
 from ml.image_types import ImageKind
-from webapp.intake.archives import EMPTY_ZIP, ZIP
+from webapp.intake.archives import is_zip
 from webapp.intake.dicom import (
     CT_SOP_CLASSES,
     READ_SYNTAXES,
@@ -124,7 +124,7 @@ def take(
                 "nifti",
                 _take_nifti(stream, target, start.startswith(GZIP), budget),
             )
-        elif start.startswith((ZIP, EMPTY_ZIP)):  # Not opened: it might contain a third archive.
+        elif is_zip(start):  # Not opened: it might contain a third archive.
             raise NoSlice(NESTED, "archives and documents")
         elif start.startswith(STARTS_OF_ARCHIVES) or start[TAR_AT:].startswith(b"ustar"):
             raise NoSlice(OTHER_ARCHIVE, "archives and documents")
