@@ -26,6 +26,7 @@ OF_ML = {
     "ml.first_voxel",
     "ml.image_types",
     "ml.named_points",
+    "ml.runs",
     "ml.same_scan",
     "ml.verdict",
     "ml.zip_end",

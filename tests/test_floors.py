@@ -10,7 +10,7 @@ import pytest
 from webapp.config import PROJECT_ROOT
 
 FLOORS = (
-    {"errors", "confinement"},
+    {"errors", "confinement", "runs"},
     {
         "checkpoints",
         "catalogue",
