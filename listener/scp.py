@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from socket import socket
 from typing import Any, cast
@@ -102,6 +103,7 @@ class Listener:
     def __init__(self, app: Flask, spool: Spool, tls: ssl.SSLContext | None = None) -> None:
         self._app, self._spool, self._tls = app, spool, tls
         self._sessions: dict[Association, Session] = {}
+        self._arriving: dict[Association, set[Path]] = {}
         self._logged: dict[str, float] = {}
         self._lock = threading.Lock()
         self._server: Server | None = None
@@ -151,6 +153,7 @@ class Listener:
             request_handler=Handler,
         )
         server.is_known = self._is_known
+        server.on_end = self._end
         server.most_connections = ae.maximum_associations + MORE_CONNECTIONS
         ae._servers.append(server)  # `AE.start_server` does the same, so that `shutdown` works.
         self._server = server
@@ -289,6 +292,10 @@ class Listener:
         session = self._sessions.get(event.assoc)
         if session is None:
             return
+        with self._lock:
+            self._arriving.setdefault(event.assoc, set()).update(
+                _files_of(event.assoc.dimse.message)
+            )
         before, session.received = session.received, session.received + len(event.data)
         if session.received > self._app.config["MAX_UPLOAD_MB"] * 2**20:
             log.warning("aborted %s: an instance is too large", session.peer.ae_title)
@@ -339,14 +346,25 @@ class Listener:
 
     def _left(self, event: evt.Event) -> Session | None:
         """Forget an association that is over, and discard an incomplete instance."""
-        message = event.assoc.dimse.message
-        partial = getattr(message, "_data_set_file", None)
-        if partial is not None:
-            Path(partial.name).unlink(missing_ok=True)
-            if event.event is evt.EVT_CONN_CLOSE:  # Nothing writes to it any more.
-                partial.close()
+        _discard_partial(event.assoc, is_closed=event.event is evt.EVT_CONN_CLOSE)
         with self._lock:
             return self._sessions.pop(event.assoc, None)
+
+    def _end(self, association: Association) -> None:
+        """Forget an association whose thread ends, and discard what it received and nobody took: if
+        its messages broke pynetdicom, no other end of it is announced.
+        """
+        _discard_partial(association, is_closed=True)
+        with self._lock:
+            session = self._sessions.pop(association, None)
+            left = self._arriving.pop(association, set())
+        while not association.dimse.msg_queue.empty():
+            _, message = association.dimse.msg_queue.get(block=False)
+            left |= _files_of(message)
+        for path in left:  # Those that were taken are no longer there.
+            path.unlink(missing_ok=True)
+        for key in session.studies if session else ():
+            self._spool.note_association_over(key, is_cut_off=True)
 
     def _tell_seldom(self, what: str) -> None:
         """Log a refusal, the same one at most once a minute."""
@@ -367,10 +385,12 @@ class Server(ThreadedAssociationServer):
 
     Attributes:
         is_known: whether an address is that of a peer.
+        on_end: called at the end of the thread of an association.
         most_connections: the maximum number of simultaneous connections, in any state.
     """
 
     is_known: Callable[[str], bool]
+    on_end: Callable[[Association], None]
     most_connections: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -440,9 +460,57 @@ class Handler(RequestHandler):
             if open_socket is not None:
                 open_socket.close()
 
+        association.run = partial(  # type: ignore[method-assign]
+            self._run_to_the_end, association, association.run
+        )
+        association.dul.run = partial(  # type: ignore[method-assign]
+            _read_or_end, association, association.dul.run
+        )
         connection.recv = recv  # type: ignore[method-assign]
         connection._shutdown_socket = shut_down_and_close  # type: ignore[method-assign]
         return association
+
+    def _run_to_the_end(self, association: Association, run: Callable[[], None]) -> None:
+        """Run the thread of an association; a message of the caller may raise anything."""
+        connection = cast(AssociationSocket, association.dul.socket)
+        try:
+            run()
+        except Exception as err:  # noqa: BLE001 - see above.
+            log.warning("an association broke off: %s", type(err).__name__)
+        finally:
+            association.dul.kill_dul()
+            connection.close()
+            cast(Server, self.server).on_end(association)
+
+
+def _read_or_end(association: Association, read: Callable[[], None]) -> None:
+    """Run the thread that reads from the connection of an association, and end the association if
+    it meets a message that pynetdicom does not expect: it would wait for more until its timeout.
+    """
+    connection = cast(AssociationSocket, association.dul.socket)
+    try:
+        read()
+    except Exception as err:  # noqa: BLE001 - a message of the caller may raise anything.
+        log.warning("an association broke off: %s", type(err).__name__)
+        association.is_aborted, association.is_established = True, False
+        association._kill = association.dul._kill_thread = True
+        connection.close()
+        association.dul.to_user_queue.put(None)
+
+
+def _files_of(message: Any) -> set[Path]:
+    """Return the file to which pynetdicom writes the instance of a message."""
+    path = getattr(message, "_data_set_path", None) or getattr(message, "_dataset_path", None)
+    return {path} if isinstance(path, Path) else set()
+
+
+def _discard_partial(association: Association, *, is_closed: bool) -> None:
+    """Delete an incomplete instance; if the connection is closed, nothing writes to it any more."""
+    incomplete = getattr(association.dimse.message, "_data_set_file", None)
+    if incomplete is not None:
+        Path(incomplete.name).unlink(missing_ok=True)
+        if is_closed:
+            incomplete.close()
 
 
 def _reject(association: Association, reason: tuple[int, int, int]) -> None:

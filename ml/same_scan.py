@@ -1,5 +1,5 @@
 """Whether slices that lie at or between the positions of others continue their pass over the head,
-or belong to another scan.
+or belong to another scan; `ml.runs` finds the passes of a series.
 
 The web application, which reads headers only, and the workers, which read the files, share this
 rule. It needs the standard library only.
@@ -8,11 +8,12 @@ rule. It needs the standard library only.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from statistics import median
+
+from ml.runs import are_numbered_apart
 
 SAME_PLACE_MM = 0.05
 OVERLAP = 0.2
@@ -24,10 +25,9 @@ UNEVEN = 0.25
 """Of the typical step: maximum difference between most neighboring steps of one scan."""
 CROWDED = 0.75
 """Of the slice thickness: slices closer than that overlap, so one pass does not alternate them."""
-MOST_RUNS = 4
-"""Numbers that turn back more often say nothing about the order of acquisition."""
-COVERED = 0.6
-"""Minimum share of the positions' extent that each of several runs covers."""
+FEWEST_EVEN = 4
+SAME_STEP = 0.1
+"""Maximum difference between the steps of two passes with one protocol."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def continues(
 ) -> bool:
     """Return whether slices at the positions of `part` continue a pass at those of `other`: they
     share few positions, and do not alternate with its slices if the two are marked as different
-    scans.
+    scans. Slices with the same marks that alternate unevenly, although either part is even, are
+    two passes with one protocol.
     """
     few = OVERLAP * min(len(part), len(other))
     if len(set(part) & set(other)) > few:
@@ -65,49 +66,28 @@ def continues(
     if _times_parted(part, other) <= few:
         return True
     positions = [*part, *other]
-    if _are_uneven(positions) and _are_numbered_apart(facts, facts_of_other):
+    is_uneven = _are_uneven(positions)
+    if is_uneven and _are_alike(part, other) and _marks(facts) == _marks(facts_of_other):
         return False
-    are_crowded = _are_uneven(positions) or _overlap(positions, [*facts, *facts_of_other])
-    return not (are_crowded and _are_two_scans(facts, facts_of_other))
+    are_crowded = is_uneven or _overlap(positions, [*facts, *facts_of_other])
+    return not (
+        are_crowded
+        and (_are_numbered_apart(facts, facts_of_other) or _are_two_scans(facts, facts_of_other))
+    )
 
 
-def runs_over_the_head(positions: Sequence[float], numbers: Sequence[float | None]) -> list[int]:
-    """Return the number of the run to which each slice belongs, from 0. A scan that was repeated
-    has several runs, even if nothing else distinguishes its slices: their positions turn back in
-    the order of the instance numbers, or every number occurs as often at other positions. All are 0
-    where the numbers say nothing.
-
-    Args:
-        positions: along the axis, in mm.
-        numbers: instance numbers of the same slices; None for unknown ones.
+def may_be_two(
+    part: Collection[float],
+    other: Collection[float],
+    facts: Sequence[SliceFacts],
+    facts_of_other: Sequence[SliceFacts],
+) -> bool:
+    """Return whether a part that `continues` the other may be another scan all the same: their
+    slices alternate, and their numbers repeat or follow each other.
     """
-    runs = [0] * len(positions)
-    if not positions or None in numbers:
-        return runs
-    in_order = sorted(range(len(positions)), key=lambda at: (numbers[at], positions[at]))
-    parts: list[list[int]] = []
-    times = set(Counter(numbers).values())
-    if times == {1}:
-        for at in in_order:
-            if not parts or _turns_back(positions, parts[-1], at):
-                parts.append([])
-            parts[-1].append(at)
-    elif len(times) == 1 and len(set(positions)) == len(positions):
-        (repeats,) = times
-        parts = [in_order[rank::repeats] for rank in range(repeats)]
-    extents = [abs(positions[part[-1]] - positions[part[0]]) for part in parts]
-    whole = max(positions) - min(positions)
-    if len(parts) <= MOST_RUNS and all(extent >= COVERED * whole for extent in extents):
-        for number, part in enumerate(parts):
-            for at in part:
-                runs[at] = number
-    return runs
-
-
-def _turns_back(positions: Sequence[float], run: Sequence[int], at: int) -> bool:
-    """Return whether a slice lies before the last one of a run, in the run's direction."""
-    first, last = positions[run[0]], positions[run[-1]]
-    return len(run) > 1 and (last > first) != (positions[at] > last)
+    return _times_parted(part, other) > OVERLAP * min(len(part), len(other)) and (
+        _are_numbered_apart(facts, facts_of_other)
+    )
 
 
 def _times_parted(part: Collection[float], other: Collection[float]) -> int:
@@ -129,7 +109,7 @@ def _overlap(positions: Sequence[float], facts: Sequence[SliceFacts]) -> bool:
     )
 
 
-def _are_uneven(positions: Sequence[float]) -> bool:
+def _are_uneven(positions: Collection[float]) -> bool:
     """Return whether the positions are unevenly spaced; interleaved acquisitions of one scan fill
     each other's gaps evenly, although their step may be smaller at the base of the skull.
     """
@@ -138,17 +118,31 @@ def _are_uneven(positions: Sequence[float]) -> bool:
     return changes[-1 - len(changes) // 4] > UNEVEN * median(steps)
 
 
+def _are_alike(part: Collection[float], other: Collection[float]) -> bool:
+    """Return whether two parts are evenly spaced, with the same step."""
+    steps = []
+    for positions in (part, other):
+        if len(positions) < FEWEST_EVEN or _are_uneven(positions):
+            return False
+        steps.append(median(upper - lower for lower, upper in pairwise(sorted(positions))))
+    return abs(steps[0] - steps[1]) <= SAME_STEP * max(steps)
+
+
+def _marks(facts: Sequence[SliceFacts]) -> set[tuple[object, ...]]:
+    return {(slice_.acquisition, slice_.technique, slice_.thickness_mm) for slice_ in facts}
+
+
 def _are_numbered_apart(facts: Sequence[SliceFacts], others: Sequence[SliceFacts]) -> bool:
-    """Return whether the numbers of two runs are the same, or follow each other."""
-    some, rest = (
-        {slice_.number for slice_ in one if slice_.number is not None} for one in (facts, others)
-    )
-    return bool(some and rest) and (some == rest or max(some) < min(rest) or max(rest) < min(some))
+    """Return whether the numbers of two runs are the same, as far as the shorter one reaches, or
+    follow each other.
+    """
+    some, rest = ({slice_.number for slice_ in one} for one in (facts, others))
+    return are_numbered_apart(some, rest)
 
 
 def _are_two_scans(facts: Sequence[SliceFacts], others: Sequence[SliceFacts]) -> bool:
     """Return whether slices contradict others in acquisition, technique, thickness or, if both have
-    the same numbers, folder.
+    the same numbers or none, folder.
     """
     acquisitions, of_others = (
         {slice_.acquisition for slice_ in some} - {None} for some in (facts, others)
@@ -164,7 +158,7 @@ def _are_two_scans(facts: Sequence[SliceFacts], others: Sequence[SliceFacts]) ->
     numbers, of_others_numbers = (
         {slice_.number for slice_ in some} - {None} for some in (facts, others)
     )
-    if numbers & of_others_numbers and not (
+    if (numbers & of_others_numbers or not numbers | of_others_numbers) and not (
         {slice_.folder for slice_ in facts} & {slice_.folder for slice_ in others}
     ):
         return True

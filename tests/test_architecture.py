@@ -24,9 +24,13 @@ OF_ML = {
     "ml.errors",
     "ml.expected_fits",
     "ml.expected_time",
+    "ml.first_voxel",
+    "ml.image_types",
     "ml.named_points",
+    "ml.runs",
     "ml.same_scan",
     "ml.verdict",
+    "ml.zip_end",
 }
 """What the web application may load of `ml`, and so what its image has."""
 

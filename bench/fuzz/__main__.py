@@ -5,7 +5,8 @@ message.
 
 `--inputs` uploads are valid files of every kind (PNG, JPEG, DICOM, NIfTI, ZIP) with one to three
 mutations. One in four is sent by the web form, with unusual text in its fields; the others use the
-API. A tenth as many are DICOMweb messages (STOW-RS) whose files, parts or separation are corrupted.
+API. A tenth as many are DICOMweb messages (STOW-RS) whose files, parts or separation are corrupted,
+and a twentieth are malformed associations with the DICOM listener.
 The worker then reads what was accepted, with the shipped models, and the results are opened.
 
 A second instance has rows of every kind and is put back after each change. `--requests` times, each
@@ -30,6 +31,7 @@ from pathlib import Path
 from bench.fuzz.api import ask_everything
 from bench.fuzz.campaign import upload_spoiled_files
 from bench.fuzz.dicomweb import store_corrupted_studies
+from bench.fuzz.dimse import attack_listener
 from bench.fuzz.forms import post_odd_types
 from bench.fuzz.page_forms import forms_in_pages
 from bench.fuzz.queries import ask_odd_queries
@@ -84,6 +86,8 @@ def main() -> int:
             ask_odd_queries(asked, forms, max(options.requests, 1), options.seed)
             if options.requests:
                 ask_everything(asked, options.requests, options.seed)
+        slices = [sound.content for sound in valid if sound.kind == "DICOM"]
+        attack_listener(hemoscan.app, Path(home), slices, options.inputs // 20, options.seed, tally)
     page = report(tally, options, time.monotonic() - began)
     sys.stdout.write(page)
     if options.keep:

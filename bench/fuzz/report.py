@@ -24,7 +24,10 @@ shipped models; the page of every scan is opened, and the scan is deleted again.
 eight, every scan must have one verdict or an error message, the storage must hold exactly the files
 that rows name, and the spool and work folders must be empty. A ZIP file may become several scans.
 DICOMweb messages with corrupted files, parts or boundaries go the same way, and the reports of
-their scans are made and retrieved.
+their scans are made and retrieved. The DICOM listener gets malformed associations (lengths, kinds
+and order of PDUs, transfer syntaxes, cut data sets, half requests, silence, resets), several at a
+time; meanwhile it must answer each C-ECHO within a second, and afterwards no part of an instance
+may be left, and every study must have scans or a message.
 
 Requests, forms and queries are sent to an instance with rows of every kind, in every state, which
 is put back after each change: schemathesis generates requests from the OpenAPI document, forms are
@@ -56,7 +59,8 @@ def report(tally: Tally, options: argparse.Namespace, took_s: float) -> str:
         hangs=HANGS_S,
     )
     return (
-        f"{introduction}{_uploads(tally)}{_dicomweb(tally)}{_requests(tally)}\n{verdict(tally)}\n"
+        f"{introduction}{_uploads(tally)}{_dicomweb(tally)}{_dimse(tally)}{_requests(tally)}\n"
+        f"{verdict(tally)}\n"
     )
 
 
@@ -118,6 +122,16 @@ def _dicomweb(tally: Tally) -> str:
     )
     listed = ", ".join(f"{outcome}: {count}" for outcome, count in counts)
     return f"\n## What came of DICOMweb messages\n\n{listed}.\n" if counts else ""
+
+
+def _dimse(tally: Tally) -> str:
+    if not tally.associations:
+        return ""
+    return (
+        f"\n## Malformed DICOM associations\n\n{tally.associations} associations, several at a"
+        f" time; {tally.received_studies} studies were received. The slowest C-ECHO among them took"
+        f" {tally.slowest_echo_s:.2f} s.\n"
+    )
 
 
 def _requests(tally: Tally) -> str:

@@ -28,6 +28,9 @@ class Tally:
         sentences: error messages by kind, without numbers.
         statuses: status codes of API and pages, by caller and operation.
         slowest: the longest time that a response took, in seconds, and its operation.
+        associations, received_studies: malformed associations with the DICOM listener, and the
+            studies that were received in them.
+        slowest_echo_s: the longest time of a C-ECHO beside malformed associations.
         deaths: abnormal exits of the decoder process, by exit status.
     """
 
@@ -37,6 +40,9 @@ class Tally:
     sentences: Counter[tuple[str, str]] = field(default_factory=Counter)
     statuses: Counter[tuple[str, str, int]] = field(default_factory=Counter)
     deaths: Counter[int] = field(default_factory=Counter)
+    associations: int = 0
+    received_studies: int = 0
+    slowest_echo_s: float = 0.0
     slowest: tuple[float, str] = (0.0, "")
     upload_mb: float = 0.0
     decoder_mb: float = 0.0

@@ -9,18 +9,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO, cast
 
 from ml.errors import DatasetError
+from ml.zip_end import UpToEnd, end_of_zip
 
 ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
 DOCUMENTS = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".jar")
 """Nested archives, which nobody expects to be unpacked."""
-LONGEST_TAIL = 2**16 + 22 + 76
-"""Maximum length of what follows the directory of an archive: a comment, and the records that give
-its position.
-"""
-
-
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024
 """Maximum length of a name and a path on common file systems, less the folder for unpacking."""
 
@@ -63,8 +59,10 @@ def unpack(
     complete = False
     try:
         into.mkdir(parents=True)
-        _require_fewer_entries(archive, max_files)
-        with zipfile.ZipFile(archive) as opened:
+        with (
+            archive.open("rb") as file,
+            zipfile.ZipFile(cast(IO[bytes], _with_fewer_entries(file, max_files))) as opened,
+        ):
             members = [info for info in opened.infolist() if not _path(info).endswith("/")]
             if len(members) > max_files:
                 raise DatasetError(
@@ -82,36 +80,35 @@ def unpack(
     return into
 
 
-def _require_fewer_entries(archive: Path, most: int) -> None:
-    """Refuse an archive by its directory before zipfile reads all of it into memory: its entries,
-    including folders, are counted without being kept.
+def _with_fewer_entries(file: IO[bytes], most: int) -> UpToEnd:
+    """Return an archive up to its end; refuse it by its directory before zipfile reads all of it
+    into memory: its entries, including folders, are counted without being kept.
     """
-    size = archive.stat().st_size
-    with archive.open("rb") as file:
-        tail_at = max(0, size - LONGEST_TAIL)
-        file.seek(tail_at)
-        tail = file.read()
-        end = tail.rfind(b"PK\x05\x06")
-        if end < 0 or len(tail) - end < 22:
-            raise zipfile.BadZipFile
-        (length,) = struct.unpack_from("<I", tail, end + 12)
-        start = tail_at + end - length
-        if end >= 76 and tail[end - 20 : end - 16] == b"PK\x06\x07":  # ZIP64
-            record = tail[end - 76 : end - 20]
-            (length,) = struct.unpack_from("<Q", record, 40)
-            start = tail_at + end - 76 - length
-        if not 0 <= start <= size:
-            raise zipfile.BadZipFile
-        file.seek(start)
-        entries = 0
-        while (head := file.read(46)).startswith(b"PK\x01\x02") and len(head) == 46:
-            entries += 1
-            if entries > 2 * most:
-                raise DatasetError(
-                    f"The archive holds more than {2 * most:,} files and folders; at most"
-                    f" {most:,} files are allowed."
-                )
-            file.seek(sum(struct.unpack_from("<3H", head, 28)), 1)
+    size = file.seek(0, 2)
+    end = end_of_zip(file, size)
+    if end is None:
+        raise zipfile.BadZipFile
+    before = min(end, 76)
+    file.seek(end - before)
+    records = file.read(before + 22)
+    (length,) = struct.unpack_from("<I", records, before + 12)
+    start = end - length
+    if before == 76 and records[56:60] == b"PK\x06\x07":  # ZIP64
+        (length,) = struct.unpack_from("<Q", records, 40)
+        start = end - 76 - length
+    if not 0 <= start <= size:
+        raise zipfile.BadZipFile
+    file.seek(start)
+    entries = 0
+    while (head := file.read(46)).startswith(b"PK\x01\x02") and len(head) == 46:
+        entries += 1
+        if entries > 2 * most:
+            raise DatasetError(
+                f"The archive holds more than {2 * most:,} files and folders; at most"
+                f" {most:,} files are allowed."
+            )
+        file.seek(sum(struct.unpack_from("<3H", head, 28)), 1)
+    return UpToEnd(file, end)
 
 
 def path_in(info: zipfile.ZipInfo) -> str:

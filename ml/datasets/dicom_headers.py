@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 
 from ml.errors import ImageError
+from ml.image_types import ImageKind, image_kind
 from ml.scans.dicom import numbers_of, read_tags, values_of
 from ml.scans.files import place_in_series
 from ml.scans.limits import MAX_BYTES
@@ -28,6 +29,7 @@ TAGS = [
     "ImageOrientationPatient",
 ]  # fmt: skip
 
+NOT_SLICES = (ImageKind.LOCALIZER, ImageKind.PAGE)
 LONGEST_TEXT = 1000
 """Maximum length of a value: DICOM allows 64 characters, and the values of 50,000 files must fit in
 memory.
@@ -45,7 +47,8 @@ class Header:
         number: the instance number.
         thickness_mm: of the slice.
         description, kernel, contrast: series description, convolution kernel, and contrast agent.
-        is_axial_ct: False for other modalities, localizers, and other orientations.
+        is_axial_ct: False for other modalities, localizers, pages of text, and other
+            orientations.
     """
 
     path: Path
@@ -129,5 +132,5 @@ def _header_of(path: Path, header: pydicom.Dataset) -> Header:
         text("ContrastBolusAgent"),
         is_axial
         and text("Modality") in ("CT", "")
-        and "LOCALIZER" not in text("ImageType").upper(),
+        and image_kind(values_of(header, "ImageType")) not in NOT_SLICES,
     )

@@ -9,6 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ml.catalogue import BLEEDING_TYPES
+from ml.datasets.class_folders import (
+    CLASS_FOLDERS,
+    LABEL_COLUMNS,
+    NEGATIVE_FOLDERS,
+    SPLIT_FOLDERS,
+    SPREADSHEET_SUFFIXES,
+    TABLE_SUFFIXES,
+    require_one_label,
+    visible,
+    word_of,
+)
 from ml.datasets.cq500 import from_cq500, is_cq500
 from ml.datasets.examples import Example
 from ml.datasets.listed_files import ListedFiles
@@ -31,33 +42,8 @@ from ml.scans.files import is_named_as_image
 
 __all__ = ["DatasetError", "Example", "find_examples"]
 
-POSITIVE_FOLDERS = {
-    "hemorrhage",
-    "hemorrhagic",
-    "haemorrhage",
-    "bleeding",
-    "positive",
-    "yes",
-    "1",
-    "ich",
-}
-NEGATIVE_FOLDERS = {
-    "normal",
-    "no_hemorrhage",
-    "non_hemorrhage",
-    "no_haemorrhage",
-    "healthy",
-    "negative",
-    "no",
-    "0",
-}
-CLASS_FOLDERS = POSITIVE_FOLDERS | NEGATIVE_FOLDERS | set(BLEEDING_TYPES)
-SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-LABEL_COLUMNS = ("label", "hemorrhage", "any")
 NAME_COLUMNS = ("filename", "file", "path", "filepath", "image", "image_name", "image_id", "id")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ""}
-TABLE_SUFFIXES = {".csv", ".tsv"}
-SPREADSHEET_SUFFIXES = {".xls", ".xlsx", ".ods"}
 MASKS = "masks"
 
 
@@ -80,7 +66,7 @@ def find_examples(
     """
     base = _descend(root)
     for table in (
-        path for path in _visible(base) if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()
+        path for path in visible(base) if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()
     ):
         if is_rsna(table):
             return base, *from_rsna(base, table, name, on_header)
@@ -92,12 +78,6 @@ def find_examples(
     return base, *_from_manifest(base, manifest, name)
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(
-        p for p in folder.iterdir() if not p.name.startswith(".") and p.name != "__MACOSX"
-    )
-
-
 def _descend(root: Path) -> Path:
     """Return the folder that holds the data: `root`, or its only subfolder (as in most ZIP files),
     which may lie beside a few notes, and in which there may be another one.
@@ -105,7 +85,7 @@ def _descend(root: Path) -> Path:
     if not root.is_dir():
         raise DatasetError(f"There is no folder {root}.")
     while True:
-        inside = _visible(root)
+        inside = visible(root)
         folders = [path for path in inside if path.is_dir()]
         data = TABLE_SUFFIXES | SPREADSHEET_SUFFIXES | IMAGE_SUFFIXES - {""}
         if (
@@ -121,18 +101,18 @@ def _is_class(folder: Path) -> bool:
     """Return whether a folder contains the images of one class; a data set may have such a name,
     too, but then has labels of its own.
     """
-    return _word(folder) in CLASS_FOLDERS and not any(
-        _word(path) in CLASS_FOLDERS | SPLIT_FOLDERS
+    return word_of(folder) in CLASS_FOLDERS and not any(
+        word_of(path) in CLASS_FOLDERS | SPLIT_FOLDERS
         if path.is_dir()
         else path.suffix.lower() in TABLE_SUFFIXES | SPREADSHEET_SUFFIXES
-        for path in _visible(folder)
+        for path in visible(folder)
     )
 
 
 def _manifest_of(base: Path) -> Path | None:
     tables = [
         p
-        for p in _visible(base)
+        for p in visible(base)
         if p.suffix.lower() in TABLE_SUFFIXES and p.name not in ("groups.csv", "patients.csv")
     ]
     named = [p for p in tables if p.stem.lower() in ("labels", "manifest")]
@@ -379,7 +359,7 @@ def _from_folders(base: Path, dataset: str) -> tuple[list[Example], list[str]]:
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
     for folder in _class_folders(base, left_out):
-        word = _word(folder)
+        word = word_of(folder)
         types = frozenset({word}) if word in BLEEDING_TYPES else None
         label = 0 if word in NEGATIVE_FOLDERS else 1
         for path in sorted(folder.rglob("*")):
@@ -393,12 +373,12 @@ def _from_folders(base: Path, dataset: str) -> tuple[list[Example], list[str]]:
             examples.append(
                 Example(path, name, label, None, None, "", dataset, mask=mask, types=types)
             )
-    for path in _visible(base):
+    for path in visible(base):
         if path.is_file() and is_named_as_image(path, IMAGE_SUFFIXES - {""}):
             left_out["images outside the class folders"] += 1
     notes = [f"{count} files are left out: {what}." for what, count in left_out.items()]
     if not examples:
-        tables = [path for path in _visible(base) if path.suffix.lower() in SPREADSHEET_SUFFIXES]
+        tables = [path for path in visible(base) if path.suffix.lower() in SPREADSHEET_SUFFIXES]
         advice = [f" Please save {tables[0].name} as labels.csv."] if tables else []
         advice += [f" {note}" for note in notes[:1]]
         raise DatasetError(
@@ -409,9 +389,15 @@ def _from_folders(base: Path, dataset: str) -> tuple[list[Example], list[str]]:
 
 
 def _class_folders(base: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """Yield the folders named after a class; count the files of the others in `left_out`."""
-    for folder in (path for path in _visible(base) if path.is_dir()):
-        word = _word(folder)
+    """Yield the folders named after a class; count the files of the others in `left_out`.
+
+    Raises:
+        DatasetError: one of them may hold other labels.
+    """
+    for folder in (path for path in visible(base) if path.is_dir()):
+        word = word_of(folder)
+        if word in CLASS_FOLDERS | SPLIT_FOLDERS:
+            require_one_label(folder, base)
         if word in CLASS_FOLDERS:
             yield folder
         elif word in SPLIT_FOLDERS:
@@ -419,10 +405,6 @@ def _class_folders(base: Path, left_out: Counter[str]) -> Iterator[Path]:
         elif word != MASKS:
             files = sum(path.is_file() and not _is_hidden(path, base) for path in folder.rglob("*"))
             left_out[f"the folder {folder.name} is named neither hemorrhage nor normal"] += files
-
-
-def _word(folder: Path) -> str:
-    return folder.name.lower().replace(" ", "_").replace("-", "_")
 
 
 def _is_hidden(path: Path, base: Path) -> bool:

@@ -22,6 +22,7 @@ from pydicom.filereader import read_dataset
 from pydicom.pixels.utils import iter_pixels
 
 from ml.errors import ImageError, NoSliceError
+from ml.image_types import ImageKind, image_kind
 from ml.scans.dicom_frames import PER_FRAME, SHARED, frame_headers
 from ml.scans.hounsfield import DICOM, Claim, Scale, assess_scale
 from ml.scans.limits import require_a_picture, require_fewer_pixels, require_fewer_slices
@@ -51,6 +52,7 @@ START_BYTES = 132 + 12
 # below the noise of air; a marker does not have this many different values
 LOWEST_POSSIBLE_HU, FEWEST_LOW_VALUES = -1300.0, 16
 TISSUE_HU = 200.0  # fat, brain, blood
+LOCALIZER = "The DICOM file is a localizer (scout view), not an axial slice."
 EXCHANGED = "The DICOM file's header exchanges rows and columns; this was corrected."
 SHEARED = 0.5  # maximum share of the differences from row to row that is left in upright pixels
 # minimum length of the cross product: nearly parallel rows and columns span no plane
@@ -117,10 +119,17 @@ def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int, name: str =
             planes = [
                 _to_plane(header, frame, name, order)
                 for header, frame in pairs
-                if "LOCALIZER" not in values_of(header, "FrameType")
+                if image_kind(values_of(header, "FrameType")) is not ImageKind.LOCALIZER
             ]
         if not planes:
-            raise NoSliceError("The DICOM file is a localizer (scout view), not an axial slice.")
+            raise NoSliceError(LOCALIZER)
+        if localizers := frames - len(planes):
+            note = (
+                "One frame of the DICOM file was left out: it is a localizer."
+                if localizers == 1
+                else f"{localizers} frames of the DICOM file were left out: they are localizers."
+            )
+            planes[0] = replace(planes[0], notes=(*planes[0].notes, note))
         if (header.Rows, header.Columns) != announced:
             planes = [replace(plane, notes=(*plane.notes, EXCHANGED)) for plane in planes]
         return planes
@@ -217,8 +226,11 @@ def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int
         raise NoSliceError(
             f"The DICOM file is not a CT image: its modality is {_printable(modality)}."
         )
-    if "LOCALIZER" in [str(word).strip().upper() for word in values_of(header, "ImageType")]:
-        raise NoSliceError("The DICOM file is a localizer (scout view), not an axial slice.")
+    kind = image_kind(values_of(header, "ImageType"))
+    if kind is ImageKind.LOCALIZER:
+        raise NoSliceError(LOCALIZER)
+    if kind is ImageKind.PAGE:
+        raise NoSliceError("The DICOM file is a page of text or a screen capture, not a CT slice.")
     if int(header.get("SamplesPerPixel") or 1) != 1:
         raise NoSliceError("The DICOM file is a color image, not a CT slice.")
     photometric = str(header.get("PhotometricInterpretation") or "MONOCHROME2")
@@ -339,9 +351,16 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
         study_uid=str(header.get("StudyInstanceUID") or ""),
         series_uid=str(header.get("SeriesInstanceUID") or ""),
         series_number=number("SeriesNumber"),
+        is_made=_is_made(header),
         name=name,
         notes=tuple(notes),
     )
+
+
+def _is_made(header: pydicom.Dataset) -> bool:
+    """Return whether an image was made from other slices."""
+    words = values_of(header, "FrameType") or values_of(header, "ImageType")
+    return image_kind(words, str(header.get("SOPClassUID") or "")) is ImageKind.MADE
 
 
 def _spacing_of(header: pydicom.Dataset) -> tuple[float, float] | None:

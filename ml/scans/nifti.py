@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.errors import ImageError
+from ml.first_voxel import FURTHEST, first_voxel
 from ml.scans.geometry import factor_of_sizes, in_square_pixels, scaled
 from ml.scans.hounsfield import NIFTI, Claim, scale_of
 from ml.scans.limits import require_a_picture, require_fewer_pixels, require_fewer_slices
@@ -30,7 +31,6 @@ GZIP = b"\x1f\x8b"
 HEADER_BYTES = {1: 348, 2: 540}
 MAGIC = {1: (344, b"n+1\0"), 2: (4, b"n+2\0\r\n\x1a\n")}
 PAIR = {b"ni1\0", b"ni2\0"}
-FURTHEST_DATA = 16 * 2**20  # bytes before the voxels, extensions included; CT files have fewer
 TYPES = {
     2: "u1",
     4: "i2",
@@ -61,7 +61,8 @@ DAMAGED = "The NIfTI file is damaged or incomplete and cannot be decoded."
 
 @dataclass(frozen=True)
 class Header:
-    """The fields of a header that are used. `affine` (4, 4) maps a voxel (i, j, k, 1) to mm;
+    """The fields of a header that are used. `offset` is where the voxels begin according to it, 0
+    if it does not say. `affine` (4, 4) maps a voxel (i, j, k, 1) to mm;
     `says_where` is False if it was assumed; `is_bare` is True for a diagonal without an origin,
     which programs write that know the size of a voxel at most; `forms_differ` is True if the two
     orientations in the header contradict each other.
@@ -69,7 +70,8 @@ class Header:
 
     shape: tuple[int, int, int]
     dtype: np.dtype[np.generic]
-    offset: int
+    header_bytes: int
+    offset: float
     slope: float
     intercept: float
     affine: NDArray[np.float64]
@@ -171,7 +173,7 @@ def _version_of(head: bytes) -> int | None:
     the header of a pair, although its voxels follow.
     """
     if head[344:348] == b"ni1\0" and any(
-        HEADER_BYTES[1] + 4 <= struct.unpack_from(f"{order}f", head, 108)[0] <= FURTHEST_DATA
+        HEADER_BYTES[1] + 4 <= struct.unpack_from(f"{order}f", head, 108)[0] <= FURTHEST
         for order in "<>"
     ):
         return 1
@@ -236,10 +238,6 @@ def _read_header(stream: BinaryIO) -> Header:
     if code not in TYPES:
         raise ImageError("The NIfTI file's voxels are colors or complex numbers, not CT values.")
     (offset,) = get("f", 108, 0) if version == 1 else struct.unpack_from(f"{order}q", head, 168)
-    offset = offset or HEADER_BYTES[version] + 4  # some programs leave it out
-    if not HEADER_BYTES[version] <= offset <= FURTHEST_DATA:
-        raise ImageError(DAMAGED)
-    stream.read(int(offset) - len(head))
     slope, intercept = get("2f", 112, 176)
     # 0 means that the values are not scaled
     if slope == 0 or not np.isfinite([slope, intercept]).all():
@@ -269,7 +267,8 @@ def _read_header(stream: BinaryIO) -> Header:
     return Header(
         (shape[0], shape[1], shape[2]),
         np.dtype(order + TYPES[code]),
-        int(offset),
+        HEADER_BYTES[version],
+        offset,
         slope,
         intercept,
         affine,
@@ -356,7 +355,17 @@ def _rows_come_first(voxels: NDArray[np.generic]) -> bool:
 
 
 def _read_voxels(stream: BinaryIO, header: Header) -> NDArray[np.generic]:
-    """Return all voxels as stored, indexed (i, j, k)."""
+    """Return all voxels as stored, indexed (i, j, k).
+
+    Raises:
+        ImageError: where they begin is unknown, or some are missing.
+    """
+    voxel_bytes = header.dtype.itemsize * int(np.prod(header.shape, dtype=np.int64))
+    order = ">" if header.dtype.str.startswith(">") else "<"
+    begin = first_voxel(stream, header.header_bytes, header.offset, voxel_bytes, order)
+    if begin is None:
+        raise ImageError(DAMAGED)
+    stream.seek(begin)
     voxels = np.empty(header.shape, header.dtype, order="F")
     rest = voxels.reshape(-1, order="F").view(np.uint8).data
     while rest:

@@ -254,8 +254,8 @@ def _is_parallel(directions: Vector, others: Vector) -> bool:
 
 
 def _without_pages(planes: Sequence[Plane], notes: list[str]) -> list[Plane]:
-    """Return the planes without pages of text among the slices: a minority with another pixel type,
-    and the few without a position if the others have one.
+    """Return the planes without what is no slice of the scan: a minority with another pixel type,
+    the few without a position if the others have one, and the few that were made from the others.
 
     Raises:
         ImageError: exactly half of the slices are 8-bit.
@@ -279,10 +279,16 @@ def _without_pages(planes: Sequence[Plane], notes: list[str]) -> list[Plane]:
         for plane in majority
         if plane.position_mm is None and plane.location_mm is None and plane.directions is None
     ]
-    if not unpositioned or 2 * len(unpositioned) >= len(majority):
-        return majority
-    note_left_out(unpositioned, "without a position, which the others have.", notes)
-    return _without(majority, unpositioned)
+    made = [plane for plane in majority if plane.is_made]
+    for few, reason in (
+        (unpositioned, "without a position, which the others have."),
+        (made, "made from other slices (reformatted, or a secondary capture)."),
+    ):
+        left = [plane for plane in majority if any(plane is other for other in few)]
+        if left and 2 * len(left) < len(majority):
+            note_left_out(left, reason, notes)
+            majority = _without(majority, left)
+    return majority
 
 
 def _without(planes: Sequence[Plane], removed: Sequence[Plane]) -> list[Plane]:
@@ -402,8 +408,8 @@ def _distinct(positions: Sequence[float | None]) -> int:
 def _interpolated(
     positions: list[float | None], other: Sequence[float | None]
 ) -> list[float | None]:
-    """Return the positions, missing ones interpolated (or extrapolated at the ends) from another
-    property that is monotonic in position.
+    """Return the positions, missing ones interpolated from another property that is monotonic in
+    position, or extrapolated at the ends by as many steps as there are missing ones.
     """
     if None not in positions:
         return positions
@@ -421,10 +427,12 @@ def _interpolated(
     if not ((steps > 0).all() or (steps < 0).all()):
         return positions
 
-    def position_at(value: float) -> float:
+    def position_at(value: float) -> float | None:
         if x[0] <= value <= x[-1]:
             return float(np.interp(value, x, y))
         end, inner = (0, 1) if value < x[0] else (-1, -2)
+        if abs(value - x[end]) > positions.count(None) * abs(x[inner] - x[end]):
+            return None
         return float(y[end] + (value - x[end]) * (y[inner] - y[end]) / (x[inner] - x[end]))
 
     return [

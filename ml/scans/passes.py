@@ -9,8 +9,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ml.same_scan import SAME_PLACE_MM, SliceFacts, continues, runs_over_the_head
+from ml.runs import runs_over_the_head
+from ml.same_scan import SAME_PLACE_MM, SliceFacts, continues, may_be_two
 from ml.scans.planes import Plane, note_left_out
+
+MAY_BE_TWO = (
+    "By their instance numbers, the slices may be of two scans that lie between each other; they"
+    " were read as one."
+)
 
 
 def one_pass(planes: Sequence[Plane], positions: Sequence[float], notes: list[str]) -> list[int]:
@@ -18,7 +24,10 @@ def one_pass(planes: Sequence[Plane], positions: Sequence[float], notes: list[st
     copies, and the slices of other passes at or between the same positions, are left out.
     """
     by_position = _without_copies(planes, positions, notes)
-    longest = max(_passes(planes, by_position), key=len)
+    are_doubtful: list[bool] = []
+    longest = max(_passes(planes, by_position, are_doubtful), key=len)
+    if any(are_doubtful):
+        notes.append(MAY_BE_TWO)
     used = set(longest.values())
     others = [
         planes[index] for indices in by_position.values() for index in indices if index not in used
@@ -60,7 +69,9 @@ def _acquisition_key(plane: Plane) -> tuple[float, float, str, str]:
 
 
 def _passes(
-    planes: Sequence[Plane], by_position: Mapping[float, Sequence[int]]
+    planes: Sequence[Plane],
+    by_position: Mapping[float, Sequence[int]],
+    are_doubtful: list[bool],
 ) -> list[dict[float, int]]:
     """Return the passes over the head, each as a mapping from position to the index of the slice
     there. Acquisitions of different techniques or thicknesses form one pass only if they continue
@@ -76,8 +87,11 @@ def _passes(
         [
             single_pass
             for _, positions in sorted(of_techniques.items())
-            for single_pass in _merged_passes(planes, _split_acquisitions(planes, positions))
+            for single_pass in _merged_passes(
+                planes, _split_acquisitions(planes, positions), are_doubtful
+            )
         ],
+        are_doubtful,
     )
 
 
@@ -90,7 +104,10 @@ def _split_acquisitions(
     """
     places = [(place, index) for place, indices in by_position.items() for index in indices]
     runs = runs_over_the_head(
-        [place for place, _ in places], [planes[index].number for _, index in places]
+        [place for place, _ in places],
+        [planes[index].number for _, index in places],
+        [planes[index].time for _, index in places],
+        names=[planes[index].name for _, index in places],
     )
     parts: dict[tuple[float, int, int], dict[float, int]] = {}
     repeats = Counter[tuple[float, float, int]]()
@@ -102,10 +119,13 @@ def _split_acquisitions(
 
 
 def _merged_passes(
-    planes: Sequence[Plane], acquisitions: Sequence[Mapping[float, int]]
+    planes: Sequence[Plane],
+    acquisitions: Sequence[Mapping[float, int]],
+    are_doubtful: list[bool],
 ) -> list[dict[float, int]]:
     """Return passes over the head: each acquisition continues the first pass that it may, by
-    `ml.same_scan`, which keeps its own slices at positions of both, or starts another.
+    `ml.same_scan`, which keeps its own slices at positions of both, or starts another. Whether it
+    might be another scan all the same is added to `are_doubtful`.
     """
     passes: list[dict[float, int]] = []
     for acquisition in acquisitions:
@@ -114,6 +134,7 @@ def _merged_passes(
                 [_facts_of(planes[at]) for at in one.values()] for one in (acquisition, merged)
             )
             if continues(acquisition, merged, some, others):
+                are_doubtful.append(may_be_two(acquisition, merged, some, others))
                 merged.update({**acquisition, **merged})
                 break
         else:

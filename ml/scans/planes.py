@@ -36,6 +36,7 @@ class Plane:
         step_mm: distance to the next slice, or the slice thickness if that is missing.
         thickness_mm: the slice thickness.
         study_uid, series_uid, series_number: identifiers in the file.
+        is_made: made from other slices, by its image type: a reformation or a capture.
         name: the file's name as the user knows it.
         notes: sentences for the user.
     """
@@ -57,6 +58,7 @@ class Plane:
     study_uid: str = ""
     series_uid: str = ""
     series_number: float | None = None
+    is_made: bool = False
     name: str = ""
     notes: tuple[str, ...] = ()
 

@@ -161,5 +161,30 @@ def nifti(
     return bytes(header) + voxels.astype(voxels.dtype.newbyteorder(order)).tobytes(order="F")
 
 
+BEGINNINGS = {
+    "right behind the header, which the header says": (348, b""),
+    "behind the extender, but the end of the header is given": (348, bytes(4)),
+    "behind the extender, but a place within it is given": (350, bytes(4)),
+    "behind the extender, but no place is given": (0, bytes(4)),
+    "right behind the header, but no place is given": (0, b""),
+    "behind an extension": (352 + 32, b"\1\0\0\0"),
+    "behind an extension, but no place is given": (0, b"\1\0\0\0"),
+    "behind an extension, but the end of the extender is given": (352, b"\1\0\0\0"),
+    "behind an extension, but the end of the header is given": (348, b"\1\0\0\0"),
+    "behind the extender, which announces an extension that is missing": (352, b"\2\0\0\0"),
+    "behind the extender with other bytes, and no place is given": (0, b"abcd"),
+}
+"""Where the voxels of a NIfTI-1 file may begin: the place in its header, and the extender."""
+
+
+def begins_otherwise(content: bytes, begins: str) -> bytes:
+    """Return a NIfTI-1 file without extensions whose voxels begin as `BEGINNINGS` describes."""
+    place, extender = BEGINNINGS[begins]
+    header = bytearray(content[:348])
+    struct.pack_into("<f", header, 108, place)
+    extension = struct.pack("<2i", 32, 6).ljust(32, b"x") if extender[:1] == b"\1" else b""
+    return bytes(header) + extender + extension + content[352:]
+
+
 def packed(content: bytes) -> bytes:
     return gzip.compress(content, 1, mtime=0)

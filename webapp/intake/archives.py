@@ -14,11 +14,13 @@ from struct import unpack_from
 from tempfile import SpooledTemporaryFile
 from typing import IO, cast
 
+from ml.zip_end import UpToEnd, end_of_zip
 from webapp.intake.streams import BLOCK
 
 ZIP = b"PK\x03\x04"
+PARTED = (b"PK00" + ZIP, b"PK\x07\x08" + ZIP)
+"""How an archive begins that was to be divided and fits in one part."""
 EMPTY_ZIP = b"PK\x05\x06"
-END_BYTES = 22
 MAX_DIRECTORY = 4 * 2**20
 """Maximum bytes of an archive's directory, which zipfile reads completely."""
 HELD_IN_MEMORY = 2**20
@@ -40,7 +42,16 @@ UNREADABLE = (
 """The exceptions that zipfile raises for a damaged archive: offsets before its start and
 undecodable names raise a ValueError.
 """
+METHODS, MOST_PACKED_OTHERWISE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), 1 / 5
+"""The supported compression methods, and the maximum share of files with others, which are left
+out: some programs choose the method by the kind of file.
+"""
 NOT_IMAGES = ("dicomdir", "thumbs.db", "desktop.ini")
+
+
+def is_zip(start: bytes) -> bool:
+    """Return whether a file that begins with these 8 bytes is a ZIP archive."""
+    return start.startswith((ZIP, EMPTY_ZIP, *PARTED))
 
 
 class ArchiveRefused(ValueError):
@@ -74,15 +85,20 @@ def members(
         ArchiveRefused: the archive's directory is damaged, or the archive is encrypted, or contains
             unsafe names, or too much or too many files.
     """
-    _check_directory(archive, size)
+    end = _check_directory(archive, size)
     try:
-        packed = zipfile.ZipFile(archive)
+        packed = zipfile.ZipFile(cast(IO[bytes], UpToEnd(archive, end)))
     except UNREADABLE as err:
         raise ArchiveRefused("The ZIP archive is damaged or incomplete.") from err
     with packed:
         for info in packed.infolist():
             _check_member(info)
         files = [info for info in packed.infolist() if not _is_passed_over(info)]
+        packed_otherwise = sum(info.compress_type not in METHODS for info in files)
+        if packed_otherwise > MOST_PACKED_OTHERWISE * len(files):
+            raise ArchiveRefused(
+                "The ZIP archive uses an unsupported compression method. Please create it again."
+            )
         holds, unpacks = (
             ("archives hold", "archives unpack")
             if earlier_files
@@ -103,16 +119,16 @@ def members(
                 yield _path(info), content, is_sound
 
 
-def _check_directory(archive: IO[bytes], size: int) -> None:
-    """Refuse an archive whose directory is missing, or larger than many slices need."""
-    tail_begins = max(0, size - 2**16 - END_BYTES)
-    archive.seek(tail_begins)
-    tail = archive.read(2**16 + END_BYTES)
-    at = tail.rfind(EMPTY_ZIP)
-    if at < 0 or len(tail) - at < END_BYTES:
+def _check_directory(archive: IO[bytes], size: int) -> int:
+    """Return where the end record lies of an archive; refuse one whose directory is missing, or
+    larger than many slices need.
+    """
+    end = end_of_zip(archive, size)
+    if end is None:
         raise ArchiveRefused("The ZIP archive is damaged or incomplete.")
-    (length,) = unpack_from("<I", tail, at + 12)
-    if (locator_at := tail_begins + at - 20) >= 56:
+    archive.seek(end + 12)
+    (length,) = unpack_from("<I", archive.read(4))
+    if (locator_at := end - 20) >= 56:
         archive.seek(locator_at)
         locator = archive.read(20)
         # There is a larger version of the same record elsewhere.
@@ -129,7 +145,7 @@ def _check_directory(archive: IO[bytes], size: int) -> None:
                 )
     if length > MAX_DIRECTORY:
         raise ArchiveRefused("The ZIP archive contains far too many files.")
-    archive.seek(0)
+    return end
 
 
 def _path(info: zipfile.ZipInfo) -> str:
@@ -160,10 +176,6 @@ def _check_member(info: zipfile.ZipInfo) -> None:
         raise ArchiveRefused("The ZIP archive contains a file with an unsafe path.")
     if info.flag_bits & 0x1:
         raise ArchiveRefused("The ZIP archive is encrypted.")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ArchiveRefused(
-            "The ZIP archive uses an unsupported compression method. Please create it again."
-        )
 
 
 @contextmanager
@@ -187,6 +199,8 @@ def _blocks(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
     Raises:
         _DamagedMember: it cannot be unpacked, or its checksum differs.
     """
+    if info.compress_type not in METHODS:
+        raise _DamagedMember
     try:
         with packed.open(info) as member:
             while block := member.read(BLOCK):

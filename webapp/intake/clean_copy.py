@@ -9,7 +9,8 @@ from typing import IO
 
 from flask import current_app
 
-from webapp.intake.archives import EMPTY_ZIP, ZIP
+from ml.image_types import ImageKind
+from webapp.intake.archives import is_zip
 from webapp.intake.dicom import (
     CT_SOP_CLASSES,
     READ_SYNTAXES,
@@ -123,7 +124,7 @@ def take(
                 "nifti",
                 _take_nifti(stream, target, start.startswith(GZIP), budget),
             )
-        elif start.startswith((ZIP, EMPTY_ZIP)):  # Not opened: it might contain a third archive.
+        elif is_zip(start):  # Not opened: it might contain a third archive.
             raise NoSlice(NESTED, "archives and documents")
         elif start.startswith(STARTS_OF_ARCHIVES) or start[TAR_AT:].startswith(b"ustar"):
             raise NoSlice(OTHER_ARCHIVE, "archives and documents")
@@ -187,11 +188,16 @@ def _take_dicom(
     frames = frames or 1  # Some programs write 0 for a single frame.
     if header.samples != 1:
         raise NoSlice("The DICOM file is a color image, not a CT slice.", "color images")
-    if "LOCALIZER" in header.image_type:
+    if header.image_kind is ImageKind.LOCALIZER:
         raise NoSlice(
             "The DICOM file is a localizer, an overview to plan the scan by; please send the"
             " slices.",
             "localizers",
+        )
+    if header.image_kind is ImageKind.PAGE:
+        raise NoSlice(
+            "The DICOM file is a page of text or a screen capture, not a CT slice.",
+            "pages of text and screen captures",
         )
     _require_fewer_pixels(header.columns, header.rows)
     _require_fewer_slices(frames, frames * header.rows * header.columns)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 
+from ml.zip_end import end_of_zip
 from webapp.audit import record
 from webapp.deletion import discard_archive
 from webapp.extensions import db, refers_to_deleted
@@ -33,7 +33,9 @@ def accept_dataset(
     problem = text_problem(name, 80) if name else "Please enter a title."
     if problem:
         raise UploadRejected(f"Invalid data set name. {problem}")
-    if not zipfile.is_zipfile(archive):
+    with archive.open("rb") as file:
+        is_archive = end_of_zip(file, file.seek(0, 2)) is not None
+    if not is_archive:
         raise UploadRejected("The file is not a complete ZIP archive.")
     dataset = Dataset(
         id=new_id(), name=name, imported_by_id=user_id, archive_key=new_key("datasets", ".zip")

@@ -20,6 +20,7 @@ from math import isfinite
 from struct import calcsize, pack, unpack
 from typing import IO, Any
 
+from ml.image_types import ImageKind, image_kind
 from webapp.intake.dicom_allow_list import (
     ALLOWED,
     MAX_LUT,
@@ -82,7 +83,8 @@ META_BYTES = 4096
 UNDEFINED = 0xFFFFFFFF
 ITEM, ITEM_ENDS, SEQUENCE_ENDS = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 SYNTAX, FRAMES, PIXELS = 0x00020010, 0x00280008, 0x7FE00010
-POSITION, PLANE_POSITION, PER_FRAME = 0x00200032, 0x00209113, 0x52009230
+POSITION, PLANE_POSITION, SHARED, PER_FRAME = 0x00200032, 0x00209113, 0x52009229, 0x52009230
+TYPE_OF_FRAME, FRAME_TYPE = 0x00189329, 0x00089007
 FILTER, KERNEL, TEMPORAL_POSITION, VOLTAGE = 0x00181160, 0x00181210, 0x00200100, 0x00180060
 PARTS_OF_FRAME = 200
 """Additional elements allowed for each frame: an enhanced file describes a frame with about a
@@ -113,13 +115,15 @@ class DicomHeader:
 
     `position` and `orientation` are those of the slice in patient coordinates, `location` its
     position along the table, `thickness` is in mm, `frame_positions` the positions of the frames of
-    an enhanced file; all are empty or None if the file does not state them.
+    an enhanced file; all are empty or None if the file does not state them. `image_kind` follows
+    from the image type and the SOP class.
     """
 
     transfer_syntax: str = ""
     sop_class: str = ""
     modality: str = ""
     image_type: tuple[str, ...] = ()
+    image_kind: ImageKind = ImageKind.SLICE
     patient: str = ""
     study: str = ""
     series: str = ""
@@ -406,6 +410,16 @@ class DicomFile:
             for place in frame.get(PLANE_POSITION, [])[:1]:
                 yield _numbers_in(_as_text(place.get(POSITION, b"")), 3)
 
+    def _image_kind(self) -> ImageKind:
+        """Return what the image is; a localizer if the file or each of its frames is marked so."""
+        of_file = image_kind(self._text(0x00080008).split("\\"), self._text(0x00080016))
+        shared = [_frame_kind(item) for item in self._kept.get(SHARED, [])[:1]]
+        usual = shared[0] if shared else None
+        of_frames = {_frame_kind(item) or usual for item in self._kept.get(PER_FRAME, [])}
+        if of_file is not ImageKind.SLICE or (of_frames or {usual}) != {ImageKind.LOCALIZER}:
+            return of_file
+        return ImageKind.LOCALIZER
+
     def _number(self, tag: int, otherwise: int) -> int:
         value = self._kept.get(tag)
         return (
@@ -420,6 +434,7 @@ class DicomFile:
             sop_class=self._text(0x00080016),
             modality=self._text(0x00080060).upper(),
             image_type=tuple(word.strip().upper() for word in self._text(0x00080008).split("\\")),
+            image_kind=self._image_kind(),
             patient=self._text(0x00100020),
             study=self._text(0x0020000D),
             series=self._text(0x0020000E),
@@ -518,6 +533,16 @@ def whole_number(text: str) -> int | None:
     any other text.
     """
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,12}", text.strip(" \0")) else None
+
+
+def _frame_kind(item: Mapping[int, Any]) -> ImageKind | None:
+    """Return what a frame is by its functional groups; None if they do not say."""
+    words = [
+        _as_text(kind[FRAME_TYPE]).split("\\")
+        for kind in item.get(TYPE_OF_FRAME, [])[:1]
+        if FRAME_TYPE in kind
+    ]
+    return image_kind(words[0]) if words else None
 
 
 def _numbers_in(text: str, count: int) -> tuple[float, ...]:

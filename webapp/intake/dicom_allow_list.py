@@ -11,13 +11,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from ml.image_types import LOCALIZERS, MADE, PAGES, plain_word
+
 MAX_CODES = 8
 MAX_NUMBERS = 256
 """Maximum bytes of numbers written as text: a direction has six of at most 16 characters."""
 IMAGE_TYPES = (
-    "ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "REFORMATTED", "MPR",
-    "VOLUME", "AVERAGE", "MIN_IP",
-    "MAX_IP", "NONE", "SCREEN SAVE", "DOSE_INFO",
+    "ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "VOLUME", "NONE", *LOCALIZERS, *PAGES,
+    *MADE,
 )  # fmt: skip
 BODY_PARTS = (
     "HEAD", "BRAIN", "SKULL", "HEADNECK", "NECK", "FACE", "ORBIT", "SINUS", "IAC", "EAR",
@@ -74,7 +75,7 @@ def _codes(*known: str) -> Change:
     """Return a rule that keeps the codes among `known`, each at its position."""
 
     def keep(value: bytes) -> bytes | None:
-        codes = [code.strip(" \0").upper() for code in value.decode("latin-1").split("\\")]
+        codes = [plain_word(code) for code in value.decode("latin-1").split("\\")]
         allowed = [code if code in known else "" for code in codes[:MAX_CODES]]
         return "\\".join(allowed).encode() if any(allowed) else None
 

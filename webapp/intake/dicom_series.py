@@ -17,7 +17,8 @@ from math import inf, sqrt
 from statistics import median
 from typing import TypeAlias
 
-from ml.same_scan import OVERLAP, SAME_PLACE_MM, SliceFacts, continues, runs_over_the_head
+from ml.runs import runs_over_the_head
+from ml.same_scan import OVERLAP, SAME_PLACE_MM, SliceFacts, continues
 from webapp.intake.clean_copy import Taken
 
 FEWEST_FILES = 3
@@ -28,6 +29,10 @@ equal: the cosine of 20 degrees.
 """
 UNEVEN_MM = 0.1
 """Maximum difference between the steps of one stack of slices."""
+
+UNCERTAIN = (
+    "The files do not say which slices belong to which pass; they were told apart by their names."
+)
 
 Pass: TypeAlias = dict[float, list[Taken]]
 """The files of one pass over the head, by position; several files at a position if they are
@@ -302,9 +307,8 @@ def _passes(files: list[Taken]) -> list[Group]:
             odd += _flat(pass_.values())
     if len(whole) == 1:
         return [Group(tuple(files))]
-    note = (
-        f"The series covers the same positions {len(whole)} times; each pass became a separate"
-        " scan."
+    notes = _notes_about(
+        len(whole), [(file, spot) for file, spot in distinct if file.folder not in folders]
     )
     return [
         Group(
@@ -315,10 +319,26 @@ def _passes(files: list[Taken]) -> list[Group]:
                 )
             ),
             f", pass {number}",
-            (note,),
+            tuple(notes),
         )
         for number, pass_ in enumerate(whole, start=1)
     ]
+
+
+def _notes_about(passes: int, files: Sequence[tuple[Taken, float]]) -> list[str]:
+    """Return the notes about several passes, given the files that no folder tells apart, with their
+    positions.
+    """
+    notes = [
+        f"The series covers the same positions {passes} times; each pass became a separate scan."
+    ]
+    alike = Counter(
+        (spot, _technique_of(file), file.dicom.acquisition, file.dicom.number, file.dicom.time)
+        for file, spot in files
+    )
+    if sum(count > 1 for count in alike.values()) >= FEWEST_FILES:
+        notes.append(UNCERTAIN)
+    return notes
 
 
 def _technique_of(file: Taken) -> tuple[tuple[str, ...], float]:
@@ -336,7 +356,11 @@ def _runs(files: Sequence[tuple[Taken, float]]) -> dict[int, int]:
         for (_, file), run in zip(
             placed,
             runs_over_the_head(
-                [spot for spot, _ in placed], [file.dicom.number for _, file in placed]
+                [spot for spot, _ in placed],
+                [file.dicom.number for _, file in placed],
+                [file.dicom.time for _, file in placed],
+                [file.folder for _, file in placed],
+                [tuple(by_numbers(f"{file.folder or ''}/{file.name}")) for _, file in placed],
             ),
             strict=True,
         )

@@ -15,18 +15,15 @@ from dataclasses import dataclass
 from struct import pack_into, unpack_from
 from typing import IO, cast
 
+from ml.first_voxel import EXTENDER_BYTES, FURTHEST, first_voxel
 from webapp.intake.streams import (
-    BLOCK,
     Budget,
     DamagedFile,
     Unpacked,
     copy_exactly,
-    read_exactly,
 )
 
 GZIP = b"\x1f\x8b"
-MAX_BEFORE_VOXELS = 16 * 2**20
-"""Maximum bytes of header and extensions: an extension may contain a whole DICOM header."""
 BYTES_OF_TYPE = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}
 """Bytes of a voxel by datatype: integers and floats, but neither colors nor complex numbers."""
 UNKNOWN_TYPE, BYTES_OF_UNKNOWN = 0, {8: 1, 16: 2, 32: 4, 64: 8}
@@ -67,7 +64,6 @@ LAYOUTS = {
         ((0, 80), (104, 168), (176, 192), (344, 496), (500, 504)),
     ),
 }
-EXTENSION_FLAG_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def is_half_of_pair(start: bytes, size: int) -> bool:
     .img), in NIfTI or in the older Analyze format.
     """
     is_marked = start[344:348] in PAIRS or start[4:8] in PAIRS
-    is_pair = is_marked and (0 < size <= max(LAYOUTS) + EXTENSION_FLAG_BYTES or not is_nifti(start))
+    is_pair = is_marked and (0 < size <= max(LAYOUTS) + EXTENDER_BYTES or not is_nifti(start))
     is_analyze = size == 348 and any(unpack_from(f"{order}i", start)[0] == 348 for order in "<>")
     return is_pair or is_analyze
 
@@ -141,12 +137,7 @@ class NiftiFile:
         (offset,) = unpack_from(
             f"{self._order}{layout.voxel_offset[1]}", start, layout.voxel_offset[0]
         )
-        offset = offset or size + EXTENSION_FLAG_BYTES  # Some programs omit it.
-        if (
-            not 2 <= number <= 7
-            or min(dimensions[:number]) < 1
-            or not size <= offset <= MAX_BEFORE_VOXELS
-        ):
+        if not 2 <= number <= 7 or min(dimensions[:number]) < 1:
             raise DamagedFile
         columns, rows, slices, *more = (*dimensions[:number], 1, 1)[: max(number, 3)]
         volumes = 1
@@ -164,7 +155,7 @@ class NiftiFile:
             start,
             layout,
             size,
-            int(offset),
+            offset,
         )
 
     def write(self, target: IO[bytes], *, compress: bool) -> None:
@@ -172,18 +163,26 @@ class NiftiFile:
         dropped.
 
         Raises:
-            DamagedFile: voxels are missing.
+            DamagedFile: voxels are missing, or where they begin is unknown.
         """
+        about = self.header
+        voxel_bytes = (
+            about.columns * about.rows * about.slices * about.volumes * self._bytes_of_voxel
+        )
+        begin = first_voxel(self._content, self._size, self._offset, voxel_bytes, self._order)
+        if begin is None:
+            raise DamagedFile
+        self._content.seek(begin)
         if not compress:
-            self._write(target)
+            self._write(target, voxel_bytes)
             return
         with gzip.GzipFile(
             filename="", fileobj=target, mode="wb", compresslevel=1, mtime=0
         ) as compressed:
-            self._write(cast(IO[bytes], compressed))
+            self._write(cast(IO[bytes], compressed), voxel_bytes)
 
-    def _write(self, target: IO[bytes]) -> None:
-        header = bytearray(self._size + EXTENSION_FLAG_BYTES)
+    def _write(self, target: IO[bytes], voxel_bytes: int) -> None:
+        header = bytearray(self._size + EXTENDER_BYTES)
         for first, end in self._layout.kept:
             header[first:end] = self._start[first:end]
         pack_into(f"{self._order}i", header, 0, self._size)
@@ -202,13 +201,7 @@ class NiftiFile:
             len(header),
         )
         target.write(header)
-        # A header of version 1 is shorter than the bytes read.
-        begun = self._start[self._offset :]
-        _skip(self._content, max(0, self._offset - len(self._start)))
-        about = self.header
-        left = about.columns * about.rows * about.slices * about.volumes * self._bytes_of_voxel
-        target.write(begun[:left])
-        copy_exactly(self._content, target, left - len(begun[:left]))
+        copy_exactly(self._content, target, voxel_bytes)
         self._content.read(1)  # Verifies the checksum at the end of a compressed file.
 
 
@@ -238,11 +231,6 @@ def _is_marked_as_pair(start: bytes, layout: _Layout) -> bool:
         return False
     first = layout.voxel_offset[0]
     return any(
-        348 + EXTENSION_FLAG_BYTES <= unpack_from(f"{order}f", start, first)[0] <= MAX_BEFORE_VOXELS
+        348 + EXTENDER_BYTES <= unpack_from(f"{order}f", start, first)[0] <= FURTHEST
         for order in "<>"
     )
-
-
-def _skip(content: IO[bytes], count: int) -> None:
-    while count:
-        count -= len(read_exactly(content, min(count, BLOCK)))

@@ -14,12 +14,13 @@ from typing import IO, Any
 from flask import current_app
 from werkzeug.datastructures import FileStorage
 
-from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, is_of_system, members
+from ml.zip_end import end_of_zip
+from webapp.intake.archives import ArchiveRefused, is_of_system, is_zip, members
 from webapp.intake.choices import Choices
 from webapp.intake.clean_copy import NoSlice, Taken, UploadRejected, take
 from webapp.intake.dicom import is_dicom
 from webapp.intake.nifti import GZIP
-from webapp.intake.originals import SUFFIXES
+from webapp.intake.originals import PACKED, SUFFIXES
 from webapp.intake.series import (
     PICTURES,
     LeftOut,
@@ -39,6 +40,7 @@ NAMES_OF_NOTES = (
 """Text files that people put next to a patient's images; the viewer on a CD comes with programs."""
 DROPPED = "folder"
 """The prefix of the paths of files in dropped folders."""
+START_BYTES = 132
 MOST_PACKED = 20
 """Maximum number of NIfTI files of one upload that are inflated: a malicious one takes seconds."""
 
@@ -134,7 +136,7 @@ def sort_files(
 def _damaged_member(number: int, name: str, folder: str | None) -> LeftOut:
     """Return a file that could not be unpacked: a slice, unless its name is that of an image."""
     is_dicom = not name.lower().endswith(NAMES_OF_PICTURES)
-    reason = UploadRejected("The file is damaged within the ZIP archive.")
+    reason = UploadRejected("The file cannot be unpacked from the ZIP archive.")
     return LeftOut(number, name, reason, folder, is_dicom)
 
 
@@ -227,9 +229,9 @@ def _contents(
         name, stream = file.filename or "", file.stream
         size = stream.seek(0, 2)
         stream.seek(0)
-        start = stream.read(len(ZIP))
+        start = stream.read(START_BYTES)
         stream.seek(0)
-        if start not in (ZIP, EMPTY_ZIP):
+        if not (is_zip(start) or _is_behind_others(stream, size, name, start)):
             inside, is_in_folder, last = name.replace("\\", "/").rpartition("/")
             yield last, stream, f"{DROPPED}/{inside}" if is_in_folder else None, place
             continue
@@ -251,3 +253,13 @@ def _contents(
                 yield last, content if is_sound else None, inside, None
         except ArchiveRefused as err:
             raise UploadRejected(str(err)) from err
+
+
+def _is_behind_others(stream: IO[bytes], size: int, name: str, start: bytes) -> bool:
+    """Return whether a file is a ZIP archive with other bytes in front, such as a program that
+    unpacks it.
+    """
+    is_named = name.lower().endswith((PACKED, ".exe"))
+    found = is_named and start[128:132] != b"DICM" and end_of_zip(stream, size) is not None
+    stream.seek(0)
+    return found

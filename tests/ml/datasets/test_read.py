@@ -771,6 +771,71 @@ def test_a_data_set_named_like_a_class_has_labels_of_its_own(
     assert [e.label for e in find_examples(tmp_path / "archive", "set")[2]] == [1] * 4 + [0] * 4
 
 
+@pytest.mark.parametrize(
+    ("table", "content"),
+    [
+        ("ICH/labels.csv", "filename,label\n0.png,0\n"),
+        ("ICH/manifest.tsv", "filename\tlabel\n0.png\t0\n"),
+        ("ICH/scans.csv", "name;any\n0.png;0\n"),
+        ("ICH/a/scans.csv", "name,hemorrhage\n0.png,0\n"),
+        ("ICH/subtypes.csv", "name,subdural\n0.png,0\n"),
+        ("ICH/labels.xlsx", "PK"),
+        ("ICH/unreadable.csv", "a,a\n1,1\n"),
+        ("normal/labels.csv", "filename,label\n1.png,1\n"),
+    ],
+)
+@pytest.mark.parametrize("split", ["", "train"])
+def test_a_table_of_labels_in_a_folder_named_like_a_class_is_refused(
+    tmp_path: Path, pictures: list[Path], table: str, content: str, split: str
+) -> None:
+    root = classes(tmp_path / "set" / split, pictures, "ICH", "normal", "other")
+    (root / table).parent.mkdir(exist_ok=True)
+    (root / table).write_text(content)
+    with pytest.raises(DatasetError, match=f"{table} may hold the labels of its folder"):
+        find_examples(tmp_path / "set", "set")
+
+
+def test_a_table_of_labels_beside_the_folders_of_a_split_is_refused(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    classes(tmp_path / "set" / "train", pictures, "ICH", "normal")
+    classes(tmp_path / "set" / "test", pictures, "ICH", "normal")
+    (tmp_path / "set" / "train" / "labels.csv").write_text("filename,label\nICH/0.png,0\n")
+    with pytest.raises(DatasetError, match="train/labels.csv may hold the labels"):
+        find_examples(tmp_path / "set", "set")
+
+
+def test_a_table_without_labels_in_a_folder_named_like_a_class_is_left_out_with_a_note(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    root = classes(tmp_path / "set", pictures, "ICH", "normal")
+    (root / "ICH" / "scanners.csv").write_text("filename,kvp\n0.png,120\n")
+    _, _, examples, notes = find_examples(root, "set")
+    assert [example.label for example in examples] == [1, 0]
+    assert notes == ["1 files are left out: .csv files, which are not read."]
+
+
+@pytest.mark.parametrize(
+    ("inner", "label"),
+    [("normal", None), ("no", None), ("0", None), ("subdural", 1), ("patient 0", 1)],
+)
+def test_the_folder_of_one_class_in_that_of_the_other_is_refused(
+    tmp_path: Path, pictures: list[Path], inner: str, label: int | None
+) -> None:
+    root = classes(tmp_path / "set", pictures, f"ICH/{inner}", "others")
+    if label is None:
+        with pytest.raises(DatasetError, match=f"ICH/{inner} is named like a class"):
+            find_examples(root, "set")
+    else:
+        assert [example.label for example in find_examples(root, "set")[2]] == [label]
+
+
+def test_folders_of_patients_may_be_numbers(tmp_path: Path, pictures: list[Path]) -> None:
+    root = classes(tmp_path / "set", pictures, "ICH/0", "ICH/1", "ICH/2", "normal/1", "normal/3")
+    examples = find_examples(root, "set")[2]
+    assert [example.label for example in examples] == [1, 1, 1, 0, 0]
+
+
 def test_masks_that_are_named_like_no_image_are_counted_and_named(manifest: Maker) -> None:
     root = manifest(ROWS)
     (root / "masks").mkdir()

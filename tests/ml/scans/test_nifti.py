@@ -17,7 +17,16 @@ from ml.errors import ImageError
 from ml.scans.phantoms import FIELD_MM
 from ml.scans.read import read_series
 from ml.scans.slices import Series
-from tests.ml.made_scans import SIDE, marks, nifti, packed, slice_hu, write_series
+from tests.ml.made_scans import (
+    BEGINNINGS,
+    SIDE,
+    begins_otherwise,
+    marks,
+    nifti,
+    packed,
+    slice_hu,
+    write_series,
+)
 
 STEP_MM, PIXEL_MM = 4.0, FIELD_MM / SIDE
 # slices, rows, columns: to the head, the back, the left
@@ -111,6 +120,29 @@ def test_both_versions_both_byte_orders_packed_or_not(
 def test_slope_and_intercept_make_hu_of_any_kind_of_voxels(tmp_path: Path, kind: str) -> None:
     stored = ((RAS.astype(np.float64) + 1024) / 0.5).astype(kind)
     require_the_scan(read(tmp_path, nifti(stored, AFFINE, slope=0.5, intercept=-1024)))
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("begins", BEGINNINGS)
+def test_voxels_are_read_from_where_they_begin(
+    tmp_path: Path, begins: str, is_packed: bool
+) -> None:
+    content = begins_otherwise(nifti(RAS, AFFINE), begins)
+    require_the_scan(read(tmp_path, packed(content) if is_packed else content))
+
+
+@pytest.mark.parametrize("place", [1, 300, 347, -352, float("nan"), 1e9])
+def test_voxels_within_the_header_or_nowhere_are_refused(tmp_path: Path, place: float) -> None:
+    content = bytearray(nifti(RAS, AFFINE))
+    struct.pack_into("<f", content, 108, place)
+    with pytest.raises(ImageError, match="damaged"):
+        read(tmp_path, bytes(content))
+
+
+def test_an_extension_whose_end_is_unknown_is_refused(tmp_path: Path) -> None:
+    content = begins_otherwise(nifti(RAS, AFFINE), "behind an extension, but no place is given")
+    with pytest.raises(ImageError, match="damaged"):
+        read(tmp_path, content + b"more")
 
 
 def test_it_is_the_same_scan_as_its_dicom_series(tmp_path: Path) -> None:

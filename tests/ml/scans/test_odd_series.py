@@ -237,6 +237,52 @@ def test_a_repeated_scan_that_only_its_numbers_distinguish_is_never_mixed_in(
 
 
 @pytest.mark.parametrize(
+    ("length", "shift_mm", "numbers"),
+    [
+        (12, 0.0, [*range(13, 16), None, *range(17, 25)]),
+        (10, 0.0, range(13, 23)),
+        (12, 0.0, range(24, 12, -1)),
+        (10, 1.8, range(1, 11)),
+        (7, 1.8, range(1, 8)),
+        (12, 1.8, [1, 2, 3, None, *range(5, 13)]),
+        (12, 1.8, [None] * 12),
+        (12, 2.5, range(1, 13)),
+        (10, 2.5, range(1, 11)),
+        (12, 2.5, range(13, 25)),
+        (12, 2.5, range(24, 12, -1)),
+        (12, 2.5, [1, 2, 3, None, *range(5, 13)]),
+    ],
+)
+def test_two_passes_in_one_series_are_never_mixed_whatever_one_file_lacks(
+    tmp_path: Path, length: int, shift_mm: float, numbers: list[int | None]
+) -> None:
+    first, second = write_series(tmp_path / "a", 12), []
+    (tmp_path / "b").mkdir()
+    for at, number in zip(range(length), numbers, strict=True):
+        second.append(tmp_path / "b" / f"{at * 5 % 12:02}.dcm")
+        write_dicom(slice_hu(at + 41), second[-1], number=1, position_mm=5.0 * at + shift_mm)
+        change(second[-1], InstanceNumber=number)
+    if None in numbers and set(numbers) == {None}:
+        for path in first:
+            change(path, InstanceNumber=None)
+    for given in in_any_order([*first, *second]):
+        series = read_series(given)
+        assert marks(series) in (ALL, list(range(41, 41 + length)))
+        assert "another pass over the same positions" in series.warnings[0]
+
+
+def test_passes_half_a_step_apart_that_may_be_one_scan_are_read_as_one_with_a_note(
+    tmp_path: Path,
+) -> None:
+    paths = write_series(tmp_path / "s", 12, step_mm=2.5, SliceThickness=2.5)
+    for at, path in enumerate(paths):
+        change(path, InstanceNumber=at // 2 + 1)
+    series = read_series(paths)
+    assert marks(series) == ALL
+    assert any("may be of two scans" in warning for warning in series.warnings)
+
+
+@pytest.mark.parametrize(
     "number_of",
     [
         lambda at: at // 2 + 1,
@@ -346,6 +392,47 @@ def test_two_studies_of_one_series_uid_are_refused(tmp_path: Path) -> None:
         change(path, StudyInstanceUID="1.2.3")
     with pytest.raises(ImageError, match="2 different series"):
         read_series(paths)
+
+
+CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "a page of text"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "OTHER", "DOSE INFO"]}, "a page of text"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "OTHER", "CT_SOM5 PROT"]}, "a page of text"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a localizer"),
+        ({"SOPClassUID": CAPTURE}, "made from other slices"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "CT_SOM5 MPR"]}, "made from other slices"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "REFORMATTED"]}, "made from other slices"),
+    ],
+)
+@pytest.mark.parametrize("position_mm", [27.5, 60.0, 999.0])
+def test_what_is_no_slice_is_left_out_of_a_series_wherever_it_lies(
+    tmp_path: Path, tags: dict[str, object], reason: str, position_mm: float
+) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    write_dicom(slice_hu(77), tmp_path / "other.dcm", number=13, position_mm=position_mm)
+    for given in in_any_order([*paths, change(tmp_path / "other.dcm", **tags)]):
+        series = read_series(given)
+        assert marks(series) == ALL
+        assert any("other.dcm" in note and reason in note for note in series.warnings)
+
+
+def test_a_series_of_reformatted_slices_is_read(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12, ImageType=["DERIVED", "SECONDARY", "MPR"])
+    series = read_series(paths)
+    assert (marks(series), series.warnings) == (ALL, ())
+
+
+def test_a_number_far_from_the_others_says_nothing_about_the_position(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    change(paths[11], ImagePositionPatient=None, InstanceNumber=900)
+    series = read_series(paths)
+    assert marks(series) == ALL[:11]
+    assert series.warnings[0].startswith("One slice (12.dcm) was left out: it is without a pos")
 
 
 def test_a_page_of_text_is_left_out_and_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ml.errors import ImageError
+from ml.image_types import ImageKind
 from ml.scans import limits, slices
 from ml.scans.files import place_in_series
 from ml.scans.phantoms import write_dicom
@@ -19,6 +20,7 @@ from ml.scans.read import read_series
 from ml.scans.slices import Series
 from ml.scans.volume import write_volume
 from tests.ml.made_scans import change, head, marks, one_file_of, slice_hu, write_series
+from webapp.intake.dicom import DicomFile
 
 TILTED = [1, 0, 0, 0, 0.9483237, -0.3173047]  # by 18.5 degrees
 
@@ -255,7 +257,44 @@ def test_two_passes_in_one_file_are_never_mixed_and_its_localizers_are_left_out(
     file.save_as(whole)
     series = read_series([whole])
     assert marks(series) == [1, 2, 3, 4, 5, 6]
-    assert "5 slices (whole) were left out" in series.warnings[0]
+    assert "One frame of the DICOM file was left out: it is a localizer." in series.warnings
+    assert "5 slices (whole) were left out" in notes_of(series)
+
+
+LOCALIZER = ["ORIGINAL", "PRIMARY", "LOCALIZER", "NONE"]
+VOLUME = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+
+
+@pytest.mark.parametrize(
+    ("of_file", "shared", "of_frames"),
+    [
+        (LOCALIZER, None, None),
+        (LOCALIZER, VOLUME, VOLUME),
+        (VOLUME, LOCALIZER, None),
+        (VOLUME, None, LOCALIZER),
+        (VOLUME, VOLUME, LOCALIZER),
+        (["ORIGINAL", "PRIMARY", "SCOUT"], None, None),
+        (["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 TOP"], None, None),
+    ],
+)
+def test_enhanced_localizers_are_no_slices_wherever_the_file_says_so(
+    tmp_path: Path, of_file: list[str], shared: list[str] | None, of_frames: list[str] | None
+) -> None:
+    whole = one_file_of(write_series(tmp_path / "s", 3), tmp_path / "w", functional_groups=True)
+    file = pydicom.dcmread(whole)
+    file.ImageType = of_file
+    groups = [(file.SharedFunctionalGroupsSequence[0], shared)]
+    groups += [(frame, of_frames) for frame in file.PerFrameFunctionalGroupsSequence]
+    for group, frame_type in groups:
+        if frame_type:
+            kind = pydicom.Dataset()
+            kind.FrameType = frame_type
+            group.CTImageFrameTypeSequence = [kind]
+    file.save_as(whole)
+    with pytest.raises(ImageError, match="is a localizer"):
+        read_series([whole])
+    with whole.open("rb") as stream:  # As intake sees it.
+        assert DicomFile(stream).header.image_kind is ImageKind.LOCALIZER
 
 
 def test_frames_without_a_place_stay_in_the_order_of_the_file(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ml.datasets.archive import unpack
 from tests.webapp.intake.made import zip_of
 from webapp.intake.archives import ArchiveRefused, members
 
@@ -148,6 +149,104 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr(link, "/etc/passwd")
     assert unpacked(packed.getvalue(), tmp_path) == {"Viewer.app/Current": b"/etc/passwd"}
+
+
+def commented(files: dict[str, bytes], comment: bytes) -> bytes:
+    """Return an archive with a comment."""
+    packed = io.BytesIO(zip_of(files))
+    with zipfile.ZipFile(packed, "a") as archive:
+        archive.comment = comment
+    return packed.getvalue()
+
+
+FILES = {"a": b"one" * 100, "b": b"two"}
+COMMENTS = {
+    "a word": b"made by hand",
+    "the mark of the end": b"see PK\x05\x06 there",
+    "the mark at the end": b"PK\x05\x06",
+    "marks": b"PK\x05\x06" * 50,
+    "an empty archive": zip_of({}),
+    "the end of another archive": zip_of(FILES)[-22:],
+    "as much as fits": b"PK\x05\x06".ljust(65_535, b"x"),
+}
+
+
+@pytest.mark.parametrize("comment", COMMENTS.values(), ids=COMMENTS)
+def test_a_comment_may_contain_anything(tmp_path: Path, comment: bytes) -> None:
+    content = commented(FILES, comment)
+    assert unpacked(content, tmp_path) == FILES
+    assert unpacked(b"MZ" + bytes(500) + content, tmp_path) == FILES
+    path = tmp_path / "set.zip"
+    path.write_bytes(content)
+    assert (unpack(path, tmp_path / "set") / "a").read_bytes() == FILES["a"]
+
+
+def test_another_archive_as_the_comment_is_ambiguous(tmp_path: Path) -> None:
+    assert refusal(commented(FILES, zip_of({"c": b"x"})), tmp_path) == DAMAGED
+    assert refusal(commented(FILES, b"PK\x05\x06" * 200), tmp_path) == DAMAGED
+
+
+def test_an_archive_stored_inside_does_not_end_the_outer_one(tmp_path: Path) -> None:
+    files = {"a": b"one", "report.docx": zip_of(FILES)}
+    content = zip_of(files, zipfile.ZIP_STORED)
+    assert unpacked(content, tmp_path) == files
+    assert unpacked(content + bytes(10), tmp_path) == files
+
+
+def zip64(content: bytes) -> bytes:
+    """Return an archive with the records of a large one."""
+    at = content.rindex(END)
+    entries, length, place = struct.unpack_from("<H2L", content, at + 10)
+    record = struct.pack(
+        "<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, entries, entries, length, place
+    )
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, at, 1)
+    full = struct.pack("<4s4H2LH", END, 0, 0, 2**16 - 1, 2**16 - 1, 2**32 - 1, 2**32 - 1, 0)
+    return content[:at] + record + locator + full
+
+
+def streamed(files: dict[str, bytes]) -> bytes:
+    """Return an archive whose members' sizes follow them."""
+
+    class Stream(io.RawIOBase):
+        content = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, block: object) -> int:
+            Stream.content += bytes(block)  # type: ignore[call-overload]
+            return len(block)  # type: ignore[arg-type]
+
+    with zipfile.ZipFile(Stream(), "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return Stream.content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        zip64(zip_of(FILES)),
+        zip64(zip_of(FILES)) + b"\r\n",
+        streamed(FILES),
+        zip_of(FILES) + b"\r\n",
+        b"PK00" + zip_of(FILES),
+        b"PK\x07\x08" + zip_of(FILES),
+        b"#!/bin/sh\n" + zip_of(FILES),
+    ],
+    ids=["zip64", "zip64 and more", "sizes behind", "more", "one part", "one part too", "script"],
+)
+def test_odd_archives_are_read(tmp_path: Path, content: bytes) -> None:
+    assert unpacked(content, tmp_path) == FILES
+
+
+def test_a_few_files_that_are_packed_otherwise_are_left_out(tmp_path: Path) -> None:
+    packed = io.BytesIO(zip_of({str(number): b"x" for number in range(4)}))
+    with zipfile.ZipFile(packed, "a") as archive:
+        archive.writestr("report.txt", b"y" * 100, zipfile.ZIP_LZMA)
+    assert unpacked(packed.getvalue(), tmp_path)["report.txt"] is None
+    assert unpacked(packed.getvalue(), tmp_path)["0"] == b"x"
 
 
 def test_encrypted_archives_are_refused(tmp_path: Path) -> None:

@@ -415,6 +415,7 @@ def test_an_archive_of_a_study_is_a_scan_for_each_series_and_says_what_it_left(
     }
     files |= {
         "scout": dicom_file(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]),
+        "dose": dicom_file(ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]),
         "readme.txt": b"text",
         "mr": dicom_file(Modality="MR"),
     }
@@ -424,6 +425,7 @@ def test_an_archive_of_a_study_is_a_scan_for_each_series_and_says_what_it_left(
         f"Skipped, not slices: {what} (1)."
         for what in (
             "localizers",
+            "pages of text and screen captures",
             "files that are not images",
             "files with a modality other than CT",
         )
@@ -706,13 +708,15 @@ def test_a_damaged_member_of_an_archive_is_left_out_and_noted(
     [scan] = accept_upload(ann, [upload(bytes(packed))]).scans
     assert (scan.slice_count, scan.notes) == (
         9,
-        ["File 8 of 10 was skipped: The file is damaged within the ZIP archive."],
+        ["File 8 of 10 was skipped: The file cannot be unpacked from the ZIP archive."],
     )
     [named] = accept_upload(ann, [upload(bytes(packed))], choices=Choices(keep_names=True)).scans
-    assert named.notes == ["“7” was skipped: The file is damaged within the ZIP archive."]
+    assert named.notes == ["“7” was skipped: The file cannot be unpacked from the ZIP archive."]
     alone = bytearray(zip_of({"1.png": picture()}, zipfile.ZIP_STORED))
     alone[100] ^= 1
-    with pytest.raises(UploadRejected, match=r"^The file is damaged within the ZIP archive\.$"):
+    with pytest.raises(
+        UploadRejected, match=r"^The file cannot be unpacked from the ZIP archive\.$"
+    ):
         accept_upload(ann, [upload(bytes(alone))])
 
 

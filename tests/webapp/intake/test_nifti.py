@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ml.scans.nifti import TYPES
+from tests.ml.made_scans import BEGINNINGS, begins_otherwise
 from tests.webapp.intake.made import nifti_file
 from webapp.intake.nifti import NiftiFile, NiftiHeader, inflated, is_half_of_pair, is_nifti
 from webapp.intake.streams import Budget, DamagedFile, TooMuchWork
@@ -92,7 +93,7 @@ def test_a_header_that_contradicts_itself_is_damage(at: int, value: bytes) -> No
     content = bytearray(nifti_file())
     content[at : at + len(value)] = value
     with pytest.raises(DamagedFile):
-        NiftiFile(io.BytesIO(content))
+        copied(bytes(content), compress=False)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -108,7 +109,16 @@ def test_a_place_of_the_voxels_that_is_no_number_is_damage() -> None:
     content = bytearray(nifti_file())
     content[108:112] = struct.pack("<f", float("nan"))
     with pytest.raises(DamagedFile):
-        NiftiFile(io.BytesIO(content))
+        copied(bytes(content), compress=False)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("begins", BEGINNINGS)
+def test_voxels_are_copied_from_where_they_begin(begins: str, packed: bool) -> None:
+    content = begins_otherwise(nifti_file(), begins)
+    copy = copied(gzip.compress(content) if packed else content, compress=packed)
+    assert np.asarray(read(copy, 1).dataobj).tobytes(order="F") == content[-64 * 64 * 5 * 2 :]
+    assert read(copy, 1).shape == (64, 64, 5)
 
 
 def test_a_packed_bomb_is_inflated_as_far_as_its_header_says() -> None:
