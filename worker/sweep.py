@@ -118,6 +118,9 @@ def note_delivery() -> None:
 def top_up(queue: str) -> bool:
     """Send nudges until min(queued rows, 2 x live workers) are in `queue`; return False if the
     broker is unreachable.
+
+    A worker with an alarm counts as a queued row, because it loads the live model again only when
+    it is nudged; without scans to analyze, it would keep its alarm after the repair.
     """
     live = (
         select(func.count())
@@ -134,6 +137,7 @@ def top_up(queue: str) -> bool:
     if queue == jobs.PREDICT:
         checks = select(func.count()).select_from(ModelVersion).where(waits_for_check())
         queued += db.session.scalar(checks) or 0
+        queued += db.session.scalar(live.where(Worker.alarm.is_not(None))) or 0
     if queue == jobs.TRAIN:
         without = select(func.count()).select_from(ModelVersion)
         queued += db.session.scalar(without.where(ModelVersion.curves.is_(None))) or 0

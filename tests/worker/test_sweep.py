@@ -57,6 +57,18 @@ def test_an_idle_system_is_not_nudged(any_worker_app: Flask, nudges: list[str]) 
     assert nudges == []
 
 
+def test_a_worker_with_an_alarm_is_nudged_without_scans(
+    any_worker_app: Flask, nudges: list[str]
+) -> None:
+    # It loads the live model again only when it is nudged, so its alarm would outlast the repair.
+    add_workers(any_worker_app, jobs.PREDICT, 2)
+    one = select(Worker.id).limit(1).scalar_subquery()
+    db.session.execute(update(Worker).where(Worker.id == one).values(alarm="It cannot be loaded."))
+    db.session.commit()
+    sweep.sweep()
+    assert nudges == [jobs.PREDICT_SCANS]
+
+
 @pytest.mark.parametrize(("rows", "workers", "expected"), [(1, 2, 1), (9, 2, 4), (9, 0, 1)])
 def test_nudges_are_as_many_as_rows_and_at_most_two_a_live_worker(
     worker_app: Flask, nudges: list[str], rows: int, workers: int, expected: int

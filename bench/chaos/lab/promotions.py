@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import Update, func, select, update
 
 from bench.chaos.lab.tools import ANSWERS_WITHIN_S, NAME, Lab, require, sentence_of, until
 from webapp.admin.versions import NOT_CHECKED
@@ -18,6 +18,7 @@ from webapp.models import Promotion
 
 ROUNDS = 5
 PROMOTED, REFUSED = 200, 409
+HIDDEN = "hidden"
 
 
 @dataclass
@@ -56,17 +57,21 @@ def promoted_at_once(lab: Lab) -> str:
 
 @contextmanager
 def none_live(lab: Lab, reads: str) -> Iterator[None]:
-    """Take away the promotions of a kind, and put them back into the history afterwards."""
-    of_kind = Promotion.reads == reads
-    columns = [column.key for column in Promotion.__mapper__.column_attrs]
-    rows = lab.columns(Promotion, columns, of_kind)
+    """Hide the promotions of a kind from the service, and put them back into the history
+    afterwards. They keep their rows, because SQLite would give their ids to others.
+    """
     with lab.changing():
-        db.session.execute(delete(Promotion).where(of_kind))
+        db.session.execute(of_kind(reads).values(reads=HIDDEN))
     try:
         yield
     finally:
         with lab.changing():
-            db.session.execute(insert(Promotion), rows)
+            db.session.execute(of_kind(HIDDEN).values(reads=reads))
+
+
+def of_kind(reads: str) -> Update:
+    """Return an update of the promotions of a kind."""
+    return update(Promotion).where(Promotion.reads == reads)
 
 
 def round_of(lab: Lab, which: str, rivals: Sequence[str]) -> str:

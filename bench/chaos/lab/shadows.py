@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from bench.chaos.lab.kill_points import end_of, kill_point
 from bench.chaos.lab.promotions import PROMOTED, promoted
@@ -19,6 +19,7 @@ from webapp.models.shadows import MOST_FAILURES, PAST_IS_ANSWERED
 from worker.leases import MOST_DEATHS
 
 PAST_SCANS = 2
+UNFINISHED = (JobStatus.QUEUED, JobStatus.RUNNING)
 
 
 def shadow_fails(lab: Lab) -> str:
@@ -69,6 +70,9 @@ def past_shadow(lab: Lab) -> str:
         lab.done(Scan, scan_id)
     its = Promotion.version_id == version_id
     promotion_id = lab.one(select(Promotion.id).where(its))
+    # The shadow of slices is to have nothing left whose commit would be taken for one of this.
+    unfinished = select(func.count()).where(ShadowAnswer.status.in_(UNFINISHED))
+    until(lambda: lab.one(unfinished) == 0)
     with kill_point(lab.stack, end_of(ShadowAnswer)) as point:
         shadow_id = lab.api("POST", f"/promotions/{promotion_id}/find-out", None, 202)["id"]
         because = until(lambda: lab.one(select(Shadow.ended_because).where(Shadow.id == shadow_id)))
