@@ -20,7 +20,8 @@ FROM base AS web
 COPY webapp webapp
 COPY migrations migrations
 # Setup stores the starter models; the web application uses only these modules of `ml`.
-COPY ml/__init__.py ml/catalogue.py ml/errors.py ml/expected_fits.py ml/expected_time.py ml/first_voxel.py ml/image_types.py ml/named_points.py ml/runs.py ml/same_scan.py ml/verdict.py ml/zip_end.py ml/
+COPY ml/__init__.py ml/catalogue.py ml/errors.py ml/expected_fits.py ml/expected_time.py ml/named_points.py ml/verdict.py ml/
+COPY ml/files ml/files
 COPY ml/starter ml/starter
 COPY ml/starter_series ml/starter_series
 # Compiled once here: /app is read-only later, and each process would compile all of it again.

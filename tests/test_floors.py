@@ -10,20 +10,17 @@ import pytest
 from webapp.config import PROJECT_ROOT
 
 FLOORS = (
-    {"errors", "confinement", "expected_fits", "runs"},
+    {"errors", "confinement", "expected_fits"},
     {
         "checkpoints",
         "catalogue",
         "expected_time",
-        "first_voxel",
-        "image_types",
         "named_points",
-        "same_scan",
         "verdict",
-        "zip_end",
         "figures",
         "typed_json",
     },
+    {"files"},
     {"scans"},
     {"preprocessing"},
     {"artifacts"},

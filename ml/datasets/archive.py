@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from ml.errors import DatasetError
-from ml.zip_end import UpToEnd, end_of_zip
+from ml.files.zip_end import UpToEnd, end_of_zip
 
 ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
 DOCUMENTS = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".jar")

@@ -34,7 +34,7 @@ from ml.datasets.tables import (
     require_no_formula,
 )
 from ml.errors import DatasetError, ImageError
-from ml.same_scan import SAME_PLACE_MM
+from ml.files.same_scan import SAME_PLACE_MM
 from ml.scans.files import is_named_as_image, place_in_series
 from ml.scans.slabs import SLAB_MM, slab_starts
 

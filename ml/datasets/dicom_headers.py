@@ -16,7 +16,7 @@ import numpy as np
 import pydicom
 
 from ml.errors import ImageError
-from ml.image_types import ImageKind, image_kind
+from ml.files.image_types import ImageKind, image_kind
 from ml.scans.dicom import numbers_of, read_tags, values_of
 from ml.scans.files import place_in_series
 from ml.scans.limits import MAX_BYTES

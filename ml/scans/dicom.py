@@ -22,7 +22,7 @@ from pydicom.filereader import read_dataset
 from pydicom.pixels.utils import iter_pixels
 
 from ml.errors import ImageError, NoSliceError
-from ml.image_types import ImageKind, image_kind
+from ml.files.image_types import ImageKind, image_kind
 from ml.scans.dicom_frames import PER_FRAME, SHARED, frame_headers
 from ml.scans.hounsfield import DICOM, Claim, Scale, assess_scale
 from ml.scans.limits import require_a_picture, require_fewer_pixels, require_fewer_slices

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.errors import ImageError
-from ml.first_voxel import FURTHEST, first_voxel
+from ml.files.first_voxel import FURTHEST, first_voxel
 from ml.scans.geometry import factor_of_sizes, in_square_pixels, scaled
 from ml.scans.hounsfield import NIFTI, Claim, scale_of
 from ml.scans.limits import require_a_picture, require_fewer_pixels, require_fewer_slices

@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from ml.errors import ImageError
-from ml.same_scan import SAME_PLACE_MM
+from ml.files.same_scan import SAME_PLACE_MM
 from ml.scans.geometry import (
     factor_of_sizes,
     in_square_pixels,

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ml.runs import runs_over_the_head
-from ml.same_scan import SAME_PLACE_MM, SliceFacts, continues, may_be_two
+from ml.files.runs import runs_over_the_head
+from ml.files.same_scan import SAME_PLACE_MM, SliceFacts, continues, may_be_two
 from ml.scans.planes import Plane, note_left_out
 
 MAY_BE_TWO = (
@@ -124,8 +124,8 @@ def _merged_passes(
     are_doubtful: list[bool],
 ) -> list[dict[float, int]]:
     """Return passes over the head: each acquisition continues the first pass that it may, by
-    `ml.same_scan`, which keeps its own slices at positions of both, or starts another. Whether it
-    might be another scan all the same is added to `are_doubtful`.
+    `ml.files.same_scan`, which keeps its own slices at positions of both, or starts another.
+    Whether it might be another scan all the same is added to `are_doubtful`.
     """
     passes: list[dict[float, int]] = []
     for acquisition in acquisitions:

@@ -14,7 +14,7 @@ from struct import unpack_from
 from tempfile import SpooledTemporaryFile
 from typing import IO, cast
 
-from ml.zip_end import UpToEnd, end_of_zip
+from ml.files.zip_end import UpToEnd, end_of_zip
 from webapp.intake.streams import BLOCK
 
 ZIP = b"PK\x03\x04"

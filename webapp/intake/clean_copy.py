@@ -9,7 +9,7 @@ from typing import IO
 
 from flask import current_app
 
-from ml.image_types import ImageKind
+from ml.files.image_types import ImageKind
 from webapp.intake.archives import is_zip
 from webapp.intake.dicom import (
     CT_SOP_CLASSES,

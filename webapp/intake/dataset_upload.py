@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 
-from ml.zip_end import end_of_zip
+from ml.files.zip_end import end_of_zip
 from webapp.audit import record
 from webapp.deletion import discard_archive
 from webapp.extensions import db, refers_to_deleted

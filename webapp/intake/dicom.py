@@ -20,7 +20,7 @@ from math import isfinite
 from struct import calcsize, pack, unpack
 from typing import IO, Any
 
-from ml.image_types import ImageKind, image_kind
+from ml.files.image_types import ImageKind, image_kind
 from webapp.intake.dicom_allow_list import (
     ALLOWED,
     MAX_LUT,

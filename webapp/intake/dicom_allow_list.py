@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from ml.image_types import LOCALIZERS, MADE, PAGES, plain_word
+from ml.files.image_types import LOCALIZERS, MADE, PAGES, plain_word
 
 MAX_CODES = 8
 MAX_NUMBERS = 256

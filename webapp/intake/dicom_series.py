@@ -17,8 +17,8 @@ from math import inf, sqrt
 from statistics import median
 from typing import TypeAlias
 
-from ml.runs import runs_over_the_head
-from ml.same_scan import OVERLAP, SAME_PLACE_MM, SliceFacts, continues
+from ml.files.runs import runs_over_the_head
+from ml.files.same_scan import OVERLAP, SAME_PLACE_MM, SliceFacts, continues
 from webapp.intake.clean_copy import Taken
 
 FEWEST_FILES = 3
@@ -369,7 +369,7 @@ def _runs(files: Sequence[tuple[Taken, float]]) -> dict[int, int]:
 
 def _merged(parts: Sequence[Pass], odd: list[Taken]) -> list[Pass]:
     """Return passes over the head: each part continues the first pass that it may, by
-    `ml.same_scan`, or begins a new one. Files at shared positions are added to `odd`.
+    `ml.files.same_scan`, or begins a new one. Files at shared positions are added to `odd`.
     """
     passes: list[Pass] = []
     for part in parts:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from struct import pack_into, unpack_from
 from typing import IO, cast
 
-from ml.first_voxel import EXTENDER_BYTES, FURTHEST, first_voxel
+from ml.files.first_voxel import EXTENDER_BYTES, FURTHEST, first_voxel
 from webapp.intake.streams import (
     Budget,
     DamagedFile,

@@ -14,7 +14,7 @@ from typing import IO, Any
 from flask import current_app
 from werkzeug.datastructures import FileStorage
 
-from ml.zip_end import end_of_zip
+from ml.files.zip_end import end_of_zip
 from webapp.intake.archives import ArchiveRefused, is_of_system, is_zip, members
 from webapp.intake.choices import Choices
 from webapp.intake.clean_copy import NoSlice, Taken, UploadRejected, take

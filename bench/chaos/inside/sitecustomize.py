@@ -9,6 +9,8 @@ a slow disk: jobs do so when they begin, and some end within milliseconds, too s
 `CHAOS_CURVE` names a file: a training run that begins while it exists reports as many points as its
 number says, and removes it.
 `CHAOS_SHORT_FITS` makes the fits short that take most of the paper's experiment and of an import.
+
+Imported inside functions: what it changes, which the process has not loaded yet.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ml.errors import ImageError
-from ml.image_types import ImageKind
+from ml.files.image_types import ImageKind
 from ml.scans import limits, slices
 from ml.scans.files import place_in_series
 from ml.scans.phantoms import write_dicom

@@ -1,8 +1,5 @@
 """What a CT image is according to its image type (PS3.3 C.7.6.1.1.2 and C.8.15.3.8) and SOP class:
 a slice, or something else that a series may contain.
-
-The web application, which reads headers only, and the workers, which read the files, share this
-rule. It needs the standard library only.
 """
 
 from __future__ import annotations

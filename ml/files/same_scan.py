@@ -1,8 +1,5 @@
 """Whether slices that lie at or between the positions of others continue their pass over the head,
-or belong to another scan; `ml.runs` finds the passes of a series.
-
-The web application, which reads headers only, and the workers, which read the files, share this
-rule. It needs the standard library only.
+or belong to another scan; `ml.files.runs` finds the passes of a series.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from statistics import median
 
-from ml.runs import are_numbered_apart
+from ml.files.runs import are_numbered_apart
 
 SAME_PLACE_MM = 0.05
 OVERLAP = 0.2

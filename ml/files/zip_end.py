@@ -1,7 +1,6 @@
 """Where a ZIP archive ends, although its comment may contain the mark of the end.
 
-The web application and the data sets share this rule, because Python's zipfile takes the last mark.
-It needs the standard library only. Source: APPNOTE.TXT of PKWARE, 4.3.16.
+Python's zipfile takes the last mark. Source: APPNOTE.TXT of PKWARE, 4.3.16.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The passes over the head in one series, told apart by what its files say, never by pixels.
 
 A scan that was repeated has several passes, even if nothing but their order, their times or their
-positions distinguishes their slices. The web application, which reads headers only, and the
-workers, which read the files, share this rule. It needs the standard library only.
+positions distinguishes their slices.
 """
 
 from __future__ import annotations

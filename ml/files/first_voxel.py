@@ -1,8 +1,7 @@
 """Where the voxels of a NIfTI file begin if its header says so wrongly: the length of the file
 decides.
 
-The web application, which copies voxels, and the workers, which read them, share this rule. It
-needs the standard library only. Source: nifti1.h of the NIH: four bytes follow the header; if the
+Source: nifti1.h of the NIH: four bytes follow the header; if the
 first is not 0, extensions follow, each of which begins with its size.
 """
 
