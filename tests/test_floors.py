@@ -35,7 +35,7 @@ FLOORS = (
 )
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 OF_THE_WEB = (
-    {"embedded", "models"},
+    {"charts", "embedded", "models"},
     {"accounts", "intake", "review"},
     {"learning"},
     {"admin", "api", "dicomweb", "scans"},

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from webapp.charts import Axes, Bar, histogram_chart, probability_bars, roc_chart
+from webapp.charts.axes import Axes
+from webapp.charts.bars import Bar, probability_bars
+from webapp.charts.distributions import histogram_chart
+from webapp.charts.roc import roc_chart
 
 CONFUSION = {"tp": 9, "fn": 1, "fp": 2, "tn": 18}
 

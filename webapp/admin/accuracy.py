@@ -19,7 +19,7 @@ from sqlalchemy.orm import joinedload
 from ml.named_points import with_widths
 from webapp.admin.pages import blueprint, is_pending, live_page
 from webapp.admin.papers import PaperForm, expected_here_s, newest_experiment
-from webapp.charts import AccuracyRow, accuracy_chart
+from webapp.charts.accuracy import AccuracyRow, accuracy_chart
 from webapp.display import display_name, name_of_version
 from webapp.extensions import db
 from webapp.learning.corrections import waiting_corrections

@@ -10,7 +10,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import joinedload
 
 from ml.named_points import meaning_of_rates, point_at
-from webapp.charts import Overlay, precision_overlay, roc_overlay
+from webapp.charts.roc import Overlay, precision_overlay, roc_overlay
 from webapp.display import signed
 from webapp.extensions import db
 from webapp.models import Comparison, ModelVersion, comparison_of

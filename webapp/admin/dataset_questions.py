@@ -15,7 +15,8 @@ from wtforms import Form, IntegerField
 from wtforms.validators import InputRequired, NumberRange
 
 from webapp.admin.pages import blueprint, is_pending, live_page, warn_of_delay
-from webapp.charts import distribution_chart, interval_chart
+from webapp.charts.distributions import distribution_chart
+from webapp.charts.intervals import interval_chart
 from webapp.extensions import LARGEST_INTEGER, database_now, db, noting
 from webapp.forms import is_id
 from webapp.jobs import TRAIN_MODEL, nudge

@@ -32,7 +32,7 @@ from webapp.admin.pages import (
     page_of,
     warn_of_delay,
 )
-from webapp.charts import histogram_chart
+from webapp.charts.distributions import histogram_chart
 from webapp.deletion import StillNeeded, delete_dataset
 from webapp.extensions import db
 from webapp.forms import PostedForm, TextField, at_most

@@ -24,7 +24,8 @@ from webapp.admin.run_form import DescribeForm
 from webapp.admin.run_query import SORTS, requested_runs, tags_in_use
 from webapp.admin.version_figures import CARD_TABS, figures_of
 from webapp.audit import record
-from webapp.charts import TrainingChart, roc_chart, training_charts
+from webapp.charts.over_time import TrainingChart, training_charts
+from webapp.charts.roc import roc_chart
 from webapp.extensions import db
 from webapp.models import (
     CURVE_STEPS,

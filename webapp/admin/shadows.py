@@ -15,7 +15,7 @@ from sqlalchemy.orm import defer, joinedload
 from ml.verdict import STATES
 from webapp.admin.pages import ROWS_PER_PAGE, blueprint, live_page
 from webapp.audit import record
-from webapp.charts import drift_chart
+from webapp.charts.over_time import drift_chart
 from webapp.extensions import db
 from webapp.learning.shadow_figures import agreement_of, cost_of, disagreements, drift_of
 from webapp.models import (

@@ -10,13 +10,8 @@ from typing import Any
 
 from ml.named_points import NOUNS, point_at, with_widths
 from webapp.admin.operating_points import chosen_for
-from webapp.charts import (
-    RocChart,
-    calibration_chart,
-    precision_overlay,
-    roc_at_chart,
-    roc_overlay,
-)
+from webapp.charts.calibration import calibration_chart
+from webapp.charts.roc import RocChart, precision_overlay, roc_at_chart, roc_overlay
 from webapp.models import OWN_THRESHOLDS, ModelVersion
 
 LEVELS = ("patient", "slice")

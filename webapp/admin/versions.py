@@ -33,7 +33,7 @@ from webapp.admin.promotion_checks import (
 from webapp.admin.site import on_confirmed_scans
 from webapp.admin.version_figures import CARD_TABS, figures_of, requested_threshold
 from webapp.audit import record
-from webapp.charts import roc_chart
+from webapp.charts.roc import roc_chart
 from webapp.display import name_of_version
 from webapp.extensions import database_now, db, reads_only
 from webapp.forms import PostedForm, TextField, at_most, moment_of

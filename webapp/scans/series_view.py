@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from webapp.charts import Bar, probability_bars
+from webapp.charts.bars import Bar, probability_bars
 from webapp.models import Prediction
 from webapp.scans.stored_volume import AS_SUBMITTED, WINDOWS, Volume
 

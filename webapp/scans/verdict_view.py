@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from ml.named_points import meaning_of_threshold
 from ml.verdict import inconclusive_band
-from webapp.charts import Axes
+from webapp.charts.axes import Axes
 from webapp.display import percent
 from webapp.extensions import db
 from webapp.models import ModelVersion, Prediction

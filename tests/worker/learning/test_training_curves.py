@@ -7,7 +7,7 @@ from flask import Flask
 from sqlalchemy import func, select
 
 from ml.training.progress import Progress
-from webapp.charts import training_charts
+from webapp.charts.over_time import training_charts
 from webapp.extensions import db
 from webapp.models import CURVE_STEPS, TrainingPoint, TrainingRun
 from worker.learning.training_curves import AVERAGED_STEPS, Curves
