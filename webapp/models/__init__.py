@@ -42,22 +42,11 @@ from webapp.models.learning import (
     Dataset,
     ModelVersion,
     OperatingPoint,
-    Promotion,
-    PromotionRefused,
     RunTag,
     SiteFigures,
     TrainingPoint,
     TrainingRun,
-    answering_versions,
     dataset_scan,
-    earlier_promotions,
-    live_version,
-    newest_promotion,
-    promote,
-    promotion_after,
-    promotion_at,
-    promotion_before,
-    require_promotable,
     training_run_dataset,
     waits_for_check,
 )
@@ -88,6 +77,19 @@ from webapp.models.operations import (
 )
 from webapp.models.opinions import Finding, Opinion, Share, votes
 from webapp.models.papers import PaperExperiment
+from webapp.models.promotions import (
+    Promotion,
+    PromotionRefused,
+    answering_versions,
+    earlier_promotions,
+    live_version,
+    newest_promotion,
+    promote,
+    promotion_after,
+    promotion_at,
+    promotion_before,
+    require_promotable,
+)
 from webapp.models.replays import (
     Replay,
     ReplaySample,

@@ -12,8 +12,9 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from webapp.extensions import database_now, db
 from webapp.models.accounts import User
-from webapp.models.learning import Dataset, ModelVersion, live_version
+from webapp.models.learning import Dataset, ModelVersion
 from webapp.models.leased import JobStatus, Leased, new_id
+from webapp.models.promotions import live_version
 
 NEWEST_COMPARED = 5
 KINDS = ("slice", "series")

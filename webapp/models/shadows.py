@@ -16,9 +16,10 @@ from sqlalchemy.orm import Mapped, joinedload, mapped_column, relationship
 from ml.verdict import State, state_of
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
 from webapp.models.accounts import User
-from webapp.models.learning import ModelVersion, Promotion, live_version, newest_promotion
+from webapp.models.learning import ModelVersion
 from webapp.models.leased import JobStatus, Leased, cancel, new_id
 from webapp.models.opinions import unique_where
+from webapp.models.promotions import Promotion, live_version, newest_promotion
 from webapp.models.scans import Scan
 
 log = logging.getLogger(__name__)
