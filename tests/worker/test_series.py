@@ -32,7 +32,7 @@ from webapp.models import Scan, User, cancel
 from webapp.scans.pictures import heatmap_key
 from webapp.scans.stored_volume import open_volume
 from webapp.storage import storage
-from worker import background, heat_maps, leases, prediction, tasks
+from worker import background, heat_maps, leases, prediction, tasks, verdicts
 from worker.heartbeat import heartbeat
 from worker.prediction import answer_next_scans
 
@@ -112,7 +112,7 @@ def test_types_of_bleeding_are_kept_with_the_verdict_of_a_model_that_tells_them(
 def test_no_type_that_is_kept_is_likelier_than_a_hemorrhage() -> None:
     values = {"types": {"epidural": 0.96346}, "slice_types": {"epidural": (0.96346, 0.00009)}}
     result = ScanResult(0.96346, 0.5, True, False, (0.96346, 0.00009), (), **values)  # type: ignore[arg-type]
-    assert prediction.types_of(result) == {
+    assert verdicts.types_of(result) == {
         "epidural": {"probability": 0.9634, "slices": [0.9634, 0.0]}
     }
 

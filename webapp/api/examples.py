@@ -355,6 +355,7 @@ _replay: dict[str, Any] = {
     "outcome": "same",
     "headline": "Reproduced exactly with googlenet_unet_series 1.",
     "details": [],
+    "not_compared": [],
     "queued_at": NOON,
     "finished_at": LATER,
 }
@@ -363,6 +364,7 @@ _sample = {
     "created_at": NOON,
     "requested_by": "boss",
     "same": 98,
+    "same_in_part": 3,
     "different": 0,
     "failed": 0,
     "canceled": 0,
