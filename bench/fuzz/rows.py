@@ -61,7 +61,7 @@ class Rows:
 
     def _add_rows(self, role: str) -> dict[str, list[Any]]:
         """Add rows in every state; return all ids, and valid files, by the names of parameters."""
-        more = Documented(self.app, "", self.user_ids[role], schema=None)  # type: ignore[arg-type]
+        more = Documented(self.app, "", self.user_ids[role], None, {})  # type: ignore[arg-type]
         ids: dict[str, list[Any]] = {name: [value] for name, value in self.world.addresses.items()}
         for name, added in {**more.add_rows(), "scan_id": more.add_scans()}.items():
             ids[name] = ids.get(name, []) + added
