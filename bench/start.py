@@ -44,9 +44,9 @@ from webapp.config import PROJECT_ROOT
 
 LIMITS = {
     "verdict_cpu_ratio": 40.0,
-    "idle_pss_mb": 750.0,
-    "idle_rss_mb": 1350.0,
-    "idle_processes": 17.0,
+    "idle_pss_mb": 700.0,
+    "idle_rss_mb": 1100.0,
+    "idle_processes": 12.0,
     "idle_with_tensorflow": 0.0,
 }
 LONGEST_S = 300.0

@@ -3,11 +3,12 @@ processes, never in the parent.
 
     python -m celery -A worker.app worker -Q predict -c 1 QUIET
     python -m celery -A worker.app worker -Q train -c 1 --max-tasks-per-child 1 QUIET
-    python -m celery -A worker.app worker -Q maintenance -c 1 -B QUIET
+    python -m celery -A worker.app worker -Q maintenance -P solo QUIET
 
 where QUIET is `--without-mingle --without-gossip --without-heartbeat` (without mingling, a worker
-is ready a second sooner). A second worker on the same machine needs its own name, such as
-`-n predict-2@%h`. SIGTERM or SIGINT, sent to the parent or its process group, stops a worker
+is ready a second sooner). The maintenance worker has no children (`solo`): its tasks are short, and
+a timer in the same process sends them. A second worker on the same machine needs its own name, such
+as `-n predict-2@%h`. SIGTERM or SIGINT, sent to the parent or its process group, stops a worker
 gracefully: it finishes its batch, or returns its training run to the queue with the checkpoint.
 """
 
@@ -24,8 +25,6 @@ from typing import Any
 
 import billiard
 from celery import Celery, signals
-from celery.platforms import EX_FAILURE
-from celery.worker import state
 from flask import Flask
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -43,8 +42,6 @@ CLEAN_UP_S = 3600
 
 BROKER_S = 10.0
 """A worker that waits longer for the broker reconnects."""
-
-BEAT_LOOK_S = 1.0
 
 _stop = mmap.mmap(-1, 1)
 """One byte that the parent shares with its children: 1 once they should stop. A signal could
@@ -68,13 +65,6 @@ def create_app(config: Mapping[str, Any] | None = None) -> Celery:
     app = webapp.create_core(config)
     celery: Celery = app.extensions["celery"]
     celery.conf.update(
-        # The sweep runs even if all nudges were lost; one that is not delivered in time is useless.
-        beat_schedule={
-            task: {"task": task, "schedule": every_s, "options": {"expires": every_s}}
-            for task, every_s in ((jobs.SWEEP, app.config["SWEEP_S"]), (jobs.CLEAN_UP, CLEAN_UP_S))
-        },
-        # The schedule is fixed, so there is no need for a shelve file that can be lost or locked.
-        beat_scheduler="celery.beat:Scheduler",
         # A worker can wait longer for a busy broker than a web request.
         broker_transport_options={
             **celery.conf.broker_transport_options,
@@ -140,9 +130,10 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         logging.getLogger("kombu.transport.virtual.base").setLevel(logging.ERROR)
 
     def begin(**_: Any) -> None:
-        # The parent decides when a child stops; a signal to the process group must not interrupt a
-        # batch.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if billiard.current_process().name != "MainProcess":  # A child.
+            # The parent decides when it stops; a signal to the process group must not interrupt a
+            # batch.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with app.app_context():
             db.engine.dispose(close=False)
             (queue,) = celery.amqp.queues.consume_from
@@ -157,30 +148,22 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         app.extensions["heartbeat"].start()
 
     def end(**_: Any) -> None:
-        app.extensions["heartbeat"].stop()
+        if mine := app.extensions.pop("heartbeat", None):  # The parent of children has none.
+            mine.stop()
 
-    def sweep_at_once(**_: Any) -> None:
-        # Beat waits for a full interval first. Until a sweep has run, /readyz cannot know whether
-        # the broker delivers, and a service that is stopped every evening would rarely clean up.
+    def send_regularly(sender: Any, **_: Any) -> None:
+        if jobs.MAINTENANCE not in celery.amqp.queues.consume_from:
+            return
+        for task, every_s in ((jobs.SWEEP, app.config["SWEEP_S"]), (jobs.CLEAN_UP, CLEAN_UP_S)):
+            # Now as well: until a sweep has run, /readyz cannot know whether the broker delivers,
+            # and a service that is stopped every evening would rarely clean up.
+            send(task)
+            sender.timer.call_repeatedly(every_s, send, [task])
+
+    def send(task: str) -> None:
+        # Through the broker, although this worker receives it: `/readyz` shows whether that works.
         with app.app_context():
-            jobs.nudge(jobs.SWEEP)
-            jobs.nudge(jobs.CLEAN_UP)
-
-    def end_with_beat(sender: Any, **_: Any) -> None:
-        # Celery does not restart a beat process that was killed; without one, nothing would be
-        # swept, and nobody would notice.
-        beat: Any = sender.controller.beat
-
-        def look() -> None:
-            if not beat.is_alive() and state.should_stop is None:
-                log.error(
-                    "The beat process has died, so this worker exits for its supervisor to restart"
-                    " both."
-                )
-                state.should_stop = EX_FAILURE
-
-        if beat is not None:
-            sender.timer.call_repeatedly(BEAT_LOOK_S, look)
+            jobs.nudge(task)
 
     # weak=False: nothing else keeps a reference to these functions.
     signals.celeryd_init.connect(keep_secrets, weak=False)
@@ -190,10 +173,10 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         signals.setup_logging.connect(write_json, weak=False)
     signals.celeryd_after_setup.connect(refuse_wrong_queue, weak=False)
     signals.worker_shutting_down.connect(prepare_to_stop, weak=False)
-    signals.beat_embedded_init.connect(sweep_at_once, weak=False)
-    signals.worker_ready.connect(end_with_beat, weak=False)
+    signals.worker_ready.connect(send_regularly, weak=False)
     signals.worker_process_init.connect(begin, weak=False)
     signals.worker_process_shutdown.connect(end, weak=False)
+    signals.worker_shutdown.connect(end, weak=False)
 
 
 def return_rows_of(last_owner: str) -> None:

@@ -116,8 +116,11 @@ def schedule(kind_of_stack: str, count: int, rng: random.Random) -> list[str]:
 
 
 def kill_worker(stack: Stack, rng: random.Random) -> str:
-    """SIGKILL to a worker's parent, to its children, or to all, as in a machine failure."""
+    """SIGKILL to a worker's parent, to its children, or to all, as in a machine failure; the
+    maintenance worker has no children.
+    """
     name, to = rng.choice(VICTIMS), rng.choice(("parent", "children", "all"))
+    to = "all" if name == "beat" else to
     stack.programs[name].send(signal.SIGKILL, to)
     return f"{name}, {to}"
 

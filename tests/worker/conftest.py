@@ -194,8 +194,8 @@ class StartWorker(Protocol):
 def worker_process(
     app: Flask, app_env: Mapping[str, str], queue: str, *options: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a real prefork worker of `queue` by the documented command; yield its parent when its
-    child has shown up in SQL.
+    """Run a real worker of `queue` by the documented command; yield its parent when its child, or
+    the worker itself if it has none, has shown up in SQL.
 
     It is stopped in order (SIGTERM to the parent) unless it has ended.
     """

@@ -215,7 +215,10 @@ def test_what_a_killed_child_held_and_a_lost_nudge_are_made_good_by_the_sweep(
     lease_s = 10 * PATIENCE_S  # Its successor returns the row before.
     with shared_app.app_context():
         install_model()
-        with start_worker("predict") as parent, start_worker("maintenance", "-B", SWEEP_S="1"):
+        with (
+            start_worker("predict") as parent,
+            start_worker("maintenance", "-P", "solo", SWEEP_S="1"),
+        ):
             killed = newest_worker("predict")
             assert killed is not None
             os.kill(killed.pid, signal.SIGSTOP)  # It takes nothing any more.
@@ -239,7 +242,6 @@ def test_what_a_killed_child_held_and_a_lost_nudge_are_made_good_by_the_sweep(
             successor = newest_worker("predict")
             assert successor is not None and successor.pid not in (killed.pid, parent.pid)
             wait_for(lambda: is_delivered("maintenance"))
-        assert not list(PROJECT_ROOT.glob("celerybeat-schedule*"))
 
 
 def test_a_worker_writes_a_line_of_json_for_each_event_with_the_ids_of_its_jobs(
@@ -292,22 +294,26 @@ def test_a_scan_that_was_submitted_while_the_broker_was_dead_is_answered_when_it
         db.engine.dispose()
     with shared_app.app_context():
         install_model()
-        with start_worker("predict"), start_worker("maintenance", "-B", SWEEP_S="1"):
+        with start_worker("predict"), start_worker("maintenance", "-P", "solo", SWEEP_S="1"):
             wait_for(lambda: statuses() == ["done"])
 
 
-def test_a_maintenance_worker_whose_beat_died_ends_so_that_its_supervisor_starts_both(
+def test_a_maintenance_worker_sweeps_on_after_its_broker_was_away_and_signs_off(
     shared_app: Flask, start_worker: StartWorker
 ) -> None:
-    with shared_app.app_context(), start_worker("maintenance", "-B", SWEEP_S="1") as parent:
-        child = newest_worker("maintenance")
-        assert child is not None
-        (beat,) = {
-            int(pid)
-            for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-        } - {child.pid}
-        os.kill(beat, signal.SIGKILL)
-        assert parent.wait(PATIENCE_S) != 0
+    socket_path = Path(shared_app.config["BROKER_URL"].removeprefix("redis+socket://"))
+    with (
+        shared_app.app_context(),
+        start_worker("maintenance", "-P", "solo", SWEEP_S="1") as process,
+    ):
+        wait_for(lambda: is_delivered("maintenance"))
+        with redis.Redis(unix_socket_path=str(socket_path)) as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+        db.session.execute(update(Worker).values(delivered_at=None))
+        db.session.commit()
+        wait_for(lambda: is_delivered("maintenance"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
         assert newest_worker("maintenance") is None
 
 

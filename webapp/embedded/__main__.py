@@ -11,6 +11,7 @@ from pathlib import Path
 
 from webapp.config import PROJECT_ROOT, ConfigurationError, settings
 from webapp.embedded.checks import CannotStart, is_taken, only_run_on, port_of, say, wait_until
+from webapp.embedded.guard import guard
 from webapp.embedded.processes import Greeting, Processes, commands, threads_of_one_worker
 from webapp.embedded.valkey import broker
 
@@ -60,6 +61,7 @@ def run(stack: ExitStack) -> int:
     }
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
     own_broker: Path | None = None if environ.get("BROKER_URL") else config["BROKER_SOCKET"]
+    guarding = stack.enter_context(guard(own_broker))
     if own_broker:
         stack.enter_context(broker(home / "broker", own_broker))
     say("Starting Hemoscan; this takes a moment …")
@@ -79,7 +81,7 @@ def run(stack: ExitStack) -> int:
         f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", setup.stdout.strip()
     )
 
-    processes = Processes(own_broker, greeting)
+    processes = Processes(guarding, greeting)
     for name, command in commands(config).items():
         processes.add_process(name, f"exec {command}", env=environ, cwd=str(PROJECT_ROOT))
     return processes.run()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -11,9 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import honcho.manager
@@ -23,10 +21,8 @@ from honcho.process import Process
 
 from webapp.config import PROJECT_ROOT
 from webapp.embedded.checks import say
-from webapp.embedded.valkey import shut_down
+from webapp.embedded.guard import STOP_S, Guard, signal_group
 
-# Time for a training run to save and return to the queue; processes that take longer are killed.
-STOP_S = 15
 LOOK_S = 0.5
 FIRST_S = 10
 """A process that exits with an error this soon after its first start cannot work; the run then
@@ -97,15 +93,16 @@ class Greeting:
 
 
 class Processes(honcho.manager.Manager):
-    """honcho's manager, with time for workers to return their work to the queue before they
-    exit.
+    """honcho's manager, with time for workers to return their work to the queue before they exit,
+    and a thread for each process where honcho has a process.
     """
 
-    def __init__(self, own_broker: Path | None, greeting: Greeting) -> None:
+    def __init__(self, guard: Guard, greeting: Greeting) -> None:
         super().__init__(Printer(sys.stdout))
+        self.events: queue.Queue[Message] = queue.Queue()
         self.greeting = greeting
-        self.stopping = multiprocessing.Event()
-        self._process_ctor = partial(ChildOfThisRun, own_broker=own_broker, stopping=self.stopping)
+        self.stopping = threading.Event()
+        self._process_ctor = partial(RestartedProcess, guard=guard, stopping=self.stopping)
         honcho.manager.KILL_WAIT = STOP_S
 
     def run(self) -> int:
@@ -135,29 +132,33 @@ class Processes(honcho.manager.Manager):
         else:
             threading.Timer(0.1, self.terminate).start()
 
+    def _start(self) -> None:
+        for name, entry in self._processes.items():
+            threading.Thread(
+                target=entry["obj"].run, args=[self.events], name=name, daemon=True
+            ).start()
 
-class ChildOfThisRun(Process):  # type: ignore[misc]
-    """A process that is restarted when it exits by itself, and that exits with this run, even if
-    the run is killed by SIGKILL, and takes its own children with it.
+
+class RestartedProcess(Process):  # type: ignore[misc]
+    """A process that is restarted when it exits by itself, and that takes its own children with
+    it.
     """
 
-    def __init__(self, *args: Any, own_broker: Path | None, stopping: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, guard: Guard, stopping: threading.Event, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.run_pid = os.getpid()
-        self.own_broker = own_broker
+        self.guard = guard
         self.stopping = stopping
 
     def run(self, events: Any = None, ignore_signals: bool = False) -> None:
-        """Keep the process running and relay its output; honcho calls this in another process."""
-        for caught in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(caught, lambda *_: None)  # Not SIG_IGN, which the process would inherit.
+        """Keep the process running and relay its output; honcho calls this in a thread."""
         wait_s, is_first = FIRST_WAIT_S, True
         while True:
             began = time.monotonic()
             life = Life(self, events)
-            threading.Thread(target=self.follow, args=(life,), daemon=True).start()
+            threading.Thread(target=life.end_with_leader, daemon=True).start()
             super().run(life)
             lived_s = time.monotonic() - began
+            self.guard.forget(self._child.pid)
             status: int = self._child.returncode
             cannot_work = is_first and status >= 0 and lived_s < FIRST_S
             if cannot_work or self.stopping.is_set() or self.stopping.wait(wait_s):
@@ -168,32 +169,13 @@ class ChildOfThisRun(Process):  # type: ignore[misc]
             is_first = False
             wait_s = FIRST_WAIT_S if lived_s > LONGEST_WAIT_S else min(2 * wait_s, LONGEST_WAIT_S)
 
-    def follow(self, life: Life) -> None:
-        """Stop what is left when the run ends or the process is about to be restarted."""
-        child = life.child()
-        while os.getppid() == self.run_pid and child.poll() is None:
-            time.sleep(0.3)
-        run_is_gone = os.getppid() != self.run_pid
-        # macOS raises EPERM for a process group of zombies.
-        with suppress(ProcessLookupError, PermissionError):
-            if run_is_gone:
-                os.killpg(child.pid, signal.SIGTERM)
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(STOP_S)
-            os.killpg(child.pid, signal.SIGKILL)
-        if run_is_gone:
-            if self.own_broker:
-                shut_down(self.own_broker)
-            life.events.cancel_join_thread()  # Nobody reads the events any more.
-            os._exit(1)
-
 
 class Life:
     """The messages to honcho from one run of a process: all except its end, because it may be
     restarted.
     """
 
-    def __init__(self, process: ChildOfThisRun, events: Any) -> None:
+    def __init__(self, process: RestartedProcess, events: Any) -> None:
         self.events = events
         self.last_words: Message | None = None
         self._process = process
@@ -204,16 +186,19 @@ class Life:
         if message.type == "stop":
             self.last_words = message
             return
-        self.events.put(message)
         if message.type == "start":
+            self._process.guard.watch(message.data["pid"])
             self._is_begun.set()
-            # All were asked to stop while this one was being started.
-            if self._process.stopping.is_set():
-                with suppress(ProcessLookupError):
-                    os.killpg(message.data["pid"], signal.SIGTERM)
+        self.events.put(message)
+        # All were asked to stop while this one was being started.
+        if message.type == "start" and self._process.stopping.is_set():
+            signal_group(message.data["pid"], signal.SIGTERM)
 
-    def child(self) -> subprocess.Popen[bytes]:
-        """Return the process, once it has been started."""
+    def end_with_leader(self) -> None:
+        """Kill what is left of the process group once its leader has exited; until then, its
+        output would not end.
+        """
         self._is_begun.wait()
         child: subprocess.Popen[bytes] = self._process._child
-        return child
+        child.wait()
+        signal_group(child.pid, signal.SIGKILL)
