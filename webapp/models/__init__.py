@@ -77,6 +77,15 @@ from webapp.models.operations import (
 )
 from webapp.models.opinions import Finding, Opinion, Share, votes
 from webapp.models.papers import PaperExperiment
+from webapp.models.predictions import (
+    EarlierAnswer,
+    Environment,
+    Heatmap,
+    Prediction,
+    draw_heatmap,
+    result_of,
+    score_again,
+)
 from webapp.models.promotions import (
     Promotion,
     PromotionRefused,
@@ -112,19 +121,12 @@ from webapp.models.scans import (
     IN_ITS_TURN,
     MORE_ARRIVED,
     ORIGINAL_REMOVED,
-    EarlierAnswer,
-    Environment,
-    Heatmap,
     Order,
-    Prediction,
     ReplacedScan,
     Scan,
-    draw_heatmap,
     force,
     lead_on,
-    result_of,
     retry,
-    score_again,
     set_stat,
     urgent_room,
 )

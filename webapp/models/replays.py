@@ -18,7 +18,8 @@ from webapp.extensions import UtcDateTime, db, utc_now
 from webapp.models.accounts import User
 from webapp.models.learning import ModelVersion
 from webapp.models.leased import JobStatus, Leased, cancel, new_id, queue_again
-from webapp.models.scans import EarlierAnswer, Environment, Prediction, Scan
+from webapp.models.predictions import EarlierAnswer, Environment, Prediction
+from webapp.models.scans import Scan
 
 MOST_SAMPLED = 1000
 ENDED = (JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED)

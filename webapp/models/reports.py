@@ -23,7 +23,8 @@ from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relatio
 
 from webapp.extensions import database_now, db
 from webapp.models.leased import JobStatus, Leased, new_id, queue_index
-from webapp.models.scans import Heatmap, Prediction, Scan
+from webapp.models.predictions import Heatmap, Prediction
+from webapp.models.scans import Scan
 
 MAX_OPEN = 20
 """Maximum number of waiting reports per user."""

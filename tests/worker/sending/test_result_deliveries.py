@@ -48,7 +48,7 @@ from webapp.models import (
     Scan,
     User,
 )
-from webapp.models.scans import score_again
+from webapp.models.predictions import score_again
 from webapp.routing import (
     Link,
     cancel_delivery,
