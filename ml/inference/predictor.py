@@ -187,10 +187,13 @@ class Predictor:
             self.spec = InputSpec.from_dict(self.card.preprocessing)
         except ValueError as err:
             raise ArtifactError(str(err)) from err
-        self._features = self._load_features(model_dir, threads)
-        # A session with one thread per slice, for several slices. It is in a list, which
-        # `with_thresholds` shares, and is loaded only when needed: an idle worker has predicted
-        # only a phantom.
+        # A series has several slices, which threads process one by one.
+        self._features = self._load_features(
+            model_dir, 1 if self.card.reads == "series" else threads
+        )
+        # A session with one thread per slice, for several slices of a slice model. It is in a list,
+        # which `with_thresholds` shares, and is loaded only when needed: an idle worker has
+        # predicted only one slice of a phantom.
         self._features_of_many: list[onnxruntime.InferenceSession] = []
         self._model_dir = model_dir
         probabilities = ("slice_probability", "scan_probability")
@@ -297,7 +300,7 @@ class Predictor:
         )
 
     def _convolutions_for(self, slabs: int) -> onnxruntime.InferenceSession:
-        if slabs == 1 or self._threads == 1:
+        if slabs == 1 or self._threads == 1 or self.card.reads == "series":
             return self._features
         if not self._features_of_many:
             self._features_of_many.append(self._load_features(self._model_dir, 1))
