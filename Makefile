@@ -19,8 +19,9 @@ help:  ## Show this list.
 
 install: $(VENV)/.installed  ## Create .venv with everything that Hemoscan needs to run.
 
-run: $(VENV)/.installed  ## Start everything on http://127.0.0.1:8000 (PORT and HEMOSCAN_HOME choose others); Ctrl-C stops it.
-	@exec $(PY) -m webapp.embedded
+# Starts as soon as scans can be analyzed; the train worker installs the rest, four fifths of it, before it starts.
+run: $(VENV)/.installed-to-analyze  ## Start everything on http://127.0.0.1:8000 (PORT and HEMOSCAN_HOME choose others); Ctrl-C stops it.
+	@INSTALL_TO_TRAIN="$(MAKE) --silent install" exec $(PY) -m webapp.embedded
 
 test: $(VENV)/.installed-tests  ## Run all tests; ARGS="-k login" selects some.
 	@$(PY) -m pytest $(TESTS)
@@ -91,8 +92,13 @@ INSTALL = { $(PIP) --progress-bar off --require-hashes -r $(1) 2>$(VENV)/.pip-er
 		"pip is done") is_done=1 ;; \
 	esac; done; [ "$$is_done" ] || { cat $(VENV)/.pip-errors >&2; exit 1; }; }
 
-$(VENV)/.installed: $(VENV)/.made requirements.txt webapp/requirements.txt worker/requirements.txt ml/requirements.txt
-	@echo "Installing Hemoscan's requirements into $(VENV); the first time this takes a few minutes ..."
+$(VENV)/.installed-to-analyze: $(VENV)/.made worker/requirements.txt
+	@echo "Installing what Hemoscan needs to analyze scans into $(VENV); the first time this takes about a minute ..."
+	@$(call INSTALL,worker/requirements.txt,worker/requirements.txt)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.installed-to-analyze requirements.txt ml/requirements.txt
+	@echo "Installing what training needs into $(VENV); the first time this takes a few minutes ..."
 	@$(call INSTALL,requirements.txt,webapp/requirements.txt worker/requirements.txt ml/requirements.txt)
 	@touch $@
 

@@ -21,6 +21,7 @@ from honcho.environ import parse_procfile
 
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from webapp.config import PROJECT_ROOT, settings
+from webapp.embedded import processes
 from webapp.embedded.processes import commands
 
 DOCKERFILE = (PROJECT_ROOT / "Dockerfile").read_text()
@@ -96,8 +97,25 @@ def test_make_run_starts_the_listener_where_somebody_may_send(tmp_path: Path) ->
     alone = commands(settings(home))
     connected = commands(settings({**home, "DICOM_PEERS": "CT1@10.1.2.3 account=ann"}))
 
-    assert connected == parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes
+    of_procfile = parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes
+    assert connected == {name: f"exec {command}" for name, command in of_procfile.items()}
     assert set(connected) - set(alone) == {"dicom-listen"}
+
+
+def test_the_train_worker_of_make_run_starts_once_what_it_needs_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "INSTALL_AGAIN_S", 0)
+    installed, log = tmp_path / "installed", tmp_path / "log"
+    # Fails at first, as without a network.
+    install = f"echo try >> {log}; [ -e {installed} ] || {{ touch {installed}; false; }}"
+    lines = commands(settings({"HEMOSCAN_HOME": str(tmp_path)}), install)
+    assert [name for name in lines if install in lines[name]] == ["worker-train"]
+
+    first, then = lines["worker-train"].rsplit("; exec python -m celery ", 1)
+    assert then.startswith("-A worker.app ")
+    subprocess.run(["sh", "-c", f"umask 077; {first}; umask >> {log}"], check=True, timeout=10)
+    assert log.read_text().split() == ["try", "try", "0077"]
 
 
 def test_whatever_a_service_depends_on_can_be_waited_for() -> None:

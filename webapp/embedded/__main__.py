@@ -82,8 +82,9 @@ def run(stack: ExitStack) -> int:
     )
 
     processes = Processes(guarding, greeting)
-    for name, command in commands(config).items():
-        processes.add_process(name, f"exec {command}", env=environ, cwd=str(PROJECT_ROOT))
+    # Set by the Makefile.
+    for name, command in commands(config, environ.get("INSTALL_TO_TRAIN", "")).items():
+        processes.add_process(name, command, env=environ, cwd=str(PROJECT_ROOT))
     return processes.run()
 
 

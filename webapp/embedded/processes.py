@@ -31,16 +31,31 @@ ends.
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 """Minimum and maximum wait before a process is restarted."""
 MOST_THREADS = 4
-LISTENER = "dicom-listen"
+LISTENER, TRAINER = "dicom-listen", "worker-train"
+INSTALL_AGAIN_S = 60
 STOPPED_BY_SIGNAL = {entry["rc"] for entry in honcho.manager.SIGNALS.values()}
 
 
-def commands(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the command of each process in the Procfile; the DICOM listener is included if anybody
-    may send (`DICOM_PEERS`).
+def commands(config: Mapping[str, Any], install_to_train: str = "") -> dict[str, str]:
+    """Return the shell command of each process in the Procfile; the DICOM listener is included if
+    anybody may send (`DICOM_PEERS`).
+
+    Args:
+        config: the application's configuration.
+        install_to_train: a command that installs what the train worker needs, and succeeds at once
+            if it is installed; it runs before the worker starts, and again if it fails.
     """
     lines: dict[str, str] = parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes
-    return {name: lines[name] for name in lines if name != LISTENER or config["DICOM_PEERS"]}
+    shell = {
+        name: f"exec {command}"
+        for name, command in lines.items()
+        if name != LISTENER or config["DICOM_PEERS"]
+    }
+    if install_to_train:
+        # Only this user may read what the processes write, but others may run what is installed.
+        first = f"until (umask 022; {install_to_train}); do sleep {INSTALL_AGAIN_S}; done"
+        shell[TRAINER] = f"{first}; {shell[TRAINER]}"
+    return shell
 
 
 def threads_of_one_worker() -> int:
