@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from functools import partial
@@ -32,6 +34,11 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 """Minimum and maximum wait before a process is restarted."""
 MOST_THREADS = 4
 LISTENER, TRAINER = "dicom-listen", "worker-train"
+NEEDED_FIRST = ("web", "worker-predict")
+"""What a first scan needs; the others start afterwards, because on two cores all of them would take
+longer to start at once.
+"""
+LONGEST_READY_S = 15.0
 INSTALL_AGAIN_S = 60
 STOPPED_BY_SIGNAL = {entry["rc"] for entry in honcho.manager.SIGNALS.values()}
 
@@ -76,12 +83,16 @@ def available_cores() -> int:
 class Greeting:
     """What a user needs to begin: a line with the address and one with the login, printed once the
     web processes respond.
+
+    Attributes:
+        can_analyze: set once a predict worker is ready as well, or takes unusually long.
     """
 
     def __init__(self, url: str, login: str) -> None:
         self.url = url
         self.login = login or "Log in with your account."
         self.has_password_to_print = bool(login)
+        self.can_analyze = threading.Event()
 
     def say_when_ready(self) -> None:
         """Print the greeting as soon as the address responds, in a separate thread."""
@@ -99,12 +110,27 @@ class Greeting:
         self.has_password_to_print = False
         say(f"Hemoscan is running at {self.url} (press Ctrl-C to stop).\n{self.login}")
 
+        deadline = time.monotonic() + LONGEST_READY_S
+        while not self._can_analyze() and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+        self.can_analyze.set()
+
     def _answers(self) -> bool:
         try:
             with urllib.request.urlopen(f"{self.url}/healthz", timeout=5) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+    def _can_analyze(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.url}/readyz", timeout=5).close()
+        except urllib.error.HTTPError as err:  # Not ready: the maintenance worker is missing too.
+            with err:
+                return bool(json.load(err)["checks"]["predict_worker"])
+        except OSError:
+            return False
+        return True
 
 
 class Processes(honcho.manager.Manager):
@@ -117,7 +143,12 @@ class Processes(honcho.manager.Manager):
         self.events: queue.Queue[Message] = queue.Queue()
         self.greeting = greeting
         self.stopping = threading.Event()
-        self._process_ctor = partial(RestartedProcess, guard=guard, stopping=self.stopping)
+        self._process_ctor = partial(
+            RestartedProcess,
+            guard=guard,
+            others_may_start=greeting.can_analyze,
+            stopping=self.stopping,
+        )
         honcho.manager.KILL_WAIT = STOP_S
 
     def run(self) -> int:
@@ -159,14 +190,26 @@ class RestartedProcess(Process):  # type: ignore[misc]
     it.
     """
 
-    def __init__(self, *args: Any, guard: Guard, stopping: threading.Event, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        guard: Guard,
+        others_may_start: threading.Event,
+        stopping: threading.Event,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.guard = guard
+        self.others_may_start = others_may_start
         self.stopping = stopping
 
     def run(self, events: Any = None, ignore_signals: bool = False) -> None:
         """Keep the process running and relay its output; honcho calls this in a thread."""
         wait_s, is_first = FIRST_WAIT_S, True
+        if self.name not in NEEDED_FIRST:
+            # Then it starts even if all are to stop: `terminate` waits until all have started.
+            while not self.others_may_start.wait(LOOK_S) and not self.stopping.is_set():
+                pass
         while True:
             began = time.monotonic()
             life = Life(self, events)
@@ -175,8 +218,9 @@ class RestartedProcess(Process):  # type: ignore[misc]
             lived_s = time.monotonic() - began
             self.guard.forget(self._child.pid)
             status: int = self._child.returncode
-            cannot_work = is_first and status >= 0 and lived_s < FIRST_S
-            if cannot_work or self.stopping.is_set() or self.stopping.wait(wait_s):
+            if is_first and status >= 0 and lived_s < FIRST_S:  # It cannot work.
+                self.stopping.set()
+            if self.stopping.wait(wait_s):
                 events.put(life.last_words)
                 return
             self._events = events
