@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, abort, current_app, flash, redirect, render_template, url_for
+from flask import (
+    Blueprint,
+    Response,
+    abort,
+    current_app,
+    flash,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
 from flask_login import current_user, login_required
 from sqlalchemy import select
 from werkzeug.wrappers import Response as WerkzeugResponse
@@ -41,11 +51,14 @@ def ask(scan_id: str, kind: str) -> WerkzeugResponse:
 @blueprint.get("/reports/<kind>")
 @login_required
 def show(scan_id: str, kind: str) -> Response | str:
-    """Send a report, or a page that waits for it and then sends it."""
+    """Send a report, or a page that waits for it. A browser that downloads a file keeps showing the
+    page it was on, so the page that waited is first replaced by one that says that the report is
+    ready, which then requests the file.
+    """
     report = finished_report(scan_id, Scan.user_id == current_user.id, kind)
     if report is None:
         abort(404, NO_SUCH_REPORT)
-    if report.status == JobStatus.DONE:
+    if report.status == JobStatus.DONE and "waited" not in request.args:
         return report_file(report)
     return render_template(
         "reports/waiting.html",

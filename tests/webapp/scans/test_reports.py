@@ -73,10 +73,13 @@ def test_a_report_is_asked_for_waited_for_and_downloaded(app: Flask, ann: FlaskC
     assert (answer.status_code, answer.location) == (302, address)
     page = ann.get(address)
     assert "Preparing your report" in page.text
-    assert '<meta http-equiv="refresh" content="2">' in page.text
+    assert f'<meta http-equiv="refresh" content="2; url={address}?waited=1">' in page.text
     assert "No worker is currently running." in page.text
     finish(app)
 
+    ready = ann.get(f"{address}?waited=1").text  # A page that waits would remain after a download.
+    assert "Your report is ready" in ready and "Preparing" not in ready
+    assert f'<meta http-equiv="refresh" content="0; url={address}">' in ready
     file = ann.get(address)
     assert (file.data, file.mimetype) == (b"%PDF-1.7", "application/pdf")
     name = f"hemoscan-{scan_id[:8]}.pdf"
