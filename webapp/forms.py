@@ -14,6 +14,7 @@ from flask_wtf import FlaskForm
 from werkzeug.datastructures import CombinedMultiDict, FileStorage, MultiDict
 from wtforms import (
     DateField,
+    Field,
     FileField,
     Form,
     HiddenField,
@@ -261,7 +262,6 @@ class TokenForm(PostedForm):
     )
     scopes = SelectMultipleField(
         "It may",
-        [DataRequired("Please choose what the token may be used for.")],
         option_widget=CheckboxInput(),
         default=[scope.value for scope in USUAL_SCOPES],
     )
@@ -281,6 +281,11 @@ class TokenForm(PostedForm):
             *(SelectChoice(days, f"{days} days") for days in sorted(offered)),
             *([] if most else [SelectChoice(0, "Never")]),
         ]
+
+    def validate_scopes(self, field: Field) -> None:
+        # DataRequired would mark each checkbox as required, and browsers would insist on all.
+        if not field.data:
+            raise ValidationError("Please choose what the token may be used for.")
 
 
 class SetUpFactorForm(PostedForm):

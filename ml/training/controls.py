@@ -106,7 +106,7 @@ def run_controls(run: ControlledRun, checkpoint: Path, tell: Tell) -> list[Contr
             within("read from the checkpoint", 1.0, {RESUMED: 1.0})
             result = from_json(Control, saved)
         results.append(result)
-    reason = "not requested by the setting controls"
+    reason = "not requested in the settings"
     return results + [Control(name=name, skipped=reason) for name in CONTROLS if name not in names]
 
 

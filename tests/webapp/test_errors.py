@@ -210,10 +210,13 @@ def test_a_field_that_fills_the_memory_is_413(app: Flask) -> None:
     assert "too many fields, or too long ones" in refused.text
 
 
-def test_an_error_page_knows_who_is_logged_in(logged_in: Callable[..., FlaskClient]) -> None:
+def test_an_error_page_knows_who_is_logged_in(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     answer = logged_in("ann").get("/nowhere")
     assert answer.status_code == 404
-    assert "Log out" in answer.text
+    assert "Log out" in answer.text and "if you have an account" not in answer.text
+    assert "if you have an account" in app.test_client().get("/nowhere").text
 
 
 def test_a_database_that_others_lock_asks_for_another_try(

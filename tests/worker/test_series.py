@@ -417,6 +417,7 @@ def test_a_film_sheet_is_cut_and_its_owner_may_have_it_read_as_one_slice(
     submitted = browser.post("/scans", data={"file": (sheet, "sheet.png"), "title": "Film"})
     page = page_after(submitted)
     assert "a sheet of 12 slices; it was cut" in page and "Read as one slice" in page
+    assert "<dd>PNG, cut into 12 slices</dd>" in page
     as_one = browser.post(f"{submitted.headers['Location']}/cut")
     page = page_after(as_one)
     assert "it was read as a single slice" in page and "Cut into slices" in page

@@ -101,7 +101,8 @@ def results_between(version: ModelVersion, other: ModelVersion) -> list[Any] | N
 
 def comparisons_of(version: ModelVersion) -> list[dict[str, Any]]:
     """Return the comparisons of a version with others, newest first, each with "version_id" and
-    "card_id" of the other version.
+    "card_id" of the other version: one for each source of the images, although each version of a
+    pair may have been compared with the other.
     """
     rows = db.session.scalars(
         select(Comparison)
@@ -116,16 +117,15 @@ def comparisons_of(version: ModelVersion) -> list[dict[str, Any]]:
         .order_by(Comparison.finished_at.desc(), Comparison.id)
         .limit(MOST_COMPARED)
     )
-    return [
-        {
-            **(result if row.version_id == version.id else reversed_result(result)),
-            "version_id": other.id,
-            "card_id": other.card_id,
-        }
-        for row in rows
-        for other in [row.other if row.version_id == version.id else row.version]
-        for result in row.results or []
-    ]
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        is_own = row.version_id == version.id
+        other = row.other if is_own else row.version
+        for result in row.results or []:
+            shown = result if is_own else reversed_result(result)
+            named = {**shown, "version_id": other.id, "card_id": other.card_id}
+            newest.setdefault((other.id, result["source"]), named)
+    return list(newest.values())
 
 
 def reversed_result(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,6 +182,8 @@ def _verdict_on(result: Mapping[str, Any]) -> tuple[str, str]:
     level = result["patient"]
     difference = level["auroc"]
     positive, negative = level.get("positive"), level.get("negative")
+    if not level["n"]:
+        return NOT_COMPARABLE, "The two versions have no patient in common."
     if difference["value"] is None:
         return NOT_COMPARABLE, f"AUROC by patient: {difference['reason']}."
     if positive is None or negative is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from webapp.charts.axes import Axes
-from webapp.display import is_proportion, number, percent, percentage
+from webapp.display import is_proportion, number, percent
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def accuracy_chart(rows: Sequence[AccuracyRow], metric: str) -> AccuracyChart:
         axes,
         axes.right + 20,
         axes.bottom + 30,
-        tuple((percentage(tick, 0) if is_share else f"{tick:g}", place(tick)) for tick in ticks),
+        tuple((percent(tick, 0) if is_share else f"{tick:g}", place(tick)) for tick in ticks),
         tuple(lines),
     )
 

@@ -77,7 +77,7 @@ class ImageFilterForm(FilterForm):
         default="",
     )
     type = SelectField(
-        "Type of bleeding",
+        "Type of hemorrhage",
         choices=[
             SelectChoice("", "Any"),
             *(SelectChoice(name, display_name(name)) for name in BLEEDING_TYPES),

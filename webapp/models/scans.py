@@ -139,10 +139,12 @@ class Scan(Leased, db.Model):
 
     @property
     def turnaround_s(self) -> float | None:
-        """Seconds from submission to the end; None until the scan is finished."""
+        """Seconds from the request for the newest analysis to its end; None until the scan is
+        finished.
+        """
         if self.finished_at is None:
             return None
-        return (self.finished_at - self.created_at).total_seconds()
+        return (self.finished_at - max(self.created_at, self.queued_at)).total_seconds()
 
     @property
     def cautions(self) -> list[str]:

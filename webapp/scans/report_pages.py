@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, abort, current_app, flash, redirect, render_template, url_for
+from flask import (
+    Blueprint,
+    Response,
+    abort,
+    current_app,
+    flash,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
 from flask_login import current_user, login_required
 from sqlalchemy import select
 from werkzeug.wrappers import Response as WerkzeugResponse
@@ -40,13 +50,18 @@ def ask(scan_id: str, kind: str) -> WerkzeugResponse:
 
 @blueprint.get("/reports/<kind>")
 @login_required
-def show(scan_id: str, kind: str) -> Response | str:
-    """Send a report, or a page that waits for it and then sends it."""
+def show(scan_id: str, kind: str) -> Response | WerkzeugResponse | str:
+    """Send a report, or redirect to a page that waits for it. A browser that downloads a file keeps
+    showing the page it was on, so that page says first that the report is ready, and then requests
+    the file. It has an address of its own, so that its Back button leads to the scan.
+    """
     report = finished_report(scan_id, Scan.user_id == current_user.id, kind)
     if report is None:
         abort(404, NO_SUCH_REPORT)
-    if report.status == JobStatus.DONE:
-        return report_file(report)
+    if "waited" not in request.args:
+        if report.status == JobStatus.DONE:
+            return report_file(report)
+        return redirect(url_for("reports.show", scan_id=scan_id, kind=kind, waited=1))
     return render_template(
         "reports/waiting.html",
         report=report,

@@ -474,6 +474,11 @@ def test_a_token_has_scopes_and_an_end_within_the_operators_limits(
         assert (second.scopes, second.expires_at) == ("read submit", None)
 
 
+def test_a_browser_lets_a_user_leave_a_scope_out(logged_in: Callable[..., FlaskClient]) -> None:
+    boxes = re.findall('<input[^>]*name="scopes"[^>]*>', logged_in("ann").get("/account").text)
+    assert len(boxes) == 3 and not any("required" in box for box in boxes)
+
+
 def test_there_is_an_end_to_tokens(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
     client = logged_in("ann")
     for _ in range(20):

@@ -199,7 +199,7 @@ class TestDatasets:
         )
         for part in shown:
             assert part in page
-        assert page.count("above chance</td>") == 1
+        assert page.count(">above chance</td>") == 1
         # A quarter and three quarters of the width; the higher share reaches the top, 170 px above
         # the base line at 190.
         assert '<polyline class="positive" points="167.0,133.3 397.0,20.0"' in page

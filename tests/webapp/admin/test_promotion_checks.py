@@ -59,6 +59,12 @@ def result(low: float, value: float, high: float, positive: int = 40) -> dict[st
     return {"source": "out of fold", "own": "out of fold", "other": "out of fold", **both}
 
 
+def without_patients() -> dict[str, Any]:
+    """A result of versions that have slices in common, but no patient."""
+    undefined = figure(None, reason="one class is missing")
+    return {**result(0.01, 0.05, 0.09), "patient": {"n": 0, "auroc": undefined}}
+
+
 def two_versions(*results: dict[str, Any]) -> tuple[str, str]:
     """Commit a live version and a candidate that was compared with it; return their ids."""
     live, candidate = add_version("live-card"), add_version("new-card", checked_at=utc_now())
@@ -80,6 +86,7 @@ def two_versions(*results: dict[str, Any]) -> tuple[str, str]:
         ([result(-0.3, -0.16, -0.1)], "worse"),
         ([result(0.01, 0.05, 0.09), result(-0.3, -0.16, -0.1)], "worse"),
         ([result(-0.3, -0.16, 0.1, positive=9)], "not comparable"),
+        ([without_patients()], "not comparable"),
         (
             [{"source": "out of fold", "reason": "These runs have no image in common."}],
             "not comparable",
@@ -91,6 +98,16 @@ def test_the_verdict_is_by_patient_and_the_worst_of_all_sources(
     results: list[dict[str, Any]], verdict: str
 ) -> None:
     assert verdict_of(compared_by_patient(results)) == verdict
+
+
+def test_versions_without_a_common_patient_are_said_to_have_none(
+    app: Flask, admin: FlaskClient
+) -> None:
+    with app.app_context():
+        _, candidate = two_versions(without_patients())
+    page = admin.get(f"/admin/models/{candidate}").text
+    assert "The two versions have no patient in common." in page
+    assert "one class is missing" not in page
 
 
 @pytest.mark.parametrize(

@@ -495,7 +495,7 @@ class TestReviewQueue:
                 give(due.scan.id, eve_id, NewOpinion(Finding.PRESENT), from_queue=True)
             db.session.commit()
             assert next_in_queue(eve_id) is None
-        assert "No scans to review" in eve.get("/review").text
+        assert "No scans need your opinion now" in eve.get("/review").text
 
 
 class TestApi:

@@ -71,12 +71,16 @@ def test_a_report_is_asked_for_waited_for_and_downloaded(app: Flask, ann: FlaskC
     assert ann.get(address).status_code == 404
     answer = ann.post(address)
     assert (answer.status_code, answer.location) == (302, address)
-    page = ann.get(address)
+    page = ann.get(address, follow_redirects=True)
+    assert page.request.full_path == f"{address}?waited=1"
     assert "Preparing your report" in page.text
     assert '<meta http-equiv="refresh" content="2">' in page.text
     assert "No worker is currently running." in page.text
     finish(app)
 
+    ready = ann.get(f"{address}?waited=1").text  # A page that waits would remain after a download.
+    assert "Your report is ready" in ready and "Preparing" not in ready
+    assert f'<meta http-equiv="refresh" content="0; url={address}">' in ready
     file = ann.get(address)
     assert (file.data, file.mimetype) == (b"%PDF-1.7", "application/pdf")
     name = f"hemoscan-{scan_id[:8]}.pdf"
@@ -102,7 +106,7 @@ def test_a_report_that_failed_says_why_and_can_be_asked_for_again(
         (report,) = db.session.scalars(select(Report)).all()
         report.status, report.error = JobStatus.FAILED, "A stored file no longer exists."
         db.session.commit()
-    page = ann.get(address).text
+    page = ann.get(address, follow_redirects=True).text
     assert "A stored file no longer exists." in page and "Try again" in page
     assert "http-equiv" not in page
     answer = ann.get(f"/api/v1{address}")

@@ -332,6 +332,7 @@ def test_polling_goes_on_until_the_heat_map_is_drawn(app: Flask, ann: FlaskClien
         db.session.commit()
     part = ann.get(f"/scans/{scan_id}/progress?seen={seen(part.text)}")
     assert part.status_code == 286
+    assert part.text.count("<title>") == 1  # The tab says that the result is there.
     assert 'id="heat"' in part.text
     assert "hx-get" not in ann.get(f"/scans/{scan_id}").text
 
@@ -352,7 +353,8 @@ def test_polling_stops_without_a_heat_map_too(
 
 
 def test_a_verdict_is_reported_with_all_that_belongs_to_it(app: Flask, ann: FlaskClient) -> None:
-    scan_id = add_scan(app, title="Monday", created_at=utc_now().replace(2026, 3, 4, 5, 6, 7))
+    then = utc_now().replace(2026, 3, 4, 5, 6, 7)
+    scan_id = add_scan(app, title="Monday", created_at=then, queued_at=then)
     add_verdict(app, scan_id, warnings=["The image was in color and was converted to gray."])
     page = ann.get(f"/scans/{scan_id}").text
     for text in (
@@ -899,6 +901,19 @@ def test_the_worklist_shows_thumbnails_and_verdicts_in_few_questions(
 # --- how the verdict came about, and what was answered before
 
 
+def test_the_duration_counts_from_the_request_for_the_newest_analysis(
+    app: Flask, ann: FlaskClient
+) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id)
+    with app.app_context():
+        scan = db.session.get_one(Scan, scan_id)
+        scan.queued_at = scan.created_at + timedelta(hours=2)  # It was analyzed again.
+        scan.finished_at = scan.queued_at + timedelta(seconds=4)
+        db.session.commit()
+    assert "<dt>Duration</dt><dd>4.0 s" in page_of(ann, scan_id)
+
+
 def test_doubts_about_the_answer_are_amber_and_notes_on_images_one_line(
     app: Flask, ann: FlaskClient
 ) -> None:
@@ -907,6 +922,7 @@ def test_doubts_about_the_answer_are_amber_and_notes_on_images_one_line(
     add_verdict(app, scan_id, warnings=[tilt, doubt], doubts=[doubt])
     page = page_of(ann, scan_id)
     assert re.findall(r'<p class="message warning">([^<]*)</p>', page) == [doubt]
+    assert '<a href="#doubts">Read the warning</a>' in page  # In the bar with the result.
     assert "Notes on the images (2)" in page and f"<li>{tilt}</li>" in page
 
 

@@ -609,6 +609,16 @@ def test_several_scans_are_cancelled_and_retried(any_database_app: Flask, ann: F
     assert acts(app) == ["scan cancelled"] * 2 + ["scan retried"] * 2
 
 
+def test_a_result_that_was_forced_says_in_the_list_that_it_may_be_of_no_head(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
+    ann, sentence = logged_in("ann"), "Does not look like a head CT; analyzed anyway."
+    scan_id = add_scan(app, forced_at=utc_now())
+    assert sentence not in ann.get("/scans").text  # It waits.
+    add_verdict(app, scan_id)
+    assert sentence in ann.get("/scans").text
+
+
 def test_answered_scans_are_scored_again(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
     ann = logged_in("ann")
     answered, waits = add_scan(app, title="answered"), add_scan(app, title="waits")
@@ -662,6 +672,7 @@ def test_deleting_asks_first(any_database_app: Flask, ann: FlaskClient) -> None:
     page = ann.post("/scans/selected?title=a", data={"id": ids, "action": "delete"})
     assert page.status_code == 200
     assert "Delete these 2 scans?" in page.text and "<li>waits</li>" in page.text
+    assert "<li>clear (hemorrhage not found)</li>" in page.text
     assert len(ids_of(app)) == len(SCANS) and acts(app) == []
     assert 'action="/scans/selected/delete?title=a"' in page.text
     answer = ann.post("/scans/selected/delete?title=a", data={"id": ids})
