@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from ml.errors import ImageError
 from ml.scans.dicom import read_planes
-from ml.scans.hounsfield import AIR_HU, BRIGHTEST_CORNER_HU
+from ml.scans.hounsfield import AIR_HU, BRIGHTEST_CORNER_HU, is_clipped_window
 from ml.scans.ordering import slices_of
 from ml.scans.pictures import read_picture
 from ml.scans.slices import Slice, render, window
@@ -244,6 +244,7 @@ def test_eight_bits_are_grays_and_monochrome1_is_white_at_zero(
     values: list[int], rim: int, photometric: str
 ) -> None:
     pixels = pixels_of(values, rim, 0)
+    assume(not is_clipped_window(pixels))  # HU of a brain window (test_hounsfield.py)
     result = one_slice(dicom_of(pixels, 8, 8, False, PhotometricInterpretation=photometric))
     assert result.unit == "display"
     expected = each(
