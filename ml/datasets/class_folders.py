@@ -14,6 +14,7 @@ POSITIVE_FOLDERS = {
     "hemorrhage",
     "hemorrhagic",
     "haemorrhage",
+    "haemorrhagic",
     "bleeding",
     "positive",
     "yes",
@@ -24,7 +25,10 @@ NEGATIVE_FOLDERS = {
     "normal",
     "no_hemorrhage",
     "non_hemorrhage",
+    "non_hemorrhagic",
     "no_haemorrhage",
+    "non_haemorrhage",
+    "non_haemorrhagic",
     "healthy",
     "negative",
     "no",
@@ -35,6 +39,8 @@ SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "tes
 TABLE_SUFFIXES = {".csv", ".tsv"}
 SPREADSHEET_SUFFIXES = {".xls", ".xlsx", ".ods"}
 LABEL_COLUMNS = ("label", "hemorrhage", "any")
+OPPOSITE_COLUMNS = ("no_hemorrhage", "no_haemorrhage", "normal", "healthy")
+"""Columns that say 1 where there is no hemorrhage."""
 TABLES_OF_LABELS = ("labels", "manifest")
 
 

@@ -13,6 +13,7 @@ from ml.datasets.class_folders import (
     CLASS_FOLDERS,
     LABEL_COLUMNS,
     NEGATIVE_FOLDERS,
+    OPPOSITE_COLUMNS,
     SPLIT_FOLDERS,
     SPREADSHEET_SUFFIXES,
     TABLE_SUFFIXES,
@@ -26,6 +27,7 @@ from ml.datasets.listed_files import ListedFiles
 from ml.datasets.rsna import from_rsna, is_rsna
 from ml.datasets.scan_labels import add_scan_label, read_patients, with_scan_labels
 from ml.datasets.tables import (
+    NO_PATIENT,
     PATIENT_COLUMNS,
     boxes_outside,
     column_of,
@@ -163,15 +165,14 @@ class _Manifest:
         if self.label is not None and self.label not in row:
             raise DatasetError(f"{where} ({listed_name}): the label is missing.")
         label = label_of(row.get(self.label or "", ""), "label", f"{where} ({listed_name})")
-        for column in LABEL_COLUMNS:
-            other = _label_in(row.get(column, ""))
-            if self.label is not None and None not in (label, other) and other != label:
-                raise DatasetError(
-                    f"{where} ({listed_name}): the columns {self.label} and {column} contradict"
-                    " each other."
-                )
+        if self.label is not None and (column := _contradicting_column(row, label)):
+            raise DatasetError(
+                f"{where} ({listed_name}): the columns {self.label} and {column} contradict each"
+                " other."
+            )
         name = self._file_of(listed_name, where)
         patient = row.get(self.patient, "") if self.patient else ""
+        patient = "" if patient.lower() in NO_PATIENT else patient
         row_group = f"row {self.groups[listed_name]}" if listed_name in self.groups else ""
         return Example(
             self.base / name,
@@ -189,6 +190,8 @@ class _Manifest:
     def _file_of(self, listed_name: str, where: str) -> str:
         """Return the name of the image's file within the data set."""
         name = listed_name.replace("\\", "/")
+        if name.startswith("/") and (found := self.files.named_like(name.lstrip("/"))):
+            return found  # the path on another computer
         if self.is_kaggle and (number := re.fullmatch(r"([0-9]{1,9})(\.0)?", listed_name)):
             name = f"head_ct/{int(number[1]):03d}.png"
             if not (self.base / name).is_file() and (self.base / "head_ct" / name).is_file():
@@ -198,7 +201,7 @@ class _Manifest:
                 f"{where}: {listed_name[:100]!r} is not the name of a file in the data set."
             )
         if (self.base / name).is_file():
-            return name
+            return Path(name).as_posix()
         found = self.files.named_like(name)
         if found is None:
             raise DatasetError(f"{where}: the image {name} is missing.")
@@ -313,6 +316,23 @@ def _notes_of_masks(base: Path, examples: Sequence[Example]) -> list[str]:
     )
 
 
+def _contradicting_column(row: Mapping[str, str], label: int | None) -> str | None:
+    """Return the column of a row that contradicts its label; None if there is none."""
+    if label is None:
+        return None
+    for column, cell in row.items():
+        other, word = _label_in(cell), re.sub(r"[\s.-]", "_", column)
+        if other is None:
+            continue
+        if (
+            (word in LABEL_COLUMNS and other != label)
+            or (word in OPPOSITE_COLUMNS and other == label)
+            or (word in BLEEDING_TYPES and other > label)
+        ):
+            return column
+    return None
+
+
 def _label_in(cell: str) -> int | None:
     """Return the label in a cell; None if it has none."""
     try:
@@ -346,10 +366,17 @@ def _read_groups(path: Path) -> Mapping[str, str]:
         raise DatasetError(
             f"{path.name} needs the columns id (or filename) and group; it has {', '.join(header)}."
         )
+    groups: dict[str, str] = {}
     for row in rows:
-        number = row.line
-        require_no_formula(row, ("group",), f"{path.name}, line {number}")
-    return {row.get(name_column, ""): row["group"] for row in rows if row.get("group")}
+        where, name = f"{path.name}, line {row.line}", row.get(name_column, "")
+        require_no_formula(row, ("group",), where)
+        group = row.get("group")
+        if group and groups.setdefault(name, group) != group:
+            raise DatasetError(
+                f"{where}: {name[:100]} has the group {group[:60]}, but a different one in an"
+                " earlier row."
+            )
+    return groups
 
 
 def _from_folders(base: Path, dataset: str) -> tuple[list[Example], list[str]]:
@@ -408,4 +435,4 @@ def _class_folders(base: Path, left_out: Counter[str]) -> Iterator[Path]:
 
 
 def _is_hidden(path: Path, base: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(base).parts)
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(base).parts)

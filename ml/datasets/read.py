@@ -108,7 +108,8 @@ def read_dataset(
     base, layout, examples, odd = find_examples(root, name, lambda total: on_image(0, total))
     examples = with_corrections(examples, corrections or {})
     if needs_both_classes and (missing := _missing_class(examples)):
-        raise DatasetError(f"The data set {name} holds no {missing}; both classes are needed.")
+        sentence = f"The data set {name} holds no {missing}; both classes are needed."
+        raise DatasetError(" ".join([sentence, *(odd[:1] if layout == "folders" else [])]))
     seen = _look_at_all(examples, on_image, keeps_bare, decode)
     if not seen.examples or (needs_both_classes and _missing_class(seen.examples)):
         raise DatasetError(

@@ -13,6 +13,8 @@ from ml.errors import DatasetError
 
 LABELS = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0, "": None}
 PATIENT_COLUMNS = ("patient", "patient_id", "patient_number", "subject", "subject_id", "group")
+NO_PATIENT = {"", "nan", "none", "null", "n/a"}
+"""What programs write for a patient that is missing, in lower case."""
 MAX_TABLE_MB = 32
 """A table is read as a whole; one of 50,000 images has a few megabytes."""
 MOST_BLANK_LINES = 10

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import BinaryIO
 
+import cv2
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
@@ -305,9 +306,7 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
     claim = _claim_of(header, bits)
     aligned = _aligned(words, claim, int(header.get("HighBit") or 0))
     stored = _without_unused_bits(aligned, bits)
-    padding = _padding(header, words, stored)
-    if padding is not None and _is_tissue(stored, padding, claim):
-        padding = None
+    padding = _padding(header, words, stored, claim)
     if (unsigned := _as_unsigned(words, stored, claim)) is not None:
         stored = unsigned
         notes.append("The DICOM file's pixels are not signed, although its header says so.")
@@ -494,11 +493,16 @@ def _looked_up(
 
 
 def _padding(
-    header: pydicom.Dataset, words: NDArray[np.generic], stored: NDArray[np.generic]
+    header: pydicom.Dataset,
+    words: NDArray[np.generic],
+    stored: NDArray[np.generic],
+    claim: Claim,
 ) -> NDArray[np.bool_] | None:
     """Return the mask of pixels that the file marks as not scanned; None if it has no such tag.
 
     The tag may be signed or unsigned, regardless of the pixels, and use bits that are not stored.
+    Where it marks values of tissue, only the area around the scanned circle is meant: 0, which
+    some programs write for every signed file, is also water.
     """
     value, limit = (
         numbers_of(header, "PixelPaddingValue", 1),
@@ -511,19 +515,34 @@ def _padding(
     low, high = sorted(
         (int(values[0]) - first) % modulus + first for values in (value, limit or value)
     )
+    darkest, brightest = _range_hu(low, high, claim)
+    if darkest < -TISSUE_HU <= brightest:  # a range from air to tissue; its limit is wrong
+        low = high = (int(value[0]) - first) % modulus + first
     padding: NDArray[np.bool_] = (stored >= low) & (stored <= high)
-    if limit is None:
+    if low == high:
         padding |= words == low
-    return padding
+    is_tissue = brightest >= -TISSUE_HU and darkest <= TISSUE_HU
+    return _around_the_circle(padding) if is_tissue else padding
 
 
-def _is_tissue(stored: NDArray[np.generic], padding: NDArray[np.bool_], claim: Claim) -> bool:
-    """Return whether only 0, the value of tissue, is marked as not scanned, although no corner of
-    the slice has this value: some programs write 0 for signed numbers, where 0 is water.
+def _range_hu(low: int, high: int, claim: Claim) -> tuple[float, float]:
+    """Return the lowest and the highest HU of a range of stored numbers according to the tags;
+    infinity if these do not say which numbers are tissue.
     """
-    corners = padding[[0, 0, -1, -1], [0, -1, 0, -1]]
-    is_zero = not stored[padding].any() and abs(claim.intercept or 0.0) < TISSUE_HU
-    return bool(claim.signed and is_zero and not corners.any())
+    if claim.intercept is None and not claim.signed:
+        return np.inf, np.inf
+    scale = Scale(slope=claim.slope or 1.0, intercept=claim.intercept or 0.0)
+    values = scale.values(np.array([low, high]))
+    return float(values.min()), float(values.max())
+
+
+def _around_the_circle(padding: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    """Return the part of a mask that touches the edge of the slice; None if no corner does."""
+    if not padding[[0, 0, -1, -1], [0, -1, 0, -1]].any():
+        return None
+    filled = np.pad(padding.astype(np.uint8), 1, constant_values=1)
+    cv2.floodFill(filled, None, (0, 0), 2)
+    return np.asarray(filled[1:-1, 1:-1] == 2)
 
 
 def _directions(orientation: Sequence[float]) -> NDArray[np.float64] | None:

@@ -23,6 +23,8 @@ AIR_HU = -1000.0
 # range of 12-bit CT; values beyond are markers of pixels outside the scanned circle, or metal
 LOWEST_HU, HIGHEST_HU = -1024.0, 4095.0
 SOFT_HU = (-20.0, 100.0)  # brain, blood, muscle
+# the brightest value of the extended scale for metal; values beyond are markers
+BRIGHTEST_METAL_HU = 30710.0
 NOT_AIR_HU = -300.0
 AIR_RANGE_HU = (-1100.0, -700.0)
 # maximum deviation of air from -1000 HU: for a scale that is derived from air, and for any
@@ -119,6 +121,7 @@ class Scale:
             values = np.where(stored == self.border, AIR_HU, values)
         if padding is not None:
             values = np.where(padding, AIR_HU, values)
+        values[values > BRIGHTEST_METAL_HU] = AIR_HU
         return np.clip(values, LOWEST_HU, HIGHEST_HU).astype(np.float32)
 
 
@@ -275,6 +278,22 @@ def scale_from_air(numbers: Numbers, bits: int, slope: float = 1.0) -> AirFit:
         if -candidate.intercept in AMBIGUOUS_OFFSETS and numbers.max() * slope <= HIGHEST_HU:
             is_ambiguous = True
     return AirFit(is_ambiguous=is_ambiguous)
+
+
+def scale_from_air_in(stored: Stored) -> AirFit:
+    """Return the scale of the untagged 16-bit numbers (rows, columns) of one slice that puts air
+    at -1000 HU. The brightest number is a marker of pixels that were not scanned if it fills the
+    corners and no scale fits with it.
+    """
+    numbers, corner = stored.astype(np.float64), _corner_of([stored])
+    fit = scale_from_air(numbers, bits=16)
+    if fit.scale is not None or fit.is_ambiguous or corner is None or corner < numbers.max():
+        return fit
+    inner = numbers[numbers != corner]
+    fit_of_inner = scale_from_air(inner, bits=16) if inner.size else fit
+    if fit_of_inner.scale is None:
+        return fit_of_inner
+    return AirFit(_with_border(fit_of_inner.scale, inner, corner))
 
 
 def _is_air(values_hu: Numbers, count: int, tolerance_hu: float) -> bool:

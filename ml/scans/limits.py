@@ -48,16 +48,27 @@ def require_a_picture(pixels: FloatArray) -> None:
         ImageError: the image is smaller than 32 px on a side, far from square, or has values that
             are not finite numbers.
     """
+    require_sound_pixels(pixels)
+    height, width = pixels.shape
+    if max(height, width) > MOST_ELONGATED * min(height, width):
+        raise ImageError(
+            f"The image is {width} x {height} pixels; a slice is at most {MOST_ELONGATED} times"
+            " as long as it is wide."
+        )
+
+
+def require_sound_pixels(pixels: FloatArray) -> None:
+    """Refuse an image that is neither a slice nor a film strip, which may be of any length.
+
+    Raises:
+        ImageError: the image is smaller than 32 px on a side, or has values that are not finite
+            numbers.
+    """
     height, width = pixels.shape
     if min(height, width) < MIN_SIDE_PX:
         raise ImageError(
             f"The image is too small: {width} x {height} pixels, at least {MIN_SIDE_PX} x"
             f" {MIN_SIDE_PX} are needed."
-        )
-    if max(height, width) > MOST_ELONGATED * min(height, width):
-        raise ImageError(
-            f"The image is {width} x {height} pixels; a slice is at most {MOST_ELONGATED} times"
-            " as long as it is wide."
         )
     if not np.isfinite(pixels).all():
         raise ImageError("The image contains values that are not numbers.")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ml.errors import ImageError
-from ml.scans.hounsfield import scale_from_air
-from ml.scans.limits import require_a_picture, require_fewer_pixels
+from ml.scans.hounsfield import scale_from_air_in
+from ml.scans.limits import require_fewer_pixels, require_sound_pixels
 from ml.scans.repairs import on_black
 from ml.scans.slices import FloatArray, Slice
 
@@ -29,7 +29,8 @@ COLOR_SHARE = 0.001
 
 
 def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
-    """Return a PNG or JPEG as a slice, and notes about what was removed.
+    """Return a PNG or JPEG as a slice, or as a sheet of slices of any proportions, and notes about
+    what was removed.
 
     Raises:
         ImageError: the file is damaged, animated or too large, cannot be a slice, or has an
@@ -62,7 +63,7 @@ def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
     # a damaged file can make a decoder raise anything from SyntaxError to struct.error
     except Exception as err:
         raise ImageError("The image is damaged or incomplete and cannot be decoded.") from err
-    require_a_picture(pixels)
+    require_sound_pixels(pixels)
     return Slice(pixels, unit), notes
 
 
@@ -104,7 +105,7 @@ def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"
     """
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         stored = np.asarray(picture).astype(np.int64)
-        fit = scale_from_air(stored.astype(np.float64), bits=16)
+        fit = scale_from_air_in(stored)
         if fit.scale is not None:
             return (
                 fit.scale.pixels(stored),

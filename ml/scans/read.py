@@ -20,6 +20,7 @@ from ml.scans.limits import (
     MAX_BYTES,
     MAX_PIXELS,
     MAX_SLICES,
+    require_a_picture,
     require_contrast,
     require_fewer_slices,
 )
@@ -150,6 +151,8 @@ def _read_pictures(
             shown, of_sheet = [slice_.pixels], list[str]()
             if slice_.unit == "display":
                 shown, of_sheet = slices_on(slice_.pixels, **cutting)
+            for pixels in shown:
+                require_a_picture(pixels)
             slices += [replace(slice_, pixels=pixels) for pixels in shown]
             names += [path.name] * len(shown)
             notes += [*of_slice, *of_sheet]

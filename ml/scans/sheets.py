@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from ml.scans.slices import FloatArray
 
@@ -23,8 +24,14 @@ FEWEST_ON_SHEET = 4
 SIZE_REACH = 0.35  # maximum deviation from the median size, for skulls of one sheet
 SAME_LINE = 0.25  # maximum offset of skulls in one line, relative to a skull's width
 
+# percentile of an image that is taken for its bone in a dim photograph, and its minimum there
+BRIGHTEST_PERCENT, DIM_BONE = 99.5, 0.4
+DARKEST_TISSUE = 0.25  # relative to white; a darker background is that of a photograph
+
 SMALL_HEAD = 0.34  # share of the canvas; a smaller head is not a single slice
 CLUTTER = 0.2  # share of the canvas outside the head that is not black
+SECOND_BODY = 0.5  # size of another body on the canvas, relative to the head
+CELL_MARGIN = 0.1  # share of a cell's side that may show what separates cells
 HEAD_ON_CANVAS = 0.82  # share of a slice's side, as on scanners
 
 
@@ -55,6 +62,8 @@ def slices_on(
         cuts: whether to cut a sheet into its slices; otherwise it is read as one slice.
     """
     skulls = skulls_in(gray)
+    if not skulls and DIM_BONE < (bone := float(np.percentile(gray, BRIGHTEST_PERCENT))) < BONE:
+        skulls = skulls_in(np.minimum(gray / np.float32(bone), 1))
     alike = _of_one_size(skulls)
     if len(alike) >= FEWEST_ON_SHEET:
         cells = _cells(alike, gray)
@@ -131,7 +140,14 @@ def _cells(skulls: Sequence[Box], gray: FloatArray) -> list[FloatArray]:
     )
     side = min(pitch, tallest / HEAD_ON_CANVAS * 1.2) if np.isfinite(pitch) else tallest * 1.5
     cells = [_cut(gray, (x, y), side) for y in rows for x in columns]
-    return [cell for cell in cells if (cell > BLACK).mean() > BONE_SHARE[0]]
+    return [cell for cell in cells if not _is_blank(cell)]
+
+
+def _is_blank(cell: FloatArray) -> bool:
+    """Return whether a cell of a sheet shows nothing but its background, of any gray level."""
+    margin = round(CELL_MARGIN * len(cell))
+    inner = cell[margin : len(cell) - margin, margin : len(cell) - margin]
+    return bool((np.abs(inner - np.median(inner)) > BLACK).mean() <= BONE_SHARE[0])
 
 
 def _lines(middles: Sequence[float], width: float, length: int) -> list[float]:
@@ -159,18 +175,19 @@ def _head_around(skull: Box, gray: FloatArray) -> Box | None:
     """Return the box of the head around a skull, if it is a small part of the image or the rest
     shows other content; else None.
     """
-    shown = (gray > BLACK).astype(np.uint8)
     # scalp and skull are separated by black fat
     reach = max(3, round(0.1 * max(skull.width, skull.height))) | 1
     top, left = max(skull.top - reach, 0), max(skull.left - reach, 0)
     bottom = min(skull.top + skull.height + reach, gray.shape[0])
     right = min(skull.left + skull.width + reach, gray.shape[1])
     rim = np.concatenate(
-        [shown[top, left:right], shown[bottom - 1, left:right], shown[top:bottom, left],
-         shown[top:bottom, right - 1]]
+        [gray[top, left:right], gray[bottom - 1, left:right], gray[top:bottom, left],
+         gray[top:bottom, right - 1]]
     )  # fmt: skip
-    if rim.mean() > 0.5:
+    black = BLACK + min(float(np.median(rim)), DARKEST_TISSUE)
+    if (rim > black).mean() > 0.5:
         return None  # the head continues, as it does below the skull base
+    shown = (gray > black).astype(np.uint8)
     inner = shown[top:bottom, left:right]
     rows, columns = np.flatnonzero(inner.any(axis=1)), np.flatnonzero(inner.any(axis=0))
     head = Box(
@@ -181,7 +198,19 @@ def _head_around(skull: Box, gray: FloatArray) -> Box | None:
     )
     elsewhere = (int(shown.sum()) - int(inner.sum())) / shown.size
     is_small = max(head.width, head.height) < SMALL_HEAD * max(gray.shape)
-    return head if is_small or elsewhere > CLUTTER else None
+    return head if is_small or elsewhere > CLUTTER or _has_second_body(shown, head) else None
+
+
+def _has_second_body(shown: NDArray[np.uint8], head: Box) -> bool:
+    """Return whether a mask of what an image shows has a body of the size of the head beside it,
+    such as the same slice in a bone window.
+    """
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(shown)
+    inside = np.unique(
+        labels[head.top : head.top + head.height, head.left : head.left + head.width]
+    )
+    others = np.delete(stats[:, cv2.CC_STAT_AREA], np.union1d(inside, 0))
+    return bool((others > SECOND_BODY * head.width * head.height).any())
 
 
 def _cut(gray: FloatArray, middle: tuple[float, float], side: float) -> FloatArray:

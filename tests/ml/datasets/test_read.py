@@ -156,6 +156,29 @@ def test_a_groups_file_that_names_strangers_is_refused(
         read_dataset(tmp_path)
 
 
+def test_a_groups_file_with_two_groups_for_an_image_is_refused(manifest: Maker) -> None:
+    root = manifest(ROWS)
+    (root / "groups.csv").write_text("filename,group\n0.png,a\n1.png,a\n0.png,b\n")
+    sentence = "groups.csv, line 4: 0.png has the group b, but a different one in an earlier row."
+    with pytest.raises(DatasetError, match=sentence):
+        read_dataset(root)
+
+
+def test_a_missing_patient_is_none_however_a_program_writes_it(manifest: Maker) -> None:
+    cells = ["nan", "NaN", "N/A", "None", "null", "", "p1", "p2"]
+    rows = [[*row, cell] for row, cell in zip(ROWS, cells, strict=True)]
+    examples = read_dataset(manifest(rows, "filename,label,patient")).examples
+    assert [example.patient for example in examples] == [None] * 6 + ["p1", "p2"]
+    assert len({example.group for example in examples}) == 8
+
+
+def test_the_path_of_an_image_on_another_computer_is_found_by_its_end(manifest: Maker) -> None:
+    rows = [[f"/kaggle/input/set/{name}", label] for name, label in ROWS]
+    result = read_dataset(manifest(rows))
+    assert [(e.name, str(e.label)) for e in result.examples] == [tuple(row) for row in ROWS]
+    assert "8 images have another name" in result.problems[0]
+
+
 def test_one_folder_a_class_is_read(tmp_path: Path, pictures: list[Path]) -> None:
     for number, path in enumerate(pictures):
         folder = tmp_path / ("Hemorrhage" if number < 4 else "Normal")
@@ -239,6 +262,18 @@ def test_the_fingerprint_changes_with_a_label_and_with_nothing_else(manifest: Ma
             ),
         ),
         ([["0.png", "1"], ["0.png", "0"]], "filename,label", "labels.csv lists 0.png 2 times."),
+        ([["0.png", "1"], ["./0.png", "0"]], "filename,label", "labels.csv lists 0.png 2 times."),
+        (
+            [["0.png", "1", "1"], ["4.png", "0", "1"]],
+            "filename,any,subdural",
+            "labels.csv, line 3 (4.png): the columns any and subdural contradict each other.",
+        ),
+        (
+            [["0.png", "1", "0"], ["4.png", "0", "0"]],
+            "filename,label,No Hemorrhage",
+            "labels.csv, line 3 (4.png): the columns label and no hemorrhage contradict each"
+            " other.",
+        ),
         (
             [["../secret.png", "1"]],
             "filename,label",
@@ -599,6 +634,28 @@ def test_the_folder_of_a_type_is_one_of_hemorrhage_and_another_is_named(
         "2 files are left out: the folder edema is named neither hemorrhage nor normal.",
         "1 files in masks are named like no image and are left out; the first is masks/5.png.",
     ]
+
+
+def test_classes_are_known_in_other_words_and_copies_of_macos_are_none(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    for seed, path in enumerate(pictures):
+        folder = tmp_path / "set" / ("Haemorrhagic" if seed < 4 else "Non-Haemorrhagic")
+        (folder / "__MACOSX").mkdir(parents=True, exist_ok=True)
+        for copy in (folder, folder / "__MACOSX"):
+            (copy / path.name).write_bytes(path.read_bytes())
+    result = read_dataset(tmp_path / "set")
+    assert [example.label for example in result.examples] == [1] * 4 + [0] * 4
+
+
+def test_where_a_class_is_missing_the_folder_that_is_none_is_named(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    for folder in ("hemorrhage", "others"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        (tmp_path / "set" / folder / "0.png").write_bytes(pictures[0].read_bytes())
+    with pytest.raises(DatasetError, match="both classes are needed. 1 files are left out: the"):
+        read_dataset(tmp_path / "set")
 
 
 def test_the_classes_of_a_split_are_read(tmp_path: Path, pictures: list[Path]) -> None:

@@ -121,6 +121,39 @@ def test_an_unsigned_tag_of_signed_pixels_is_the_same_padding(tmp_path: Path) ->
     np.testing.assert_array_equal(read_series([path]).slices[0].pixels, RINGED)
 
 
+def test_values_that_no_scanner_stores_are_air_in_any_number(tmp_path: Path) -> None:
+    stored = np.where(RING, 63536, HU + 1024)
+    stored[0], stored[-1] = 65535, 64000
+    path = dicom(tmp_path / "slice", stored, **UNSIGNED, RescaleIntercept=-1024)
+    np.testing.assert_array_equal(read_series([path]).slices[0].pixels, RINGED)
+
+
+BRAIN_HU = 40
+TISSUE_AS_PADDING: dict[str, dict[str, object]] = {
+    "a value": {"PixelPaddingValue": ("SS", BRAIN_HU)},
+    "a range": {
+        "PixelPaddingValue": ("SS", BRAIN_HU - 5),
+        "PixelPaddingRangeLimit": ("SS", BRAIN_HU + 5),
+    },
+    "a range from air to tissue": {
+        "PixelPaddingValue": ("SS", BRAIN_HU),
+        "PixelPaddingRangeLimit": ("SS", -2000),
+    },
+}
+
+
+@pytest.mark.parametrize("case", TISSUE_AS_PADDING)
+def test_padding_with_a_value_of_tissue_lies_around_the_scanned_circle(
+    tmp_path: Path, case: str
+) -> None:
+    stored = np.where(RING, BRAIN_HU, HU)
+    assert (HU == BRAIN_HU).any()
+    padded = dicom(tmp_path / "padded", stored, **TISSUE_AS_PADDING[case])
+    np.testing.assert_array_equal(read_series([padded]).slices[0].pixels, RINGED)
+    not_padded = dicom(tmp_path / "plain", HU, **TISSUE_AS_PADDING[case])
+    np.testing.assert_array_equal(read_series([not_padded]).slices[0].pixels, HU)
+
+
 def test_metal_inside_a_head_stays_bright(tmp_path: Path) -> None:
     stored = HU + 1024
     stored[60:62, 60:62] = 30000

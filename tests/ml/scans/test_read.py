@@ -131,6 +131,15 @@ def test_16_bits_are_kept_beside_transparency_and_in_colors(
         assert "converted to gray" in series.warnings[0]
 
 
+def test_a_bright_marker_around_ct_values_in_a_16_bit_png_is_air(tmp_path: Path) -> None:
+    hu = phantom(1, hemorrhage=True, size=128).astype(np.int64)
+    around = np.hypot(*np.indices(hu.shape) - 63.5) > 62
+    stored = np.where(around, 63536, hu + 1024).astype(np.uint16)
+    np.testing.assert_array_equal(
+        pixels_of(saved(tmp_path, Image.fromarray(stored))), np.where(around, -1000, hu)
+    )
+
+
 def test_colors_are_removed_and_noted(tmp_path: Path) -> None:
     tinted = np.stack([RAMP, RAMP, RAMP + 60], axis=-1)
     series = read_series([saved(tmp_path, Image.fromarray(tinted))])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ml.errors import ImageError
 from ml.scans.phantoms import phantom
 from ml.scans.read import read_series
 from ml.scans.slices import Series, Slice, render
@@ -89,3 +90,45 @@ def test_two_heads_are_noted(tmp_path: Path) -> None:
     series = read(tmp_path, np.hstack([HEAD, HEAD]))
     assert len(series.slices) == 1
     assert "several heads (2)" in series.warnings[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (6, 1)])
+def test_a_film_strip_of_any_length_is_cut(tmp_path: Path, shape: tuple[int, int]) -> None:
+    strip = np.tile(HEAD, shape)
+    series = read(tmp_path, strip)
+    assert len(series.slices) == 6 and "sheet of 6 slices" in series.warnings[0]
+    with pytest.raises(ImageError, match="at most 4 times as long as it is wide"):
+        read(tmp_path, strip, cuts=False)
+
+
+@pytest.mark.parametrize("paper", [0, 120, 255])
+def test_blank_cells_of_a_sheet_are_no_slices(tmp_path: Path, paper: int) -> None:
+    cells = 2, 4
+    sheet = np.full((cells[0] * 170 + 10, cells[1] * 170 + 10), paper, np.uint8)
+    for number in range(6):
+        row, column = divmod(number, cells[1])
+        sheet[10 + row * 170 :, 10 + column * 170 :][:SIDE, :SIDE] = HEAD
+    assert len(read(tmp_path, sheet).slices) == 6
+
+
+@pytest.mark.parametrize("bone_first", [True, False])
+def test_the_same_slice_in_a_bone_window_beside_it_is_cut_off(
+    tmp_path: Path, bone_first: bool
+) -> None:
+    hu = Slice(phantom(1, hemorrhage=True, size=SIDE).astype(np.float32), "hu")
+    windows = [HEAD, np.asarray(render(hu, SIDE, 600, 2800))]
+    series = read(tmp_path, np.hstack(windows[::-1] if bone_first else windows))
+    (slice,) = series.slices
+    assert max(slice.pixels.shape) < 200 and (slice.pixels > 0.9).sum() == (HEAD > 229).sum()
+    assert "small part of the image" in series.warnings[0]
+
+
+@pytest.mark.parametrize("white", [0.9, 0.6])
+def test_a_head_on_a_photographed_monitor_is_cut_out(tmp_path: Path, white: float) -> None:
+    photograph = np.full((600, 800), 60.0)  # the room, and a viewport that is not quite black
+    photograph[50:550, 100:700] = 24
+    photograph[200 : 200 + SIDE, 300 : 300 + SIDE] = HEAD * white + 24
+    photograph += np.random.default_rng(0).normal(0, 3, photograph.shape)
+    series = read(tmp_path, np.clip(photograph, 0, 255).astype(np.uint8))
+    (slice,) = series.slices
+    assert max(slice.pixels.shape) < 200 and "small part of the image" in series.warnings[0]
