@@ -32,6 +32,10 @@ R = TypeVar("R")
 NOT_HEAD_CT = (
     "This does not look like a head CT; the model's output is meaningless for other images."
 )
+SLICE_ABOVE_THRESHOLD = (
+    "A slice on its own is above the threshold for single slices, although the scan as a whole is"
+    " below its threshold: see the slices to look at first."
+)
 NO_PROBABILITIES = "The model did not output a probability for each slice and for the scan."
 NEIGHBORS = 4
 """Neighboring slices on each side that are used for the heat map of a series model. More distant
@@ -466,6 +470,9 @@ class Predictor:
         not_head_ct = float(np.median(features.not_head_ct)) if self._gate else 0.0
         if refused := not_head_ct >= REFUSED_FROM:
             doubts.append(NOT_HEAD_CT)
+        state = state_of(positive=positive, uncertain=uncertain)
+        if state == "not found" and len(of_slices) > 1 and of_slices.max() >= self.card.threshold:
+            doubts.append(SLICE_ABOVE_THRESHOLD)
         return ScanResult(
             probability=probability,
             threshold=threshold,
@@ -484,14 +491,7 @@ class Predictor:
                 name: tuple(slice_types[:, number].tolist())
                 for number, name in enumerate(self.card.reported_types)
             },
-            outlines=self._outlines(
-                series,
-                slabs,
-                features,
-                of_slices,
-                state_of(positive=positive, uncertain=uncertain),
-                map_,
-            ),
+            outlines=self._outlines(series, slabs, features, of_slices, state, map_),
         )
 
     def _outlines(

@@ -16,7 +16,7 @@ from ml.artifacts.card import FEATURES, HEAD, TYPES, Card
 from ml.artifacts.folder import write_model
 from ml.errors import ArtifactError, ImageError
 from ml.inference.gate import REFUSED_FROM
-from ml.inference.predictor import NOT_HEAD_CT, Predictor, Stopped
+from ml.inference.predictor import NOT_HEAD_CT, SLICE_ABOVE_THRESHOLD, Predictor, Stopped
 from ml.preprocessing.model_input import NOT_STRIPPED, InputSpec
 from ml.scans.phantoms import phantom
 from ml.scans.read import read_series
@@ -182,6 +182,21 @@ def test_other_thresholds_decide_and_widen_the_band(tiny_model: TinyModel) -> No
     assert predictor.with_thresholds(None, 0.2).predict(series).threshold == 0.2
     assert predictor.with_thresholds(None, 0.2).predict(picture).threshold == 0.5
     assert predictor.predict(series).threshold == 0.5, "the other predictor is its own"
+
+
+def test_a_slice_above_its_threshold_in_a_scan_below_its_own_casts_doubt_on_the_result(
+    tiny_model: TinyModel,
+) -> None:
+    card = {"scan_threshold": 0.99, "scan_uncertain_low": 0.99, "scan_uncertain_high": 0.99}
+    predictor = Predictor(tiny_model(**card), checks_head_ct=False)
+    bright, dark = with_bright_cell(0.9), with_bright_cell(0.1)
+
+    result = predictor.predict(Series((bright, dark), (), 5.0))
+    assert result.state == "not found" and max(result.slice_probabilities) >= 0.5
+    assert result.doubts == (SLICE_ABOVE_THRESHOLD,) and SLICE_ABOVE_THRESHOLD in result.warnings
+    assert predictor.predict(Series((dark, dark), (), 5.0)).doubts == ()
+    found = predictor.with_thresholds(None, 0.2).predict(Series((bright, dark), (), 5.0))
+    assert found.state != "not found" and found.doubts == ()
 
 
 def test_types_of_bleeding_are_reported_for_the_scan_and_each_slice(tiny_model: TinyModel) -> None:
