@@ -25,6 +25,7 @@ from math import ceil
 from typing import Any
 
 from gunicorn import http
+from gunicorn.http.errors import ParseException
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from webapp.errors import overload_answer
@@ -100,6 +101,27 @@ class PacedInput:
             self.waited_s += time.monotonic() - began
             self.sock.settimeout(before)
         self.received += len(data)
+        return data
+
+
+class SoundBody:
+    """Reads the body of a request; one that is malformed, such as a chunk without a size, counts as
+    cut off, which the application answers with 400.
+    """
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes of the body, none at its end.
+
+        Raises:
+            ConnectionResetError: the body is malformed.
+        """
+        try:
+            data: bytes = self.reader.read(size)
+        except ParseException as err:
+            raise ConnectionResetError(errno.ECONNRESET, "The body is malformed.") from err
         return data
 
 
@@ -300,6 +322,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.begun.clear()
         future: Future[Any] = pool.submit(self.handle, conn)
         return future
+
+    def handle_request(self, req: Any, conn: TConn) -> Any:
+        """Answer a request, whose body may turn out to be malformed while it is read."""
+        req.body.reader = SoundBody(req.body.reader)
+        return super().handle_request(req, conn)
 
     def take_uploads(self) -> None:
         """Give waiting uploads to free threads."""

@@ -154,6 +154,26 @@ def test_requests_that_come_at_once_are_all_answered(port: int) -> None:
     assert answers.count(b"HTTP/1.1 200") == 3
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"zz\r\n",
+        b"3;\x01=\r\na=b\r\n0\r\n\r\n",
+        b"3\r\na=bc\r\n0\r\n\r\n",
+        b"3\r\na=b\r\n0\r\nno trailer\r\n\r\n",
+        b"3\r\na=b\r\n0\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+    ],
+    ids=["no size", "extension", "longer than its size", "trailer", "trailers"],
+)
+def test_a_malformed_chunk_is_refused_and_not_a_failure(port: int, body: bytes) -> None:
+    head = (
+        b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n"
+    )
+    with connect(port, head + body) as sock:
+        assert sock.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
 def test_a_large_body_that_goes_on_is_read(port: int) -> None:
     body = b"x" * 400_000
     form = b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: %d" % len(body)
