@@ -22,6 +22,7 @@ from ml.catalogue import STARTER_DIR
 from tests.e2e.conftest import eventually, free_port
 from webapp.config import PROJECT_ROOT, socket_path
 from webapp.embedded import processes
+from webapp.embedded.checks import is_alive
 from webapp.space import NO_SPACE
 
 PHANTOM = PROJECT_ROOT / "webapp" / "static" / "phantoms" / "phantom-1.png"
@@ -253,6 +254,15 @@ def test_a_run_that_was_killed_takes_its_processes_along_and_frees_the_folder(
 
     assert make_run.stop(signal.SIGINT) == 0, make_run.output
     eventually(lambda: not make_run.remains(), "Nothing is left running", within_s=30)
+
+
+def test_a_killed_process_that_nobody_has_waited_for_is_not_alive() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert is_alive(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert is_alive(child.pid) is not Path("/proc").exists()
+    assert not is_alive(child.pid)
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
