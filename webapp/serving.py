@@ -125,6 +125,16 @@ class SoundBody:
         return data
 
 
+def unquoted(err: ParseException) -> ParseException:
+    """Return an error of the same kind whose message is only its kind: gunicorn's quote what was
+    sent, which may be a token or a reset link, in the log and the response.
+    """
+    kind = type(err)
+    name = kind.__name__
+    silent: type[ParseException] = type(name, (kind,), {"__str__": lambda _: name})
+    return silent.__new__(silent)
+
+
 def is_upload(begun: bytes | bytearray) -> bool | None:
     """Return whether the request that starts with these bytes has files, or a body too large to
     collect without a thread; None if more of the request must arrive first.
@@ -327,6 +337,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Answer a request, whose body may turn out to be malformed while it is read."""
         req.body.reader = SoundBody(req.body.reader)
         return super().handle_request(req, conn)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Refuse a malformed request, without a quotation from it."""
+        shown = unquoted(exc) if isinstance(exc, ParseException) else exc
+        super().handle_error(req, client, addr, shown)
 
     def take_uploads(self) -> None:
         """Give waiting uploads to free threads."""

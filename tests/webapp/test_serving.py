@@ -19,13 +19,14 @@ from types import SimpleNamespace
 
 import pytest
 import requests
+from gunicorn.http.errors import InvalidHeader
 
 from tests.conftest import empty_sqlite_database
 from tests.worker.conftest import wait_for
 from webapp import serving
 from webapp.config import PROJECT_ROOT
 from webapp.errors import OVERLOADED
-from webapp.serving import Line, PacedInput, is_upload
+from webapp.serving import Line, PacedInput, is_upload, unquoted
 
 IDLE = 40
 STARTED_S = 120
@@ -172,6 +173,24 @@ def test_a_malformed_chunk_is_refused_and_not_a_failure(port: int, body: bytes) 
     )
     with connect(port, head + body) as sock:
         assert sock.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /reset/a-secret\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nBearer a-secret\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nExpect: a-secret\r\n\r\n", 417),
+    ],
+)
+def test_a_malformed_request_is_quoted_neither_in_the_answer_nor_in_the_log(
+    port: int, request_: bytes, status: int
+) -> None:
+    with connect(port, request_) as sock:
+        answer = sock.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert b"a-secret" not in answer
+    assert str(unquoted(InvalidHeader("a-secret"))) == "InvalidHeader"
 
 
 def test_a_large_body_that_goes_on_is_read(port: int) -> None:
