@@ -131,8 +131,9 @@ def unquoted(err: ParseException) -> ParseException:
     """
     kind = type(err)
     name = kind.__name__
-    silent: type[ParseException] = type(name, (kind,), {"__str__": lambda _: name})
-    return silent.__new__(silent)
+    silent: Any = type(name, (kind,), {"__str__": lambda _: name})
+    shown: ParseException = silent.__new__(silent)  # The constructors take what they would quote.
+    return shown
 
 
 def is_upload(begun: bytes | bytearray) -> bool | None:
