@@ -25,6 +25,7 @@ from math import ceil
 from typing import Any
 
 from gunicorn import http
+from gunicorn.http.errors import ParseException
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from webapp.errors import overload_answer
@@ -101,6 +102,38 @@ class PacedInput:
             self.sock.settimeout(before)
         self.received += len(data)
         return data
+
+
+class SoundBody:
+    """Reads the body of a request; one that is malformed, such as a chunk without a size, counts as
+    cut off, which the application answers with 400.
+    """
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes of the body, none at its end.
+
+        Raises:
+            ConnectionResetError: the body is malformed.
+        """
+        try:
+            data: bytes = self.reader.read(size)
+        except ParseException as err:
+            raise ConnectionResetError(errno.ECONNRESET, "The body is malformed.") from err
+        return data
+
+
+def unquoted(err: ParseException) -> ParseException:
+    """Return an error of the same kind whose message is only its kind: gunicorn's quote what was
+    sent, which may be a token or a reset link, in the log and the response.
+    """
+    kind = type(err)
+    name = kind.__name__
+    silent: Any = type(name, (kind,), {"__str__": lambda _: name})
+    shown: ParseException = silent.__new__(silent)  # The constructors take what they would quote.
+    return shown
 
 
 def is_upload(begun: bytes | bytearray) -> bool | None:
@@ -300,6 +333,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.begun.clear()
         future: Future[Any] = pool.submit(self.handle, conn)
         return future
+
+    def handle_request(self, req: Any, conn: TConn) -> Any:
+        """Answer a request, whose body may turn out to be malformed while it is read."""
+        req.body.reader = SoundBody(req.body.reader)
+        return super().handle_request(req, conn)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Refuse a malformed request, without a quotation from it."""
+        shown = unquoted(exc) if isinstance(exc, ParseException) else exc
+        super().handle_error(req, client, addr, shown)
 
     def take_uploads(self) -> None:
         """Give waiting uploads to free threads."""

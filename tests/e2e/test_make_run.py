@@ -22,6 +22,7 @@ from ml.catalogue import STARTER_DIR
 from tests.e2e.conftest import eventually, free_port
 from webapp.config import PROJECT_ROOT, socket_path
 from webapp.embedded import processes
+from webapp.embedded.checks import is_alive
 from webapp.space import NO_SPACE
 
 PHANTOM = PROJECT_ROOT / "webapp" / "static" / "phantoms" / "phantom-1.png"
@@ -51,9 +52,8 @@ class MakeRun:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def start(self) -> None:
-        """Start it and wait until a scan would be answered."""
-        starts = self.output.count("Hemoscan is running at") if self.log.exists() else 0
+    def begin(self) -> None:
+        """Start it."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "webapp.embedded"],
@@ -63,6 +63,11 @@ class MakeRun:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def start(self) -> None:
+        """Start it and wait until a scan would be answered."""
+        starts = self.output.count("Hemoscan is running at") if self.log.exists() else 0
+        self.begin()
         # A run that was killed may still answer for a moment, so this one must have said that it is
         # up.
         eventually(
@@ -249,6 +254,38 @@ def test_a_run_that_was_killed_takes_its_processes_along_and_frees_the_folder(
 
     assert make_run.stop(signal.SIGINT) == 0, make_run.output
     eventually(lambda: not make_run.remains(), "Nothing is left running", within_s=30)
+
+
+def test_a_killed_process_that_nobody_has_waited_for_is_not_alive() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert is_alive(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert is_alive(child.pid) is not Path("/proc").exists()
+    assert not is_alive(child.pid)
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_stopped_during_its_setup_leaves_nothing_and_shows_the_password(
+    make_run: MakeRun, by: signal.Signals
+) -> None:
+    """`SIGKILL` leaves no time to show it, but its setup must not run beside that of the next."""
+    make_run.begin()
+    assert make_run.process is not None
+    eventually(
+        lambda: any("webapp.setup" in each for each in make_run.remains()),
+        "The setup runs",
+        READY_S,
+    )
+    if by == signal.SIGKILL:
+        make_run.process.kill()
+        make_run.process.wait()
+        eventually(lambda: not make_run.remains(), "The setup and the broker end", within_s=30)
+    else:
+        assert make_run.stop(by) == 0, make_run.output
+        assert make_run.remains() == []
+        assert make_run.output.count("with the password") == 1
+        assert "Traceback" not in make_run.output
 
 
 def test_processes_that_die_are_restarted(make_run: MakeRun) -> None:

@@ -19,13 +19,14 @@ from types import SimpleNamespace
 
 import pytest
 import requests
+from gunicorn.http.errors import InvalidHeader
 
 from tests.conftest import empty_sqlite_database
 from tests.worker.conftest import wait_for
 from webapp import serving
 from webapp.config import PROJECT_ROOT
 from webapp.errors import OVERLOADED
-from webapp.serving import Line, PacedInput, is_upload
+from webapp.serving import Line, PacedInput, is_upload, unquoted
 
 IDLE = 40
 STARTED_S = 120
@@ -152,6 +153,44 @@ def test_requests_that_come_at_once_are_all_answered(port: int) -> None:
         while came := sock.recv(4096):
             answers += came
     assert answers.count(b"HTTP/1.1 200") == 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"zz\r\n",
+        b"3;\x01=\r\na=b\r\n0\r\n\r\n",
+        b"3\r\na=bc\r\n0\r\n\r\n",
+        b"3\r\na=b\r\n0\r\nno trailer\r\n\r\n",
+        b"3\r\na=b\r\n0\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+    ],
+    ids=["no size", "extension", "longer than its size", "trailer", "trailers"],
+)
+def test_a_malformed_chunk_is_refused_and_not_a_failure(port: int, body: bytes) -> None:
+    head = (
+        b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n"
+    )
+    with connect(port, head + body) as sock:
+        assert sock.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /reset/a-secret\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nBearer a-secret\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nExpect: a-secret\r\n\r\n", 417),
+    ],
+)
+def test_a_malformed_request_is_quoted_neither_in_the_answer_nor_in_the_log(
+    port: int, request_: bytes, status: int
+) -> None:
+    with connect(port, request_) as sock:
+        answer = sock.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert b"a-secret" not in answer
+    assert str(unquoted(InvalidHeader("a-secret"))) == "InvalidHeader"
 
 
 def test_a_large_body_that_goes_on_is_read(port: int) -> None:

@@ -21,6 +21,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 from webapp.accounts.logins import (
     end_access,
     end_logins,
+    gives_password,
     has_ended,
     limits_guesses,
     remember_browser,
@@ -61,7 +62,7 @@ from webapp.models import (
     User,
     choices_of,
 )
-from webapp.models.accounts import TokenRefused, add_token, lock_person, secret_hash
+from webapp.models.accounts import TokenRefused, add_token, secret_hash
 from webapp.web_extensions import limiter
 
 blueprint = Blueprint("auth", __name__)
@@ -187,8 +188,7 @@ def account() -> str | tuple[str, int] | WerkzeugResponse:
     form = ChangePasswordForm(current_user.username)
     if form.validate_on_submit():
         user: User = current_user._get_current_object()
-        db.session.commit()  # Argon2 is slow on purpose; no transaction is open meanwhile.
-        if user.has_password(form.current_password.data):
+        if gives_password(user, form.current_password.data):
             user.set_password(form.password.data)
             end_access(user, but=user.login_secret)
             record(Act.PASSWORD_CHANGED, user.id)
@@ -212,8 +212,7 @@ def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
     form = DeleteAccountForm()
     if form.validate_on_submit():
         user: User = current_user._get_current_object()
-        db.session.commit()  # Argon2 is slow on purpose; no transaction is open meanwhile.
-        if user.has_password(form.your_password.data):
+        if gives_password(user, form.your_password.data):
             try:
                 all_removed = delete_account(user.id)
             except StillNeeded as err:
@@ -266,11 +265,8 @@ def make_token() -> str | tuple[str, int] | WerkzeugResponse:
     secret = None
     if form.validate_on_submit():
         user: User = current_user._get_current_object()
-        db.session.commit()  # Argon2 is slow on purpose; no transaction is open meanwhile.
-        if not user.has_password(form.token_password.data):
+        if not gives_password(user, form.token_password.data):
             form.token_password.errors = ["The password is incorrect."]
-        elif lock_person(user.id) != user.password_hash:  # The password was changed meanwhile.
-            abort(401)
         else:
             try:
                 scopes = [Scope(name) for name in form.scopes.data]

@@ -24,7 +24,7 @@ from webapp.audit import address, record, record_seldom
 from webapp.extensions import db, noting, utc_now
 from webapp.forms import MAX_USERNAME, text_problem
 from webapp.models import Act, ApiToken, AuditEvent, LoginSession, User
-from webapp.models.accounts import hasher, new_secret, secret_hash
+from webapp.models.accounts import hasher, lock_person, new_secret, secret_hash
 from webapp.security_headers import cookie_name, over_tls
 from webapp.web_extensions import limiter, login_manager
 
@@ -104,7 +104,12 @@ def note_use(row: LoginSession | ApiToken) -> None:
 
 
 def start_login(user: User) -> None:
-    """Log `user` in with this browser, and commit; an earlier session of the browser ends."""
+    """Log `user` in with this browser, and commit; an earlier session of the browser ends.
+
+    Raises:
+        Unauthorized: since the password was checked, it was changed or the account was disabled.
+    """
+    lock_unchanged(user)
     if "_user_id" in session:
         db.session.execute(
             delete(LoginSession).where(LoginSession.secret_hash == secret_hash(session["_user_id"]))
@@ -126,6 +131,30 @@ def start_login(user: User) -> None:
     session.clear()
     session.permanent = True
     login_user(user)
+
+
+def lock_unchanged(user: User) -> None:
+    """Lock the row of `user` until the caller commits.
+
+    Raises:
+        Unauthorized: since the row was read, the password was changed or the account was disabled.
+    """
+    if lock_person(user.id) != user.password_hash:
+        abort(401)
+
+
+def gives_password(user: User, password: str) -> bool:
+    """Return whether `password` is that of a user who is logged in; their row is then locked until
+    the caller commits, so that what the password allows precedes any change of it.
+
+    Raises:
+        Unauthorized: meanwhile, the password was changed or the account was disabled.
+    """
+    db.session.commit()  # Argon2 is slow on purpose; no transaction is open meanwhile.
+    if not user.has_password(password):
+        return False
+    lock_unchanged(user)
+    return True
 
 
 def end_logins(user: User, but: str | None = None) -> None:

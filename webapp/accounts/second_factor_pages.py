@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, abort, flash, make_response, redirect, render_template, url_for
+from flask import Blueprint, flash, make_response, redirect, render_template, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user, login_required
 from werkzeug.wrappers import Response
@@ -10,6 +10,7 @@ from werkzeug.wrappers import Response
 from webapp.accounts.auth import account_page, guesses_own_password, local_target
 from webapp.accounts.logins import (
     end_logins,
+    gives_password,
     guesser,
     limits_guesses,
     remember_browser,
@@ -32,7 +33,6 @@ from webapp.audit import record
 from webapp.extensions import db
 from webapp.forms import ChangeFactorForm, CodeForm, SetUpFactorForm
 from webapp.models import Act, RecoveryCode, User
-from webapp.models.accounts import lock_person
 from webapp.web_extensions import limiter
 
 blueprint = Blueprint("second_factor", __name__)
@@ -152,12 +152,9 @@ def _with_password(form: SetUpFactorForm) -> User | None:
     otherwise add an error to the form and return None.
     """
     user: User = current_user._get_current_object()
-    db.session.commit()  # Argon2 is slow on purpose; no transaction is open meanwhile.
-    if not user.has_password(form.factor_password.data):
+    if not gives_password(user, form.factor_password.data):
         form.factor_password.errors = ["The password is incorrect."]
         return None
-    if lock_person(user.id) != user.password_hash:  # The password was changed meanwhile.
-        abort(401)
     return user
 
 

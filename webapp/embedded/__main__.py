@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from webapp.config import PROJECT_ROOT, ConfigurationError, settings
 from webapp.embedded.checks import CannotStart, is_taken, only_run_on, port_of, say, wait_until
-from webapp.embedded.guard import guard
+from webapp.embedded.guard import Guard, guard
 from webapp.embedded.processes import Greeting, Processes, commands, threads_of_one_worker
 from webapp.embedded.valkey import broker
 
@@ -65,27 +66,68 @@ def run(stack: ExitStack) -> int:
     if own_broker:
         stack.enter_context(broker(home / "broker", own_broker))
     say("Starting Hemoscan; this takes a moment …")
-    setup = subprocess.run(
-        [sys.executable, "-m", "webapp.setup", "--brief"],
-        cwd=PROJECT_ROOT,
-        env=environ,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    if setup.returncode:
-        say(setup.stdout.rstrip())
-        raise CannotStart(
-            f"The setup failed with exit status {setup.returncode}; see its message above."
+    with stopping_later():
+        greeting = Greeting(
+            f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}",
+            set_up(environ, guarding),
         )
-    greeting = Greeting(
-        f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", setup.stdout.strip()
-    )
+        stack.callback(greeting.say_password_at_least)
 
     processes = Processes(guarding, greeting)
     # Set by the Makefile.
     for name, command in commands(config, environ.get("INSTALL_TO_TRAIN", "")).items():
         processes.add_process(name, command, env=environ, cwd=str(PROJECT_ROOT))
     return processes.run()
+
+
+def set_up(environ: Mapping[str, str], guarding: Guard) -> str:
+    """Run the setup in a process group of its own, and return what it printed: how to log in for
+    the first time.
+
+    Raises:
+        CannotStart: it failed.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", "webapp.setup", "--brief"],
+        cwd=PROJECT_ROOT,
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as setup:
+        guarding.watch(setup.pid)
+        printed = setup.communicate()[0].strip()
+    guarding.forget(setup.pid)
+    if setup.returncode:
+        say(printed)
+        raise CannotStart(
+            f"The setup failed with exit status {setup.returncode}; see its message above."
+        )
+    return printed
+
+
+@contextmanager
+def stopping_later() -> Iterator[None]:
+    """Postpone a request to stop until this context ends, because the first password is shown only
+    once. A second request is not postponed.
+    """
+    was_asked = False
+
+    def note(*_: object) -> None:
+        nonlocal was_asked
+        if was_asked:
+            raise KeyboardInterrupt
+        was_asked = True
+        say("Stopping as soon as the setup is complete …")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if was_asked:
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -64,14 +64,20 @@ def wait_until(holds: Callable[[], bool], patiently: bool, complaint: str) -> No
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process with that id exists."""
+    """Return whether a process with that id runs. One that was killed and that its parent has not
+    waited for does not; in a container that may never happen.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:  # It has just ended, or this system has no such file.
+        return not Path("/proc/self/stat").exists()
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def port_of(text: str) -> int:

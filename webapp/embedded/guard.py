@@ -66,6 +66,7 @@ def guard(own_broker: Path | None) -> Iterator[Guard]:
         yield Guard(writer)
     finally:
         os.close(writer)
+        os.kill(pid, signal.SIGCONT)  # Somebody may have paused it.
         os.waitpid(pid, 0)
 
 

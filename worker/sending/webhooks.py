@@ -24,6 +24,8 @@ from worker.sending.attempts import NotAllowed, NotDelivered
 
 TIMEOUT = Timeout(connect=3.0, read=10.0)
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+ASSIGNED = ipaddress.IPv6Network("2000::/3")
+"""All public IPv6 addresses (IANA); the rest is private, reserved, or embeds an IPv4 address."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -109,6 +111,8 @@ def is_public(address: Address) -> bool:
             return False
         if inner is not None:
             return is_public(inner)
+        if address not in ASSIGNED:
+            return False
     return address.is_global and not address.is_multicast
 
 

@@ -580,21 +580,39 @@ def test_a_changed_password_revokes_ones_own_tokens_and_nobody_elses(
     assert api_status(app, token) == 401
 
 
-def test_no_token_is_made_by_a_password_that_is_changed_meanwhile(
-    app: Flask, logged_in: Callable[..., FlaskClient], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", [{"password_hash": "another"}, {"disabled_at": utc_now()}])
+def test_a_password_that_is_changed_while_it_is_checked_allows_nothing(
+    app: Flask,
+    logged_in: Callable[..., FlaskClient],
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, object],
 ) -> None:
-    client = logged_in("ann")
+    client, stranger = logged_in("ann"), app.test_client()
     right = User.has_password
 
     def changed_meanwhile(user: User, password: str) -> bool:
         is_right = right(user, password)
         with db.engine.begin() as other:
-            other.execute(update(User).values(password_hash="another"))
+            other.execute(update(User).values(change))
         return is_right
 
-    monkeypatch.setattr(User, "has_password", changed_meanwhile)
-    form = {"name": "a script", "token_password": PASSWORD, **TOKEN_FORM}
-    assert client.post("/account/tokens", data=form).status_code == 401
+    with app.app_context():
+        before = db.session.execute(select(User.password_hash, User.disabled_at)).one()
+    for browser, path, form in (
+        (stranger, "/login", {"username": "ann", "password": PASSWORD}),
+        (client, "/account/tokens", {"name": "a", "token_password": PASSWORD, **TOKEN_FORM}),
+        (client, "/account", {"current_password": PASSWORD, "password": "a thief's password"}),
+        (client, "/account/delete", {"your_password": PASSWORD}),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(User, "has_password", changed_meanwhile)
+            assert browser.post(path, data=form).status_code == 401, path
+        with app.app_context():
+            now = db.session.execute(select(User.password_hash, User.disabled_at)).one()
+            assert now != before
+            db.session.execute(update(User).values(before._asdict()))
+            db.session.commit()
+        assert not is_logged_in(stranger)
     assert count(app, ApiToken) == 0
 
 

@@ -181,6 +181,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused() -> None:
         ("fc00::1", False), ("ff02::1", False), ("::ffff:127.0.0.1", False),
         ("::ffff:8.8.8.8", True), ("64:ff9b::7f00:1", False), ("64:ff9b::808:808", True),
         ("2002:7f00:1::", False), ("2001:0:7f00:1::", False),
+        ("::7f00:1", False), ("64:ff9b:1::7f00:1", False), ("fec0::1", False), ("4000::1", False),
     ],
 )  # fmt: skip
 def test_an_address_is_public_or_not(address: str, public: bool) -> None:
