@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,6 +32,7 @@ AIR_RANGE_HU = (-1100.0, -700.0)
 # plausible one
 AIR_TOLERANCE_HU, AIR_TOLERANCE_PLAUSIBLE_HU = 10.0, 30.0
 BRIGHTEST_CORNER_HU = 300.0  # brighter corners are filled with a marker, not with anatomy
+LEAST_CORNER = 0.002  # minimum share of a slice that a marker fills from a corner
 FAT_HU = -100.0  # a scan without values below it shows neither fat nor air
 LEAST_SOFT = 0.3  # minimum share of soft tissue among pixels that are not air, in a head
 LEAST_SOFT_WITH_TAGS = 0.05  # the same, if complete tags support the scale
@@ -121,6 +123,7 @@ class Scale:
             values = np.where(stored == self.border, AIR_HU, values)
         if padding is not None:
             values = np.where(padding, AIR_HU, values)
+        _blacken_corners(values, stored)
         values[values > BRIGHTEST_METAL_HU] = AIR_HU
         return np.clip(values, LOWEST_HU, HIGHEST_HU).astype(np.float32)
 
@@ -195,7 +198,12 @@ def scale_of(
     scale = _with_border(scale, sample, corner)
     plausibility = assess_scale(scale, sample)
     has_complete_tags = claim.unit_is_known and claim.intercept is not None
-    if plausibility.is_head or (has_complete_tags and plausibility.may_be_head):
+    may_be_head = has_complete_tags and plausibility.may_be_head
+    if not plausibility.is_head and scale.slope < 0:
+        rising = _with_rising_slope(stored, paddings, claim, sample)
+        if rising is not None:
+            return rising
+    if plausibility.is_head or may_be_head:
         if not claim.unit_is_known:
             notes.append(
                 f"The {claim.container} does not identify its values as Hounsfield units; they"
@@ -465,6 +473,43 @@ def _with_border(scale: Scale, sample: Numbers, corner: float | None) -> Scale:
     rest = assess_scale(bordered, sample)
     is_head = rest.soft >= LEAST_SOFT and rest.impossible <= MOST_IMPOSSIBLE
     return bordered if is_head else scale
+
+
+def _blacken_corners(values_hu: Numbers, stored: Stored) -> None:
+    """Set areas to air, in place, that reach a corner of a head's slice and have a single number as
+    bright as bone: single slices or corners may have a marker of pixels that were not scanned.
+    """
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        if values_hu[row, column] > BRIGHTEST_CORNER_HU:
+            alike = (stored == stored[row, column]).astype(np.uint8)
+            _, labels = cv2.connectedComponents(alike, connectivity=4)
+            area = labels == labels[row, column]
+            rest = values_hu[~area]
+            if (
+                area.mean() >= LEAST_CORNER
+                and soft_tissue_share(rest) >= LEAST_SOFT
+                and (rest > HIGHEST_HU).sum() <= MOST_IMPOSSIBLE * rest.size
+            ):
+                values_hu[area] = AIR_HU
+
+
+def _with_rising_slope(
+    stored: Sequence[Stored], paddings: Sequence[Mask | None], claim: Claim, sample: Numbers
+) -> tuple[Scale, list[str]] | None:
+    """Return the scale of a claim with a negative slope without its sign, and notes, if the numbers
+    are those of a head then; else None.
+    """
+    try:
+        scale, notes = scale_of(stored, paddings, replace(claim, slope=-(claim.slope or -1.0)))
+    except ImageError:
+        return None
+    if not assess_scale(scale, sample).is_head:
+        return None
+    return scale, [
+        *notes,
+        f"The {claim.container}'s rescale slope is negative, but its larger numbers are denser"
+        " tissue, so its sign was ignored.",
+    ]
 
 
 def _sample_of(stored: Sequence[Stored], paddings: Sequence[Mask | None]) -> Numbers:

@@ -120,7 +120,8 @@ def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"
     shown, note = on_black(gray)
     if shown is None:
         raise ImageError(
-            "The image has a white background; CT slices must have black air around the head."
+            "The image has a white background; CT slices must have black air around the head, and"
+            " must not be inverted."
         )
     return shown, "display", [*notes, note] if note else notes
 

@@ -108,7 +108,14 @@ def _corrected(
     corrected: dict[int, Scale] = {}
     for index, (numbers, scale) in enumerate(zip(stored, scales, strict=True)):
         sample = _sample_of(numbers)
-        if not sample.size or float(scale.values(sample).min()) < FAT_HU:
+        if not sample.size:
+            continue
+        if scale.slope < 0 and not assess_scale(scale, sample).is_head:
+            rising = replace(scale, slope=-scale.slope)
+            if assess_scale(rising, sample).is_head:
+                corrected[index] = rising
+            continue
+        if float(scale.values(sample).min()) < FAT_HU:
             continue
         fit = scale_from_air(sample, max(claims[index].bits, 12), scale.slope)
         if fit.scale is not None and assess_scale(fit.scale, sample).is_head:
@@ -116,7 +123,8 @@ def _corrected(
     if not corrected or 2 * len(corrected) >= len(stored):
         return scales, notes
     which = "One slice has" if len(corrected) == 1 else f"{len(corrected)} slices have"
-    notes = [*notes, f"{which} values with another offset than the others; this was corrected."]
+    what = "offset" if all(scales[index].slope > 0 for index in corrected) else "slope or offset"
+    notes = [*notes, f"{which} values with another {what} than the others; this was corrected."]
     return [corrected.get(index, scale) for index, scale in enumerate(scales)], notes
 
 

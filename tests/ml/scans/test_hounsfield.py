@@ -292,3 +292,43 @@ def test_a_whole_head_in_voxels_of_1_mm_keeps_its_sizes(tmp_path: Path) -> None:
     series = read_series([tmp_path / "scan"])
     assert (series.slices[0].spacing_mm, series.distance_mm) == ((1.0, 1.0), 1.0)
     assert series.warnings == ()
+
+
+@pytest.mark.parametrize("marker", [2000, 3071])
+def test_a_marker_in_one_corner_of_one_slice_becomes_air(tmp_path: Path, marker: int) -> None:
+    corner = np.add(*np.indices(HU.shape)) < SIDE // 4
+    paths = []
+    for index in range(4):
+        stored = np.where(corner & (index == 2), marker, HU)
+        place = {"ImagePositionPatient": [0, 0, 5 * index], "InstanceNumber": index + 1}
+        paths.append(dicom(tmp_path / f"{index}", stored, **place))
+    slices = read_series(paths).slices
+    np.testing.assert_array_equal(slices[2].pixels, np.where(corner, -1000, HU))
+    np.testing.assert_array_equal(slices[1].pixels, HU)
+
+
+@pytest.mark.parametrize(
+    ("stored", "tags", "sentence"),
+    [
+        (-HU, {"RescaleSlope": -1}, ""),
+        (HU, {"RescaleSlope": -1}, "slope is negative, but"),
+        (HU + 1024, {**UNSIGNED, "RescaleSlope": -1, "RescaleIntercept": -1024}, "negative, but"),
+    ],
+)
+def test_the_sign_of_a_slope_counts_only_if_it_yields_a_head(
+    tmp_path: Path, stored: np.ndarray, tags: dict[str, object], sentence: str
+) -> None:
+    series = read_series([dicom(tmp_path / "file", stored, **tags)])
+    np.testing.assert_array_equal(series.slices[0].pixels, HU)
+    assert sentence in " ".join(series.warnings) and bool(sentence) == bool(series.warnings)
+
+
+def test_a_negative_slope_of_one_slice_is_corrected(tmp_path: Path) -> None:
+    paths = []
+    for index in range(4):
+        tags = {**UNSIGNED, "RescaleIntercept": -1024, "RescaleSlope": -1 if index == 2 else 1}
+        place = {"ImagePositionPatient": [0, 0, 5 * index], "InstanceNumber": index + 1}
+        paths.append(dicom(tmp_path / f"{index}", HU + 1024, **tags, **place))
+    series = read_series(paths)
+    np.testing.assert_array_equal(series.slices[2].pixels, HU)
+    assert "One slice has values with another slope" in series.warnings[0]

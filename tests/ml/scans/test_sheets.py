@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from ml.errors import ImageError
+from ml.scans.panels import brain_window
 from ml.scans.phantoms import phantom
 from ml.scans.read import read_series
 from ml.scans.slices import Series, Slice, render
@@ -132,3 +134,74 @@ def test_a_head_on_a_photographed_monitor_is_cut_out(tmp_path: Path, white: floa
     series = read(tmp_path, np.clip(photograph, 0, 255).astype(np.uint8))
     (slice,) = series.slices
     assert max(slice.pixels.shape) < 200 and "small part of the image" in series.warnings[0]
+
+
+@pytest.mark.parametrize("side", [36, 48, 56])
+def test_a_head_of_too_few_pixels_is_refused(tmp_path: Path, side: int) -> None:
+    canvas = np.zeros((512, 512), np.uint8)
+    canvas[100 : 100 + side, 60 : 60 + side] = cv2.resize(
+        HEAD, (side, side), interpolation=cv2.INTER_AREA
+    )
+    with pytest.raises(ImageError, match="head in the image is only"):
+        read(tmp_path, canvas)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0), (2, 0, 1)])
+def test_of_one_slice_in_several_windows_the_brain_window_is_read(
+    tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    hu = Slice(phantom(1, hemorrhage=True, size=SIDE).astype(np.float32), "hu")
+    subdural, bone, stroke = (
+        np.asarray(render(hu, SIDE, *window)) for window in ((80, 200), (600, 2800), (40, 40))
+    )
+    series = read(tmp_path, np.hstack([[HEAD, subdural, bone, stroke][panel] for panel in order]))
+    (slice,) = series.slices
+    assert slice.pixels.shape[0] < 200 and (slice.pixels > 0.9).sum() == (HEAD > 229).sum()
+    assert "only the brain window was read" in series.warnings[0]
+
+
+def test_of_windows_that_all_clip_the_ventricles_none_is_the_brain_window() -> None:
+    down, across = np.indices((SIDE, SIDE)) / (SIDE / 2) - 1
+    head = np.hypot(down, across).astype(np.float32)
+    wide, narrow = (np.clip(slope * (head - 0.2), 0, 1) for slope in (0.5, 1))
+    assert brain_window([wide, narrow]) == -1
+    assert brain_window([narrow, narrow]) is None
+
+
+def test_a_scout_with_the_positions_of_the_slices_is_left_out_of_a_sheet(tmp_path: Path) -> None:
+    scout = np.zeros((SIDE, SIDE), np.uint8)
+    cv2.ellipse(scout, (80, 67), (53, 58), 0, 0, 360, (150,), -1)
+    cv2.ellipse(scout, (80, 67), (45, 50), 0, 0, 360, (95,), -1)
+    for row in range(16, 120, 8):
+        cv2.line(scout, (13, row), (147, row + 10), (230,), 1)
+    sheet = np.tile(HEAD, (2, 3))
+    sheet[:SIDE, :SIDE] = scout
+    series = read(tmp_path, sheet)
+    assert len(series.slices) == 5 and "scout" in series.warnings[1]
+
+
+def test_a_head_of_few_pixels_is_read_with_a_warning(tmp_path: Path) -> None:
+    canvas = np.zeros((512, 512), np.uint8)
+    canvas[100:212, 60:172] = cv2.resize(HEAD, (112, 112), interpolation=cv2.INTER_AREA)
+    assert "the result is unreliable" in read(tmp_path, canvas).warnings[1]
+
+
+@pytest.mark.parametrize("side", [SIDE, 256])
+def test_an_inverted_head_is_turned_back_although_its_skin_is_too_thin_to_be_seen(
+    tmp_path: Path, side: int
+) -> None:
+    hu = phantom(1, hemorrhage=True, size=side).astype(np.float32)
+    head = np.asarray(render(Slice(hu, "hu"), side))
+    series = read(tmp_path, 255 - head)
+    np.testing.assert_allclose(series.slices[0].pixels, head / 255, atol=1e-6)
+    assert "inverted" in series.warnings[0]
+
+
+@pytest.mark.parametrize("radius", [0.5, 0.55])
+def test_white_corners_around_the_scanned_circle_become_black(
+    tmp_path: Path, radius: float
+) -> None:
+    distance = np.hypot(*(np.indices(HEAD.shape) - (SIDE - 1) / 2))
+    series = read(tmp_path, np.where(distance > radius * SIDE, 255, HEAD).astype(np.uint8))
+    np.testing.assert_array_equal(series.slices[0].pixels, HEAD.astype(np.float32) / 255)
+    assert "white corners" in series.warnings[0]

@@ -26,7 +26,12 @@ from ml.scans.pictures import read_picture
 from ml.scans.slices import Slice, render, window
 
 SIDE = 32
-REPAIRED = "was subtracted.", "was not applied.", "were stored as large ones; this was corrected."
+REPAIRED = (
+    "sign was ignored.",
+    "was subtracted.",
+    "was not applied.",
+    "were stored as large ones; this was corrected.",
+)
 a_few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
