@@ -27,9 +27,8 @@ def on_black(gray: FloatArray) -> tuple[FloatArray | None, str]:
     """Return an image (height, width) in 0..1 with a black background, and a note about the change.
 
     A dark background is unchanged. A white margin around a dark image, or around the black circle
-    that was scanned, becomes black; an inverted
-    image (a black skull under the scalp) is inverted back. Otherwise None is returned: the outline
-    of white bone on a white background is unknown.
+    that was scanned, becomes black; an inverted image (a black skull under the scalp) is inverted
+    back. Otherwise None is returned: the outline of white bone on a white background is unknown.
     """
     rounded = _without_corners(gray)
     if _rim_median(gray) < WHITE:
